@@ -1,0 +1,40 @@
+"""DiCoDe in JAX: text to video through compressed deep tokens (arXiv 2412.04446).
+
+The public names load on first use, so that ``import dicode_jax`` imports neither jax nor a model.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dicode_jax.pipelines.dicode import DiCoDePipeline
+
+__all__ = ["DiCoDePipeline", "__version__"]
+
+_LAZY = {"DiCoDePipeline": "dicode_jax.pipelines.dicode"}
+
+
+def _version() -> str:
+    """The installed version, or ``"0+unknown"`` when the package runs from an uninstalled tree."""
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version("dicode-jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value = _version()
+    elif name in _LAZY:
+        import importlib
+
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
