@@ -1,0 +1,47 @@
+"""Port original PyTorch weights: `convert.from_torch(kind, state_dict, config)` returns the module.
+
+Each kind is one file with a table of rules (see `convert.rules`) and two functions: `config_from_original`,
+which reads the original configuration, and `from_torch`. Reading arrays needs no torch; a state dict
+may hold numpy arrays or torch tensors.
+"""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+# kind -> "module:function"; the function takes (state_dict, config) and returns the module.
+KINDS: dict[str, str] = {
+    "unet3d": "convert.unet3d:from_torch",
+    "autoencoder_kl": "convert.autoencoder_kl:from_torch",
+    "resampler": "convert.resampler:from_torch",
+    "image_proj": "convert.resampler:image_proj_from_torch",
+    "clip": "convert.open_clip:from_torch",
+    "clip_vision": "convert.open_clip:vision_from_torch",
+    "clip_text": "convert.open_clip:text_from_torch",
+    "gpt2": "convert.gpt2:from_torch",
+    "dicode_lm": "convert.dicode_lm:from_torch",
+    "dicode_tokenizer": "convert.dicode:tokenizer_from_torch",
+    "dicode_decoder": "convert.dicode:decoder_from_torch",
+    "dicode": "convert.dicode:from_torch",
+}
+
+
+def from_torch(kind: str, state_dict: Mapping[str, Any], config: Any) -> nnx.Module:
+    """Builds the module of `kind` and fills it from an original state dict.
+
+    Args:
+      kind: One of `KINDS`.
+      state_dict: Original key -> array in PyTorch's layout.
+      config: The original configuration (a mapping with the original's names) or our own dataclass.
+
+    Raises:
+      ValueError: Unknown kind, or an option of the configuration that is not supported.
+      convert.rules.ConversionError: A source key is unused, a target unfilled or a shape wrong;
+        the message lists all of them.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}; known are {', '.join(sorted(KINDS))}")
+    module, function = KINDS[kind].split(":")
+    return getattr(importlib.import_module(module), function)(state_dict, config)
