@@ -1,8 +1,8 @@
 """Port original PyTorch weights: `convert.from_torch(kind, state_dict, config)` returns the module.
 
-Each kind is one file with a table of rules (see `convert.rules`) and two functions: `config_from_original`,
-which reads the original configuration, and `from_torch`. Reading arrays needs no torch; a state dict
-may hold numpy arrays or torch tensors.
+Each kind is one file with a table of rules (see `convert.rules`) and two functions:
+`config_from_original`, which reads the original configuration, and `from_torch`. Reading arrays
+needs no torch; a state dict may hold numpy arrays or torch tensors.
 """
 
 import importlib

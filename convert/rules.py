@@ -1,4 +1,4 @@
-"""The conversion engine: a table of rules from original key names to paths of an NNX state.
+r"""The conversion engine: a table of rules from original key names to paths of an NNX state.
 
 A converter is a table and nothing else:
 
@@ -9,9 +9,9 @@ A converter is a table and nothing else:
         Skip(r"h\.\d+\.attn\.bias", why="causal mask buffer"),
     )
 
-It is strict both ways: a source key that no rule takes, a target that nothing fills and a shape that does
-not fit are errors, and all of them are reported together. Every layout is invertible, so the same
-table writes a state dict with the original names back.
+It is strict both ways: a source key that no rule takes, a target that nothing fills and a shape
+that does not fit are errors, and all of them are reported together. Every layout is invertible, so
+the same table writes a state dict with the original names back.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Errors that are meant for people.
 
-Anything a user can cause (a wrong file, an impossible option) is raised as `UserError`: one line that
-says what was wrong and what to do. The command line prints it and exits with status 2; everything else
-is a bug and keeps its traceback.
+Anything a user can cause (a wrong file, an impossible option) is raised as `UserError`: one line
+that says what was wrong and what to do. The command line prints it and exits with status 2;
+everything else is a bug and keeps its traceback.
 """
 
 __all__ = ["UserError"]

@@ -36,10 +36,10 @@ CHECK_SHAPES = os.environ.get("DICODE_CHECK_SHAPES", "0") == "1"
 
 
 def typechecked(function: _Function) -> _Function:
-    """Checks annotated shapes and dtypes at every call when `DICODE_CHECK_SHAPES=1` (the tests set it).
+    """Checks annotated shapes and dtypes at every call when `DICODE_CHECK_SHAPES=1`.
 
-    Outside of tests the function is returned untouched, so there is no cost and `beartype` is
-    not needed.
+    The tests set it. Elsewhere the function is returned untouched, so there is no cost and
+    `beartype` is not needed.
     """
     if not CHECK_SHAPES:
         return function

@@ -13,8 +13,8 @@ def timestep_embedding(
 ) -> Float[Array, "... {dim}"]:
     """Embeds scalars as `[cos(t w_0) .. | sin(t w_0) ..]`, cosine half first.
 
-    Frequencies are `max_period ** (-i / half)` with `half = dim // 2`; an odd `dim` gets a zero at the
-    end. Source: `timestep_embedding` of latent-diffusion, as DynamiCrafter uses it.
+    Frequencies are `max_period ** (-i / half)` with `half = dim // 2`; an odd `dim` gets a zero at
+    the end. Source: `timestep_embedding` of latent-diffusion, as DynamiCrafter uses it.
     """
     half = dim // 2
     freqs = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)

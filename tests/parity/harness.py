@@ -1,8 +1,8 @@
 """Finds golden fixtures, runs the runner of their kind and compares every array.
 
-A fixture is an `.npz` file whose `meta` names its `kind`, or a folder `family/name` with a `config.json`.
-A runner takes a `Fixture` and yields a `Check` for each array; it reads sizes, cases and key lists
-from the fixture, so other fixtures of the same kind run through the same code.
+A fixture is an `.npz` file whose `meta` names its `kind`, or a folder `family/name` with a
+`config.json`. A runner takes a `Fixture` and yields a `Check` for each array; it reads sizes, cases
+and key lists from the fixture, so other fixtures of the same kind run through the same code.
 """
 
 import dataclasses
@@ -48,9 +48,9 @@ def load_runners() -> None:
 class Check:
     """One array to compare.
 
-    Either `atol`/`rtol` (|got - want| <= atol + rtol * |want|), or `rel_max` (the largest difference over
-    the largest value), or `exact`. `max_fraction` with `atol` allows that share of values to differ by
-    no more than `atol`; the rest must be equal.
+    Either `atol`/`rtol` (|got - want| <= atol + rtol * |want|), or `rel_max` (the largest difference
+    over the largest value), or `exact`. `max_fraction` with `atol` allows that share of values to
+    differ by no more than `atol`; the rest must be equal.
     """
 
     name: str
@@ -129,7 +129,7 @@ class Fixture:
 
     @functools.cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        """Every array of the npz (without `meta` and weights), or of the folder's `io.safetensors`."""
+        """Every array of the npz but `meta` and weights, or of the folder's `io.safetensors`."""
         if self.path.is_file():
             with np.load(self.path, allow_pickle=False) as file:
                 return {k: file[k] for k in file.files if k != "meta" and not k.startswith("sd/")}
