@@ -1,0 +1,202 @@
+"""What the package promises as a whole: what it imports, what it ships, and who may know whom."""
+
+import ast
+import importlib.metadata
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+LIBRARY = ROOT / "dicode_jax"
+OUTER = ("train", "convert", "configs")  # run from a checkout, not shipped
+MAX_LINES = 520  # 500 is the aim; a little room, so that a docstring never has to go
+
+# Import name -> distribution name, where they differ.
+DISTRIBUTIONS = {"PIL": "pillow", "orbax": "orbax-checkpoint", "tensorboardX": "tensorboardx"}
+
+
+def python_files(*folders):
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def imports(path):
+    """Every module that a file imports, absolute, also inside functions."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join((*base, *filter(None, [node.module])))
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def names(requirements):
+    """Distribution names of a list of requirements, lower case, without versions and extras."""
+    return {re.match(r"[\w.-]+", line)[0].lower().replace("_", "-") for line in requirements}
+
+
+@pytest.fixture(scope="module")
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from a copy of the checkout with one more asset and some litter in it."""
+    tree = tmp_path_factory.mktemp("tree")
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, tree)
+    ignore = shutil.ignore_patterns("__pycache__", "assets")
+    for name in ("dicode_jax", *OUTER):
+        shutil.copytree(ROOT / name, tree / name, ignore=ignore)
+    for litter in ("outputs/demo/x.py", "runs/y.py", "tests/z.py", "scripts/w.py"):
+        (tree / litter).parent.mkdir(parents=True)
+        (tree / litter).touch()
+    asset = tree / "dicode_jax/assets/some_model/part/model.safetensors"
+    asset.parent.mkdir(parents=True)
+    asset.touch()
+    build = "import setuptools.build_meta as b, sys; print(b.build_wheel(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", build, str(tree)], cwd=tree, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (built,) = tree.glob("*.whl")
+    return zipfile.ZipFile(built)
+
+
+def test_wheel_holds_the_library_its_assets_and_nothing_else(wheel):
+    files = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert {name.split("/")[0] for name in files} == {"dicode_jax"}
+    assert "dicode_jax/assets/some_model/part/model.safetensors" in files
+    assert "dicode_jax/py.typed" in files
+    modules = {str(path.relative_to(ROOT)) for path in python_files("dicode_jax")}
+    assert modules <= files, f"left out: {modules - files}"
+
+
+def test_wheel_carries_licence_notice_and_command(wheel):
+    info = {name.split(".dist-info/")[1] for name in wheel.namelist() if ".dist-info/" in name}
+    assert {"licenses/LICENSE", "licenses/NOTICE", "entry_points.txt"} <= info
+    (points,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
+    assert "dicode = dicode_jax.cli:main" in wheel.read(points).decode()
+
+
+def test_core_install_has_no_torch(project):
+    assert not {"torch", "torchvision", "open-clip-torch"} & names(project["dependencies"])
+    extras = project["optional-dependencies"]
+    with_torch = {name for name, wanted in extras.items() if "torch" in names(wanted)}
+    assert with_torch == {"convert"}
+
+
+def test_version_is_the_installed_one():
+    import dicode_jax
+
+    try:
+        installed = importlib.metadata.version("dicode-jax")
+    except importlib.metadata.PackageNotFoundError:  # tests run from a tree that is not installed
+        installed = "0+unknown"
+    assert dicode_jax.__version__ == installed
+
+
+def test_version_is_written_once(project):
+    version = re.compile(rf"""["']{re.escape(project["version"])}["']""")
+    found = [
+        path.name for path in python_files("dicode_jax", *OUTER) if version.search(path.read_text())
+    ]
+    assert not found, f"the version is written in {found}; it belongs in pyproject.toml only"
+
+
+def test_import_of_the_package_is_light():
+    code = (
+        "import sys, dicode_jax; dicode_jax.__version__; dir(dicode_jax)\n"
+        "heavy = {'jax', 'flax', 'torch', 'numpy', 'av', 'PIL'} & set(sys.modules)\n"
+        "sys.exit(f'import dicode_jax also imports {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_unknown_public_name_is_an_attribute_error():
+    import dicode_jax
+
+    with pytest.raises(AttributeError, match="no attribute 'DiCoDePipelin'"):
+        dicode_jax.DiCoDePipelin  # noqa: B018
+
+
+def test_library_knows_neither_torch_nor_what_lies_outside():
+    forbidden = {"torch", "torchvision", "open_clip", "transformers", "tests", *OUTER}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in python_files("dicode_jax")
+        for module in imports(path)
+        if module.split(".")[0] in forbidden
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_torch_is_imported_only_where_checkpoints_are_converted():
+    at_home = (ROOT / "tests/convert", ROOT / "tests/parity")
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in python_files("train", "configs", "tests")
+        for module in imports(path)
+        if module.split(".")[0] == "torch" and not any(map(path.is_relative_to, at_home))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_import_is_declared(project):
+    declared = names(project["dependencies"])
+    extras = project["optional-dependencies"]
+    # beartype is imported by `typing.py` when tests switch shape checks on.
+    allowed = {
+        "dicode_jax": declared | {"beartype"} | names(extras["app"]),
+        "train": declared,
+        "configs": declared,
+        "convert": declared | names(extras["convert"]),
+    }
+    own = {"dicode_jax", "train", "convert", "configs"}
+    wrong = []
+    for folder, known in allowed.items():
+        for path in python_files(folder):
+            for module in imports(path):
+                top = module.split(".")[0]
+                name = DISTRIBUTIONS.get(top, top).lower().replace("_", "-")
+                if top not in own | set(sys.stdlib_module_names) and name not in known:
+                    wrong.append(f"{path.relative_to(ROOT)} imports {top}: not in pyproject.toml")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_families_do_not_know_each_other():
+    models = LIBRARY / "models"
+    families = {path.name for path in models.iterdir() if (path / "__init__.py").exists()}
+    assert "dicode" in families
+    wrong = []
+    for path in python_files("dicode_jax"):
+        parts = path.relative_to(LIBRARY).parts
+        home = parts[1] if parts[0] == "models" and len(parts) > 2 else None
+        for module in imports(path):
+            if not module.startswith("dicode_jax.models."):
+                continue
+            other = module.split(".")[2]
+            # Shared code (backbones, layers, samplers) knows no family at all; pipelines,
+            # training and the command line sit above them.
+            below = parts[0] in ("nn", "diffusion", "distributions", "data", "models")
+            if other in families and below and other != home:
+                wrong.append(f"{path.relative_to(ROOT)} imports {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_file_is_too_long():
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        for path in python_files("dicode_jax", *OUTER, "tests")
+    }
+    long = {path: lines for path, lines in lengths.items() if lines > MAX_LINES}
+    assert not long, f"split these files (over {MAX_LINES} lines): {long}"
