@@ -1,0 +1,1 @@
+"""Gaussian diffusion: schedules, parameterizations, time grids, guidance, losses and samplers."""

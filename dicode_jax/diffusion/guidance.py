@@ -1,0 +1,56 @@
+"""Classifier-free guidance, its rescale, and the three-way form with a text-free middle branch.
+
+Guidance: Ho and Salimans, arXiv 2207.12598. Rescale: Lin et al., arXiv 2305.08891, equations 15-16.
+Three-way: the two-condition form of InstructPix2Pix (arXiv 2211.09800) as used by DynamiCrafter.
+"""
+
+import jax.numpy as jnp
+
+from dicode_jax.typing import Array
+
+
+def guide(cond: Array, uncond: Array, guidance_scale: float | Array) -> Array:
+    """``uncond + guidance_scale (cond - uncond)``; any common shape."""
+    return uncond + guidance_scale * (cond - uncond)
+
+
+def guide_three_way(
+    cond: Array,
+    uncond: Array,
+    image_only: Array,
+    guidance_scale: float | Array,
+    image_guidance_scale: float | Array,
+) -> Array:
+    """Separate strengths for the image and for what is added to it.
+
+    Args:
+        cond: prediction with everything given.
+        uncond: prediction with nothing given.
+        image_only: prediction with the image kept and the text dropped.
+        guidance_scale: strength of ``cond - image_only``.
+        image_guidance_scale: strength of ``image_only - uncond``.
+
+    Returns:
+        The guided prediction, same shape.
+    """
+    image_term = image_guidance_scale * (image_only - uncond)
+    return uncond + image_term + guidance_scale * (cond - image_only)
+
+
+def rescale_guidance(guided: Array, cond: Array, guidance_rescale: float | Array) -> Array:
+    """Pull the spread of a guided prediction towards that of the conditional one.
+
+    The standard deviation is unbiased and taken over all axes but the first together, per sample.
+
+    Args:
+        guided, cond: ``[b, ...]``.
+        guidance_rescale: 0 leaves ``guided`` as it is, 1 gives it the conditional spread.
+
+    Returns:
+        ``[b, ...]``.
+    """
+    axes = tuple(range(1, guided.ndim))
+    cond_std = jnp.std(cond, axis=axes, keepdims=True, ddof=1)
+    guided_std = jnp.std(guided, axis=axes, keepdims=True, ddof=1)
+    rescaled = guided * (cond_std / guided_std)
+    return guidance_rescale * rescaled + (1.0 - guidance_rescale) * guided

@@ -1,0 +1,124 @@
+"""The denoising objective of DDPM-style training, with the terms of its latent-video descendants.
+
+Ho et al., arXiv 2006.11239 (simple loss); variational weights as in latent diffusion; dynamic
+rescale as in DynamiCrafter (arXiv 2310.12190); offset noise.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from dicode_jax.diffusion.parameterization import add_noise, training_target
+from dicode_jax.diffusion.schedules import NoiseSchedule
+from dicode_jax.typing import Array
+
+LOSS_TYPES = ("l2", "l1")
+
+
+def per_sample_error(prediction: Array, target: Array, loss_type: str = "l2") -> Array:
+    """Mean squared ("l2") or absolute ("l1") error over all axes but the first, in float32.
+
+    Args:
+        prediction, target: ``[b, ...]``.
+
+    Returns:
+        float32 ``[b]``.
+
+    Raises:
+        ValueError: unknown ``loss_type``.
+    """
+    if loss_type not in LOSS_TYPES:
+        raise ValueError(f"unknown loss type {loss_type!r}; use one of {LOSS_TYPES}")
+    difference = prediction.astype(jnp.float32) - target.astype(jnp.float32)
+    error = jnp.square(difference) if loss_type == "l2" else jnp.abs(difference)
+    return error.reshape(error.shape[0], -1).mean(axis=-1)
+
+
+def apply_dynamic_rescale(schedule: NoiseSchedule, latents: Array, timesteps: Array) -> Array:
+    """Multiply clean latents by the schedule's factor at ``timesteps``; identity when it is off."""
+    if schedule.base_scale is None:
+        return latents
+    return latents * schedule.gather("scale_array", jnp.asarray(timesteps), latents.ndim)
+
+
+def add_offset_noise(noise: Array, offset: Array, strength: float) -> Array:
+    """``noise + strength offset``: noise that is constant over space moves the mean brightness.
+
+    Args:
+        noise: ``[b, f, h, w, c]``.
+        offset: standard normal ``[b, f, 1, 1, c]``.
+        strength: 0 leaves the noise unchanged.
+    """
+    return noise + strength * offset
+
+
+def sample_noise(key: Array, shape: tuple[int, ...], *, offset_strength: float = 0.0) -> Array:
+    """Training noise of ``shape`` = ``[b, f, h, w, c]``, with offset noise when asked for."""
+    noise_key, offset_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, shape)
+    if offset_strength > 0:
+        b, f, _, _, c = shape
+        offset = jax.random.normal(offset_key, (b, f, 1, 1, c))
+        noise = add_offset_noise(noise, offset, offset_strength)
+    return noise
+
+
+def diffusion_loss(
+    denoise: Callable[[Array, Array], Array],
+    schedule: NoiseSchedule,
+    latents: Array,
+    timesteps: Array,
+    noise: Array,
+    *,
+    loss_type: str = "l2",
+    simple_weight: float = 1.0,
+    elbo_weight: float = 0.0,
+) -> tuple[Array, dict[str, Array]]:
+    """Noise the latents, run the network, and compare with its target.
+
+    Args:
+        denoise: ``(x_t, timesteps) -> prediction``, the shape of ``x_t``.
+        schedule: settings of the process; decides the target and the dynamic rescale.
+        latents: clean latents ``[b, f, h, w, c]``, before the dynamic rescale.
+        timesteps: int ``[b]`` or ``[b, f]`` in 0..num_timesteps-1.
+        noise: the shape of ``latents``.
+        loss_type: see `per_sample_error`.
+        simple_weight, elbo_weight: weights of the plain and the variational term.
+
+    Returns:
+        The scalar loss, and arrays: ``loss``, ``loss_simple``, ``loss_vlb`` (scalars),
+        ``loss_per_sample`` ``[b]``, ``x0``, ``x_t``, ``target``, ``prediction``.
+    """
+    x0 = apply_dynamic_rescale(schedule, latents, timesteps)
+    x_t = add_noise(schedule, x0, noise, timesteps)
+    target = training_target(schedule, x0, noise, timesteps)
+    prediction = denoise(x_t, timesteps)
+    per_sample = per_sample_error(prediction, target, loss_type)
+    simple = per_sample.mean()
+    vlb = _weighted_bound(schedule, prediction, target, timesteps, per_sample, loss_type).mean()
+    loss = simple_weight * simple
+    if elbo_weight:
+        loss = loss + elbo_weight * vlb
+    return loss, {
+        "loss": loss,
+        "loss_simple": simple,
+        "loss_vlb": vlb,
+        "loss_per_sample": per_sample,
+        "x0": x0,
+        "x_t": x_t,
+        "target": target,
+        "prediction": prediction,
+    }
+
+
+def _weighted_bound(schedule, prediction, target, timesteps, per_sample, loss_type) -> Array:
+    """Per-sample error times the variational weight of its timestep(s), ``[b]``."""
+    timesteps = jnp.asarray(timesteps)
+    weights = schedule.gather("lvlb_weights", timesteps, timesteps.ndim)
+    if timesteps.ndim == 1:
+        return weights * per_sample
+    b, f = timesteps.shape
+    flat = (b * f, *prediction.shape[2:])
+    per_frame = per_sample_error(prediction.reshape(flat), target.reshape(flat), loss_type)
+    return (weights * per_frame.reshape(b, f)).mean(axis=1)

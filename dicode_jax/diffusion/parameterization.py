@@ -1,0 +1,63 @@
+"""What the network predicts (noise, clean sample or velocity), and how to pass between them.
+
+Velocity is v = sqrt(a) eps - sqrt(1 - a) x0 with a = alphas_cumprod[t] (Salimans and Ho, arXiv
+2202.00512). All functions take ``timesteps`` as ``[b]`` or, for a different noise level per frame,
+``[b, f]``, and samples as ``[b, ...]`` or ``[b, f, ...]``; arithmetic is in float32.
+"""
+
+import jax.numpy as jnp
+
+from dicode_jax.diffusion.schedules import NoiseSchedule
+from dicode_jax.typing import Array
+
+
+def add_noise(schedule: NoiseSchedule, x0: Array, noise: Array, timesteps: Array) -> Array:
+    """Sample of q(x_t | x0): ``sqrt(a) x0 + sqrt(1 - a) noise``, the shape of ``x0``."""
+    signal, spread = _signal_and_spread(schedule, timesteps, x0.ndim)
+    return signal * x0 + spread * noise
+
+
+def velocity(schedule: NoiseSchedule, x0: Array, noise: Array, timesteps: Array) -> Array:
+    """The v target: ``sqrt(a) noise - sqrt(1 - a) x0``, the shape of ``x0``."""
+    signal, spread = _signal_and_spread(schedule, timesteps, x0.ndim)
+    return signal * noise - spread * x0
+
+
+def x0_from_v(schedule: NoiseSchedule, x_t: Array, v: Array, timesteps: Array) -> Array:
+    """Clean sample from a velocity; finite for every t, zero terminal SNR included."""
+    signal, spread = _signal_and_spread(schedule, timesteps, x_t.ndim)
+    return signal * x_t - spread * v
+
+
+def eps_from_v(schedule: NoiseSchedule, x_t: Array, v: Array, timesteps: Array) -> Array:
+    """Noise from a velocity; finite for every t."""
+    signal, spread = _signal_and_spread(schedule, timesteps, x_t.ndim)
+    return signal * v + spread * x_t
+
+
+def x0_from_eps(schedule: NoiseSchedule, x_t: Array, eps: Array, timesteps: Array) -> Array:
+    """Clean sample from a noise prediction through the reciprocal tables.
+
+    Those tables are zeros for a "v" schedule (so the result is zero, as in the original) and hold
+    infinities at the last step of a zero-terminal-SNR "eps" schedule.
+    """
+    recip = schedule.gather("sqrt_recip_alphas_cumprod", timesteps, x_t.ndim)
+    recipm1 = schedule.gather("sqrt_recipm1_alphas_cumprod", timesteps, x_t.ndim)
+    return recip * x_t - recipm1 * eps
+
+
+def training_target(schedule: NoiseSchedule, x0: Array, noise: Array, timesteps: Array) -> Array:
+    """What the network should output at ``timesteps``: noise, ``x0`` or velocity."""
+    if schedule.parameterization == "eps":
+        return noise
+    if schedule.parameterization == "x0":
+        return x0
+    return velocity(schedule, x0, noise, timesteps)
+
+
+def _signal_and_spread(schedule: NoiseSchedule, timesteps: Array, ndim: int):
+    timesteps = jnp.asarray(timesteps)
+    return (
+        schedule.gather("sqrt_alphas_cumprod", timesteps, ndim),
+        schedule.gather("sqrt_one_minus_alphas_cumprod", timesteps, ndim),
+    )
