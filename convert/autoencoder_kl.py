@@ -1,0 +1,117 @@
+"""KL autoencoder of latent diffusion (DynamiCrafter's and DiCoDe's `first_stage_model`)."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from convert.rules import CONV1X1, CONV2D, Rule, Rules, load_module
+from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+
+
+def _affine(source: str, target: str) -> tuple[Rule, ...]:
+    return (
+        Rule(rf"{source}\.weight", f"{target}.scale"),
+        Rule(rf"{source}\.bias", f"{target}.bias"),
+    )
+
+
+def _conv(source: str, target: str, layout=CONV2D) -> tuple[Rule, ...]:
+    return (
+        Rule(rf"{source}\.weight", f"{target}.kernel", layout),
+        Rule(rf"{source}\.bias", f"{target}.bias"),
+    )
+
+
+def _resnet(source: str, target: str) -> tuple[Rule, ...]:
+    return (
+        *_affine(rf"{source}\.norm1", f"{target}.norm1"),
+        *_conv(rf"{source}\.conv1", f"{target}.conv1"),
+        *_affine(rf"{source}\.norm2", f"{target}.norm2"),
+        *_conv(rf"{source}\.conv2", f"{target}.conv2"),
+        *_conv(rf"{source}\.nin_shortcut", f"{target}.shortcut", CONV1X1),
+    )
+
+
+def _attention(source: str, target: str) -> tuple[Rule, ...]:
+    return (
+        *_affine(rf"{source}\.norm", f"{target}.norm"),
+        *_conv(rf"{source}\.q", f"{target}.q", CONV1X1),
+        *_conv(rf"{source}\.k", f"{target}.k", CONV1X1),
+        *_conv(rf"{source}\.v", f"{target}.v", CONV1X1),
+        *_conv(rf"{source}\.proj_out", f"{target}.out", CONV1X1),
+    )
+
+
+RULES: Rules = (
+    *_conv(r"(encoder|decoder)\.conv_(in|out)", "{0}.conv_{1}"),
+    *_affine(r"(encoder|decoder)\.norm_out", "{0}.norm_out"),
+    *_resnet(r"(encoder|decoder)\.(?:down|up)\.(\d+)\.block\.(\d+)", "{0}.levels.{1}.blocks.{2}"),
+    *_attention(
+        r"(encoder|decoder)\.(?:down|up)\.(\d+)\.attn\.(\d+)", "{0}.levels.{1}.attentions.{2}"
+    ),
+    *_conv(
+        r"(encoder|decoder)\.(?:down|up)\.(\d+)\.(?:down|up)sample\.conv",
+        "{0}.levels.{1}.resample.conv",
+    ),
+    *_resnet(r"(encoder|decoder)\.mid\.block_(\d)", "{0}.middle.block{1}"),
+    *_attention(r"(encoder|decoder)\.mid\.attn_1", "{0}.middle.attention"),
+    *_conv("quant_conv", "quant", CONV1X1),
+    *_conv("post_quant_conv", "post_quant", CONV1X1),
+)
+
+# Options of the original that only have one supported value.
+NEUTRAL = {"give_pre_end": False, "use_linear_attn": False}
+
+
+def config_from_original(config: Mapping[str, Any]) -> AutoencoderKLConfig:
+    """Reads `{"ddconfig": {...}, "embed_dim": ...}`, or a `ddconfig` that also holds `embed_dim`.
+
+    Raises:
+      ValueError: An option is unknown, or has a value that is not supported.
+    """
+    outer = dict(config.get("params", config))
+    inner = dict(outer.pop("ddconfig", None) or outer)
+    embed_dim = outer.get("embed_dim", inner.pop("embed_dim", inner.get("z_channels")))
+    scale_factor = outer.get("scale_factor", inner.pop("scale_factor", 0.18215))
+    for name, value in NEUTRAL.items():
+        if inner.pop(name, value) != value:
+            raise ValueError(f"autoencoder option {name} is only supported as {value}")
+    attention = inner.pop("attn_type", "vanilla")
+    if attention not in ("vanilla", "none"):
+        raise ValueError(f"attn_type must be 'vanilla' or 'none', got {attention!r}")
+    attn_resolutions = tuple(inner.pop("attn_resolutions", ()))
+    names = {
+        "ch": "channels",
+        "ch_mult": "channel_mult",
+        "out_ch": "out_channels",
+        "num_res_blocks": "num_res_blocks",
+        "resolution": "resolution",
+        "in_channels": "in_channels",
+        "z_channels": "z_channels",
+        "double_z": "double_z",
+        "dropout": "dropout",
+        "resamp_with_conv": "resamp_with_conv",
+        "tanh_out": "tanh_out",
+    }
+    if unknown := sorted(set(inner) - set(names)):
+        raise ValueError(f"unknown autoencoder option(s): {', '.join(unknown)}")
+    fields = {names[key]: value for key, value in inner.items()}
+    if "channel_mult" in fields:
+        fields["channel_mult"] = tuple(fields["channel_mult"])
+    return AutoencoderKLConfig(
+        **fields,
+        attn_resolutions=attn_resolutions if attention == "vanilla" else (),
+        mid_attention=attention == "vanilla",
+        embed_dim=embed_dim,
+        scale_factor=scale_factor,
+    )
+
+
+def from_torch(
+    state_dict: Mapping[str, Any], config: Mapping[str, Any] | AutoencoderKLConfig
+) -> AutoencoderKL:
+    """The autoencoder with the weights of an original state dict (`encoder.*`, `decoder.*`)."""
+    cfg = config if dataclasses.is_dataclass(config) else config_from_original(config)
+    return load_module(lambda: AutoencoderKL(cfg, rngs=nnx.Rngs(0)), state_dict, RULES)

@@ -1,0 +1,192 @@
+"""Residual convolution blocks and resampling shared by the autoencoder and the video UNet.
+
+Source: the block of "Diffusion Models Beat GANs" (Dhariwal and Nichol, 2021, section 3) in the form
+that latent diffusion (Rombach et al., 2022) uses. Shape letters: n leading axes, h height, w width,
+c o channels, e embedding width.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dicode_jax.nn.norm import GroupNorm
+from dicode_jax.typing import Array, Float, typechecked
+
+# PyTorch's default, from which the reference starts: uniform within +-1/sqrt(fan_in). The variance is
+# a third of nnx's default.
+fan_in_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def dropout(x: Array, rate: float, *, deterministic: bool, rngs: nnx.Rngs | None) -> Array:
+    """Zeroes a fraction `rate` of `x` and rescales the rest; the identity if `deterministic`.
+
+    The mask takes 16 random bits per number (half the cost of 32), so the rate is exact to 2**-17.
+
+    Raises:
+        ValueError: dropout is active but no `rngs` with a "dropout" (or default) stream was passed.
+    """
+    if deterministic or rate == 0.0:
+        return x
+    if rngs is None:
+        raise ValueError(f"dropout {rate} needs rngs=nnx.Rngs(dropout=key), or deterministic=True")
+    threshold = round(rate * 2**16)
+    keep = jax.random.bits(rngs.dropout(), x.shape, jnp.uint16) >= jnp.uint16(threshold)
+    return jnp.where(keep, x * (2**16 / (2**16 - threshold)), jnp.zeros_like(x))
+
+
+def group_norm_per_image(norm: GroupNorm, x: Float[Array, "*n h w c"]) -> Float[Array, "*n h w c"]:
+    """Normalizes every image on its own, whatever the leading axes are."""
+    return norm(x.reshape(-1, *x.shape[-3:])).reshape(x.shape)
+
+
+class ResnetBlock(nnx.Module):
+    """Two normalized 3x3 convolutions beside a skip connection, conditioned on an embedding or not.
+
+    Args:
+        in_channels: channels of the input, a multiple of 32.
+        out_channels: channels of the output, a multiple of 32.
+        embed_dim: width of the conditioning embedding; None for no conditioning.
+        eps: epsilon of both group norms (1e-5 in the UNet, 1e-6 in the autoencoder).
+        dropout_rate: dropout before the second convolution.
+        use_scale_shift_norm: the embedding scales and shifts after the second norm.
+        resample: "up" or "down" resamples by 2 inside the block, None keeps the size.
+        zero_init: starts the second convolution at zero: the block is then its skip connection.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        embed_dim: int | None = None,
+        eps: float,
+        dropout_rate: float = 0.0,
+        use_scale_shift_norm: bool = False,
+        resample: str | None = None,
+        zero_init: bool = False,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if resample not in (None, "up", "down"):
+            raise ValueError(f"resample must be 'up', 'down' or None, got {resample!r}")
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        conv = functools.partial(
+            nnx.Conv, kernel_size=(3, 3), padding=1, kernel_init=fan_in_uniform, **options
+        )
+        self.dropout_rate = dropout_rate
+        self.use_scale_shift_norm = use_scale_shift_norm
+        self.resample = resample
+        self.norm1 = GroupNorm(in_channels, eps=eps, **options)
+        self.conv1 = conv(in_channels, out_channels)
+        linear = functools.partial(nnx.Linear, kernel_init=fan_in_uniform, **options)
+        width = 2 * out_channels if use_scale_shift_norm else out_channels
+        self.embed_proj = linear(embed_dim, width) if embed_dim is not None else None
+        self.norm2 = GroupNorm(out_channels, eps=eps, **options)
+        last_init = nnx.initializers.zeros_init() if zero_init else fan_in_uniform
+        self.conv2 = conv(out_channels, out_channels, kernel_init=last_init)
+        self.shortcut = linear(in_channels, out_channels) if in_channels != out_channels else None
+
+    def __call__(
+        self,
+        x: Float[Array, "*n h w c"],
+        embed: Float[Array, "*m e"] | None = None,
+        *,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "*n h2 w2 o"]:
+        """`embed` has the leading axes of `x`, or axes of size 1 that broadcast against them."""
+        h = nnx.silu(group_norm_per_image(self.norm1, x))
+        if self.resample is not None:
+            resample = upsample_nearest if self.resample == "up" else average_pool
+            h, x = resample(h), resample(x)
+        h = self.conv1(h)
+        if self.embed_proj is None:
+            h = group_norm_per_image(self.norm2, h)
+        else:
+            if embed is None:
+                raise ValueError("this block is conditioned on an embedding; got embed=None")
+            embed = self.embed_proj(nnx.silu(embed))[..., None, None, :]
+            if self.use_scale_shift_norm:
+                scale, shift = jnp.split(embed, 2, axis=-1)
+                h = group_norm_per_image(self.norm2, h) * (1 + scale) + shift
+            else:
+                h = group_norm_per_image(self.norm2, h + embed)
+        h = dropout(nnx.silu(h), self.dropout_rate, deterministic=deterministic, rngs=rngs)
+        h = self.conv2(h)
+        return (x if self.shortcut is None else self.shortcut(x)) + h
+
+
+@typechecked
+def upsample_nearest(x: Float[Array, "*n h w c"]) -> Float[Array, "*n h2 w2 c"]:
+    """Doubles height and width by repeating pixels."""
+    *lead, h, w, c = x.shape
+    x = jnp.broadcast_to(x[..., :, None, :, None, :], (*lead, h, 2, w, 2, c))
+    return x.reshape(*lead, 2 * h, 2 * w, c)
+
+
+@typechecked
+def average_pool(x: Float[Array, "*n h w c"]) -> Float[Array, "*n h2 w2 c"]:
+    """Halves height and width by averaging 2x2 squares; an odd last row or column is dropped."""
+    *lead, h, w, c = x.shape
+    x = x[..., : h // 2 * 2, : w // 2 * 2, :]
+    return x.reshape(*lead, h // 2, 2, w // 2, 2, c).mean((-4, -2))
+
+
+class Downsample(nnx.Module):
+    """Halves height and width: a 3x3 convolution of stride 2, or average pooling.
+
+    Args:
+        channels: channels of input and output.
+        use_conv: False for average pooling, which has no parameters.
+        padding: zeros before and after each side: 1 in the UNet, (0, 1) in the autoencoder.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        use_conv: bool = True,
+        padding: int | tuple[int, int] = 1,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        pair = (padding, padding) if isinstance(padding, int) else padding
+        conv = functools.partial(
+            nnx.Conv,
+            kernel_size=(3, 3),
+            strides=2,
+            padding=(pair, pair),
+            kernel_init=fan_in_uniform,
+        )
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.conv = conv(channels, channels, **options) if use_conv else None
+
+    def __call__(self, x: Float[Array, "*n h w c"]) -> Float[Array, "*n h2 w2 c"]:
+        return average_pool(x) if self.conv is None else self.conv(x)
+
+
+class Upsample(nnx.Module):
+    """Doubles height and width by nearest neighbour, then an optional 3x3 convolution."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        use_conv: bool = True,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        conv = functools.partial(
+            nnx.Conv, kernel_size=(3, 3), padding=1, kernel_init=fan_in_uniform
+        )
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.conv = conv(channels, channels, **options) if use_conv else None
+
+    def __call__(self, x: Float[Array, "*n h w c"]) -> Float[Array, "*n h2 w2 c"]:
+        x = upsample_nearest(x)
+        return x if self.conv is None else self.conv(x)
