@@ -25,7 +25,7 @@ class AutoencoderKLConfig:
     """Sizes of the autoencoder; the defaults are those of Stable Diffusion, 83,653,863 parameters.
 
     Attributes:
-        channels: width of the first level, a multiple of 32.
+        channels: width of the first level, a multiple of `num_groups`.
         channel_mult: width of each level over `channels`; each level but the last halves the image.
         num_res_blocks: residual blocks per level of the encoder (the decoder has one more).
         attn_resolutions: levels with self-attention, named by image size from `resolution` down.
@@ -40,6 +40,7 @@ class AutoencoderKLConfig:
         mid_attention: self-attention in the middle of encoder and decoder.
         tanh_out: squashes the decoded image to (-1, 1).
         scale_factor: multiplies latents in `encode_latents`, divides them in `decode_latents`.
+        num_groups: groups of every group norm; the original has 32, which asks for wide levels.
     """
 
     channels: int = 128
@@ -57,10 +58,13 @@ class AutoencoderKLConfig:
     mid_attention: bool = True
     tanh_out: bool = False
     scale_factor: float = 0.18215
+    num_groups: int = 32
 
     def __post_init__(self):
-        if self.channels % 32:
-            raise ValueError(f"channels must be a multiple of 32 (group norm), got {self.channels}")
+        if self.channels % self.num_groups:
+            raise ValueError(
+                f"channels must be a multiple of num_groups ({self.num_groups}), got {self.channels}"
+            )
         if not self.channel_mult:
             raise ValueError("channel_mult must have at least one level, got ()")
         if not self.double_z:
@@ -77,12 +81,20 @@ class AutoencoderKLConfig:
 class SelfAttention2D(nnx.Module):
     """Single-head self-attention over all pixels, with a residual connection."""
 
-    def __init__(self, channels: int, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_groups: int = 32,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         linear = functools.partial(
             nnx.Linear, channels, channels, kernel_init=fan_in_uniform, **options
         )
-        self.norm = GroupNorm(channels, eps=NORM_EPS, **options)
+        self.norm = GroupNorm(channels, eps=NORM_EPS, num_groups=num_groups, **options)
         self.q, self.k, self.v, self.out = linear(), linear(), linear(), linear()
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
@@ -131,7 +143,11 @@ class Encoder(nnx.Module):
             nnx.Conv, kernel_size=(3, 3), padding=1, kernel_init=fan_in_uniform, **options
         )
         make_block = functools.partial(
-            ResnetBlock, eps=NORM_EPS, dropout_rate=cfg.dropout, **options
+            ResnetBlock,
+            eps=NORM_EPS,
+            dropout_rate=cfg.dropout,
+            num_groups=cfg.num_groups,
+            **options,
         )
         self.conv_in = conv(cfg.in_channels, cfg.channels)
         width, resolution, last = cfg.channels, cfg.resolution, len(cfg.channel_mult) - 1
@@ -142,7 +158,7 @@ class Encoder(nnx.Module):
                 blocks.append(make_block(width, mult * cfg.channels))
                 width = mult * cfg.channels
                 if resolution in cfg.attn_resolutions:
-                    attentions.append(SelfAttention2D(width, **options))
+                    attentions.append(SelfAttention2D(width, num_groups=cfg.num_groups, **options))
             resample = None
             if i != last:
                 # The reference pads one row and column at the end only.
@@ -152,8 +168,10 @@ class Encoder(nnx.Module):
                 resolution //= 2
             levels.append(Level(blocks, attentions, resample))
         self.levels = nnx.List(levels)
-        self.middle = Middle(make_block, width, cfg.mid_attention, **options)
-        self.norm_out = GroupNorm(width, eps=NORM_EPS, **options)
+        self.middle = Middle(
+            make_block, width, cfg.mid_attention, num_groups=cfg.num_groups, **options
+        )
+        self.norm_out = GroupNorm(width, eps=NORM_EPS, num_groups=cfg.num_groups, **options)
         self.conv_out = conv(width, 2 * cfg.z_channels)
 
     def __call__(self, x: Float[Array, "n h w c"], **dropout) -> Float[Array, "n y x z2"]:
@@ -175,12 +193,18 @@ class Decoder(nnx.Module):
             nnx.Conv, kernel_size=(3, 3), padding=1, kernel_init=fan_in_uniform, **options
         )
         make_block = functools.partial(
-            ResnetBlock, eps=NORM_EPS, dropout_rate=cfg.dropout, **options
+            ResnetBlock,
+            eps=NORM_EPS,
+            dropout_rate=cfg.dropout,
+            num_groups=cfg.num_groups,
+            **options,
         )
         last = len(cfg.channel_mult) - 1
         width, resolution = cfg.channels * cfg.channel_mult[-1], cfg.resolution // 2**last
         self.conv_in = conv(cfg.z_channels, width)
-        self.middle = Middle(make_block, width, cfg.mid_attention, **options)
+        self.middle = Middle(
+            make_block, width, cfg.mid_attention, num_groups=cfg.num_groups, **options
+        )
         levels = []
         for i, mult in enumerate(reversed(cfg.channel_mult)):
             blocks, attentions = [], []
@@ -188,14 +212,14 @@ class Decoder(nnx.Module):
                 blocks.append(make_block(width, mult * cfg.channels))
                 width = mult * cfg.channels
                 if resolution in cfg.attn_resolutions:
-                    attentions.append(SelfAttention2D(width, **options))
+                    attentions.append(SelfAttention2D(width, num_groups=cfg.num_groups, **options))
             resample = None
             if i != last:
                 resample = Upsample(width, use_conv=cfg.resamp_with_conv, **options)
                 resolution *= 2
             levels.append(Level(blocks, attentions, resample))
         self.levels = nnx.List(levels[::-1])
-        self.norm_out = GroupNorm(width, eps=NORM_EPS, **options)
+        self.norm_out = GroupNorm(width, eps=NORM_EPS, num_groups=cfg.num_groups, **options)
         self.conv_out = conv(width, cfg.out_channels)
         self.tanh_out = cfg.tanh_out
 

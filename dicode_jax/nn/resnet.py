@@ -45,8 +45,8 @@ class ResnetBlock(nnx.Module):
     """Two normalized 3x3 convolutions beside a skip connection, conditioned on an embedding or not.
 
     Args:
-        in_channels: channels of the input, a multiple of 32.
-        out_channels: channels of the output, a multiple of 32.
+        in_channels: channels of the input, a multiple of `num_groups`.
+        out_channels: channels of the output, a multiple of `num_groups`.
         embed_dim: width of the conditioning embedding; None for no conditioning.
         eps: epsilon of both group norms (1e-5 in the UNet, 1e-6 in the autoencoder).
         dropout_rate: dropout before the second convolution.
@@ -66,6 +66,7 @@ class ResnetBlock(nnx.Module):
         use_scale_shift_norm: bool = False,
         resample: str | None = None,
         zero_init: bool = False,
+        num_groups: int = 32,
         dtype=None,
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
@@ -79,12 +80,12 @@ class ResnetBlock(nnx.Module):
         self.dropout_rate = dropout_rate
         self.use_scale_shift_norm = use_scale_shift_norm
         self.resample = resample
-        self.norm1 = GroupNorm(in_channels, eps=eps, **options)
+        self.norm1 = GroupNorm(in_channels, eps=eps, num_groups=num_groups, **options)
         self.conv1 = conv(in_channels, out_channels)
         linear = functools.partial(nnx.Linear, kernel_init=fan_in_uniform, **options)
         width = 2 * out_channels if use_scale_shift_norm else out_channels
         self.embed_proj = linear(embed_dim, width) if embed_dim is not None else None
-        self.norm2 = GroupNorm(out_channels, eps=eps, **options)
+        self.norm2 = GroupNorm(out_channels, eps=eps, num_groups=num_groups, **options)
         last_init = nnx.initializers.zeros_init() if zero_init else fan_in_uniform
         self.conv2 = conv(out_channels, out_channels, kernel_init=last_init)
         self.shortcut = linear(in_channels, out_channels) if in_channels != out_channels else None
