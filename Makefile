@@ -1,0 +1,88 @@
+# make demo    a prompt to a video, and a video through the tokenizer and back
+# make test    lint and all tests
+# make clean   remove what these made
+#
+# Both make their own environment in .venv. Nothing but Python >= 3.11 and a package index is needed.
+#   PROMPT="a small blue cross moves up on a gray background"   VIDEO=path/to/a/video   SEED=0   STEPS=50
+#   PYTHON=python3.12                   the interpreter that .venv is made from
+#   PYTEST_ARGS="-k unet"               what pytest gets besides the defaults
+
+PROMPT ?= a red circle moves right on a black background
+VIDEO ?=
+SEED ?= 0
+STEPS ?= 50
+OUT ?= outputs/demo
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+# The first interpreter that is new enough.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+
+BIN := $(VENV)/bin
+
+# Passed through the environment and unexpanded, so that no quote or dollar sign in them is ever code.
+export DEMO_PROMPT := $(value PROMPT)
+export DEMO_VIDEO := $(value VIDEO)
+export DEMO_OUT := $(value OUT)
+
+# Compiled programs are kept, so that a second run starts sooner.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test clean
+
+help:
+	@sed -n '1,9s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
+
+# $(call install,what,stamp): an editable install, repeated only when pyproject.toml changes.
+define install
+	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 found; name one with PYTHON=..." >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+	@echo "installing $(1) into $(VENV): about 1 GB, a minute or more the first time"
+	@$(BIN)/python -m pip install --quiet --editable "$(1)"
+	@touch $@
+endef
+
+$(VENV)/.installed-core: pyproject.toml
+	$(call install,.)
+
+$(VENV)/.installed-test: pyproject.toml
+	$(call install,.[test])
+	@touch $(VENV)/.installed-core
+
+demo: $(VENV)/.installed-core
+	@if [ -n "$$DEMO_VIDEO" ] && [ ! -f "$$DEMO_VIDEO" ]; then \
+	  echo "error: no video file at $$DEMO_VIDEO" >&2; exit 1; fi
+	@mkdir -p "$$DEMO_OUT"
+	@echo "1/3  generate: $$DEMO_PROMPT"
+	@$(BIN)/dicode generate "$$DEMO_PROMPT" --seed $(SEED) --steps $(STEPS) \
+	  --out "$$DEMO_OUT/generated.mp4" --sheet "$$DEMO_OUT/generated.png"
+	@if [ -z "$$DEMO_VIDEO" ]; then \
+	  $(BIN)/python -m dicode_jax.data.synthetic --out "$$DEMO_OUT/input.mp4"; fi
+	@input="$${DEMO_VIDEO:-$$DEMO_OUT/input.mp4}"; \
+	  echo "2/3  encode: $$input"; \
+	  $(BIN)/dicode encode "$$input" --out "$$DEMO_OUT/tokens.safetensors" && \
+	  echo "3/3  decode" && \
+	  $(BIN)/dicode decode "$$DEMO_OUT/tokens.safetensors" --seed $(SEED) --steps $(STEPS) \
+	    --out "$$DEMO_OUT/decoded.mp4" && \
+	  $(BIN)/python scripts/compare_videos.py "$$input" "$$DEMO_OUT/decoded.mp4" \
+	    --out "$$DEMO_OUT/comparison.png" && \
+	  printf '%s\n' "" "from the prompt:  $$DEMO_OUT/generated.mp4" \
+	    "                  $$DEMO_OUT/generated.png (contact sheet)" \
+	    "from the video:   $$DEMO_OUT/tokens.safetensors (deep tokens)" \
+	    "                  $$DEMO_OUT/decoded.mp4" \
+	    "                  $$DEMO_OUT/comparison.png (above $$input, below its decoding)"
+
+# At most four workers: each needs about 1 GB.
+test: $(VENV)/.installed-test
+	@$(BIN)/ruff format --check --quiet . || { \
+	  $(BIN)/ruff format --check . ; echo "mend with: $(BIN)/ruff format ." >&2; exit 1; }
+	@$(BIN)/ruff check .
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) outputs/demo build dist *.egg-info .jax_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
