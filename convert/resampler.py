@@ -1,0 +1,124 @@
+"""Perceiver resamplers and linear image projections of DynamiCrafter and DiCoDe.
+
+Written against `resampler.py` of both (the language model's copy has `no_norm_out` instead of
+`use_norm_out`, and a `normalizer` that its forward pass never uses).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from convert.rules import DROP0, LINEAR, Rule, Rules, Skip, load_module
+from dicode_jax.nn.resampler import LinearImageProjection, Resampler, ResamplerConfig
+
+RULES: Rules = (
+    Rule(r"latents", "latents", DROP0),
+    Rule(r"(proj_in|proj_out)\.weight", "{0}.kernel", LINEAR),
+    Rule(r"(proj_in|proj_out|norm_out)\.bias", "{0}.bias"),
+    Rule(r"norm_out\.weight", "norm_out.scale"),
+    Rule(r"final_proj_out\.weight", "final_proj.kernel", LINEAR),
+    Rule(r"final_proj_out\.bias", "final_proj.bias"),
+    Rule(r"layers\.(\d+)\.0\.norm1\.weight", "blocks.{0}.attn.norm_features.scale"),
+    Rule(r"layers\.(\d+)\.0\.norm1\.bias", "blocks.{0}.attn.norm_features.bias"),
+    Rule(r"layers\.(\d+)\.0\.norm2\.weight", "blocks.{0}.attn.norm_latents.scale"),
+    Rule(r"layers\.(\d+)\.0\.norm2\.bias", "blocks.{0}.attn.norm_latents.bias"),
+    Rule(r"layers\.(\d+)\.0\.(to_q|to_kv|to_out)\.weight", "blocks.{0}.attn.{1}.kernel", LINEAR),
+    Rule(r"layers\.(\d+)\.1\.0\.weight", "blocks.{0}.ff.norm.scale"),
+    Rule(r"layers\.(\d+)\.1\.0\.bias", "blocks.{0}.ff.norm.bias"),
+    Rule(r"layers\.(\d+)\.1\.1\.weight", "blocks.{0}.ff.up.kernel", LINEAR),
+    Rule(r"layers\.(\d+)\.1\.3\.weight", "blocks.{0}.ff.down.kernel", LINEAR),
+    Rule(r"self_attn_layers\.(\d+)\.ln\.weight", "blocks.{0}.self_attn.norm.scale"),
+    Rule(r"self_attn_layers\.(\d+)\.ln\.bias", "blocks.{0}.self_attn.norm.bias"),
+    Rule(
+        r"self_attn_layers\.(\d+)\.attn\.in_proj_weight",
+        "blocks.{0}.self_attn.to_qkv.kernel",
+        LINEAR,
+    ),
+    Rule(r"self_attn_layers\.(\d+)\.attn\.in_proj_bias", "blocks.{0}.self_attn.to_qkv.bias"),
+    Rule(
+        r"self_attn_layers\.(\d+)\.attn\.out_proj\.weight",
+        "blocks.{0}.self_attn.to_out.kernel",
+        LINEAR,
+    ),
+    Rule(r"self_attn_layers\.(\d+)\.attn\.out_proj\.bias", "blocks.{0}.self_attn.to_out.bias"),
+    Skip(r"normalizer", why="a parameter that the original's forward pass never uses"),
+)
+
+IMAGE_PROJ_RULES: Rules = (
+    Rule(r"proj\.weight", "proj.kernel", LINEAR),
+    Rule(r"proj\.bias", "proj.bias"),
+    Rule(r"norm\.weight", "norm.scale"),
+    Rule(r"norm\.bias", "norm.bias"),
+)
+
+# Original name -> (our name, the original's default).
+_SIZES = {
+    "dim": ("dim", 1024),
+    "depth": ("depth", 8),
+    "dim_head": ("head_dim", 64),
+    "heads": ("num_heads", 16),
+    "num_queries": ("num_queries", 8),
+    "embedding_dim": ("embed_dim", 768),
+    "output_dim": ("output_dim", 1024),
+    "ff_mult": ("ff_mult", 4),
+    "video_length": ("video_length", None),
+    "extra_self_attn": ("extra_self_attn", False),
+    "extra_output_proj": ("extra_output_proj", False),
+    "use_cosine": ("use_cosine", False),
+    "use_norm_out": ("use_norm_out", True),
+}
+_OTHER = {"output_shape", "no_norm_out", "normalizer", "pretrained_model_path"}
+
+
+def config_from_original(config: Mapping[str, Any] | ResamplerConfig) -> ResamplerConfig:
+    """Reads the constructor arguments of an original `Resampler` (or `{target, params}`).
+
+    `extra_self_attn` comes with `self_attn_over_batch`: such weights were trained with the
+    original's attention over the batch axis.
+
+    Raises:
+        ValueError: an option is unknown.
+    """
+    if isinstance(config, ResamplerConfig):
+        return config
+    config = _params(config)
+    if unknown := set(config) - set(_SIZES) - _OTHER:
+        raise ValueError(f"unknown option(s) of a resampler: {', '.join(sorted(unknown))}")
+    values = {ours: config.get(name, default) for name, (ours, default) in _SIZES.items()}
+    if config.get("no_norm_out"):
+        values["use_norm_out"] = False
+    if (shape := config.get("output_shape")) is not None:
+        c, h, w = shape
+        values["output_shape"] = (h, w, c)
+    return ResamplerConfig(**values, self_attn_over_batch=values["extra_self_attn"])
+
+
+def from_torch(state_dict: Mapping[str, Any], config: Any) -> Resampler:
+    """A `Resampler` with the weights of an original one."""
+    cfg = config_from_original(config)
+    return load_module(lambda: Resampler(cfg, rngs=nnx.Rngs(0)), state_dict, RULES)
+
+
+def image_proj_from_torch(
+    state_dict: Mapping[str, Any], config: Mapping[str, Any]
+) -> LinearImageProjection:
+    """A `LinearImageProjection` with the weights of an original `ImageProjModel`."""
+    config = _params(config)
+    names = {"cross_attention_dim", "clip_embeddings_dim", "clip_extra_context_tokens"}
+    if unknown := set(config) - names:
+        raise ValueError(f"unknown option(s) of an image projection: {', '.join(sorted(unknown))}")
+
+    def build():
+        return LinearImageProjection(
+            config.get("clip_embeddings_dim", 1024),
+            config.get("cross_attention_dim", 1024),
+            config.get("clip_extra_context_tokens", 4),
+            rngs=nnx.Rngs(0),
+        )
+
+    return load_module(build, state_dict, IMAGE_PROJ_RULES)
+
+
+def _params(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config.get("params", {}) if "target" in config else config

@@ -1,0 +1,186 @@
+"""DiCoDe's tokenizer: keyframe -> CLIP image tokens -> resampler -> deep tokens.
+
+The encode half of the paper's video tokenizer: 16 deep tokens of width 1024 for each keyframe, each
+keyframe alone. The image tower may be CLIP's ViT-H/14 behind its exact preprocessing, or a small
+ViT on images as they are.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dicode_jax.data.transforms import CLIP_MEAN, CLIP_STD, clip_preprocess
+from dicode_jax.models.clip import CLIPVision, CLIPVisionConfig
+from dicode_jax.nn.resampler import Resampler, ResamplerConfig
+from dicode_jax.typing import Array, Float, typechecked
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeepTokenizerConfig:
+    """Parts of a `DeepTokenizer`; the defaults are those of the released DiCoDe.
+
+    Attributes:
+        vision: image tower. `output_dim=None` leaves its pooled embedding out.
+        resampler: its `embed_dim` must be the tower's width; it must not have an `output_shape`.
+        preprocess: "clip" resizes any image to the tower's size with CLIP's filter and normalises
+            by `image_mean` and `image_std`; "plain" hands images in [-1, 1] on as they are, which
+            must already have the tower's size.
+        image_mean, image_std: per channel, of pixels in [0, 1].
+        use_vae: project tokens to a mean and a log variance (`DeepTokenizer.posterior`).
+        vae_decoder: a linear map after the sample (`DeepTokenizer.decode_posterior`).
+    """
+
+    vision: CLIPVisionConfig = dataclasses.field(default_factory=CLIPVisionConfig)
+    resampler: ResamplerConfig = dataclasses.field(default_factory=ResamplerConfig)
+    preprocess: Literal["clip", "plain"] = "clip"
+    image_mean: tuple[float, float, float] = CLIP_MEAN
+    image_std: tuple[float, float, float] = CLIP_STD
+    use_vae: bool = False
+    vae_decoder: bool = False
+
+    def __post_init__(self):
+        if self.resampler.embed_dim != self.vision.embed_dim:
+            raise ValueError(
+                "the resampler must read the image tower's width, got embed_dim "
+                f"{self.resampler.embed_dim} and {self.vision.embed_dim}"
+            )
+        if self.resampler.output_shape is not None:
+            raise ValueError("the resampler of a tokenizer gives tokens: set output_shape to None")
+        if self.preprocess not in ("clip", "plain"):
+            raise ValueError(f"preprocess must be 'clip' or 'plain', got {self.preprocess!r}")
+        if self.vae_decoder and not self.use_vae:
+            raise ValueError("vae_decoder needs use_vae")
+
+    @property
+    def num_tokens(self) -> int:
+        """Deep tokens of a keyframe."""
+        return self.resampler.num_tokens
+
+    @property
+    def token_dim(self) -> int:
+        """Width of a deep token."""
+        return self.resampler.output_dim
+
+
+class DeepTokenizer(nnx.Module):
+    """Keyframes [b, k, h, w, 3] in [-1, 1] -> deep tokens [b, k, n, z]."""
+
+    def __init__(
+        self, cfg: DeepTokenizerConfig, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs
+    ):
+        self.cfg = cfg
+        kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.vision = CLIPVision(cfg.vision, **kwargs)
+        self.resampler = Resampler(cfg.resampler, **kwargs)
+        if cfg.use_vae:
+            self.vae_projector = VAEProjector(cfg.token_dim, decoder=cfg.vae_decoder, **kwargs)
+
+    @typechecked
+    def __call__(self, keyframes: Float[Array, "b k h w 3"]) -> Float[Array, "b k n z"]:
+        """Deep tokens as the resampler gives them (before `posterior`, where there is one).
+
+        Args:
+            keyframes: [b, k, h, w, 3] in [-1, 1]; any size with the "clip" preprocessing.
+
+        Raises:
+            ValueError: without preprocessing, the images are not of the tower's size.
+        """
+        b, k = keyframes.shape[:2]
+        features = self.encode_images(keyframes.reshape(b * k, *keyframes.shape[2:]))
+        tokens = self.resampler(features)
+        return tokens.reshape(b, k, *tokens.shape[1:])
+
+    @typechecked
+    def preprocess(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b y x 3"]:
+        """What the image tower gets for images in [-1, 1]."""
+        cfg = self.cfg
+        if cfg.preprocess == "plain":
+            return images
+        return clip_preprocess(images, cfg.vision.image_size, cfg.image_mean, cfg.image_std)
+
+    @typechecked
+    def encode_images(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b l d"]:
+        """All tokens of the image tower, class token first, for images in [-1, 1]."""
+        return self.vision(self.preprocess(images))
+
+    def null_tokens(self) -> Float[Array, "n z"]:
+        """Deep tokens of a grey (all zero) image: the unconditional branch of guidance."""
+        size = self.cfg.vision.image_size
+        return self(jnp.zeros((1, 1, size, size, 3), jnp.float32))[0, 0]
+
+    def posterior(
+        self, tokens: Float[Array, "*b n z"]
+    ) -> tuple[Float[Array, "*b n z"], Float[Array, "*b n z"]]:
+        """Mean and log variance of the bottleneck for raw deep tokens.
+
+        Raises:
+            ValueError: the tokenizer was built without `use_vae`.
+        """
+        if not self.cfg.use_vae:
+            raise ValueError("this tokenizer has no posterior: set use_vae")
+        return self.vae_projector(tokens)
+
+    def decode_posterior(self, latent: Float[Array, "*b n z"]) -> Float[Array, "*b n z"]:
+        """Deep tokens of a sample or mean of the posterior (unchanged without `vae_decoder`)."""
+        return self.vae_projector.decode(latent) if self.cfg.vae_decoder else latent
+
+
+class VAEProjector(nnx.Module):
+    """Two linear maps to the mean and the log variance of a token, and an optional one back."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        decoder: bool = False,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        init = nnx.initializers
+        kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.mean = nnx.Linear(dim, dim, kernel_init=_identity, **kwargs)
+        self.logvar = nnx.Linear(
+            dim, dim, kernel_init=init.constant(0.02), bias_init=init.constant(-1.0), **kwargs
+        )
+        self.has_decoder = decoder
+        if decoder:
+            self.decoder = nnx.Linear(dim, dim, **kwargs)
+
+    def __call__(
+        self, tokens: Float[Array, "*b n z"]
+    ) -> tuple[Float[Array, "*b n z"], Float[Array, "*b n z"]]:
+        """(mean, log variance), not clamped."""
+        return self.mean(tokens), self.logvar(tokens)
+
+    def decode(self, latent: Float[Array, "*b n z"]) -> Float[Array, "*b n z"]:
+        """The map back, or `latent` itself where there is none."""
+        return self.decoder(latent) if self.has_decoder else latent
+
+
+def sample_posterior(
+    mean: Float[Array, "*b n z"], logvar: Float[Array, "*b n z"], noise: Float[Array, "*b n z"]
+) -> Float[Array, "*b n z"]:
+    """`mean + exp(logvar / 2) * noise`, in float32 inside."""
+    std = jnp.exp(0.5 * logvar.astype(jnp.float32))
+    return (mean + std * noise).astype(mean.dtype)
+
+
+def mask_leading_tokens(
+    tokens: Float[Array, "*b n z"], last_masked: int | Array
+) -> Float[Array, "*b n z"]:
+    """Zeroes tokens 0..`last_masked` of every keyframe; -1 leaves all (the demo's `rm_tkn`).
+
+    Args:
+        tokens: deep tokens, any leading axes.
+        last_masked: index of the last token to remove; may be traced.
+    """
+    keep = jnp.arange(tokens.shape[-2]) > last_masked
+    return jnp.where(keep[:, None], tokens, jnp.zeros((), tokens.dtype))
+
+
+def _identity(key: jax.Array, shape: tuple[int, int], dtype=jnp.float32, **_) -> jax.Array:
+    return jnp.eye(*shape, dtype=dtype)
