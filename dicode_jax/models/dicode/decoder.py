@@ -1,0 +1,485 @@
+"""Clip decoder: a latent video diffusion model that paints a clip from its keyframes' tokens.
+
+DiCoDe (arXiv 2412.04446), section 3.1; DynamiCrafter (arXiv 2310.12190) is the backbone. The text
+prompt of the backbone is always the empty one, so its embedding is stored as a constant beside the
+weights, as are the deep tokens of an all-zero (mid-grey) image, the unconditional condition:
+decoding a clip needs no CLIP.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dicode_jax.diffusion.guidance import guide, guide_three_way, rescale_guidance
+from dicode_jax.diffusion.samplers.base import Denoise, Trajectory, per_sample_normal, sample
+from dicode_jax.diffusion.samplers.ddim import DDIM
+from dicode_jax.diffusion.schedules import NoiseSchedule
+from dicode_jax.diffusion.time_grid import SPACINGS, ddim_time_grid
+from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from dicode_jax.models.dicode.tokenizer import mask_leading_tokens
+from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
+from dicode_jax.nn.resampler import Resampler, ResamplerConfig
+from dicode_jax.typing import Array, Float, Int, UInt8, typechecked
+
+IMAGE_PROJ_TYPES = ("headrear", "fullseq")
+NULL_TEXTS = ("empty", "zeros")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipDecoderConfig:
+    """Parts and conditioning of a `ClipDecoder`.
+
+    Attributes:
+        unet: the denoiser; its `context_dim` is the width of the deep tokens, its
+            `text_context_len` the number of text tokens. With a latent head it takes
+            `autoencoder.embed_dim + latent_head.output_shape[-1]` input channels.
+        autoencoder: latents <-> pixels.
+        schedule: training noise schedule and parameterization.
+        num_tokens: deep tokens per keyframe.
+        image_proj_type: "headrear": two keyframes, the first half of the frames sees the tokens of
+            the first and the second half those of the second; "fullseq": tokens for every frame.
+        latent_head: maps the deep tokens of a keyframe to a latent image that is concatenated to
+            the noisy latents on the channels (the original's `hybrid_concat`). None for off.
+        null_text: what the unconditional branch uses as text: the same empty prompt, or zeros.
+        latent_size: rows and columns of the latents that sampling makes by default; None for the
+            autoencoder's nominal resolution.
+    """
+
+    unet: UNet3DConfig = dataclasses.field(default_factory=UNet3DConfig)
+    autoencoder: AutoencoderKLConfig = dataclasses.field(default_factory=AutoencoderKLConfig)
+    schedule: NoiseSchedule = dataclasses.field(
+        default_factory=lambda: NoiseSchedule(zero_terminal_snr=True, parameterization="v")
+    )
+    num_tokens: int = 16
+    image_proj_type: str = "headrear"
+    latent_head: ResamplerConfig | None = None
+    null_text: str = "empty"
+    latent_size: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        if self.image_proj_type not in IMAGE_PROJ_TYPES:
+            raise ValueError(
+                f"image_proj_type must be one of {IMAGE_PROJ_TYPES}, got {self.image_proj_type!r}"
+            )
+        if self.null_text not in NULL_TEXTS:
+            raise ValueError(f"null_text must be one of {NULL_TEXTS}, got {self.null_text!r}")
+        if self.num_tokens < 1:
+            raise ValueError(f"num_tokens must be at least 1, got {self.num_tokens}")
+        latent_channels = self.autoencoder.embed_dim
+        if self.unet.out_channels != latent_channels:
+            raise ValueError(
+                f"the UNet must give the autoencoder's {latent_channels} latent channels, "
+                f"its out_channels is {self.unet.out_channels}"
+            )
+        extra = 0
+        if self.latent_head is not None:
+            if self.latent_head.output_shape is None:
+                raise ValueError("latent_head needs output_shape (h, w, c) of the latent image")
+            if self.latent_head.embed_dim != self.token_dim:
+                raise ValueError(
+                    f"latent_head reads deep tokens of width {self.token_dim} (unet.context_dim), "
+                    f"its embed_dim is {self.latent_head.embed_dim}"
+                )
+            extra = self.latent_head.output_shape[-1]
+        if self.unet.in_channels != latent_channels + extra:
+            raise ValueError(
+                f"the UNet must take {latent_channels} latent and {extra} conditioning channels, "
+                f"its in_channels is {self.unet.in_channels}"
+            )
+
+    @property
+    def token_dim(self) -> int:
+        """Width of a deep token, the UNet's context width."""
+        return self.unet.context_dim
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of the latents of a frame that sampling makes by default."""
+        if self.latent_size is not None:
+            h, w = self.latent_size
+        else:
+            h = w = self.autoencoder.resolution // self.autoencoder.downsampling
+        return h, w, self.autoencoder.embed_dim
+
+
+class Condition(NamedTuple):
+    """What the UNet is told besides the noisy latents and the time.
+
+    Attributes:
+        context: text tokens, then the deep tokens of every frame, ``[b, l + f n, d]``.
+        concat: latent image of every frame, ``[b, f, h, w, c]``, or None.
+    """
+
+    context: Array
+    concat: Array | None
+
+
+class ClipDecoder(nnx.Module):
+    """UNet, autoencoder, optional latent head, and two constants.
+
+    ``text_context`` ``[l, d]`` and ``null_tokens`` ``[n, d]`` are parameters only in that they are
+    stored with the weights; `is_constant` names them so that training leaves them alone. They
+    start as zeros and are set from a tokenizer (or a checkpoint).
+    """
+
+    def __init__(
+        self, cfg: ClipDecoderConfig, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs
+    ):
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.cfg = cfg
+        self.unet = UNet3D(cfg.unet, **options)
+        self.autoencoder = AutoencoderKL(cfg.autoencoder, **options)
+        if cfg.latent_head is not None:
+            self.latent_head = Resampler(cfg.latent_head, **options)
+        self.text_context = nnx.Param(
+            jnp.zeros((cfg.unet.text_context_len, cfg.token_dim), param_dtype)
+        )
+        self.null_tokens = nnx.Param(jnp.zeros((cfg.num_tokens, cfg.token_dim), param_dtype))
+
+    @typechecked
+    def condition(
+        self,
+        tokens: Float[Array, "b k n d"],
+        num_frames: int,
+        *,
+        text_context: Float[Array, "b l d"] | None = None,
+        concat_tokens: Float[Array, "b k n d"] | None = None,
+    ) -> Condition:
+        """Spread deep tokens (and the latent images they stand for) over the frames of a clip.
+
+        Args:
+            tokens: of the clip's first and last frame, ``[b, 2, n, d]``; of all frames with
+                "fullseq".
+            num_frames: frames of the clip; a multiple of the number of keyframes given.
+            text_context: text tokens instead of the stored empty prompt.
+            concat_tokens: tokens for the latent head instead of ``tokens``.
+
+        Raises:
+            ValueError: the number of keyframes does not fit the image_proj_type or the frames.
+        """
+        cfg = self.cfg
+        b, k, n, d = tokens.shape
+        expected = 2 if cfg.image_proj_type == "headrear" else num_frames
+        if k != expected:
+            raise ValueError(
+                f"image_proj_type {cfg.image_proj_type!r} with {num_frames} frames needs the deep "
+                f"tokens of {expected} keyframes, got {k}"
+            )
+        if (n, d) != (cfg.num_tokens, cfg.token_dim):
+            raise ValueError(
+                f"a keyframe has {cfg.num_tokens} deep tokens of width {cfg.token_dim}, "
+                f"got {n} of width {d}"
+            )
+        if num_frames % k:
+            raise ValueError(f"the number of frames must be a multiple of {k}, got {num_frames}")
+        if text_context is None:
+            text_context = jnp.broadcast_to(self.text_context[...], (b, *self.text_context.shape))
+        per_frame = jnp.repeat(tokens, num_frames // k, axis=1)
+        image_context = per_frame.reshape(b, num_frames * n, d).astype(text_context.dtype)
+        concat = None
+        if cfg.latent_head is not None:
+            source = tokens if concat_tokens is None else concat_tokens
+            concat = self.latent_images(source)
+            concat = jnp.repeat(concat, num_frames // k, axis=1)
+        return Condition(jnp.concatenate([text_context, image_context], axis=1), concat)
+
+    @typechecked
+    def latent_images(self, tokens: Float[Array, "b k n d"]) -> Float[Array, "b k h w c"]:
+        """The latent head's image of each keyframe.
+
+        Raises:
+            ValueError: this decoder has no latent head.
+        """
+        if self.cfg.latent_head is None:
+            raise ValueError("this decoder has no latent head (cfg.latent_head is None)")
+        b, k = tokens.shape[:2]
+        images = self.latent_head(tokens.reshape(b * k, *tokens.shape[2:]))
+        return images.reshape(b, k, *images.shape[1:])
+
+    def null_condition(
+        self,
+        batch: int,
+        num_frames: int,
+        *,
+        null_tokens: Float[Array, "n d"] | None = None,
+        text_context: Float[Array, "b l d"] | None = None,
+        concat: Float[Array, "b f h w c"] | None = None,
+    ) -> Condition:
+        """The unconditional condition: null tokens at every frame.
+
+        Args:
+            batch: number of samples.
+            num_frames: frames of the clip.
+            null_tokens: instead of the stored ones.
+            text_context: text tokens instead of the stored empty prompt (or zeros).
+            concat: latent images to keep; the original gives the unconditional branch the
+                conditional ones. None makes them from the null tokens where there is a latent head.
+        """
+        if null_tokens is None:
+            null_tokens = self.null_tokens[...]
+        if text_context is None and self.cfg.null_text == "zeros":
+            text_context = jnp.zeros((batch, *self.text_context.shape), self.text_context.dtype)
+        k = 2 if self.cfg.image_proj_type == "headrear" else num_frames
+        tokens = jnp.broadcast_to(null_tokens, (batch, k, *null_tokens.shape))
+        if concat is None:
+            return self.condition(tokens, num_frames, text_context=text_context)
+        if text_context is None:
+            text_context = jnp.broadcast_to(
+                self.text_context[...], (batch, *self.text_context.shape)
+            )
+        image_context = jnp.tile(null_tokens.astype(text_context.dtype), (num_frames, 1))
+        image_context = jnp.broadcast_to(image_context, (batch, *image_context.shape))
+        return Condition(jnp.concatenate([text_context, image_context], axis=1), concat)
+
+    def denoise(
+        self,
+        x: Float[Array, "b f h w c"],
+        timesteps: Int[Array, " b"] | Int[Array, "b f"],
+        condition: Condition,
+        fs: Int[Array, " b"] | None,
+        *,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b f h w c"]:
+        """One network evaluation; concatenates the latent images to ``x`` where there are any."""
+        if condition.concat is not None:
+            x = jnp.concatenate([x, condition.concat.astype(x.dtype)], axis=-1)
+        return self.unet(
+            x, timesteps, condition.context, fs, deterministic=deterministic, rngs=rngs
+        )
+
+
+def is_constant(path: tuple) -> bool:
+    """Whether a path in the state of a `ClipDecoder` is one of its stored constants."""
+    return any(str(part) in ("text_context", "null_tokens") for part in path)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How `decode_clip` samples; the defaults are those of the released demos.
+
+    Attributes:
+        num_frames: frames of a clip.
+        num_inference_steps: DDIM steps.
+        guidance_scale: strength of classifier-free guidance on the deep tokens; with 1 only the
+            conditional branch runs.
+        image_guidance_scale: strength of the deep tokens alone when a text is given too (three-way
+            guidance, the original's `cfg_img`); None for plain guidance. Without a text the two
+            conditional branches are equal, and this takes the place of ``guidance_scale``.
+        guidance_rescale: see `dicode_jax.diffusion.guidance.rescale_guidance`.
+        eta: 0 deterministic, 1 ancestral.
+        spacing: one of `dicode_jax.diffusion.time_grid.SPACINGS`.
+        fs: frame-stride condition of the UNet.
+        drop_tokens: zero the deep tokens 0..drop_tokens of every keyframe; None keeps all.
+        batch_guidance: evaluate the branches of guidance in one batched call.
+        table_dtype: rounding of the tables, see `dicode_jax.diffusion.samplers.ddim.DDIM`.
+    """
+
+    num_frames: int = 16
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+    image_guidance_scale: float | None = None
+    guidance_rescale: float = 0.7
+    eta: float = 1.0
+    spacing: str = "uniform"
+    fs: int = 6
+    drop_tokens: int | None = None
+    batch_guidance: bool = True
+    table_dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.num_frames < 1:
+            raise ValueError(f"num_frames must be at least 1, got {self.num_frames}")
+        if self.num_inference_steps < 1:
+            raise ValueError(
+                f"num_inference_steps must be at least 1, got {self.num_inference_steps}"
+            )
+        if self.spacing not in SPACINGS:
+            raise ValueError(f"spacing must be one of {SPACINGS}, got {self.spacing!r}")
+        if not 0 <= self.guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale must be in 0..1, got {self.guidance_rescale}")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must be in 0..1, got {self.eta}")
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the unconditional branch runs at all."""
+        return self.guidance_scale != 1.0
+
+
+def guided_denoise(
+    decoder: ClipDecoder,
+    cond: Condition,
+    uncond: Condition | None,
+    fs: Int[Array, " b"] | None,
+    cfg: SamplingConfig,
+    *,
+    image_only: Condition | None = None,
+) -> Denoise:
+    """The guided model of a sampling loop.
+
+    Args:
+        decoder: the network.
+        cond: full condition.
+        uncond: null condition; None (or ``guidance_scale`` 1) runs the conditional branch alone.
+        fs: frame-stride condition, ``[b]``.
+        cfg: scales, rescale and whether branches share one call.
+        image_only: third branch of three-way guidance, deep tokens without text.
+
+    Returns:
+        ``(x [b, f, h, w, c], timesteps [b] or [b, f]) -> prediction [b, f, h, w, c]``, float32.
+    """
+    if uncond is None or not cfg.is_guided:
+        return lambda x, t: decoder.denoise(x, t, cond, fs).astype(jnp.float32)
+    branches = [cond, uncond] + ([] if image_only is None else [image_only])
+    stacked = jax.tree.map(lambda *parts: jnp.concatenate(parts), *branches)
+    count = len(branches)
+
+    def evaluate(x, t):
+        if not cfg.batch_guidance:
+            return [decoder.denoise(x, t, branch, fs) for branch in branches]
+        repeat = lambda a: None if a is None else jnp.concatenate([a] * count)  # noqa: E731
+        return jnp.split(decoder.denoise(repeat(x), repeat(t), stacked, repeat(fs)), count)
+
+    def denoise(x, t):
+        outputs = [output.astype(jnp.float32) for output in evaluate(x, t)]
+        if image_only is not None:
+            image_scale = cfg.image_guidance_scale
+            scale = cfg.guidance_scale if image_scale is None else image_scale
+            guided = guide_three_way(*outputs, cfg.guidance_scale, scale)
+        else:
+            image_scale = cfg.image_guidance_scale
+            guided = guide(*outputs, cfg.guidance_scale if image_scale is None else image_scale)
+        if cfg.guidance_rescale > 0:
+            guided = rescale_guidance(guided, outputs[0], cfg.guidance_rescale)
+        return guided
+
+    return denoise
+
+
+def clip_conditions(
+    decoder: ClipDecoder,
+    tokens: Float[Array, "b k n d"],
+    cfg: SamplingConfig,
+    *,
+    text_context: Float[Array, "b l d"] | None = None,
+    concat_tokens: Float[Array, "b k n d"] | None = None,
+    null_tokens: Float[Array, "n d"] | None = None,
+) -> tuple[Condition, Condition | None, Condition | None]:
+    """Conditional, null and image-only condition of a clip; the last two where ``cfg`` uses them.
+
+    Args:
+        decoder: gives the constants and the latent head.
+        tokens: deep tokens, ``[b, 2, n, d]`` (``[b, f, n, d]`` with "fullseq").
+        cfg: sampling settings.
+        text_context: text tokens of the conditional branch instead of the empty prompt.
+        concat_tokens: deep tokens for the latent head when they differ (before a latent VAE).
+        null_tokens: deep tokens of the unconditional branch instead of the stored ones.
+    """
+    if cfg.drop_tokens is not None:
+        tokens = mask_leading_tokens(tokens, cfg.drop_tokens)
+    options = {"concat_tokens": concat_tokens}
+    cond = decoder.condition(tokens, cfg.num_frames, text_context=text_context, **options)
+    if not cfg.is_guided:
+        return cond, None, None
+    uncond = decoder.null_condition(
+        tokens.shape[0], cfg.num_frames, null_tokens=null_tokens, concat=cond.concat
+    )
+    image_only = None
+    if text_context is not None and cfg.image_guidance_scale is not None:
+        image_only = decoder.condition(tokens, cfg.num_frames, **options)
+    return cond, uncond, image_only
+
+
+@typechecked
+def decode_clip(
+    decoder: ClipDecoder,
+    tokens: Float[Array, "b k n d"],
+    keys: Array | None,
+    cfg: SamplingConfig,
+    *,
+    x_init: Float[Array, "b f h w c"] | None = None,
+    noise: Float[Array, "s b f h w c"] | None = None,
+    text_context: Float[Array, "b l d"] | None = None,
+    concat_tokens: Float[Array, "b k n d"] | None = None,
+    null_tokens: Float[Array, "n d"] | None = None,
+    return_trajectory: bool = False,
+) -> Float[Array, "b f h w c"] | tuple[Float[Array, "b f h w c"], Trajectory]:
+    """Sample the latents of a clip from deep tokens. Pure: jit it with ``cfg`` static.
+
+    Args:
+        decoder: the model.
+        tokens: deep tokens of the first and last frame, ``[b, 2, n, d]`` (of all frames with
+            "fullseq").
+        keys: one key per sample, ``[b]``; a sample depends on its key alone, not on the batch.
+            None when ``x_init`` (and, with eta > 0, ``noise``) are given.
+        cfg: sampling settings.
+        x_init: starting noise instead of the keys'.
+        noise: noise of every step instead of the keys'.
+        text_context, concat_tokens, null_tokens: see `clip_conditions`.
+        return_trajectory: also return the state and the clean estimate after every step.
+
+    Returns:
+        Scaled latents ``[b, f, h, w, c]``, float32; see `decode_latents`.
+
+    Raises:
+        ValueError: neither keys nor noise, or shapes that do not fit the config.
+    """
+    b = tokens.shape[0]
+    if x_init is None:
+        if keys is None:
+            raise ValueError("decode_clip needs keys (one per sample) or x_init")
+        shape = (cfg.num_frames, *decoder.cfg.latent_shape)
+        x_init = per_sample_normal(keys, 0, shape)
+    if x_init.shape[1] != cfg.num_frames:
+        raise ValueError(f"x_init has {x_init.shape[1]} frames, the config {cfg.num_frames}")
+    step_keys = None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+    cond, uncond, image_only = clip_conditions(
+        decoder,
+        tokens,
+        cfg,
+        text_context=text_context,
+        concat_tokens=concat_tokens,
+        null_tokens=null_tokens,
+    )
+    schedule = decoder.cfg.schedule
+    latents, trajectory = sample(
+        guided_denoise(
+            decoder,
+            cond,
+            uncond,
+            jnp.full((b,), cfg.fs, jnp.int32),
+            cfg,
+            image_only=image_only,
+        ),
+        DDIM(schedule=schedule, eta=cfg.eta, table_dtype=cfg.table_dtype),
+        x_init.astype(jnp.float32),
+        ddim_time_grid(cfg.spacing, cfg.num_inference_steps, schedule.num_timesteps),
+        keys=step_keys,
+        noise=noise,
+        return_trajectory=return_trajectory,
+    )
+    return (latents, trajectory) if return_trajectory else latents
+
+
+@typechecked
+def decode_latents(
+    decoder: ClipDecoder, latents: Float[Array, "b f h w c"], *, per_frame: bool = False
+) -> Float[Array, "b f y x 3"]:
+    """Scaled latents to pixels, about [-1, 1] and not clipped, float32.
+
+    Args:
+        decoder: holds the autoencoder.
+        latents: ``[b, f, h, w, c]``.
+        per_frame: one frame after the other, to save memory; equal results.
+    """
+    return decoder.autoencoder.decode_latents(latents, per_frame=per_frame).astype(jnp.float32)
+
+
+def to_uint8(pixels: Float[Array, "..."]) -> UInt8[Array, "..."]:
+    """Pixels in [-1, 1] to 0..255: clipped, then truncated (not rounded), as the original saves."""
+    unit = (jnp.clip(pixels.astype(jnp.float32), -1.0, 1.0) + 1.0) / 2.0
+    return (unit * 255.0).astype(jnp.uint8)
