@@ -57,7 +57,7 @@ RADII = {"small": (7.0, 8.0), "medium": (9.5, 11.0), "large": (12.5, 15.0)}
 SIZES = tuple(RADII)
 
 WORLD_SIZE = 64.0
-MARGIN = 1.0  # the least distance between an object and the edge of the frame
+MARGIN = 1.5  # the least distance between an object and the edge of the frame
 SPAN_RANGE = (24.0, 32.0)  # how far a moving object goes in one clip
 GROWTH_RANGE = (1.8, 2.0)  # how much larger a growing object is after one clip
 ORBIT_RANGE = (11.0, 17.0)  # the radius of a circular path
@@ -262,12 +262,23 @@ def render_at(
     centers = (np.arange(frame_size, dtype=np.float32) + 0.5) / scale
     dx = centers[None, None, :] - x.astype(np.float32)[:, None, None]  # [t, 1, w]
     dy = centers[None, :, None] - y.astype(np.float32)[:, None, None]  # [t, h, 1]
-    distance = _DISTANCES[scene.attributes.shape](dx, dy, radius.astype(np.float32)[:, None, None])
+    distance = outline_distance(
+        scene.attributes.shape, dx, dy, radius.astype(np.float32)[:, None, None]
+    )
     distance *= np.float32(-255.0 * scale)
     distance += np.float32(128.0)
     coverage = np.clip(distance, 0, 255, out=distance).astype(np.uint8)
     palette = _palette(scene.attributes.color, scene.attributes.background)
     return palette[coverage].reshape(*times.shape, frame_size, frame_size, 3)
+
+
+def outline_distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius) -> np.ndarray:
+    """Distance to a shape's outline, negative inside, at offsets (dx, dy) from its centre.
+
+    All arguments broadcast. Outside a corner it falls short of the true distance, by less than
+    anti-aliasing sees.
+    """
+    return _DISTANCES[shape](dx, dy, radius)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -344,10 +355,6 @@ def _place(rng: np.random.Generator, radius: float, travel: float = 0.0) -> floa
     """Draws a start coordinate from which an object can go -travel and stay inside the frame."""
     low, high = radius + MARGIN, WORLD_SIZE - radius - MARGIN
     return rng.uniform(low + max(travel, 0.0), high + min(travel, 0.0))
-
-
-# Distances to the outline, negative inside; the arguments broadcast to [t, h, w]. Outside a corner
-# they fall short of the true distance, which anti-aliasing does not see.
 
 
 def _circle(dx, dy, radius):

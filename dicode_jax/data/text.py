@@ -215,9 +215,8 @@ def _gpt2(vocab: str, merges: str) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(models.BPE.from_file(vocab, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [END_OF_TEXT]
-    )  # in the vocabulary already: this marks it as special
+    if tokenizer.token_to_id(END_OF_TEXT) is not None:
+        tokenizer.add_special_tokens([END_OF_TEXT])  # keeps its id, and is now read as one token
     return tokenizer
 
 
