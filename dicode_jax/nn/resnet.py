@@ -14,8 +14,8 @@ from flax import nnx
 from dicode_jax.nn.norm import GroupNorm
 from dicode_jax.typing import Array, Float, typechecked
 
-# PyTorch's default, from which the reference starts: uniform within +-1/sqrt(fan_in). The variance is
-# a third of nnx's default.
+# The default of PyTorch and so of the reference: uniform within +-1/sqrt(fan_in), with a third of
+# the variance of nnx's default.
 fan_in_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 

@@ -1,0 +1,216 @@
+"""Video UNet of DynamiCrafter and DiCoDe (`model.diffusion_model` in their checkpoints)."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from convert.rules import (
+    CONV1D1,
+    CONV1X1,
+    CONV2D,
+    CONV3D_T,
+    LINEAR,
+    Layout,
+    Rule,
+    Rules,
+    load_module,
+)
+from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
+
+CONV3D = Layout("conv3d", (2, 3, 4, 1, 0))  # [o, i, f, h, w] -> [f, h, w, i, o]
+
+
+def _affine(source: str, target: str) -> tuple[Rule, ...]:
+    return (
+        Rule(rf"{source}\.weight", f"{target}.scale"),
+        Rule(rf"{source}\.bias", f"{target}.bias"),
+    )
+
+
+def _dense(source: str, target: str, layout: Layout = LINEAR) -> tuple[Rule, ...]:
+    return (
+        Rule(rf"{source}\.weight", f"{target}.kernel", layout),
+        Rule(rf"{source}\.bias", f"{target}.bias"),
+    )
+
+
+def _resnet(source: str, target: str, temporal: Layout) -> tuple[Rule, ...]:
+    """A residual block; the misspelt `temopral_conv` is the original's."""
+    rules = (
+        *_affine(rf"{source}\.in_layers\.0", f"{target}.resnet.norm1"),
+        *_dense(rf"{source}\.in_layers\.2", f"{target}.resnet.conv1", CONV2D),
+        *_dense(rf"{source}\.emb_layers\.1", f"{target}.resnet.embed_proj"),
+        *_affine(rf"{source}\.out_layers\.0", f"{target}.resnet.norm2"),
+        *_dense(rf"{source}\.out_layers\.3", f"{target}.resnet.conv2", CONV2D),
+        *_dense(rf"{source}\.skip_connection", f"{target}.resnet.shortcut", CONV1X1),
+    )
+    for i in range(4):
+        conv, norm = rf"{source}\.temopral_conv\.conv{i + 1}", f"{target}.temporal_conv"
+        index = 2 if i == 0 else 3  # the first has no dropout before its convolution
+        rules += _affine(rf"{conv}\.0", f"{norm}.norms.{i}")
+        rules += _dense(rf"{conv}\.{index}", f"{norm}.convs.{i}", temporal)
+    return rules
+
+
+def _transformer(source: str, target: str, block: str, projection: Layout) -> tuple[Rule, ...]:
+    """A spatial or temporal transformer. `block` is the format field of the block's number."""
+    inner, blocks = rf"{source}\.transformer_blocks\.(\d+)", f"{target}.blocks.{block}"
+    rules = (
+        *_affine(rf"{source}\.norm", f"{target}.norm"),
+        *_dense(rf"{source}\.proj_in", f"{target}.proj_in", projection),
+        *_dense(rf"{source}\.proj_out", f"{target}.proj_out", projection),
+        *_dense(rf"{inner}\.ff\.net\.0\.proj", f"{blocks}.mlp.up"),
+        *_dense(rf"{inner}\.ff\.net\.2", f"{blocks}.mlp.down"),
+    )
+    for i in (1, 2, 3):
+        rules += _affine(rf"{inner}\.norm{i}", f"{blocks}.norm{i}")
+    for i in (1, 2):
+        attention, to = rf"{inner}\.attn{i}", f"{blocks}.attention{i}"
+        for name in "qkv":
+            rules += (Rule(rf"{attention}\.to_{name}\.weight", f"{to}.{name}.kernel", LINEAR),)
+        for name in "kv":
+            table = rf"{attention}\.relative_position_{name}\.embeddings_table"
+            image = rf"{attention}\.to_{name}_ip\.weight"
+            rules += (Rule(table, f"{to}.{name}_position"),)
+            rules += (Rule(image, f"{to}.{name}_image.kernel", LINEAR),)
+        rules += _dense(rf"{attention}\.to_out\.0", f"{to}.out")
+        rules += (Rule(rf"{attention}\.alpha", f"{to}.alpha"),)
+    return rules
+
+
+def rules(*, use_linear: bool = True, spatial_aware_conv: bool = False) -> Rules:
+    """The table for one choice of the two options that change layouts, not modules.
+
+    Args:
+      use_linear: Projections around the transformers are linear layers, not 1x1 convolutions.
+        Those of `init_attn` are always convolutions.
+      spatial_aware_conv: Temporal kernels see height and width.
+    """
+    temporal = CONV3D if spatial_aware_conv else CONV3D_T
+    spatial_projection = LINEAR if use_linear else CONV1X1
+    temporal_projection = LINEAR if use_linear else CONV1D1
+    table = (
+        *_dense(r"time_embed\.0", "time_embed.up"),
+        *_dense(r"time_embed\.2", "time_embed.down"),
+        *_dense(r"(?:fps_embedding|framestride_embed)\.0", "fs_embed.up"),
+        *_dense(r"(?:fps_embedding|framestride_embed)\.2", "fs_embed.down"),
+        *_dense(r"input_blocks\.0\.0", "down_stages.0.layers.0", CONV2D),
+        *_transformer(r"init_attn\.0", "init_attention", "{0}", CONV1D1),
+        *_affine(r"out\.0", "norm_out"),
+        *_dense(r"out\.2", "conv_out", CONV2D),
+    )
+    # In every stage the spatial transformer comes second and the temporal one third.
+    for source, target, block in (
+        (r"input_blocks\.(\d+)", "down_stages.{0}", "{1}"),
+        (r"output_blocks\.(\d+)", "up_stages.{0}", "{1}"),
+        (r"middle_block", "mid_stage", "{0}"),
+    ):
+        layer = "{1}" if "{0}" in target else "{0}"
+        table += _resnet(rf"{source}\.(\d+)", f"{target}.layers.{layer}", temporal)
+        table += _transformer(rf"{source}\.1", f"{target}.layers.1", block, spatial_projection)
+        table += _transformer(rf"{source}\.2", f"{target}.layers.2", block, temporal_projection)
+        table += _dense(rf"{source}\.(\d+)\.(?:op|conv)", f"{target}.layers.{layer}.conv", CONV2D)
+    return table
+
+
+# Original name -> ours.
+NAMES = {
+    "in_channels": "in_channels",
+    "out_channels": "out_channels",
+    "model_channels": "model_channels",
+    "num_res_blocks": "num_res_blocks",
+    "attention_resolutions": "attention_resolutions",
+    "channel_mult": "channel_mult",
+    "dropout": "dropout",
+    "conv_resample": "conv_resample",
+    "context_dim": "context_dim",
+    "use_scale_shift_norm": "use_scale_shift_norm",
+    "resblock_updown": "resblock_updown",
+    "transformer_depth": "transformer_depth",
+    "temporal_conv": "temporal_conv",
+    "tempspatial_aware": "spatial_aware_conv",
+    "temporal_attention": "temporal_attention",
+    "use_relative_position": "use_relative_position",
+    "use_causal_attention": "is_causal",
+    "temporal_length": "temporal_length",
+    "addition_attention": "init_attention",
+    "image_cross_attention": "image_cross_attention",
+    "image_cross_attention_scale_learnable": "learnable_image_scale",
+    "default_fs": "default_fs",
+    "fs_condition": "fs_condition",
+    "use_checkpoint": "remat",
+}
+# The original's defaults, where they differ from those of `UNet3DConfig`.
+DEFAULTS = {
+    "dropout": 0.0,
+    "channel_mult": (1, 2, 4, 8),
+    "context_dim": None,
+    "temporal_conv": False,
+    "use_relative_position": True,
+    "temporal_length": None,
+    "addition_attention": False,
+    "image_cross_attention": False,
+    "image_cross_attention_scale_learnable": False,
+    "default_fs": 4,
+    "fs_condition": False,
+}
+# Options with one supported value, and options that are read elsewhere.
+FIXED = {"dims": 2, "use_fp16": False}
+READ_ELSEWHERE = ("num_heads", "num_head_channels", "temporal_selfatt_only", "use_linear")
+REQUIRED = (
+    "in_channels",
+    "out_channels",
+    "model_channels",
+    "num_res_blocks",
+    "attention_resolutions",
+)
+
+
+def config_from_original(
+    config: Mapping[str, Any], *, context_rule: str = "length"
+) -> UNet3DConfig:
+    """Reads the arguments of the original `UNetModel`, or a config node with those as `params`.
+
+    Args:
+      context_rule: "length" for DynamiCrafter, "per_frame" for DiCoDe; their arguments are alike.
+
+    Raises:
+      ValueError: An option is unknown or missing, or has a value that is not supported.
+    """
+    options = dict(config.get("params", config))
+    known = {*NAMES, *FIXED, *READ_ELSEWHERE}
+    if unknown := sorted(set(options) - known):
+        raise ValueError(f"unknown UNet option(s): {', '.join(unknown)}")
+    if missing := [name for name in REQUIRED if name not in options]:
+        raise ValueError(f"missing UNet option(s): {', '.join(missing)}")
+    for name, value in FIXED.items():
+        if options.get(name, value) != value:
+            raise ValueError(f"UNet option {name} must be {value}, got {options[name]}")
+    options = DEFAULTS | options
+    fields = {ours: options[name] for name, ours in NAMES.items() if name in options}
+    for name in ("channel_mult", "attention_resolutions"):
+        fields[name] = tuple(fields[name])
+    head_dim, num_heads = options.get("num_head_channels", -1), options.get("num_heads", -1)
+    by_width = head_dim not in (-1, None)  # the original then ignores num_heads
+    return UNet3DConfig(
+        **fields,
+        head_dim=head_dim if by_width else None,
+        num_heads=None if by_width or num_heads in (-1, None) else num_heads,
+        init_attention_context=not options.get("temporal_selfatt_only", True),
+        context_rule=context_rule,
+    )
+
+
+def uses_linear(state_dict: Mapping[str, Any], prefix: str = "") -> bool:
+    """Whether the projections around the transformers are stored as linear layers."""
+    key = f"{prefix}middle_block.1.proj_in.weight"
+    return key not in state_dict or len(state_dict[key].shape) == 2
+
+
+def from_torch(state_dict: Mapping[str, Any], config: Mapping[str, Any] | UNet3DConfig) -> UNet3D:
+    """The UNet with the weights of an original state dict (keys `input_blocks.*` and so on)."""
+    cfg = config if dataclasses.is_dataclass(config) else config_from_original(config)
+    table = rules(use_linear=uses_linear(state_dict), spatial_aware_conv=cfg.spatial_aware_conv)
+    return load_module(lambda: UNet3D(cfg, rngs=nnx.Rngs(0)), state_dict, table)
