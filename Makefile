@@ -25,6 +25,7 @@ BIN := $(VENV)/bin
 export DEMO_PROMPT := $(value PROMPT)
 export DEMO_VIDEO := $(value VIDEO)
 export DEMO_OUT := $(value OUT)
+unexport PROMPT VIDEO OUT
 
 # Compiled programs are kept, so that a second run starts sooner.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
@@ -39,7 +40,8 @@ help:
 
 # $(call install,what,stamp): an editable install, repeated only when pyproject.toml changes.
 define install
-	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 found; name one with PYTHON=..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "error: no Python >= 3.11 at '$(PYTHON)'; name one with PYTHON=..." >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 	@echo "installing $(1) into $(VENV): about 1 GB, a minute or more the first time"
 	@$(BIN)/python -m pip install --quiet --editable "$(1)"
