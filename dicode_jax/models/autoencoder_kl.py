@@ -13,6 +13,7 @@ from flax import nnx
 
 from dicode_jax.distributions.diagonal_gaussian import DiagonalGaussian
 from dicode_jax.nn.attention import dot_product_attention
+from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.norm import GroupNorm
 from dicode_jax.nn.resnet import Downsample, ResnetBlock, Upsample, fan_in_uniform
 from dicode_jax.typing import Array, Float, typechecked
@@ -92,7 +93,7 @@ class SelfAttention2D(nnx.Module):
     ):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         linear = functools.partial(
-            nnx.Linear, channels, channels, kernel_init=fan_in_uniform, **options
+            Linear, channels, channels, kernel_init=fan_in_uniform, **options
         )
         self.norm = GroupNorm(channels, eps=NORM_EPS, num_groups=num_groups, **options)
         self.q, self.k, self.v, self.out = linear(), linear(), linear(), linear()
@@ -242,7 +243,7 @@ class AutoencoderKL(nnx.Module):
         self, cfg: AutoencoderKLConfig, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs
     ):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        linear = functools.partial(nnx.Linear, kernel_init=fan_in_uniform, **options)
+        linear = functools.partial(Linear, kernel_init=fan_in_uniform, **options)
         self.cfg = cfg
         self.encoder = Encoder(cfg, **options)
         self.decoder = Decoder(cfg, **options)

@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dicode_jax.nn.activations import gelu
 from dicode_jax.nn.attention import dot_product_attention
+from dicode_jax.nn.linear import Linear
 from dicode_jax.typing import Array, Float, Int, typechecked
 
 Activation = Literal["gelu", "quick_gelu"]
@@ -130,7 +132,7 @@ def _layer_norm(dim, dtype, param_dtype, rngs):
 def _activate(x, activation: Activation):
     if activation == "quick_gelu":
         return x * jax.nn.sigmoid(1.702 * x)
-    return jax.nn.gelu(x, approximate=False)
+    return gelu(x)
 
 
 class CLIPAttention(nnx.Module):
@@ -139,7 +141,7 @@ class CLIPAttention(nnx.Module):
     def __init__(
         self, dim: int, num_heads: int, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs
     ):
-        linear = functools.partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        linear = functools.partial(Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.num_heads = num_heads
         self.to_qkv, self.to_out = linear(dim, 3 * dim), linear(dim, dim)
 
@@ -162,7 +164,7 @@ class CLIPMLP(nnx.Module):
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        linear = functools.partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        linear = functools.partial(Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.activation = activation
         self.up, self.down = linear(dim, mlp_dim), linear(mlp_dim, dim)
 
@@ -233,7 +235,7 @@ class CLIPVision(nnx.Module):
         self.blocks = nnx.List([CLIPBlock(cfg, **kwargs) for _ in range(cfg.num_layers)])
         if cfg.output_dim is not None:
             self.norm_post = _layer_norm(cfg.embed_dim, **kwargs)
-            self.proj = nnx.Linear(cfg.embed_dim, cfg.output_dim, use_bias=False, **kwargs)
+            self.proj = Linear(cfg.embed_dim, cfg.output_dim, use_bias=False, **kwargs)
 
     @typechecked
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b t d"]:
@@ -290,7 +292,7 @@ class CLIPText(nnx.Module):
         self.pos_embed = draw(0.01, cfg.max_seq_len, cfg.embed_dim)
         self.blocks = nnx.List([CLIPBlock(cfg, **kwargs) for _ in range(cfg.num_layers)])
         self.norm_final = _layer_norm(cfg.embed_dim, **kwargs)
-        self.proj = nnx.Linear(cfg.embed_dim, cfg.output_dim, use_bias=False, **kwargs)
+        self.proj = Linear(cfg.embed_dim, cfg.output_dim, use_bias=False, **kwargs)
 
     @typechecked
     def __call__(

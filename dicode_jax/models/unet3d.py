@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dicode_jax.nn.embeddings import timestep_embedding
+from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.norm import GroupNorm
 from dicode_jax.nn.resnet import Downsample, Upsample, fan_in_uniform, group_norm_per_image
 from dicode_jax.nn.spatiotemporal import (
@@ -143,7 +144,7 @@ class TimeMLP(nnx.Module):
     """Sinusoidal embedding of a scalar, then two linear layers."""
 
     def __init__(self, channels: int, embed_dim: int, *, zero_init: bool = False, **options):
-        linear = functools.partial(nnx.Linear, **options)
+        linear = functools.partial(Linear, **options)
         self.channels = channels
         self.dtype = options.get("dtype")
         self.up = linear(channels, embed_dim, kernel_init=fan_in_uniform)

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dicode_jax.nn.activations import gelu
 from dicode_jax.nn.attention import dot_product_attention
+from dicode_jax.nn.linear import Linear
 from dicode_jax.typing import Array, Float, typechecked
 
 
@@ -112,7 +114,7 @@ class ResamplerConfig:
 
 
 def _linear(dtype, param_dtype, rngs):
-    return functools.partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    return functools.partial(Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
 
 def _layer_norm(dtype, param_dtype, rngs):
@@ -201,7 +203,7 @@ class FeedForward(nnx.Module):
         self.up, self.down = linear(dim, mlp_dim), linear(mlp_dim, dim)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        return self.down(jax.nn.gelu(self.up(self.norm(x)), approximate=False))
+        return self.down(gelu(self.up(self.norm(x))))
 
 
 class ResamplerBlock(nnx.Module):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.norm import GroupNorm
 from dicode_jax.typing import Array, Float, typechecked
 
@@ -82,7 +83,7 @@ class ResnetBlock(nnx.Module):
         self.resample = resample
         self.norm1 = GroupNorm(in_channels, eps=eps, num_groups=num_groups, **options)
         self.conv1 = conv(in_channels, out_channels)
-        linear = functools.partial(nnx.Linear, kernel_init=fan_in_uniform, **options)
+        linear = functools.partial(Linear, kernel_init=fan_in_uniform, **options)
         width = 2 * out_channels if use_scale_shift_norm else out_channels
         self.embed_proj = linear(embed_dim, width) if embed_dim is not None else None
         self.norm2 = GroupNorm(out_channels, eps=eps, num_groups=num_groups, **options)

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dicode_jax.nn.activations import gelu
 from dicode_jax.nn.attention import dot_product_attention
+from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.norm import GroupNorm
 from dicode_jax.nn.resnet import ResnetBlock, dropout, fan_in_uniform, group_norm_per_image
 from dicode_jax.typing import Array, Bool, Float
@@ -157,7 +159,7 @@ class Attention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         linear = functools.partial(
-            nnx.Linear,
+            Linear,
             kernel_init=fan_in_uniform,
             dtype=dtype,
             param_dtype=param_dtype,
@@ -248,13 +250,13 @@ class GatedMLP(nnx.Module):
     """Feed-forward layer with a gated linear unit: value times GELU (erf) of the gate."""
 
     def __init__(self, dim: int, *, mult: int = 4, **options):
-        linear = functools.partial(nnx.Linear, kernel_init=fan_in_uniform, **options)
+        linear = functools.partial(Linear, kernel_init=fan_in_uniform, **options)
         self.up = linear(dim, 2 * mult * dim)
         self.down = linear(mult * dim, dim)
 
     def __call__(self, x: Float[Array, "n t d"]) -> Float[Array, "n t d"]:
         value, gate = jnp.split(self.up(x), 2, axis=-1)
-        return self.down(value * nnx.gelu(gate, approximate=False))
+        return self.down(value * gelu(gate))
 
 
 class TransformerBlock(nnx.Module):
@@ -315,7 +317,7 @@ class SpatialTransformer(nnx.Module):
         num_groups: int = 32,
         **options,
     ):
-        linear = functools.partial(nnx.Linear, kernel_init=fan_in_uniform, **options)
+        linear = functools.partial(Linear, kernel_init=fan_in_uniform, **options)
         inner = num_heads * head_dim
         self.norm = GroupNorm(channels, eps=TRANSFORMER_NORM_EPS, num_groups=num_groups, **options)
         self.proj_in = linear(channels, inner)
@@ -368,7 +370,7 @@ class TemporalTransformer(nnx.Module):
         num_groups: int = 32,
         **options,
     ):
-        linear = functools.partial(nnx.Linear, kernel_init=fan_in_uniform, **options)
+        linear = functools.partial(Linear, kernel_init=fan_in_uniform, **options)
         inner = num_heads * head_dim
         self.is_causal = is_causal
         self.uses_context = context_dim is not None

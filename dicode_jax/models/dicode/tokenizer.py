@@ -14,6 +14,7 @@ from flax import nnx
 
 from dicode_jax.data.transforms import CLIP_MEAN, CLIP_STD, clip_preprocess
 from dicode_jax.models.clip import CLIPVision, CLIPVisionConfig
+from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.typing import Array, Float, typechecked
 
@@ -142,13 +143,13 @@ class VAEProjector(nnx.Module):
     ):
         init = nnx.initializers
         kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.mean = nnx.Linear(dim, dim, kernel_init=_identity, **kwargs)
-        self.logvar = nnx.Linear(
+        self.mean = Linear(dim, dim, kernel_init=_identity, **kwargs)
+        self.logvar = Linear(
             dim, dim, kernel_init=init.constant(0.02), bias_init=init.constant(-1.0), **kwargs
         )
         self.has_decoder = decoder
         if decoder:
-            self.decoder = nnx.Linear(dim, dim, **kwargs)
+            self.decoder = Linear(dim, dim, **kwargs)
 
     def __call__(
         self, tokens: Float[Array, "*b n z"]

@@ -1,0 +1,100 @@
+"""Config files, command-line overrides and JSON, all for frozen dataclasses.
+
+A config file defines `get_config()` and returns a dataclass; the command line overrides single fields
+(`--optim.lr 1e-4`); the resolved config is written beside every checkpoint and read back from there.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import dacite
+
+from dicode_jax.errors import UserError
+
+__all__ = ["from_dict", "from_json", "load_config_file", "parse_overrides", "to_dict", "to_json"]
+
+Config = TypeVar("Config")
+
+
+def load_config_file(path: str | pathlib.Path) -> Any:
+    """Runs a config file and returns what its `get_config()` returns.
+
+    Raises:
+      UserError: There is no such file, or it defines no `get_config`.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"no config file at {path}; the ones that come with the project lie in configs/"
+        )
+    spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path} defines no get_config()")
+    return module.get_config()
+
+
+def parse_overrides(config: Config, args: Sequence[str], *, prog: str) -> Config:
+    """The config with `--field.sub value` overrides applied; `--help` lists every field.
+
+    Unknown flags end the program with a message that names the nearest known one.
+    """
+    import tyro
+
+    return tyro.cli(type(config), default=config, args=list(args), prog=prog)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A JSON-ready dictionary (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def from_dict(kind: type[Config], data: dict[str, Any]) -> Config:
+    """Builds the dataclass `kind` from a dictionary.
+
+    Raises:
+      UserError: A field is unknown, missing or of the wrong type.
+    """
+    options = dacite.Config(strict=True, cast=[tuple], type_hooks={float: float})
+    try:
+        return dacite.from_dict(kind, _tuples(data), options)
+    except (dacite.DaciteError, ValueError, TypeError) as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"the configuration does not fit {kind.__name__}: {line}") from error
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    return value
+
+
+def to_json(config: Any, path: str | pathlib.Path) -> None:
+    """Writes the config as indented JSON, whole or not at all."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    temporary.replace(path)
+
+
+def from_json(kind: type[Config], path: str | pathlib.Path) -> Config:
+    """Reads a config written by `to_json`.
+
+    Raises:
+      UserError: The file is missing, is not JSON, or does not fit `kind`.
+    """
+    path = pathlib.Path(path)
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"no configuration at {path}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    return from_dict(kind, data)

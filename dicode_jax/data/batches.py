@@ -1,0 +1,101 @@
+"""Endless batches of the synthetic world through Grain, with an iterator that can be checkpointed."""
+
+import dataclasses
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+from dicode_jax.data import synthetic
+
+# The labels of a scene that a single frame shows, in this order.
+FRAME_LABELS = {
+    "color": tuple(synthetic.COLORS),
+    "shape": synthetic.SHAPES,
+    "background": tuple(synthetic.BACKGROUNDS),
+}
+
+
+class Source(Protocol):
+    """Random access to examples: dictionaries of arrays."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrameSource:
+    """Single frames of synthetic scenes at random times, with what they show.
+
+    Attributes:
+      seed: Names the endless row of scenes.
+      split: "train", "test" or "all".
+      frame_size: Height and width in pixels.
+      length: How many of the row belong to the source.
+    """
+
+    seed: int = 0
+    split: str = "train"
+    frame_size: int = 64
+    length: int = 100_000_000
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """`image` uint8 [h, w, 3] and `labels` int32 [3], indices into `FRAME_LABELS`."""
+        rng = np.random.default_rng((self.seed, int(index)))
+        scene = synthetic.sample_scene(rng, self.split)
+        times = rng.uniform(0.0, 10.0, size=1)
+        image = synthetic.render_at(scene, times, frame_size=self.frame_size)[0]
+        labels = [
+            known.index(getattr(scene.attributes, name)) for name, known in FRAME_LABELS.items()
+        ]
+        return {"image": image, "labels": np.asarray(labels, np.int32)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeyframeSource:
+    """Keyframes of synthetic videos from their beginning, with the caption as text ids.
+
+    Attributes:
+      tokenizer: `encode(prompts, length)` gives the ids; None leaves the caption out.
+      text_length: Padded length of the ids.
+      num_keyframes: Keyframes per video.
+    """
+
+    tokenizer: Any
+    text_length: int
+    num_keyframes: int
+    seed: int = 0
+    split: str = "train"
+    frame_size: int = 64
+    length: int = 100_000_000
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """`keyframes` uint8 [k, h, w, 3] and `text_ids` int32 [l]."""
+        rng = np.random.default_rng((self.seed, int(index)))
+        scene = synthetic.sample_scene(rng, self.split)
+        keyframes = synthetic.render_keyframes(
+            scene, self.num_keyframes, frame_size=self.frame_size
+        )
+        text_ids = self.tokenizer.encode([scene.caption], self.text_length)[0][0]
+        return {"keyframes": keyframes, "text_ids": text_ids}
+
+
+def make_batches(source: Source, batch_size: int) -> grain.DatasetIterator:
+    """Batches in the order of the source, again and again; the iterator's state can be saved."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be positive, got {batch_size}")
+    dataset = grain.MapDataset.source(source).repeat().batch(batch_size)
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    return iter(dataset.to_iter_dataset(read_options=options))
+
+
+def to_unit_range(images: Any) -> Any:
+    """uint8 [0, 255] to float32 [-1, 1]."""
+    return images.astype(np.float32) / 127.5 - 1.0

@@ -1,0 +1,90 @@
+"""Learns deep tokens from scratch by regression, for systems without a pretrained image tower.
+
+A released system reads keyframes with a frozen CLIP. A small system has none, so its image tower and
+resampler are trained here: deep tokens, disturbed by noise, must give back the keyframe through the
+latent head that the clip decoder will use (the original's `hybrid_concat` conditioning). Two things
+make the tokens good to predict for a language model: the noise, which asks for tokens that decode
+although they are imprecise, and linear probes of what the keyframe shows, which keep the meaning a
+strong direction of the tokens as CLIP's training does. Neither the noise nor the probes exist in the
+original.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
+from dicode_jax.nn.linear import Linear
+from dicode_jax.nn.resampler import Resampler, ResamplerConfig
+from dicode_jax.typing import Array, Float, Int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RepresentationConfig:
+    """Parts of a `RepresentationModel`.
+
+    Attributes:
+      tokenizer: Image tower and resampler.
+      head: Tokens of a keyframe to the image that is regressed (latents or pixels); has an
+        `output_shape`.
+      probe_classes: Number of classes of each linear probe on the mean token.
+      token_noise: Standard deviation of the noise on the tokens, relative to their own.
+    """
+
+    tokenizer: DeepTokenizerConfig
+    head: ResamplerConfig
+    probe_classes: tuple[int, ...] = ()
+    token_noise: float = 0.15
+
+    def __post_init__(self):
+        if self.head.output_shape is None:
+            raise ValueError("the head of a representation needs an output_shape (h, w, c)")
+        if self.head.embed_dim != self.tokenizer.token_dim:
+            raise ValueError(
+                f"the head reads tokens of width {self.tokenizer.token_dim}, "
+                f"its embed_dim is {self.head.embed_dim}"
+            )
+
+
+class RepresentationModel(nnx.Module):
+    """Deep tokenizer, the head that reads its tokens back, and linear probes."""
+
+    def __init__(self, cfg: RepresentationConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        self.tokenizer = DeepTokenizer(cfg.tokenizer, rngs=rngs)
+        self.head = Resampler(cfg.head, rngs=rngs)
+        self.probes = nnx.List(
+            [Linear(cfg.tokenizer.token_dim, count, rngs=rngs) for count in cfg.probe_classes]
+        )
+
+    def __call__(
+        self, images: Float[Array, "b h w 3"], key: Array | None = None
+    ) -> tuple[Float[Array, "b y x c"], list[Float[Array, "b v"]]]:
+        """The regressed image and the logits of every probe.
+
+        Args:
+          images: Keyframes in [-1, 1].
+          key: Draws the noise on the tokens; None for none.
+        """
+        tokens = self.tokenizer(images[:, None])[:, 0]  # [b, n, z]
+        if key is not None:
+            scale = self.cfg.token_noise * jax.lax.stop_gradient(jnp.std(tokens))
+            tokens = tokens + scale * jax.random.normal(key, tokens.shape, tokens.dtype)
+        pooled = tokens.mean(axis=1)
+        return self.head(tokens), [probe(pooled) for probe in self.probes]
+
+
+def probe_loss(
+    logits: Sequence[Float[Array, "b v"]], labels: Int[Array, "b p"]
+) -> tuple[Array, Array]:
+    """Mean cross-entropy of all probes, and the share of right answers of each, `[p]`."""
+    losses, right = [], []
+    for i, row in enumerate(logits):
+        target = labels[:, i]
+        losses.append(optax.softmax_cross_entropy_with_integer_labels(row, target).mean())
+        right.append(jnp.mean(jnp.argmax(row, axis=-1) == target))
+    return jnp.stack(losses).mean(), jnp.stack(right)

@@ -1,0 +1,111 @@
+"""NNX modules as safetensors: one file of arrays named by their path, one `config.json` beside it."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dicode_jax import config as config_lib
+from dicode_jax.errors import UserError
+
+__all__ = ["load_module", "named_arrays", "read_arrays", "save_module"]
+
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+
+
+def named_arrays(module: nnx.Module | nnx.State) -> dict[str, jax.Array]:
+    """Dotted path -> array of every variable of a module (or of its state)."""
+    state = nnx.state(module) if isinstance(module, nnx.Module) else module
+    return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+
+
+def save_module(folder: str | pathlib.Path, module: nnx.Module, config: Any, *, dtype=None) -> None:
+    """Writes `model.safetensors` and `config.json` to `folder`.
+
+    Args:
+      module: Its arrays are stored under their dotted paths.
+      config: The dataclass that builds the module again.
+      dtype: Storage type of floating-point arrays; as they are by default.
+    """
+    from safetensors.flax import save_file
+
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {}
+    for path, array in named_arrays(module).items():
+        is_float = jnp.issubdtype(array.dtype, jnp.floating)
+        arrays[path] = array.astype(dtype) if dtype is not None and is_float else array
+    temporary = folder / (WEIGHTS_FILE + ".tmp")
+    save_file(arrays, temporary, metadata={"format": "dicode_jax"})
+    temporary.replace(folder / WEIGHTS_FILE)
+    config_lib.to_json(config, folder / CONFIG_FILE)
+
+
+def read_arrays(path: str | pathlib.Path) -> dict[str, jax.Array]:
+    """Reads a safetensors file.
+
+    Raises:
+      UserError: The file is missing or is not a whole safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.flax import load_file
+
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"no weights at {path}")
+    try:
+        return load_file(path)
+    except (SafetensorError, json.JSONDecodeError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error})") from error
+
+
+def load_module(
+    folder: str | pathlib.Path,
+    build: Callable[[Any], nnx.Module],
+    config_type: type,
+    *,
+    param_dtype=jnp.float32,
+) -> tuple[nnx.Module, Any]:
+    """Reads what `save_module` wrote, without allocating the module twice.
+
+    Args:
+      build: Makes the module from its config; it runs under `nnx.eval_shape`.
+      config_type: The dataclass of the config.
+      param_dtype: Type of floating-point arrays in memory.
+
+    Returns:
+      The module and its config.
+
+    Raises:
+      UserError: A file is missing or broken; an array is missing, unknown or of the wrong shape.
+    """
+    folder = pathlib.Path(folder)
+    config = config_lib.from_json(config_type, folder / CONFIG_FILE)
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: build(config)))
+    arrays = read_arrays(folder / WEIGHTS_FILE)
+    flat = [(path, ".".join(map(str, path)), leaf) for path, leaf in nnx.to_flat_state(abstract)]
+    problems = [f"missing {name}" for _, name, _ in flat if name not in arrays]
+    problems += [f"unknown {name}" for name in sorted(set(arrays) - {name for _, name, _ in flat})]
+    problems += [
+        f"{name} has shape {tuple(arrays[name].shape)}, the config wants {tuple(leaf.shape)}"
+        for _, name, leaf in flat
+        if name in arrays and arrays[name].shape != leaf.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(
+            f"{folder / WEIGHTS_FILE} does not fit its config: {'; '.join(problems[:3])}{more}"
+        )
+
+    def place(name, leaf):
+        array = arrays[name]
+        is_float = np.issubdtype(leaf.dtype, np.floating)
+        return leaf.replace(array.astype(param_dtype if is_float else leaf.dtype))
+
+    state = nnx.from_flat_state([(path, place(name, leaf)) for path, name, leaf in flat])
+    return nnx.merge(graph, state), config

@@ -1,0 +1,113 @@
+"""Configs of the trainings; the files in `configs/` return one of these."""
+
+import dataclasses
+
+from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
+from dicode_jax.models.dicode.decoder import ClipDecoderConfig
+from dicode_jax.models.dicode.representation import RepresentationConfig
+from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
+from dicode_jax.models.dicode.tokenizer_loss import TokenizerLossConfig
+from dicode_jax.training.optim import OptimConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderTrainConfig:
+    """Training of the autoencoder.
+
+    Attributes:
+      model: Sizes; `scale_factor` is measured at export, so that latents have unit variance.
+      optim: Optimiser and schedule.
+      num_steps: Length of the run (and of the schedule).
+      batch_size: Frames per step.
+      frame_size: Height and width in pixels.
+      l1_weight: Weight of the absolute error beside the squared error of weight 1.
+      kl_weight: Weight of the KL term, averaged over latent numbers.
+      ema_decay: Moving average of the weights that is exported; 0 for none.
+      seed: Of weights, data and noise.
+    """
+
+    model: AutoencoderKLConfig
+    optim: OptimConfig = OptimConfig()
+    num_steps: int = 2000
+    batch_size: int = 16
+    frame_size: int = 64
+    l1_weight: float = 0.1
+    kl_weight: float = 1e-3
+    ema_decay: float = 0.999
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RepresentationTrainConfig:
+    """First stage of a small tokenizer: image tower and resampler, by regression.
+
+    Attributes:
+      model: Tokenizer, head and probes.
+      autoencoder: Folder of a trained autoencoder; its latents are regressed. None regresses pixels.
+      init: `model` folder of an earlier run whose tokenizer is taken over; None starts fresh.
+      optim: Optimiser and schedule.
+      num_steps: Length of the run (and of the schedule).
+      batch_size: Keyframes per step.
+      frame_size: Height and width in pixels.
+      probe_weight: Weight of the probes' cross-entropy.
+      pixel_weight: Weight of the squared error of the decoded latents; needs `autoencoder`.
+      ema_decay: Moving average of the weights that is exported; 0 for none.
+      seed: Of weights, data and noise.
+    """
+
+    model: RepresentationConfig
+    autoencoder: str | None = None
+    init: str | None = None
+    optim: OptimConfig = OptimConfig()
+    num_steps: int = 4000
+    batch_size: int = 32
+    frame_size: int = 64
+    probe_weight: float = 0.02
+    pixel_weight: float = 0.0
+    ema_decay: float = 0.999
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.pixel_weight and self.autoencoder is None:
+            raise ValueError("pixel_weight needs an autoencoder, whose latents are decoded")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerTrainConfig:
+    """Video diffusion training of the tokenizer: the clip decoder's UNet learns to paint clips.
+
+    Attributes:
+      tokenizer: Image tower and resampler.
+      decoder: UNet, autoencoder, latent head, noise schedule.
+      autoencoder: Folder of a trained autoencoder that replaces the decoder's; None keeps a fresh one.
+      representation: `model` folder of a regression run, whose tokenizer and head are taken over
+        and frozen; None trains the resampler together with the UNet.
+      cached_clips: Clips that are encoded once and trained on again and again, which needs a frozen
+        tokenizer; 0 encodes every batch anew.
+      loss: Condition dropping and regularisers.
+      optim: Optimiser and schedule.
+      num_steps: Length of the run (and of the schedule).
+      batch_size: Clips per step.
+      frame_size: Height and width in pixels.
+      fs: Frame stride that the UNet is told.
+      ema_decay: Moving average of the weights that is exported; 0 for none.
+      seed: Of weights, data and noise.
+    """
+
+    tokenizer: DeepTokenizerConfig = dataclasses.field(default_factory=DeepTokenizerConfig)
+    decoder: ClipDecoderConfig = dataclasses.field(default_factory=ClipDecoderConfig)
+    autoencoder: str | None = None
+    representation: str | None = None
+    cached_clips: int = 0
+    loss: TokenizerLossConfig = dataclasses.field(default_factory=TokenizerLossConfig)
+    optim: OptimConfig = OptimConfig()
+    num_steps: int = 10_000
+    batch_size: int = 8
+    frame_size: int = 64
+    fs: int = 6
+    ema_decay: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.cached_clips and self.representation is None:
+            raise ValueError("cached_clips needs a representation: its tokens must not change")
