@@ -63,7 +63,7 @@ demo: $(VENV)/.installed-core
 	@$(BIN)/dicode generate "$$DEMO_PROMPT" --seed $(SEED) --steps $(STEPS) \
 	  --out "$$DEMO_OUT/generated.mp4" --sheet "$$DEMO_OUT/generated.png"
 	@if [ -z "$$DEMO_VIDEO" ]; then \
-	  $(BIN)/python -m dicode_jax.data.synthetic --out "$$DEMO_OUT/input.mp4"; fi
+	  $(BIN)/python scripts/draw_video.py --seed $(SEED) --out "$$DEMO_OUT/input.mp4"; fi
 	@input="$${DEMO_VIDEO:-$$DEMO_OUT/input.mp4}"; \
 	  echo "2/3  encode: $$input"; \
 	  $(BIN)/dicode encode "$$input" --out "$$DEMO_OUT/tokens.safetensors" && \
