@@ -4,6 +4,7 @@ Frames are uint8 RGB [h, w, 3]. Files are read one frame at a time, by time and 
 that neither their length nor a variable frame rate matters.
 """
 
+import bisect
 import contextlib
 import dataclasses
 import fractions
@@ -269,6 +270,7 @@ def _opened(path: pathlib.Path):
                 kinds = {stream.type for stream in container.streams}
                 what = "sound but no picture" if "audio" in kinds else "no picture"
                 raise UserError(f"{path} holds {what}; give a video file")
+            _check_index(path, streams[0])
             yield container, streams[0]
     except av.error.FFmpegError as error:
         raise UserError(
@@ -301,6 +303,13 @@ def _upright(frame: av.VideoFrame) -> np.ndarray:
     """Pixels as they are to be shown: the file's rotation (counter-clockwise) is applied."""
     turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+
+
+def _check_index(path: pathlib.Path, stream) -> None:
+    """A file that lists its frames in front must be long enough to hold them."""
+    needed = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    if needed > (size := path.stat().st_size):
+        raise UserError(f"{path} is cut short: {size} of {needed} bytes are there")
 
 
 def _check_complete(path, container, stream, packets: int, end: float, step: float) -> None:
@@ -475,6 +484,5 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text.rstrip() + "..."
+    fits = bisect.bisect(range(len(text)), width, key=lambda n: font.getlength(text[:n] + "..."))
+    return text[: max(0, fits - 1)].rstrip() + "..."
