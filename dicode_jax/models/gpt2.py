@@ -1,0 +1,354 @@
+"""GPT-2 as a body without a head: embeddings in, hidden states out.
+
+Radford et al., "Language Models are Unsupervised Multitask Learners" (2019): pre-norm blocks,
+learned positions, tanh GELU, a norm at the end. Token embeddings are applied by the caller
+(`embed_tokens`), so that other vectors can stand in their place; position embeddings are always
+added here. What is predicted from the hidden states is the caller's business; `logits` is the usual
+tied head over the vocabulary.
+
+Letters: b batch, t positions computed now, s keys (or cache slots), d model width, v vocabulary.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dicode_jax.nn import kv_cache
+from dicode_jax.nn.kv_cache import KVCache
+from dicode_jax.nn.linear import Linear
+from dicode_jax.nn.masks import causal_mask
+from dicode_jax.typing import Array, Bool, Float, Int, typechecked
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GPT2Config:
+    """Sizes of a GPT-2; the defaults are the small model with its own vocabulary.
+
+    Attributes:
+      num_layers: Number of blocks.
+      num_heads: Attention heads of a block; must divide `embed_dim`.
+      embed_dim: Model width.
+      max_seq_len: Rows of the position table: the longest sequence.
+      vocab_size: Rows of the token table.
+      mlp_dim: Width inside the feed-forward part, `4 * embed_dim` when None.
+      dropout: Rate after the embeddings, on attention weights and before each residual sum. Only
+        acts in calls with `deterministic=False`.
+      layer_norm_eps: Epsilon of every norm.
+      scan_layers: Keep the blocks' parameters stacked on a leading axis and `lax.scan` over them:
+        the program stays small for deep models. On CPU a loop runs faster.
+      remat: Recompute each block in the backward pass instead of storing its activations.
+
+    Raises:
+      ValueError: A size is not positive, or `num_heads` does not divide `embed_dim`.
+    """
+
+    num_layers: int = 12
+    num_heads: int = 12
+    embed_dim: int = 768
+    max_seq_len: int = 1024
+    vocab_size: int = 50257
+    mlp_dim: int | None = None
+    dropout: float = 0.0
+    layer_norm_eps: float = 1e-5
+    scan_layers: bool = False
+    remat: bool = False
+
+    def __post_init__(self):
+        for name in ("num_layers", "num_heads", "embed_dim", "max_seq_len", "vocab_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"num_heads ({self.num_heads}) must divide embed_dim ({self.embed_dim})"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.embed_dim // self.num_heads
+
+
+def _flat(layer: Linear, x: Array) -> Array:
+    """Applies a linear layer to rows: one 2-D product, whose gradient is faster on CPU."""
+    return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+
+
+def _dropout(x: Array, rate: float, key: Array | None) -> Array:
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
+
+
+def _attend(query, key, value, mask, rate: float, rng: Array | None):
+    """Masked attention with dropout on its weights; the softmax is float32.
+
+    Heads are moved next to the batch first and the weights are normalised after they met the
+    values: on CPU the gradient takes half the time of `jax.nn.dot_product_attention` at about 100
+    positions. A row whose keys are all masked averages them (no NaN).
+    """
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [b, h, t|s, d]
+    query = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+    scores = jnp.einsum("bhtd,bhsd->bhts", query, key, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = weights.sum(-1, keepdims=True)
+    weights = _dropout(weights, rate, rng).astype(value.dtype)
+    out = jnp.einsum("bhts,bhsd->bhtd", weights, value, preferred_element_type=jnp.float32)
+    return (out / total).astype(value.dtype).swapaxes(1, 2)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention; one projection packs queries, keys and values in this order."""
+
+    def __init__(
+        self, dim: int, num_heads: int, *, out_std: float = 0.02, dropout: float = 0.0, **kwargs
+    ):
+        self.num_heads, self.dropout = num_heads, dropout
+        self.qkv = _linear(dim, 3 * dim, **kwargs)
+        self.out = _linear(dim, dim, std=out_std, **kwargs)
+
+    def __call__(self, x, mask, past, length, *, key=None):
+        """Attends; `past` is None or this layer's `(k, v)` slots, into which new ones are written.
+
+        Args:
+          x: `[b, t, d]`.
+          mask: `[b|1, 1, t, s]`, where `s` is `t` without a past and the number of slots with one.
+          past: `(k, v)`, each `[b, s, h, d]`, or None.
+          length: Slots already in use.
+          key: For dropout; None switches it off.
+
+        Returns:
+          `([b, t, d], past)` with the new keys and values (or those of `x` alone when there was no
+          past).
+        """
+        b, t, _ = x.shape
+        q, k, v = jnp.split(_flat(self.qkv, x).reshape(b, t, 3 * self.num_heads, -1), 3, axis=2)
+        if past is not None:
+            past = tuple(
+                kv_cache.write(slots, new, length) for slots, new in zip(past, (k, v), strict=True)
+            )
+            k, v = (slots.astype(q.dtype) for slots in past)
+        weights_key, key = (None, None) if key is None else jax.random.split(key)
+        y = _attend(q, k, v, mask, self.dropout, weights_key)
+        y = _flat(self.out, y.reshape(b, t, -1))
+        return _dropout(y, self.dropout, key), past
+
+
+class MLP(nnx.Module):
+    """Two linear layers around a tanh GELU."""
+
+    def __init__(
+        self, dim: int, mlp_dim: int, *, out_std: float = 0.02, dropout: float = 0.0, **kwargs
+    ):
+        self.dropout = dropout
+        self.up = _linear(dim, mlp_dim, **kwargs)
+        self.down = _linear(mlp_dim, dim, std=out_std, **kwargs)
+
+    def __call__(self, x: Float[Array, "b t d"], *, key=None) -> Float[Array, "b t d"]:
+        y = _flat(self.down, jax.nn.gelu(_flat(self.up, x), approximate=True))
+        return _dropout(y, self.dropout, key)
+
+
+class Block(nnx.Module):
+    """`x + attention(norm(x))`, then `x + mlp(norm(x))`."""
+
+    def __init__(self, cfg: GPT2Config, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs):
+        kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        inner = kwargs | {
+            "dropout": cfg.dropout,
+            "out_std": 0.02 / (2 * cfg.num_layers) ** 0.5,
+        }
+        self.attn_norm = _norm(cfg.embed_dim, cfg.layer_norm_eps, **kwargs)
+        self.attn = Attention(cfg.embed_dim, cfg.num_heads, **inner)
+        self.mlp_norm = _norm(cfg.embed_dim, cfg.layer_norm_eps, **kwargs)
+        self.mlp = MLP(cfg.embed_dim, cfg.mlp_dim or 4 * cfg.embed_dim, **inner)
+
+    def __call__(self, x, mask, past, length, *, key=None):
+        """See `Attention.__call__`."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        y, past = self.attn(self.attn_norm(x), mask, past, length, key=keys[0])
+        x = x + y
+        return x + self.mlp(self.mlp_norm(x), key=keys[1]), past
+
+
+class GPT2(nnx.Module):
+    """The stack of blocks between the embeddings and the final norm.
+
+    Example:
+      `hidden, cache = gpt2(gpt2.embed_tokens(ids), cache=gpt2.init_cache(batch=2, size=40))`
+    """
+
+    def __init__(self, cfg: GPT2Config, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs):
+        kwargs = {"dtype": dtype, "param_dtype": param_dtype}
+        self.cfg, self.dtype = cfg, dtype
+        table = functools.partial(
+            nnx.Embed, embedding_init=nnx.initializers.normal(0.02), rngs=rngs, **kwargs
+        )
+        self.token_embed = table(cfg.vocab_size, cfg.embed_dim)
+        self.position_embed = table(cfg.max_seq_len, cfg.embed_dim)
+        if cfg.scan_layers:
+            make = nnx.vmap(lambda rngs: Block(cfg, rngs=rngs, **kwargs), in_axes=0, out_axes=0)
+            self.blocks = make(rngs.fork(split=cfg.num_layers))
+        else:
+            self.blocks = nnx.List([Block(cfg, rngs=rngs, **kwargs) for _ in range(cfg.num_layers)])
+        self.final_norm = _norm(cfg.embed_dim, cfg.layer_norm_eps, rngs=rngs, **kwargs)
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of embeddings and hidden states."""
+        return self.cfg.embed_dim
+
+    @property
+    def max_seq_len(self) -> int:
+        """Longest sequence that has positions."""
+        return self.cfg.max_seq_len
+
+    def embed_tokens(self, ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        """Word embeddings, without positions."""
+        return self.token_embed(ids)
+
+    def logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
+        """Scores over the vocabulary by the tied token table."""
+        return self.token_embed.attend(hidden)
+
+    def init_cache(self, *, batch: int, size: int, dtype=None) -> KVCache:
+        """An empty cache of `size` slots; `dtype` is the compute type by default."""
+        return KVCache.empty(
+            num_layers=self.cfg.num_layers,
+            batch=batch,
+            size=size,
+            num_heads=self.cfg.num_heads,
+            head_dim=self.cfg.head_dim,
+            dtype=dtype or self.dtype or jnp.float32,
+            stacked=self.cfg.scan_layers,
+        )
+
+    @typechecked
+    def __call__(
+        self,
+        embeds: Float[Array, "b t d"],
+        positions: Int[Array, "#b t"] | None = None,
+        mask: Bool[Array, "#b 1 t s"] | None = None,
+        cache: KVCache | None = None,
+        *,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[Float[Array, "b t d"], KVCache | None]:
+        """Runs the blocks.
+
+        Args:
+          embeds: Token embeddings, or whatever stands in their place; positions are added here.
+          positions: Rows of the position table; they follow the cache (or start at 0) by default.
+          mask: True where a query sees a key, used as it is: it must hold causality too. With a
+            cache `s` is its number of slots. None is causal over everything so far.
+          cache: Past keys and values; new ones are written behind them.
+          deterministic: False switches dropout on.
+          rngs: With a `dropout` stream, needed when dropout acts.
+
+        Returns:
+          Hidden states after the final norm, and the cache (None without one).
+
+        Raises:
+          ValueError: The sequence is longer than the position table, the new positions do not fit
+            in the cache, or dropout has no `rngs`.
+        """
+        t = embeds.shape[1]
+        if positions is None and t > self.cfg.max_seq_len:
+            raise ValueError(
+                f"{t} positions, but the model has {self.cfg.max_seq_len} (max_seq_len); "
+                "shorten the sequence or slide a window over it"
+            )
+        length = jnp.zeros((), jnp.int32)
+        if cache is not None:
+            cache.check_room(t)
+            length = cache.length
+        if positions is None:
+            positions = length + jnp.arange(t)[None]
+        if mask is None:
+            mask = causal_mask(t, t if cache is None else cache.size, offset=length)
+        key = None
+        if not deterministic and self.cfg.dropout:
+            if rngs is None:
+                raise ValueError("dropout acts, so pass rngs=nnx.Rngs(dropout=key)")
+            key = rngs.dropout()
+        return self._run(embeds, positions, mask, cache, length, key)
+
+    def _run(self, embeds, positions, mask, cache, length, key):
+        cfg = self.cfg
+        keys = [None] * (cfg.num_layers + 1)
+        if key is not None:
+            keys = jax.random.split(key, cfg.num_layers + 1)
+        x = embeds + self.position_embed(positions).astype(embeds.dtype)
+        x = _dropout(x, cfg.dropout, keys[0])
+        if cfg.scan_layers:
+            x, past = self._scan(x, mask, cache, length, None if key is None else keys[1:])
+        else:
+            pasts = []
+            for i, block in enumerate(self.blocks):
+                past = None if cache is None else (cache.k[i], cache.v[i])
+                if cfg.remat:
+                    x, past = _remat_block(block, x, mask, past, length, keys[i + 1])
+                else:
+                    x, past = block(x, mask, past, length, key=keys[i + 1])
+                pasts.append(past)
+            past = None if cache is None else tuple(zip(*pasts, strict=True))
+        if cache is not None:
+            cache = KVCache(k=past[0], v=past[1], length=length + embeds.shape[1])
+        return self.final_norm(x), cache
+
+    def _scan(self, x, mask, cache, length, keys):
+        graph, state = nnx.split(self.blocks)
+
+        def body(x, layer):
+            state, past, key = layer
+            return nnx.merge(graph, state)(x, mask, past, length, key=key)
+
+        if self.cfg.remat:
+            body = jax.checkpoint(body, prevent_cse=False)
+        past = None if cache is None else (cache.k, cache.v)
+        return jax.lax.scan(body, x, (state, past, keys))
+
+
+def _linear(in_dim: int, out_dim: int, *, std: float = 0.02, **kwargs) -> Linear:
+    return Linear(in_dim, out_dim, kernel_init=nnx.initializers.normal(std), **kwargs)
+
+
+def _norm(dim: int, eps: float, **kwargs) -> nnx.LayerNorm:
+    return nnx.LayerNorm(dim, epsilon=eps, use_fast_variance=False, **kwargs)
+
+
+def _remat_block(block: Block, x, mask, past, length, key):
+    graph, state = nnx.split(block)
+
+    @jax.checkpoint
+    def run(state, x, past, key):
+        return nnx.merge(graph, state)(x, mask, past, length, key=key)
+
+    return run(state, x, past, key)
+
+
+def with_scan_layers(model: GPT2, scan_layers: bool = True) -> GPT2:
+    """The same weights in the other storage: stacked blocks (`True`) or one module per block."""
+    if model.cfg.scan_layers == scan_layers:
+        return model
+    cfg = dataclasses.replace(model.cfg, scan_layers=scan_layers)
+    other = nnx.eval_shape(lambda: GPT2(cfg, dtype=model.dtype, rngs=nnx.Rngs(0)))
+    if scan_layers:
+        states = [nnx.state(block) for block in model.blocks]
+        other.blocks = nnx.merge(
+            nnx.graphdef(other.blocks), jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        )
+    else:
+        stacked = nnx.state(model.blocks)
+        for i, block in enumerate(other.blocks):
+            state = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+            other.blocks[i] = nnx.merge(nnx.graphdef(block), state)
+    for name in ("token_embed", "position_embed", "final_norm"):
+        setattr(other, name, getattr(model, name))
+    return other
