@@ -3,6 +3,7 @@
 import dataclasses
 
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
+from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoderConfig
 from dicode_jax.models.dicode.representation import RepresentationConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
@@ -111,3 +112,46 @@ class TokenizerTrainConfig:
     def __post_init__(self):
         if self.cached_clips and self.representation is None:
             raise ValueError("cached_clips needs a representation: its tokens must not change")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ARTrainConfig:
+    """Training of the language model on deep tokens.
+
+    Attributes:
+      model: Body, head and loss.
+      tokenizer: `model` folder of a tokenizer run, whose tokenizer reads the keyframes (and whose
+        decoder paints the samples).
+      text_tokenizer: Folder or file of the text tokenizer; None makes the synthetic world's own.
+      text_length: Text ids per sample, padded.
+      num_keyframes: Keyframes per sample.
+      input_noise: Standard deviation of noise on the tokens that the model reads, relative to
+        theirs; it makes generation forgive its own errors.
+      optim: Optimiser and schedule.
+      num_steps: Length of the run (and of the schedule).
+      batch_size: Videos per step.
+      frame_size: Height and width in pixels.
+      ema_decay: Moving average of the weights that is exported; 0 for none.
+      seed: Of weights, data and noise.
+    """
+
+    model: DiCoDeLMConfig
+    tokenizer: str | None = None
+    text_tokenizer: str | None = None
+    text_length: int = 80
+    num_keyframes: int = 5
+    input_noise: float = 0.0
+    optim: OptimConfig = OptimConfig()
+    num_steps: int = 10_000
+    batch_size: int = 32
+    frame_size: int = 64
+    ema_decay: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        needed = self.text_length + self.num_keyframes * (self.model.num_tokens + 1)
+        if needed > self.model.body.max_seq_len:
+            raise ValueError(
+                f"{self.num_keyframes} keyframes after {self.text_length} text ids need {needed} "
+                f"positions, the body has {self.model.body.max_seq_len}"
+            )

@@ -7,6 +7,7 @@ import grain
 import numpy as np
 
 from dicode_jax.data import synthetic
+from dicode_jax.data.text import TextTokenizer
 
 # The labels of a scene that a single frame shows, in this order.
 FRAME_LABELS = {
@@ -60,12 +61,12 @@ class KeyframeSource:
     """Keyframes of synthetic videos from their beginning, with the caption as text ids.
 
     Attributes:
-      tokenizer: `encode(prompts, length)` gives the ids; None leaves the caption out.
+      tokenizer: Turns the caption into ids.
       text_length: Padded length of the ids.
       num_keyframes: Keyframes per video.
     """
 
-    tokenizer: Any
+    tokenizer: TextTokenizer
     text_length: int
     num_keyframes: int
     seed: int = 0
@@ -83,7 +84,7 @@ class KeyframeSource:
         keyframes = synthetic.render_keyframes(
             scene, self.num_keyframes, frame_size=self.frame_size
         )
-        text_ids = self.tokenizer.encode([scene.caption], self.text_length)[0][0]
+        text_ids = self.tokenizer.encode(scene.caption, self.text_length).ids[0]
         return {"keyframes": keyframes, "text_ids": text_ids}
 
 

@@ -1,11 +1,9 @@
-"""Image tower and resampler of the small system, first to pixels (needs no autoencoder).
+"""Image tower, resampler and latent head of the small system, to the autoencoder's latents.
 
-python -m train.tokenizer --config configs/shapes_pixels.py --workdir runs/pixels
+python -m train.tokenizer --config configs/shapes_representation.py --workdir runs/representation
 
 Expected: not measured yet.
 """
-
-import dataclasses
 
 from configs import shapes_parts
 from dicode_jax.training.optim import OptimConfig
@@ -13,10 +11,11 @@ from train.configs import RepresentationTrainConfig
 
 
 def get_config() -> RepresentationTrainConfig:
-    head = dataclasses.replace(shapes_parts.LATENT_HEAD, output_shape=(64, 64, 3))
     return RepresentationTrainConfig(
-        model=shapes_parts.representation(head),
+        model=shapes_parts.representation(shapes_parts.LATENT_HEAD),
+        autoencoder="runs/autoencoder/model",
         optim=OptimConfig(lr=1.5e-3, warmup_steps=200, weight_decay=0.01),
-        num_steps=5000,
+        num_steps=3500,
         batch_size=32,
+        probe_weight=0.05,
     )

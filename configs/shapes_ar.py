@@ -1,0 +1,41 @@
+"""Language model of the small system: captions of the shapes world to deep tokens.
+
+python -m train.ar --config configs/shapes_ar.py --workdir runs/ar
+
+Expected: not measured yet.
+"""
+
+from configs import shapes_parts
+from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
+from dicode_jax.models.gpt2 import GPT2Config
+from dicode_jax.training.optim import OptimConfig
+from train.configs import ARTrainConfig
+
+VOCAB_SIZE = 210  # 144 words, letters and the end of text; 66 image tokens
+
+
+def get_config() -> ARTrainConfig:
+    return ARTrainConfig(
+        model=DiCoDeLMConfig(
+            body=GPT2Config(
+                num_layers=4,
+                num_heads=6,
+                embed_dim=192,
+                max_seq_len=120,
+                vocab_size=VOCAB_SIZE,
+                dropout=0.0,
+            ),
+            token_dim=shapes_parts.TOKEN_DIM,
+            max_keyframes=5,
+            pad_token_id=143,
+            image_token_id=145,
+        ),
+        tokenizer="runs/tokenizer/model",
+        text_length=32,
+        num_keyframes=5,
+        input_noise=0.1,
+        optim=OptimConfig(lr=1.5e-3, warmup_steps=200, weight_decay=0.01),
+        num_steps=6000,
+        batch_size=24,
+        ema_decay=0.998,
+    )

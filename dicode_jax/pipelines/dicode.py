@@ -1,0 +1,372 @@
+"""Text to video with DiCoDe: prompt -> deep tokens -> clips -> frames, and video -> tokens -> video.
+
+    pipe = DiCoDePipeline.from_pretrained()
+    video = pipe("a red circle moves right on a black background", num_clips=2, seed=0)
+
+A pipeline is a folder: `config.json` with the sampling defaults, and one sub-folder a part
+(`tokenizer`, `decoder`, `language_model`: safetensors and a config; `text`: the text tokenizer).
+Arrays go in and out; reading and writing files is `data.video`.
+"""
+
+import dataclasses
+import functools
+import importlib.resources
+import pathlib
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dicode_jax import config as config_lib
+from dicode_jax import weights
+from dicode_jax.data.text import TextTokenizer
+from dicode_jax.data.transforms import resize_bilinear
+from dicode_jax.errors import UserError
+from dicode_jax.models.dicode.ar import DiCoDeLM
+from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
+from dicode_jax.models.dicode.decoder import (
+    ClipDecoder,
+    ClipDecoderConfig,
+    SamplingConfig,
+    decode_clip,
+    decode_latents,
+    to_uint8,
+)
+from dicode_jax.models.dicode.generate import GenerationConfig, generate
+from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
+from dicode_jax.typing import Array, Float, UInt8
+
+Progress = Callable[[str, int, int], None]  # (what, done, of how many)
+
+ASSETS = "dicode_jax.assets"
+DEFAULT_MODEL = "shapes"
+PARTS = ("tokenizer", "decoder", "language_model")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """What a pipeline knows besides its parts.
+
+    Attributes:
+      frame_size: Height and width that videos are resized to before they are encoded.
+      fps: Frames per second of the videos it makes.
+      text_length: Text ids in front of the deep tokens; longer prompts are cut.
+      sampling: How clips are painted.
+      generation: How deep tokens are drawn.
+    """
+
+    frame_size: int = 256
+    fps: float = 8.0
+    text_length: int = 80
+    sampling: SamplingConfig = SamplingConfig()
+    generation: GenerationConfig = GenerationConfig()
+
+
+class DiCoDePipeline:
+    """Holds tokenizer, clip decoder, language model and text tokenizer.
+
+    Args:
+      tokenizer: Keyframes to deep tokens; None for a pipeline that only generates.
+      decoder: Deep tokens of two keyframes to a clip.
+      language_model: Prompts to deep tokens; None for a pipeline that only codes video.
+      text: Prompts to ids; goes with the language model.
+      config: Sizes and sampling defaults.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: DeepTokenizer | None,
+        decoder: ClipDecoder,
+        language_model: DiCoDeLM | None,
+        text: TextTokenizer | None,
+        config: PipelineConfig,
+    ):
+        self.config, self.text = config, text
+        self.tokenizer, self.decoder, self.language_model = tokenizer, decoder, language_model
+        self._split = {
+            name: nnx.split(module) for name, module in self.parts.items() if module is not None
+        }
+
+    @property
+    def parts(self) -> dict[str, nnx.Module | None]:
+        """The modules by the name of their folder."""
+        return {name: getattr(self, name) for name in PARTS}
+
+    @classmethod
+    def from_pretrained(cls, path_or_name: str | pathlib.Path | None = None) -> "DiCoDePipeline":
+        """Loads a pipeline folder, or a model that lies in the package.
+
+        Args:
+          path_or_name: A folder, or the name of a packaged model; None for the packaged default.
+
+        Raises:
+          UserError: There is no such model, or its files are broken or do not fit together.
+        """
+        folder = find_model(path_or_name)
+        config = config_lib.from_json(PipelineConfig, folder / weights.CONFIG_FILE)
+        decoder, _ = _load(folder / "decoder", ClipDecoder, ClipDecoderConfig)
+        tokenizer = language_model = text = None
+        if (folder / "tokenizer").is_dir():
+            tokenizer, _ = _load(folder / "tokenizer", DeepTokenizer, DeepTokenizerConfig)
+        if (folder / "language_model").is_dir():
+            language_model, _ = _load(folder / "language_model", DiCoDeLM, DiCoDeLMConfig)
+            text = TextTokenizer.from_file(folder / "text")
+        return cls(
+            tokenizer=tokenizer,
+            decoder=decoder,
+            language_model=language_model,
+            text=text,
+            config=config,
+        )
+
+    def save_pretrained(self, folder: str | pathlib.Path, *, dtype: Any = None) -> None:
+        """Writes the pipeline as a folder.
+
+        Args:
+          folder: Made if need be.
+          dtype: Storage type of the weights; float32 by default.
+        """
+        folder = pathlib.Path(folder)
+        for name, module in self.parts.items():
+            if module is not None:
+                weights.save_module(folder / name, module, module.cfg, dtype=dtype)
+        if self.text is not None:
+            self.text.save(folder / "text")
+        config_lib.to_json(self.config, folder / weights.CONFIG_FILE)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        num_clips: int = 1,
+        num_frames: int | None = None,
+        seed: int = 0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        progress: Progress | None = None,
+    ) -> UInt8[np.ndarray, "b f h w 3"]:
+        """Generates a video for each prompt.
+
+        The same prompt at the same place of the list, with the same seed, gives the same video,
+        whatever else is in the list.
+
+        Args:
+          prompt: One prompt or several.
+          num_clips: Clips of two seconds; neighbours share a keyframe.
+          num_frames: Frames per clip, even; the model's default is None.
+          seed: Of all randomness.
+          num_inference_steps: Diffusion steps per clip; None for the model's default.
+          guidance_scale: Strength of the deep tokens; None for the model's default.
+          progress: Called as `(what, done, total)` while it works.
+
+        Returns:
+          Frames in [0, 255], `num_clips * num_frames` for each prompt.
+
+        Raises:
+          UserError: A prompt is empty or cannot be spelled, or an option is impossible.
+        """
+        tokens = self.generate_tokens(prompt, num_clips=num_clips, seed=seed, progress=progress)
+        return self.decode(
+            tokens,
+            seed=seed,
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            progress=progress,
+        )
+
+    def generate_tokens(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        num_clips: int = 1,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Float[np.ndarray, "b k n z"]:
+        """Deep tokens of the `num_clips + 1` keyframes of each prompt's video."""
+        if self.language_model is None:
+            raise UserError("this model has no language model; it can encode and decode only")
+        if num_clips < 1:
+            raise UserError(f"num_clips must be at least 1, got {num_clips}")
+        encoded = self.text.encode(prompt, self.config.text_length, allow_empty=False)
+        for i in encoded.truncated:
+            warnings.warn(
+                f"the prompt has {encoded.lengths[i]} tokens; the model reads the first "
+                f"{self.config.text_length}",
+                stacklevel=2,
+            )
+        if progress is not None:
+            progress("keyframes", 0, 1)
+        graph, state = self._split["language_model"]
+        tokens = _generate(
+            graph,
+            state,
+            jnp.asarray(encoded.ids),
+            _sample_keys(seed, len(encoded.ids), 0),
+            num_keyframes=num_clips + 1,
+            config=self.config.generation,
+        )
+        tokens = np.asarray(tokens)
+        if progress is not None:
+            progress("keyframes", 1, 1)
+        return tokens
+
+    def encode(
+        self,
+        video: UInt8[np.ndarray, "f h w 3"],
+        keyframes: Sequence[int] | None = None,
+    ) -> Float[np.ndarray, "k n z"]:
+        """Deep tokens of the keyframes of a video of any size.
+
+        Args:
+          video: Frames in [0, 255].
+          keyframes: Indices of the keyframes; the first and the last frame by default.
+
+        Raises:
+          UserError: Fewer than two frames, or this model has no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise UserError("this model has no tokenizer; it can generate and decode only")
+        video = np.asarray(video)
+        if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8:
+            raise UserError(f"a video is uint8 [f, h, w, 3], got {video.dtype} {video.shape}")
+        if len(video) < 2:
+            raise UserError("a clip needs two keyframes, the video has one frame")
+        images = video[list(keyframes) if keyframes is not None else [0, -1]]
+        if len(images) < 2:
+            raise UserError("a clip needs two keyframes, got one")
+        graph, state = self._split["tokenizer"]
+        size = self.config.frame_size
+        return np.stack([np.asarray(_encode(graph, state, x[None], size=size)[0]) for x in images])
+
+    def decode(
+        self,
+        tokens: Float[np.ndarray, "*b k n z"],
+        *,
+        seed: int = 0,
+        num_frames: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        progress: Progress | None = None,
+    ) -> UInt8[np.ndarray, "*b f h w 3"]:
+        """Paints the clips between neighbouring keyframes.
+
+        Args:
+          tokens: Deep tokens of two or more keyframes, of one video or of a batch.
+          seed, num_frames, num_inference_steps, guidance_scale, progress: As for the pipeline.
+
+        Returns:
+          `(k - 1) * num_frames` frames in [0, 255].
+
+        Raises:
+          UserError: The tokens are of another shape than the model's, or an option is impossible.
+        """
+        tokens = np.asarray(tokens, np.float32)
+        cfg = self.decoder.cfg
+        wanted = (cfg.num_tokens, cfg.token_dim)
+        if tokens.ndim not in (3, 4) or tokens.shape[-2:] != wanted or tokens.shape[-3] < 2:
+            raise UserError(
+                f"this model decodes two or more keyframes of {wanted[0]} tokens of width "
+                f"{wanted[1]}, got an array of shape {tokens.shape}"
+            )
+        if not np.isfinite(tokens).all():
+            raise UserError("the deep tokens hold NaN or infinite numbers")
+        batched = tokens if tokens.ndim == 4 else tokens[None]
+        sampling = self._sampling(num_frames, num_inference_steps, guidance_scale)
+        graph, state = self._split["decoder"]
+        b, k = batched.shape[:2]
+        clips = []
+        for clip in range(k - 1):
+            if progress is not None:
+                progress("clips", clip, k - 1)
+            keys = _sample_keys(seed, b, 1 + clip)
+            pair = jnp.asarray(batched[:, clip : clip + 2])
+            clips.append(np.asarray(_decode(graph, state, pair, keys, config=sampling)))
+        if progress is not None:
+            progress("clips", k - 1, k - 1)
+        video = np.concatenate(clips, axis=1)
+        return video if tokens.ndim == 4 else video[0]
+
+    def reconstruct(
+        self,
+        video: UInt8[np.ndarray, "f h w 3"],
+        keyframes: Sequence[int] | None = None,
+        **options: Any,
+    ) -> UInt8[np.ndarray, "f h w 3"]:
+        """`decode(encode(video, keyframes), **options)`."""
+        return self.decode(self.encode(video, keyframes), **options)
+
+    def _sampling(self, num_frames, num_inference_steps, guidance_scale) -> SamplingConfig:
+        given = {
+            "num_frames": num_frames,
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+        }
+        changes = {name: value for name, value in given.items() if value is not None}
+        try:
+            config = dataclasses.replace(self.config.sampling, **changes)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        if config.num_frames % 2 and self.decoder.cfg.image_proj_type == "headrear":
+            raise UserError(f"num_frames must be even, got {config.num_frames}")
+        return config
+
+
+def find_model(path_or_name: str | pathlib.Path | None) -> pathlib.Path:
+    """The folder of a model: a path, the name of a packaged model, or None for the default.
+
+    Raises:
+      UserError: There is no such model.
+    """
+    if path_or_name is not None and pathlib.Path(path_or_name).is_dir():
+        folder = pathlib.Path(path_or_name)
+        if not (folder / weights.CONFIG_FILE).is_file():
+            raise UserError(f"{folder} is not a model: it holds no {weights.CONFIG_FILE}")
+        return folder
+    root = pathlib.Path(str(importlib.resources.files(ASSETS)))
+    name = str(path_or_name or DEFAULT_MODEL)
+    packaged = sorted(p.parent.name for p in root.glob(f"*/{weights.CONFIG_FILE}"))
+    if name not in packaged:
+        raise UserError(
+            f"no model {name!r}: it is neither a folder nor a packaged model "
+            f"({', '.join(packaged) or 'there is none'})"
+        )
+    return root / name
+
+
+def _load(folder: pathlib.Path, kind: type, config_type: type) -> tuple[Any, Any]:
+    return weights.load_module(folder, lambda cfg: kind(cfg, rngs=nnx.Rngs(0)), config_type)
+
+
+def _sample_keys(seed: int, count: int, stream: int) -> Array:
+    """One key for each sample: folded from the seed, the sample and the stream (0: the language
+    model, 1 + i: clip i), so that nothing depends on the size of the batch."""
+    key = jax.random.key(seed)
+    fold = lambda i: jax.random.fold_in(jax.random.fold_in(key, i), stream)  # noqa: E731
+    return jax.vmap(fold)(jnp.arange(count))
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "num_keyframes", "config"))
+def _generate(graph, state, text_ids, keys, *, num_keyframes, config):
+    lm = nnx.merge(graph, state)
+    return generate(lm, text_ids, num_keyframes=num_keyframes, keys=keys, config=config)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "size"))
+def _encode(graph, state, images, *, size):
+    tokenizer = nnx.merge(graph, state)
+    images = images.astype(jnp.float32) / 127.5 - 1.0
+    if images.shape[1:3] != (size, size):
+        images = resize_bilinear(images, (size, size))
+    return tokenizer(images[:, None])[:, 0]
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "config"))
+def _decode(graph, state, tokens, keys, *, config):
+    decoder = nnx.merge(graph, state)
+    return to_uint8(decode_latents(decoder, decode_clip(decoder, tokens, keys, config)))
