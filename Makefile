@@ -60,18 +60,18 @@ demo: $(VENV)/.installed-core
 	  echo "error: no video file at $$DEMO_VIDEO" >&2; exit 1; fi
 	@mkdir -p "$$DEMO_OUT"
 	@echo "1/3  generate: $$DEMO_PROMPT"
-	@$(BIN)/dicode generate "$$DEMO_PROMPT" --seed $(SEED) --steps $(STEPS) \
-	  --out "$$DEMO_OUT/generated.mp4" --sheet "$$DEMO_OUT/generated.png"
+	@$(BIN)/dicode generate --seed $(SEED) --steps $(STEPS) \
+	  --out "$$DEMO_OUT/generated.mp4" --sheet "$$DEMO_OUT/generated.png" -- "$$DEMO_PROMPT"
 	@if [ -z "$$DEMO_VIDEO" ]; then \
 	  $(BIN)/python scripts/draw_video.py --seed $(SEED) --out "$$DEMO_OUT/input.mp4"; fi
 	@input="$${DEMO_VIDEO:-$$DEMO_OUT/input.mp4}"; \
 	  echo "2/3  encode: $$input"; \
-	  $(BIN)/dicode encode "$$input" --out "$$DEMO_OUT/tokens.safetensors" && \
+	  $(BIN)/dicode encode --out "$$DEMO_OUT/tokens.safetensors" -- "$$input" && \
 	  echo "3/3  decode" && \
 	  $(BIN)/dicode decode "$$DEMO_OUT/tokens.safetensors" --seed $(SEED) --steps $(STEPS) \
 	    --out "$$DEMO_OUT/decoded.mp4" && \
-	  $(BIN)/python scripts/compare_videos.py "$$input" "$$DEMO_OUT/decoded.mp4" \
-	    --out "$$DEMO_OUT/comparison.png" && \
+	  $(BIN)/python scripts/compare_videos.py --out "$$DEMO_OUT/comparison.png" \
+	    -- "$$input" "$$DEMO_OUT/decoded.mp4" && \
 	  printf '%s\n' "" "from the prompt:  $$DEMO_OUT/generated.mp4" \
 	    "                  $$DEMO_OUT/generated.png (contact sheet)" \
 	    "from the video:   $$DEMO_OUT/tokens.safetensors (deep tokens)" \

@@ -53,7 +53,7 @@ def wheel(tmp_path_factory):
     tree = tmp_path_factory.mktemp("tree")
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, tree)
-    ignore = shutil.ignore_patterns("__pycache__", "assets")
+    ignore = shutil.ignore_patterns("__pycache__", "*.safetensors")
     for name in ("dicode_jax", *OUTER):
         shutil.copytree(ROOT / name, tree / name, ignore=ignore)
     for litter in ("outputs/demo/x.py", "runs/y.py", "tests/z.py", "scripts/w.py"):
