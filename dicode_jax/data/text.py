@@ -138,6 +138,8 @@ class TextTokenizer:
             raise UserError(f"the text length must be positive, got {length}")
         prompts = [prompt.strip() for prompt in prompts]
         for prompt in prompts:
+            if not _is_unicode(prompt):
+                raise UserError("the prompt is not valid text: it holds bytes that are not UTF-8")
             if not prompt and not allow_empty:
                 raise UserError("the prompt is empty; say what to show")
             self._check_alphabet(prompt)
@@ -226,6 +228,15 @@ def _closed_alphabet(tokenizer: tokenizers.Tokenizer) -> frozenset[str] | None:
         return None
     single = {token for token in tokenizer.get_vocab(with_added_tokens=False) if len(token) == 1}
     return frozenset(single - {_WORD_START} | {" "})
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether text has no lone surrogates, which stand for bytes that could not be decoded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _ranges(alphabet: Iterable[str]) -> str:

@@ -77,6 +77,11 @@ def test_characters_outside_the_alphabet_are_named(small):
         small.encode(["a red circle", "日"])
 
 
+def test_bytes_that_are_no_text_are_refused(small):
+    with pytest.raises(UserError, match="not UTF-8"):
+        small.encode(b"a red \xff circle".decode(errors="surrogateescape"))
+
+
 def test_an_empty_prompt_is_refused_where_it_must_not_be(small):
     with pytest.raises(UserError, match="empty"):
         small.encode(" \n ", allow_empty=False)
