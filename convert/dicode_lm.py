@@ -1,0 +1,152 @@
+"""The language-model agent of DiCoDe: GPT-2, both MLPs, the tables of keyframes and places.
+
+Written against the release's `ContinuousLVLMSimple`. Its frozen `pre_input_resampler` is the
+tokenizer's half and no part of our model: `resampler_from_torch` reads it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from convert import gpt2, resampler
+from convert.rules import (
+    DROP0,
+    LINEAR,
+    Layout,
+    Rule,
+    Rules,
+    Skip,
+    load_module,
+    prefixed,
+    to_numpy,
+)
+from dicode_jax.models.dicode.ar import DiCoDeLM
+from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
+from dicode_jax.models.gpt2 import with_scan_layers
+from dicode_jax.nn.resampler import Resampler
+
+_DROP1 = Layout("drop1", drop=(1,))  # [m, 1, d] -> [m, d]
+RESAMPLER_PREFIX = "pre_input_resampler."
+
+RULES: Rules = (
+    *prefixed(gpt2.RULES, "llm.", "body."),
+    Rule(r"input_resampler\.0\.weight", "input_mlp.up.kernel", LINEAR),
+    Rule(r"input_resampler\.0\.bias", "input_mlp.up.bias"),
+    Rule(r"input_resampler\.2\.weight", "input_mlp.down.kernel", LINEAR),
+    Rule(r"input_resampler\.2\.bias", "input_mlp.down.bias"),
+    Rule(r"output_resampler\.0\.weight", "output_mlp.up.kernel", LINEAR),
+    Rule(r"output_resampler\.0\.bias", "output_mlp.up.bias"),
+    Rule(r"output_resampler\.2\.weight", "output_mlp.down.kernel", LINEAR),
+    Rule(r"output_resampler\.2\.bias", "output_mlp.down.bias"),
+    Rule(r"video_pos_token\.frame_token", "frame_embed", _DROP1),
+    Rule(r"video_pos_token\.pos_token", "place_embed", DROP0),
+    Rule(r"vae_decoder\.weight", "vae_decoder.kernel", LINEAR),
+    Rule(r"vae_decoder\.bias", "vae_decoder.bias"),
+    Skip(r"pre_normalizer", why="a constant, kept in the config"),
+    Skip(r"pre_input_resampler\..*", why="frozen tokenizer half, see resampler_from_torch"),
+)
+
+# Constructor argument of the original -> (our field, value when it is absent: the released
+# agent's).
+_OPTIONS = {
+    "loss_func": ("loss", "gmm"),
+    "num_gmm_kernel": ("num_mixtures", 16),
+    "loss_reduction": ("loss_reduction", "mean"),
+    "gmm_with_mse_and_l1": ("gmm_with_mse_and_l1", False),
+    "balance_loss": ("balance_samples", False),
+    "vae_kl_loss_scale": ("kl_weight", 0.001),
+    "llm_loss_weight": ("llm_loss_weight", 0.0),
+    "rec_loss_weight": ("rec_loss_weight", 0.0),
+    "llm_rec_loss_weight": ("llm_rec_loss_weight", 1.0),
+}
+# What changes nothing here: names of classes, logging, parts that are read from the weights or
+# elsewhere.
+_IGNORED = {
+    "_target_",
+    "log_norms",
+    "pre_input_resampler",
+    "input_resampler",
+    "output_resampler",
+    "vae_decoder",
+}
+_NUM_SPECIAL = 66  # `</img>`, `<img>` and 64 query tokens follow the base vocabulary
+
+
+def config_from_original(
+    config: Mapping[str, Any] | DiCoDeLMConfig, state_dict: Mapping[str, Any] | None = None
+) -> DiCoDeLMConfig:
+    """Reads `{"gpt2": ..., "agent": ..., "special_ids": ...}`.
+
+    Args:
+      config: `gpt2` is a Hugging Face config, `agent` the original constructor's arguments (plus
+        `deep_token_dim` and `mlp_hidden`, which the original takes from its sub-modules),
+        `special_ids` the ids of `boi` and `pad`.
+      state_dict: Gives the widths that `config` does not name, and a stored `pre_normalizer`.
+
+    Raises:
+      ValueError: An option is unknown or cannot be honoured, or a width is nowhere to be found.
+    """
+    if isinstance(config, DiCoDeLMConfig):
+        return config
+    body = gpt2.config_from_original(config["gpt2"])
+    agent = dict(config["agent"])
+    values = {ours: agent.pop(name, default) for name, (ours, default) in _OPTIONS.items()}
+    if agent.pop("use_cosine_loss", False) and values["loss"] != "cosine":
+        raise ValueError(f"use_cosine_loss needs loss_func 'cosine', got {values['loss']!r}")
+    num_tokens = agent.pop("num_img_tokens", 16)
+    normalizer = agent.pop("pre_normalizer", None)
+    if normalizer is None and "pre_normalizer" in (state_dict or {}):
+        normalizer = to_numpy(state_dict["pre_normalizer"]).reshape(-1).tolist()
+    ids = dict(config.get("special_ids", {}))
+    cfg = DiCoDeLMConfig(
+        body=body,
+        num_tokens=num_tokens,
+        token_dim=_width(agent.pop("deep_token_dim", None), state_dict, "input_resampler.0", 1),
+        mlp_dim=_width(agent.pop("mlp_hidden", None), state_dict, "input_resampler.0", 0),
+        latent_dim=_width(None, state_dict, "vae_decoder", 1) if values["loss"] == "vae" else None,
+        max_keyframes=agent.pop("max_length", 512) // num_tokens,
+        pre_normalizer=None if normalizer is None else tuple(normalizer),
+        image_token_id=ids.get("boi", body.vocab_size - _NUM_SPECIAL + 1),
+        pad_token_id=ids.get("pad", body.vocab_size - _NUM_SPECIAL - 1),
+        **values,
+    )
+    if unknown := set(agent) - _IGNORED:
+        raise ValueError(f"unknown option(s) of the agent: {', '.join(sorted(unknown))}")
+    return cfg
+
+
+def _width(value: int | None, state_dict, layer: str, axis: int) -> int:
+    """A width as configured, else as the weight `[out, in]` of a layer has it."""
+    if value is not None:
+        return value
+    if state_dict is None or f"{layer}.weight" not in state_dict:
+        raise ValueError(f"the width of {layer} is neither in the config nor in the weights")
+    return tuple(state_dict[f"{layer}.weight"].shape)[axis]
+
+
+def from_torch(
+    state_dict: Mapping[str, Any], config: Mapping[str, Any] | DiCoDeLMConfig
+) -> DiCoDeLM:
+    """The language model from the agent's state dict (without the prefix `llm_agent.`).
+
+    Raises:
+      ValueError: The config has an option that is not supported.
+      ConversionError: Keys or shapes do not fit, or the output matrix is not tied.
+    """
+    cfg = config_from_original(config, state_dict)
+    gpt2.check_tied_head(state_dict, "llm.lm_head.weight", "llm.transformer.wte.weight")
+    loop = DiCoDeLMConfig(**{**vars(cfg), "body": gpt2.loop_config(cfg.body)})
+    model = load_module(lambda: DiCoDeLM(loop, rngs=nnx.Rngs(0)), state_dict, RULES)
+    model.cfg, model.body = cfg, with_scan_layers(model.body, cfg.body.scan_layers)
+    return model
+
+
+def resampler_from_torch(state_dict: Mapping[str, Any], config: Mapping[str, Any]) -> Resampler:
+    """The agent's frozen `pre_input_resampler`; `config` as in `config_from_original`."""
+    own = {
+        key.removeprefix(RESAMPLER_PREFIX): value
+        for key, value in state_dict.items()
+        if key.startswith(RESAMPLER_PREFIX)
+    }
+    return resampler.from_torch(own, config["agent"]["pre_input_resampler"])

@@ -1,0 +1,420 @@
+"""The language model over deep tokens: text in, one continuous vector after another out.
+
+DiCoDe (arXiv 2412.04446), section 3.3. A sequence is `text | <img> | n deep tokens | <img> | ...`;
+a deep token enters through an MLP plus a learned embedding of its keyframe and of its place in the
+keyframe, on top of the body's own positions. What comes after a position is predicted by an MLP on
+its last hidden state: the parameters of a Gaussian mixture (or a vector, or a VAE posterior). There
+is no loss on text.
+
+Deviations from the reference: invalid keyframes are masked instead of dropped (static shapes),
+unknown options raise, and the frozen resampler that makes deep tokens lives outside.
+
+Letters: b batch, l text tokens, t positions, k keyframes, n deep tokens per keyframe, z their
+  width,
+d model width, p head outputs.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dicode_jax.models.dicode import ar_losses
+from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
+from dicode_jax.models.gpt2 import GPT2
+from dicode_jax.nn.activations import gelu
+from dicode_jax.nn.linear import Linear
+from dicode_jax.nn.masks import causal_mask, key_mask
+from dicode_jax.typing import Array, Bool, Float, Int, PRNGKeyArray, typechecked
+
+
+class LanguageModelBody(Protocol):
+    """What `DiCoDeLM` needs of a transformer; `models.gpt2.GPT2` is one."""
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of embeddings and hidden states."""
+
+    @property
+    def max_seq_len(self) -> int:
+        """Longest sequence that has positions."""
+
+    def embed_tokens(self, ids: Array) -> Array:
+        """`[b, t]` ids to `[b, t, d]` embeddings, without positions."""
+
+    def init_cache(self, *, batch: int, size: int, dtype: Any = None) -> Any:
+        """An empty cache: a pytree of static shape."""
+
+    def __call__(
+        self,
+        embeds: Array,
+        positions: Array | None = None,
+        mask: Array | None = None,
+        cache: Any = None,
+        *,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[Array, Any]:
+        """`[b, t, d]` embeddings to final hidden states and the extended cache."""
+
+
+class TokenMLP(nnx.Module):
+    """Two linear layers around an exact GELU; weights start as normal(0.02), biases at 0."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        mlp_dim: int,
+        out_dim: int,
+        *,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        kwargs = {
+            "kernel_init": nnx.initializers.normal(0.02),
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
+        self.up = Linear(in_dim, mlp_dim, **kwargs)
+        self.down = Linear(mlp_dim, out_dim, **kwargs)
+
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        y = self.up(x.reshape(-1, x.shape[-1]))
+        return self.down(gelu(y)).reshape(*x.shape[:-1], -1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LMOutput:
+    """Losses and predictions of a training step.
+
+    Attributes:
+      total_loss: The weighted sum that is trained.
+      llm_rec_loss: Loss of the predictions.
+      rec_loss: Reconstruction through both MLPs alone (0 for `gmm` and `vae`).
+      llm_loss: Hidden states against input embeddings (0 for `gmm` and `vae`).
+      kl_loss: KL term of `vae`, 0 otherwise.
+      pred: Head outputs `[b, k, n, p]`; keyframes are in order, the valid ones first.
+      valid: Which of them count, `[b, k]`.
+    """
+
+    total_loss: Float[Array, ""]
+    llm_rec_loss: Float[Array, ""]
+    rec_loss: Float[Array, ""]
+    llm_loss: Float[Array, ""]
+    kl_loss: Float[Array, ""]
+    pred: Float[Array, "b k n p"]
+    valid: Bool[Array, "b k"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sequence:
+    """A batch laid out for the body.
+
+    Attributes:
+      embeds: Input embeddings `[b, t, d]`, without positions.
+      targets: What is predicted, `[b, k, n, z]` (normalised), valid keyframes first.
+      token_embeds: Their embeddings `[b, k, n, d]` before keyframe and place are added.
+      valid: Which keyframes count, `[b, k]`.
+      read_at: Position whose hidden state predicts a token, `[b, k*n]`.
+    """
+
+    embeds: Float[Array, "b t d"]
+    targets: Float[Array, "b k n z"]
+    token_embeds: Float[Array, "b k n d"]
+    valid: Bool[Array, "b k"]
+    read_at: Int[Array, "b kn"]
+
+
+class DiCoDeLM(nnx.Module):
+    """Body, input and output MLP, and the tables of keyframes and places.
+
+    Train with `loss` (every keyframe valid or a valid prefix, the fast layout) or by calling the
+    model with explicit masks (the reference's interface); generate with `models.dicode.generate`.
+    """
+
+    def __init__(self, cfg: DiCoDeLMConfig, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs):
+        kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.cfg, self.dtype = cfg, dtype
+        self.body: LanguageModelBody = GPT2(cfg.body, **kwargs)
+        d = self.body.embed_dim
+        mlp_dim = cfg.mlp_dim or d
+        self.input_mlp = TokenMLP(cfg.token_dim, mlp_dim, d, **kwargs)
+        self.output_mlp = TokenMLP(d, mlp_dim, cfg.head_dim, **kwargs)
+        table = nnx.initializers.truncated_normal(0.02)
+        self.frame_embed = nnx.Param(table(rngs.params(), (cfg.max_keyframes, d), param_dtype))
+        self.place_embed = nnx.Param(table(rngs.params(), (cfg.num_tokens, d), param_dtype))
+        if cfg.loss == "vae":
+            self.vae_decoder = Linear(
+                cfg.latent_dim or cfg.token_dim,
+                cfg.token_dim,
+                kernel_init=nnx.initializers.normal(0.02),
+                **kwargs,
+            )
+
+    def normalize(self, deep_tokens: Float[Array, "b k n z"]) -> Float[Array, "b k n z"]:
+        """Divides deep tokens by the pre-normaliser, if there is one."""
+        scale = self._normalizer()
+        return deep_tokens if scale is None else deep_tokens / scale
+
+    def denormalize(self, deep_tokens: Float[Array, "b k n z"]) -> Float[Array, "b k n z"]:
+        """Multiplies by the pre-normaliser: the scale that the tokenizer and the decoder know."""
+        scale = self._normalizer()
+        return deep_tokens if scale is None else deep_tokens * scale
+
+    def _normalizer(self) -> Array | None:
+        values = self.cfg.pre_normalizer
+        return None if values is None else jnp.asarray(values, jnp.float32)[:, None]
+
+    def embed_deep_tokens(self, deep_tokens: Float[Array, "... z"]) -> Float[Array, "... d"]:
+        """Normalised deep tokens to embeddings (of length one for `cosine`), without positions."""
+        embeds = self.input_mlp(deep_tokens)
+        return ar_losses.normalize(embeds) if self.cfg.loss == "cosine" else embeds
+
+    def positions_of(self, num_keyframes: int) -> Float[Array, "k n d"]:
+        """Keyframe and place embeddings of the first keyframes.
+
+        Raises:
+          ValueError: There are more keyframes than rows in the table.
+        """
+        if num_keyframes > self.cfg.max_keyframes:
+            raise ValueError(
+                f"{num_keyframes} keyframes, but the model knows {self.cfg.max_keyframes} "
+                "(max_keyframes); use fewer, or generate by a sliding window"
+            )
+        return self.frame_embed[...][:num_keyframes, None] + self.place_embed[...]
+
+    @typechecked
+    def loss(
+        self,
+        text_ids: Int[Array, "b l"],
+        deep_tokens: Float[Array, "b k n z"],
+        *,
+        frame_mask: Bool[Array, "b k"] | None = None,
+        inputs: Float[Array, "b k n z"] | None = None,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> LMOutput:
+        """Loss on the fixed layout `text | <img> | n tokens | <img> | n tokens ...`.
+
+        The sequence is put together by static slices and the head sees prediction positions only,
+        so this is the fast path; padding of the text is seen by the model, as in generation.
+
+        Args:
+          text_ids: Text, padded on the right, without `<img>`.
+          deep_tokens: Tokens of each keyframe, as the tokenizer made them.
+          frame_mask: Valid keyframes, a prefix of each row (later ones cannot reach them); None for
+            all.
+          inputs: What the model reads in place of `deep_tokens`, for example with noise added.
+          deterministic: False switches dropout on.
+          rngs: With a `dropout` stream, needed when dropout acts.
+          key: Draws the latents of `vae`.
+
+        Raises:
+          ValueError: More keyframes than the table has, or a sequence longer than the body's.
+        """
+        b, k, n, _ = deep_tokens.shape
+        targets = jax.lax.stop_gradient(self.normalize(deep_tokens))
+        if inputs is not None:
+            inputs = self.embed_deep_tokens(jax.lax.stop_gradient(self.normalize(inputs)))
+        embeds = self.embed_deep_tokens(targets) if inputs is None else inputs
+        sequence = self.lay_out(text_ids, self._detached(embeds) + self.positions_of(k))
+        hidden, _ = self.body(sequence, deterministic=deterministic, rngs=rngs)
+        hidden = hidden[:, text_ids.shape[1] :].reshape(b, k, n + 1, -1)[:, :, :n]
+        return self._losses(hidden, embeds, targets, frame_mask, key)
+
+    def lay_out(
+        self, text_ids: Int[Array, "b l"], token_embeds: Float[Array, "b k n d"]
+    ) -> Float[Array, "b t d"]:
+        """`text | <img> | tokens | <img> | tokens ...`; the embeddings carry their positions."""
+        b, k, n, d = token_embeds.shape
+        image = self.image_embed(token_embeds.dtype)
+        frames = jnp.concatenate(
+            [jnp.broadcast_to(image, (b, k, 1, d)), token_embeds], axis=2
+        ).reshape(b, k * (n + 1), d)
+        text = self.body.embed_tokens(text_ids).astype(token_embeds.dtype)
+        return jnp.concatenate([text, frames], axis=1)
+
+    def image_embed(self, dtype=None) -> Float[Array, "1 1 d"]:
+        """Word embedding of `<img>`."""
+        embed = self.body.embed_tokens(jnp.full((1, 1), self.cfg.image_token_id, jnp.int32))
+        return embed if dtype is None else embed.astype(dtype)
+
+    @typechecked
+    def __call__(
+        self,
+        input_ids: Int[Array, "b t"],
+        deep_tokens: Float[Array, "b k n z"],
+        *,
+        token_mask: Bool[Array, "b t"],
+        frame_mask: Bool[Array, "b k"] | None = None,
+        attention_mask: Bool[Array, "b t"] | None = None,
+        positions: Int[Array, "b t"] | None = None,
+        query_mask: Bool[Array, "b t"] | None = None,
+        given_frame_mask: Bool[Array, "b k"] | None = None,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+        noise: Array | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> LMOutput:
+        """Loss on any layout, described by masks: the reference's training forward.
+
+        Args:
+          input_ids: Words, `<img>`, queries; anything where a deep token goes.
+          deep_tokens: Tokens of each keyframe, as the tokenizer made them.
+          token_mask: Slots of deep tokens; a row has `n` for each of its valid (or given) keyframes
+            and they are filled in order.
+          frame_mask: Valid keyframes, any pattern; a keyframe's number is its rank among them. None
+            for all.
+          attention_mask: Keys that may be seen, besides causality; None for all.
+          positions: Rows of the body's position table; 0, 1, 2 ... when None.
+          query_mask: Query mode: slots whose hidden state predicts a token, `n` for each valid
+            keyframe. Otherwise a token is predicted at the slot before it.
+          given_frame_mask: Query mode: keyframes that enter the sequence (usually all but the
+            last).
+          deterministic: False switches dropout on.
+          rngs: With a `dropout` stream, needed when dropout acts.
+          noise: Draws for the latents of `vae`, in place of `key`: `[b, k, n, latent]`.
+          key: Draws the latents of `vae`.
+
+        Raises:
+          ValueError: The masks contradict each other or the keyframes, where that can be seen.
+        """
+        sequence = self.sequence(
+            input_ids,
+            deep_tokens,
+            token_mask=token_mask,
+            frame_mask=frame_mask,
+            query_mask=query_mask,
+            given_frame_mask=given_frame_mask,
+        )
+        mask = None
+        if attention_mask is not None:
+            mask = causal_mask(input_ids.shape[1]) & key_mask(attention_mask)
+        hidden, _ = self.body(
+            sequence.embeds, positions, mask, deterministic=deterministic, rngs=rngs
+        )
+        hidden = self.read(hidden, sequence)
+        return self._losses(
+            hidden, sequence.token_embeds, sequence.targets, sequence.valid, key, noise
+        )
+
+    def sequence(
+        self,
+        input_ids: Int[Array, "b t"],
+        deep_tokens: Float[Array, "b k n z"],
+        *,
+        token_mask: Bool[Array, "b t"],
+        frame_mask: Bool[Array, "b k"] | None = None,
+        query_mask: Bool[Array, "b t"] | None = None,
+        given_frame_mask: Bool[Array, "b k"] | None = None,
+    ) -> Sequence:
+        """Puts deep tokens into their slots; arguments as in `__call__`."""
+        if (query_mask is None) != (given_frame_mask is None):
+            raise ValueError("query mode needs both query_mask and given_frame_mask")
+        b, k, n, _ = deep_tokens.shape
+        t = input_ids.shape[1]
+        valid = jnp.ones((b, k), bool) if frame_mask is None else frame_mask
+        given = valid if given_frame_mask is None else valid & given_frame_mask
+        _check_counts(
+            "token_mask", token_mask, "given" if query_mask is not None else "valid", given, n
+        )
+        reads = jnp.pad(token_mask[:, 1:], ((0, 0), (0, 1))) if query_mask is None else query_mask
+        if query_mask is not None:
+            _check_counts("query_mask", query_mask, "valid", valid, n)
+
+        first = jnp.argsort(~valid, axis=1, stable=True)[:, : t // n]  # valid keyframes in front
+        k = first.shape[1]
+        valid, given = (jnp.take_along_axis(m, first, axis=1) for m in (valid, given))
+        targets = jnp.take_along_axis(deep_tokens, first[..., None, None], axis=1)
+        targets = jax.lax.stop_gradient(self.normalize(targets))
+        token_embeds = self.embed_deep_tokens(targets)
+        placed = self._detached(token_embeds) + self.positions_of(k)
+        if query_mask is not None:
+            order = jnp.argsort(~given, axis=1, stable=True)
+            placed = jnp.take_along_axis(placed, order[..., None, None], axis=1)
+        placed = placed.reshape(b, k * n, -1)
+        slot = jnp.clip(jnp.cumsum(token_mask, axis=1) - 1, 0, k * n - 1)
+        words = self.body.embed_tokens(input_ids).astype(placed.dtype)
+        return Sequence(
+            embeds=jnp.where(
+                token_mask[..., None], jnp.take_along_axis(placed, slot[..., None], axis=1), words
+            ),
+            targets=targets,
+            token_embeds=token_embeds,
+            valid=valid,
+            read_at=jnp.argsort(~reads, axis=1, stable=True)[:, : k * n],
+        )
+
+    def read(self, hidden: Float[Array, "b t d"], sequence: Sequence) -> Float[Array, "b k n d"]:
+        """The hidden states that predict the sequence's tokens."""
+        b, k, n, _ = sequence.targets.shape
+        picked = jnp.take_along_axis(hidden, sequence.read_at[..., None], axis=1)
+        return picked.reshape(b, k, n, -1)
+
+    def _detached(self, embeds: Array) -> Array:
+        return jax.lax.stop_gradient(embeds) if self.cfg.rec_loss_weight > 0 else embeds
+
+    def _losses(self, hidden, token_embeds, targets, valid, key, noise=None) -> LMOutput:
+        cfg = self.cfg
+        pred = self.output_mlp(hidden)
+        llm_loss = rec_loss = kl_loss = jnp.zeros((), jnp.float32)
+        if cfg.loss == "gmm":
+            llm_rec_loss = ar_losses.mixture_loss(
+                pred,
+                targets,
+                valid,
+                num_mixtures=cfg.num_mixtures,
+                with_mse_and_l1=cfg.gmm_with_mse_and_l1,
+                balance=cfg.balance_samples,
+            )
+        elif cfg.loss == "vae":
+            if noise is None:
+                if key is None:
+                    raise ValueError("the vae loss draws latents: pass key")
+                shape = (*pred.shape[:-1], pred.shape[-1] // 2)
+                noise = jax.random.normal(key, shape)
+            llm_rec_loss, kl_loss = ar_losses.vae_loss(
+                pred, targets, noise, self.vae_decoder, valid, kl_weight=cfg.kl_weight
+            )
+        else:
+
+            def distance(x, y):
+                return ar_losses.vector_loss(cfg.loss, x, y, valid, reduction=cfg.loss_reduction)
+
+            rec_loss = distance(self.output_mlp(token_embeds), targets)
+            llm_loss = distance(hidden, jax.lax.stop_gradient(token_embeds))
+            llm_rec_loss = distance(pred, targets)
+        total = (
+            llm_loss * cfg.llm_loss_weight
+            + rec_loss * cfg.rec_loss_weight
+            + llm_rec_loss * cfg.llm_rec_loss_weight
+        )
+        return LMOutput(
+            total_loss=total,
+            llm_rec_loss=llm_rec_loss,
+            rec_loss=rec_loss,
+            llm_loss=llm_loss,
+            kl_loss=kl_loss,
+            pred=pred,
+            valid=jnp.ones(targets.shape[:2], bool) if valid is None else valid,
+        )
+
+
+def _check_counts(name: str, mask: Array, kind: str, frames: Array, n: int) -> None:
+    """Compares a mask of slots with the number of keyframes, unless they are traced."""
+    if isinstance(mask, jax.core.Tracer) or isinstance(frames, jax.core.Tracer):
+        return
+    slots, wanted = mask.sum(1), frames.sum(1) * n
+    if (slots != wanted).any():
+        row = int(jnp.argmax(slots != wanted))
+        raise ValueError(
+            f"row {row}: {name} has {int(slots[row])} slots, but {int(wanted[row]) // n} {kind} "
+            f"keyframes of {n} tokens need {int(wanted[row])}"
+        )
