@@ -308,7 +308,7 @@ def _progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
             if bar is not None:
                 bar.close()
             # disable=None: only on a terminal
-            bar = tqdm(desc=what, leave=False, disable=None, dynamic_ncols=True)
+            bar = tqdm(total=total, desc=what, leave=False, disable=None, dynamic_ncols=True)
             shown = what
         bar.total = total
         bar.update(done - bar.n)
