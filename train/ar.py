@@ -18,7 +18,7 @@ from dicode_jax.data.text import TextTokenizer, train_small
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig, to_uint8
-from dicode_jax.models.dicode.generate import GenerationConfig, generate
+from dicode_jax.models.dicode.generate import generate
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from train import loop
 from train.configs import ARTrainConfig
@@ -79,7 +79,6 @@ def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
     held_out = make_source(seed=config.seed + 1, split="test")
     examples = [held_out[i] for i in range(64)]
     test = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
-    sampling = GenerationConfig(do_sample=True)
     decoder = None
     if (folder / "decoder").is_dir():
         decoder, _ = weights.load_module(
@@ -95,7 +94,7 @@ def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
     @nnx.jit
     def paint(lm: DiCoDeLM, decoder: ClipDecoder, text_ids):
         keys = jax.random.split(jax.random.key(0), len(text_ids))
-        tokens = generate(lm, text_ids, num_keyframes=2, keys=keys, config=sampling)
+        tokens = generate(lm, text_ids, num_keyframes=2, keys=keys)
         return to_uint8(decoder.autoencoder.decode_latents(decoder.latent_images(tokens)))
 
     def sample(model: _Reader, folder: pathlib.Path, step: int) -> dict[str, float]:

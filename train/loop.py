@@ -158,7 +158,7 @@ def run(task: Task, options: RunOptions) -> float:
     return loss
 
 
-def _claim(workdir: pathlib.Path, config: Any) -> None:
+def claim(workdir: pathlib.Path, config: Any) -> None:
     """Makes the folder and writes the config, or checks that it is the one of the earlier run."""
     try:
         (workdir / "samples").mkdir(parents=True, exist_ok=True)
@@ -240,7 +240,7 @@ def main(
             sample_every=args.sample_every,
         )
         _use_compilation_cache()
-        _claim(args.workdir, config)
+        claim(args.workdir, config)
         loss = run(build(config, args.workdir), options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

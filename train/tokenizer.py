@@ -12,7 +12,6 @@ import functools
 import pathlib
 import sys
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 

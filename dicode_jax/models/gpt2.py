@@ -194,7 +194,7 @@ class GPT2(nnx.Module):
         self.position_embed = table(cfg.max_seq_len, cfg.embed_dim)
         if cfg.scan_layers:
             make = nnx.vmap(lambda rngs: Block(cfg, rngs=rngs, **kwargs), in_axes=0, out_axes=0)
-            self.blocks = make(rngs.fork(split=cfg.num_layers))
+            self.blocks = make(rngs.split(cfg.num_layers))
         else:
             self.blocks = nnx.List([Block(cfg, rngs=rngs, **kwargs) for _ in range(cfg.num_layers)])
         self.final_norm = _norm(cfg.embed_dim, cfg.layer_norm_eps, rngs=rngs, **kwargs)

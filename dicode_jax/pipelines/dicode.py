@@ -36,7 +36,7 @@ from dicode_jax.models.dicode.decoder import (
     decode_latents,
     to_uint8,
 )
-from dicode_jax.models.dicode.generate import GenerationConfig, generate
+from dicode_jax.models.dicode.generate import generate
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.typing import Array, Float, UInt8
 
@@ -45,6 +45,27 @@ Progress = Callable[[str, int, int], None]  # (what, done, of how many)
 ASSETS = "dicode_jax.assets"
 DEFAULT_MODEL = "shapes"
 PARTS = ("tokenizer", "decoder", "language_model")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How deep tokens are drawn; the defaults are those of the released demo.
+
+    Attributes:
+      do_sample: Draw from the mixture; False takes its mean.
+      var_scale: Multiplies the variances of the mixture.
+      logits_temperature: Divides the logits of its components; below 1 prefers the heavier ones.
+      guidance_scale: Above 1, tokens are moved away from those of the empty prompt.
+      window: Most keyframes in sight at once; None for as many as the model's tables hold.
+      overlap: Keyframes that the next window sees of the last one; None for half a window.
+    """
+
+    do_sample: bool = True
+    var_scale: float = 0.01
+    logits_temperature: float = 1.0
+    guidance_scale: float = 1.0
+    window: int | None = None
+    overlap: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -354,7 +375,8 @@ def _sample_keys(seed: int, count: int, stream: int) -> Array:
 @functools.partial(jax.jit, static_argnames=("graph", "num_keyframes", "config"))
 def _generate(graph, state, text_ids, keys, *, num_keyframes, config):
     lm = nnx.merge(graph, state)
-    return generate(lm, text_ids, num_keyframes=num_keyframes, keys=keys, config=config)
+    options = dataclasses.asdict(config)
+    return generate(lm, text_ids, num_keyframes=num_keyframes, keys=keys, **options)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "size"))

@@ -1,0 +1,73 @@
+"""Config files, overrides and JSON."""
+
+import dataclasses
+
+import pytest
+
+from dicode_jax import config as config_lib
+from dicode_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inner:
+    rate: float = 0.5
+    sizes: tuple[int, ...] = (1, 2)
+    name: str | None = None
+
+    def __post_init__(self):
+        if self.rate < 0:
+            raise ValueError(f"rate must not be negative, got {self.rate}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outer:
+    inner: Inner = Inner()
+    head: Inner | None = None
+    steps: int = 3
+
+
+def test_json_round_trip_keeps_nested_configs_and_tuples(tmp_path):
+    config = Outer(inner=Inner(rate=2.0, sizes=(3, 4, 5), name="a"), head=Inner())
+    config_lib.to_json(config, tmp_path / "c.json")
+    assert config_lib.from_json(Outer, tmp_path / "c.json") == config
+
+
+def test_integer_in_json_is_read_into_a_float_field():
+    assert config_lib.from_dict(Inner, {"rate": 2}).rate == 2.0
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"stepz": 1}, "stepz"),
+        ({"steps": "many"}, "steps"),
+        ({"inner": {"rate": -1.0}}, "rate must not be negative, got -1.0"),
+    ],
+)
+def test_data_that_does_not_fit_is_one_line_that_names_the_field(data, message):
+    with pytest.raises(UserError, match=message) as caught:
+        config_lib.from_dict(Outer, data)
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_reach_nested_fields():
+    config = config_lib.parse_overrides(Outer(), ["--inner.rate", "0.25", "--steps", "7"], prog="x")
+    assert config == Outer(inner=Inner(rate=0.25), steps=7)
+
+
+def test_unknown_override_ends_the_program_and_suggests_the_nearest(capsys):
+    with pytest.raises(SystemExit) as caught:
+        config_lib.parse_overrides(Outer(), ["--inner.rat", "0.25"], prog="x")
+    assert caught.value.code != 0
+    assert "--inner.rate" in capsys.readouterr().err
+
+
+def test_missing_config_file_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no config file"):
+        config_lib.load_config_file(tmp_path / "none.py")
+
+
+def test_file_without_get_config_is_an_error(tmp_path):
+    (tmp_path / "c.py").write_text("x = 1\n")
+    with pytest.raises(UserError, match="get_config"):
+        config_lib.load_config_file(tmp_path / "c.py")
