@@ -1,7 +1,8 @@
 """Config files, command-line overrides and JSON, all for frozen dataclasses.
 
-A config file defines `get_config()` and returns a dataclass; the command line overrides single fields
-(`--optim.lr 1e-4`); the resolved config is written beside every checkpoint and read back from there.
+A config file defines `get_config()`, which returns a dataclass; the command line overrides single
+fields (`--optim.lr 1e-4`); the resolved config is written beside every checkpoint and read back
+from there.
 """
 
 import dataclasses

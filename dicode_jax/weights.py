@@ -1,4 +1,4 @@
-"""NNX modules as safetensors: one file of arrays named by their path, one `config.json` beside it."""
+"""NNX modules as safetensors: arrays named by their path, and a `config.json` beside them."""
 
 import json
 import pathlib

@@ -44,20 +44,20 @@ class RepresentationTrainConfig:
 
     Attributes:
       model: Tokenizer, head and probes.
-      autoencoder: Folder of a trained autoencoder; its latents are regressed. None regresses pixels.
-      init: `model` folder of an earlier run whose tokenizer is taken over; None starts fresh.
+      autoencoder: `model` folder of a trained autoencoder, whose latents are regressed.
+      init: `model` folder of an earlier run that is gone on from; None starts fresh.
       optim: Optimiser and schedule.
       num_steps: Length of the run (and of the schedule).
       batch_size: Keyframes per step.
       frame_size: Height and width in pixels.
       probe_weight: Weight of the probes' cross-entropy.
-      pixel_weight: Weight of the squared error of the decoded latents; needs `autoencoder`.
+      pixel_weight: Weight of the squared error of the decoded latents.
       ema_decay: Moving average of the weights that is exported; 0 for none.
       seed: Of weights, data and noise.
     """
 
     model: RepresentationConfig
-    autoencoder: str | None = None
+    autoencoder: str
     init: str | None = None
     optim: OptimConfig = OptimConfig()
     num_steps: int = 4000
@@ -68,10 +68,6 @@ class RepresentationTrainConfig:
     ema_decay: float = 0.999
     seed: int = 0
 
-    def __post_init__(self):
-        if self.pixel_weight and self.autoencoder is None:
-            raise ValueError("pixel_weight needs an autoencoder, whose latents are decoded")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerTrainConfig:
@@ -80,7 +76,8 @@ class TokenizerTrainConfig:
     Attributes:
       tokenizer: Image tower and resampler.
       decoder: UNet, autoencoder, latent head, noise schedule.
-      autoencoder: Folder of a trained autoencoder that replaces the decoder's; None keeps a fresh one.
+      autoencoder: `model` folder of a trained autoencoder that replaces the decoder's; None keeps a
+        fresh one.
       representation: `model` folder of a regression run, whose tokenizer and head are taken over
         and frozen; None trains the resampler together with the UNet.
       cached_clips: Clips that are encoded once and trained on again and again, which needs a frozen

@@ -1,7 +1,7 @@
 """The loop that all trainings share: restore, step, log, sample, save.
 
-A training is a `Task`: what is trained, on what, with which loss, and how its samples look. The task
-files (`train/ar.py` and its neighbours) build one and hand it to `run`.
+A training is a `Task`: what is trained, on what, with which loss, and how its samples look. The
+task files (`train/ar.py` and its neighbours) build one and hand it to `run`.
 """
 
 import argparse
@@ -25,7 +25,8 @@ class RunOptions:
     """What the command line says about a run, whatever is trained.
 
     Attributes:
-      workdir: Folder of the run: `config.json`, `metrics.jsonl`, `checkpoints/`, `samples/`, `model/`.
+      workdir: Folder of the run: `config.json`, `metrics.jsonl`, `checkpoints/`, `samples/`,
+        `model/`.
       steps: Stop after this many steps in all; None takes the config's.
       log_every: Steps between two log lines.
       checkpoint_every: Steps between two checkpoints.

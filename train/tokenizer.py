@@ -1,9 +1,9 @@
 """Trains the tokenizer: image tower and resampler by regression, then the clip decoder's UNet.
 
-    python -m train.tokenizer --config configs/shapes_representation.py --workdir runs/representation
+    python -m train.tokenizer --config configs/shapes_representation.py --workdir runs/repr
     python -m train.tokenizer --config configs/shapes_tokenizer.py --workdir runs/tokenizer
 
-The first form is for small systems that have no pretrained CLIP; the second is the video diffusion
+The first is for small systems that have no pretrained CLIP; the second is the video diffusion
 training of the paper.
 """
 
@@ -31,7 +31,7 @@ from train.decoder import VideoTokenizer
 class _Regression(nnx.Module):
     """The trained representation beside the frozen autoencoder that gives its targets."""
 
-    def __init__(self, model: RepresentationModel, autoencoder: AutoencoderKL | None):
+    def __init__(self, model: RepresentationModel, autoencoder: AutoencoderKL):
         self.model, self.autoencoder = model, autoencoder
 
 
@@ -51,18 +51,15 @@ def regression_loss(config: RepresentationTrainConfig, model: _Regression, batch
     """Squared (and a little absolute) error of the head's image, plus the probes."""
     images = batches.to_unit_range(batch["image"])
     predicted, logits = model.model(images, rng)
-    if model.autoencoder is None:
-        target = images
-    else:
-        posterior = model.autoencoder.encode(images)
-        target = model.autoencoder.cfg.scale_factor * posterior.mode()
+    scale = model.autoencoder.cfg.scale_factor
+    target = scale * model.autoencoder.encode(images).mode()
     error = predicted - target
     mse = jnp.mean(jnp.square(error))
     probes, right = probe_loss(logits, batch["labels"])
     loss = mse + 0.1 * jnp.mean(jnp.abs(error)) + config.probe_weight * probes
     metrics = {"mse": mse, "relative_error": mse / jnp.var(target), "probe_loss": probes}
     if config.pixel_weight:
-        pixels = model.autoencoder.decode(predicted / model.autoencoder.cfg.scale_factor)
+        pixels = model.autoencoder.decode(predicted / scale)
         pixel_mse = jnp.mean(jnp.square(pixels - images))
         loss += config.pixel_weight * pixel_mse
         metrics["psnr"] = 10 * jnp.log10(4.0 / pixel_mse)
@@ -74,11 +71,8 @@ def build_representation(config: RepresentationTrainConfig) -> loop.Task:
     """Trains image tower and resampler to give keyframes back through the latent head."""
     model = RepresentationModel(config.model, rngs=nnx.Rngs(config.seed))
     if config.init is not None:
-        earlier = load_representation(config.init)
-        nnx.update(model.tokenizer, nnx.state(earlier.tokenizer))
-        nnx.update(model.probes, nnx.state(earlier.probes))
-    autoencoder = None if config.autoencoder is None else load_autoencoder(config.autoencoder)
-    whole = _Regression(model, autoencoder)
+        nnx.update(model, nnx.state(load_representation(config.init)))
+    whole = _Regression(model, load_autoencoder(config.autoencoder))
     is_trained = lambda path, _: path[0] == "model"  # noqa: E731
     graph, trained, frozen = nnx.split(whole, is_trained, ...)
     source = batches.FrameSource(seed=config.seed, frame_size=config.frame_size)
@@ -88,8 +82,6 @@ def build_representation(config: RepresentationTrainConfig) -> loop.Task:
     @nnx.jit
     def reconstruct(whole: _Regression, images):
         predicted, _ = whole.model(batches.to_unit_range(images))
-        if whole.autoencoder is None:
-            return predicted
         return whole.autoencoder.decode(predicted / whole.autoencoder.cfg.scale_factor)
 
     def sample(whole: _Regression, folder: pathlib.Path, step: int) -> None:

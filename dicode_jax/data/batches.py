@@ -1,4 +1,4 @@
-"""Endless batches of the synthetic world through Grain, with an iterator that can be checkpointed."""
+"""Endless batches of the synthetic world through Grain; the iterator can be checkpointed."""
 
 import dataclasses
 from typing import Any, Protocol

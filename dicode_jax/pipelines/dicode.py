@@ -1,4 +1,4 @@
-"""Text to video with DiCoDe: prompt -> deep tokens -> clips -> frames, and video -> tokens -> video.
+"""Text to video with DiCoDe: prompt -> deep tokens -> clips, and video -> tokens -> video.
 
     pipe = DiCoDePipeline.from_pretrained()
     video = pipe("a red circle moves right on a black background", num_clips=2, seed=0)
@@ -365,8 +365,10 @@ def _load(folder: pathlib.Path, kind: type, config_type: type) -> tuple[Any, Any
 
 
 def _sample_keys(seed: int, count: int, stream: int) -> Array:
-    """One key for each sample: folded from the seed, the sample and the stream (0: the language
-    model, 1 + i: clip i), so that nothing depends on the size of the batch."""
+    """One key for each sample, so that nothing depends on the size of the batch.
+
+    It is folded from the seed, the sample and the stream (0: the language model, 1 + i: clip i).
+    """
     key = jax.random.key(seed)
     fold = lambda i: jax.random.fold_in(jax.random.fold_in(key, i), stream)  # noqa: E731
     return jax.vmap(fold)(jnp.arange(count))

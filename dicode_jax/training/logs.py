@@ -12,8 +12,8 @@ from dicode_jax.errors import UserError
 class MetricsLog:
     """Appends to `WORKDIR/metrics.jsonl` and to event files in `WORKDIR/tensorboard`.
 
-    Numbers keep their full precision. Lines of a run that was stopped and resumed follow each other;
-    a step that was done twice appears twice, and the later line counts.
+    Numbers keep their full precision. Lines of a run that was stopped and resumed follow each
+    other; a step that was done twice appears twice, and the later line counts.
 
     Raises:
       UserError: The folder cannot be written.

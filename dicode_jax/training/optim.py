@@ -14,7 +14,7 @@ class OptimConfig:
     Attributes:
       lr: Peak learning rate.
       warmup_steps: Steps of linear warm-up from 0.
-      schedule: After the warm-up: `constant`, or `cosine` down to `final_lr_ratio` at the last step.
+      schedule: After the warm-up `constant`, or `cosine` down to `final_lr_ratio` at the end.
       final_lr_ratio: Last learning rate over the peak.
       b1: Decay of the first moment.
       b2: Decay of the second moment.
