@@ -52,6 +52,14 @@ IMAGE_PROJ_RULES: Rules = (
     Rule(r"norm\.bias", "norm.bias"),
 )
 
+# The optional projector beside a tokenizer's resampler, in `DeepTokenizer`.
+VAE_PROJECTOR_RULES: Rules = (
+    Rule(r"vae_(mean|logvar)_proj\.weight", "vae_projector.{0}.kernel", LINEAR),
+    Rule(r"vae_(mean|logvar)_proj\.bias", "vae_projector.{0}.bias"),
+    Rule(r"vae_decoder\.weight", "vae_projector.decoder.kernel", LINEAR),
+    Rule(r"vae_decoder\.bias", "vae_projector.decoder.bias"),
+)
+
 # Original name -> (our name, the original's default).
 _SIZES = {
     "dim": ("dim", 1024),

@@ -69,8 +69,11 @@ def resize_bicubic(
     Args:
         images: [b, h, w, c].
         size: (height, width) of the output.
+
+    Raises:
+        ValueError: the images are not floating-point, or a size is not positive.
     """
-    _check_size(images, size)
+    _check(images, size)
     factors = [n / m for n, m in zip(images.shape[1:3], size, strict=True)]
     blur = antialias and max(factors) > 1
     return _resize(images, [_bicubic(n, m, blur) for n, m in zip(images.shape[1:3], size)])
@@ -89,13 +92,18 @@ def resize_bilinear(
         images: [b, h, w, c].
         size: (height, width) of the output.
         antialias: widen the triangle filter on an axis that shrinks.
+
+    Raises:
+        ValueError: the images are not floating-point, or a size is not positive.
     """
-    _check_size(images, size)
+    _check(images, size)
     build = _triangle if antialias else _bilinear
     return _resize(images, [build(n, m) for n, m in zip(images.shape[1:3], size)])
 
 
-def _check_size(images, size):
+def _check(images, size):
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"resizing takes floating-point images, got {images.dtype}: use to_float")
     if min(size) < 1:
         raise ValueError(f"the output size must be positive, got {size}")
     if 0 in images.shape[1:3]:
@@ -150,8 +158,9 @@ def _gaussian_blur(n: int, factor: float) -> np.ndarray:
 @functools.lru_cache(maxsize=64)
 def _bilinear(n: int, m: int) -> np.ndarray:
     """[m, n] matrix of a bilinear resize with half-pixel centres, two taps whatever the factor."""
-    scale = np.float32(n) / np.float32(m)
-    position = np.maximum(scale * (np.arange(m, dtype=np.float32) + np.float32(0.5)) - 0.5, 0)
+    # A float32 factor and one rounding at the end, as in PyTorch (a fused multiply-add).
+    scale = np.float64(np.float32(n) / np.float32(m))
+    position = np.maximum(scale * (np.arange(m) + 0.5) - 0.5, 0).astype(np.float32)
     base = np.floor(position).astype(np.int64)
     t = (position - base).astype(np.float64)
     taps = np.minimum(base[:, None] + np.arange(2), n - 1)
@@ -161,9 +170,9 @@ def _bilinear(n: int, m: int) -> np.ndarray:
 @functools.lru_cache(maxsize=64)
 def _triangle(n: int, m: int) -> np.ndarray:
     """[m, n] matrix of a bilinear resize whose triangle widens with the factor when it shrinks."""
-    scale = n / m
+    scale = np.float64(np.float32(n) / np.float32(m))  # rounded where PyTorch does
     support = max(scale, 1.0)
-    centre = scale * (np.arange(m) + 0.5)
+    centre = (scale * (np.arange(m) + 0.5)).astype(np.float32).astype(np.float64)
     first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
     last = np.minimum((centre + support + 0.5).astype(np.int64), n)
     sample = np.arange(n)

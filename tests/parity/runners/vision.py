@@ -196,9 +196,14 @@ def part(weights, prefix):
     return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 
+SIZES = (
+    "dim", "depth", "dim_head", "heads", "num_queries", "embedding_dim", "output_dim", "ff_mult",
+)  # fmt: skip
+
+
 def resampler_options(name, weights, params, arrays):
     """Constructor arguments of an option variant: what its name, weights and output say."""
-    options = dict(params)
+    options = {name: params[name] for name in SIZES if name in params}
     options["use_norm_out"] = "norm_out.weight" in weights
     options["extra_self_attn"] = any(key.startswith("self_attn_layers.") for key in weights)
     options["use_cosine"] = "cosine" in name
@@ -250,7 +255,8 @@ def run_encode(fixture):
             *prefixed(RESAMPLER_RULES, "image_proj_model.", "resampler."),
         ),
     )
-    agent = from_torch("resampler", part(weights, "llm_agent.pre_input_resampler."), params)
+    own = part(weights, "llm_agent.pre_input_resampler.")  # of the same sizes, without options
+    agent = from_torch("resampler", own, resampler_options("agent", own, params, arrays))
     text = from_torch("clip_text", part(weights, "cond_stage_model.model."), system["clip"])
 
     def check(key, got, bound):
