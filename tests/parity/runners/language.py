@@ -13,7 +13,7 @@ from flax import nnx
 from convert import dicode_lm, from_torch, gpt2
 from convert.rules import convert_state_dict, flatten
 from dicode_jax.distributions.gaussian_mixture import GaussianMixture
-from dicode_jax.models.dicode import ar_losses
+from dicode_jax.models.dicode.generate import Draws, generate
 from dicode_jax.nn.masks import causal_mask, key_mask, positions_from_valid
 from parity.harness import Check, runner
 
@@ -413,5 +413,121 @@ def train_intermediates(model, deep_tokens, kwargs, wanted, out):
             yield Check(name, last, wanted[name], **LM)
 
 
-# Every loss of the original that a fixture can name is known here.
-assert set(ar_losses.VECTOR_LOSSES) >= {"mse", "l1", "cosine", "l1l2", "l1l2cos"}
+# --- dicode/lm_generate
+
+
+def byte_ids(texts, text_length, pad):
+    """Ids of the tiny tokenizer: bytes in GPT-2's order, padded or cut on the right."""
+    order = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    order += [byte for byte in range(256) if byte not in order]
+    rows = [[order.index(byte) for byte in text.strip().encode()] for text in texts]
+    if text_length is not None:
+        rows = [(row + [pad] * text_length)[:text_length] for row in rows]
+    return np.asarray(rows, np.int32).reshape(len(rows), -1)
+
+
+def prompts_of(spec):
+    texts = spec.get("text_prompt") or [""]
+    return [texts] if isinstance(texts, str) else texts
+
+
+def case_kwargs(case, spec, own, config):
+    """Constructor options of a case: as stated, else read off its name and its head's width."""
+    kwargs = dict(spec.get("model_kwargs", {}))
+    agent = config["agent"]
+    if "normalizer" in case:
+        kwargs.setdefault("pre_normalizer", config["pre_normalizer"])
+    if "head_out" not in own:
+        kwargs.setdefault("llm_loss_weight", 1.0)  # anything but (0, 0, 1) feeds hidden states back
+        return kwargs
+    width, z, m = own["head_out"].shape[-1], agent["deep_token_dim"], agent["num_gmm_kernel"]
+    if "cosine" in case:
+        kwargs.setdefault("loss_func", "cosine")
+    elif width == z:
+        kwargs.setdefault("loss_func", "mse")
+    elif width != 2 * m * z + m:
+        kwargs.setdefault("loss_func", "vae")
+    return kwargs
+
+
+def num_keyframes(spec, length, n):
+    """How many keyframes the original makes: no more than its keyword max_length allows."""
+    max_length = spec.get("max_length", 512)
+    if spec.get("add_sep", False):
+        most = (max_length - length + 1) // (n + 1)
+    else:
+        most = (max_length - length) // n
+    wanted = spec.get("num_frames_to_gen")
+    return most if wanted is None else min(wanted, most)
+
+
+@runner("dicode/lm_generate")
+def run_lm_generate(fixture):
+    arrays, config = fixture.arrays, fixture.config
+    weights = fixture.sibling(config["weights"])
+    pad = config["special_ids"]["pad"]
+    done, all_ids = set(), []
+    for case, spec in config["cases"].items():
+        own = {k.removeprefix(f"{case}/"): v for k, v in arrays.items() if k.startswith(f"{case}/")}
+        model = build_agent(fixture, weights, case_kwargs(case, spec, own, config))
+        ids = byte_ids(prompts_of(spec), spec.get("text_length"), pad)
+        all_ids.append(ids)
+        seen = set()
+        for check in generate_case(model, ids, spec, own):
+            seen.add(check.name)
+            yield Check(**{**vars_of(check), "name": f"{case}/{check.name}"})
+        require_all(own, seen | {"u", "eps", "video_embeds"})
+        done |= {f"{case}/{name}" for name in own}
+    for name, want in arrays.items():
+        if name.startswith("text_ids/"):
+            same = [ids for ids in all_ids if np.array_equal(ids, want)]
+            done.add(name)
+            yield Check(name, same[0] if same else np.zeros(0), want, exact=True)
+    require_all(arrays, done)
+
+
+def generate_case(model, ids, spec, own):
+    cfg, b = model.cfg, len(ids)
+    assert spec.get("num_img_tokens", cfg.num_tokens) == cfg.num_tokens
+    prefix = own.get("video_embeds")
+    before = 0 if prefix is None else prefix.shape[1] * (cfg.num_tokens + 1)
+    frames = num_keyframes(spec, ids.shape[1] + 1 + before, cfg.num_tokens)
+    scale = spec.get("cfg_scale", 1.0)
+    rows = 2 * b if scale > 1 else b
+    tokens, trace = generate(
+        model,
+        jnp.asarray(ids),
+        num_keyframes=frames,
+        do_sample=spec.get("do_sample", False),
+        var_scale=spec.get("var_scale", 1.0),
+        weighted_sample=spec.get("weighted_sample", False),
+        guidance_scale=scale,
+        prefix=None if prefix is None else jnp.asarray(prefix),
+        add_separator=spec.get("add_sep", False),
+        draws=draws_of(cfg, spec, own, rows),
+        parity=True,
+        trace=True,
+    )
+    pred = np.tile(np.asarray(tokens), (rows // b, 1, 1, 1))
+    yield Check(
+        "config:pred_shape", np.asarray(pred.shape), np.asarray(spec["pred_shape"]), exact=True
+    )
+    yield Check("pred", pred, own["pred"], **LM)
+    for name in ("text_embeds", "fed_embeds", "hidden", "head_out"):
+        if name in own:
+            yield Check(name, np.asarray(getattr(trace, name)), own[name], **LM)
+    if "component" in own:
+        mixture = GaussianMixture.from_params(trace.head_out, cfg.num_mixtures)
+        picked = mixture.component_of(jnp.asarray(own["u"]).T).T
+        yield Check("component", np.asarray(picked), own["component"], exact=True)
+
+
+def draws_of(cfg, spec, own, rows):
+    if "eps" not in own:
+        return None
+    eps = own["eps"]
+    if cfg.loss == "vae":
+        eps = eps[1::2]  # the original draws twice and uses the second
+    inner = (cfg.num_mixtures,) if spec.get("weighted_sample", False) else ()
+    noise = eps.reshape(len(eps), rows, *inner, -1)
+    return Draws(u=jnp.asarray(own["u"]) if "u" in own else None, noise=jnp.asarray(noise))

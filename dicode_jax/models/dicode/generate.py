@@ -1,0 +1,445 @@
+"""Autoregressive generation of deep tokens: text in, keyframes of deep tokens out, of any length.
+
+The prompt (text, `<img>`, keyframes that are already there) fills a cache in one call; one
+`lax.scan` then feeds one position after another. Videos longer than the model's tables slide a
+window: the text plus the last keyframes are the prompt of the next window.
+
+Deviations from the reference, whose behaviour `parity=True` brings back: keyframes given as a
+prefix are numbered 0 .. f-1 and what follows goes on at f, place 0 (the reference counts separators
+as well and so marks new tokens wrongly); `cosine` models read and embed vectors as they were
+trained. Guidance works with a prefix, and there is no largest length.
+
+Letters: b batch, r rows (b, or 2b with guidance: prompts, then empty prompts), l text tokens, k
+  keyframes,
+n deep tokens per keyframe, z their width, d model width.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dicode_jax.distributions.gaussian_mixture import GaussianMixture
+from dicode_jax.models.dicode import ar_losses
+from dicode_jax.models.dicode.ar import DiCoDeLM
+from dicode_jax.typing import Array, Float, Int, typechecked
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Draws:
+    """Random numbers given from outside, in the order in which tokens are generated.
+
+    Attributes:
+      u: Uniform numbers that pick components, `[tokens, r]`; None where no component is picked.
+      noise: Standard normal numbers: `[tokens, r, z]`, `[tokens, r, m, z]` for weighted samples,
+        `[tokens, r, latent]` for `vae`.
+    """
+
+    u: Array | None = None
+    noise: Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trace:
+    """What went in and out of the body, for comparisons.
+
+    Attributes:
+      text_embeds: Embeddings of text and `<img>`, `[r, l+1, d]`.
+      fed_embeds: Everything given to the body, in order, without positions, `[r, t, d]`.
+      hidden: The hidden state each token was predicted from, `[r, tokens, d]`.
+      head_out: The head's output for each token, `[r, tokens, p]`; None when hidden states are fed
+        back.
+      tokens: What was drawn, before the pre-normaliser is undone, `[r, tokens, z]`.
+    """
+
+    text_embeds: Array
+    fed_embeds: Array
+    hidden: Array
+    head_out: Array | None
+    tokens: Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What of a call decides the program: everything else is traced."""
+
+    num_prefix: int
+    num_new: int
+    do_sample: bool
+    weighted_sample: bool
+    is_guided: bool
+    share_draws: bool
+    add_separator: bool
+    parity: bool
+    trace: bool
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    text_ids: Array
+    prefix: Array | None
+    keys: Array | None
+    first_index: Array  # number, in the whole video, of the first token drawn here
+    draws: Draws
+    var_scale: Array
+    logits_temperature: Array
+    guidance_scale: Array
+
+
+@typechecked
+def generate(
+    lm: DiCoDeLM,
+    text_ids: Int[Array, "b l"],
+    *,
+    num_keyframes: int,
+    keys: Array | None = None,
+    do_sample: bool = True,
+    var_scale: float | int | Array = 0.01,
+    logits_temperature: float | int | Array = 1.0,
+    weighted_sample: bool = False,
+    guidance_scale: float | int | Array = 1.0,
+    share_guidance_draws: bool = False,
+    uncond_ids: Int[Array, " l"] | None = None,
+    prefix: Float[Array, "b f n z"] | None = None,
+    add_separator: bool = True,
+    window: int | None = None,
+    overlap: int | None = None,
+    draws: Draws | None = None,
+    parity: bool = False,
+    trace: bool = False,
+) -> Float[Array, "b k n z"] | tuple[Float[Array, "b k n z"], Trace]:
+    """Generates keyframes of deep tokens for prompts, or continues given keyframes.
+
+    Every window is one compiled program; calls with the same shapes and switches share it, and the
+    scales may change without compiling again. The call itself can be traced by an outer `jit`.
+
+    Args:
+      lm: The language model.
+      text_ids: Prompts, padded on the right with `pad_token_id`, without `<img>`.
+      num_keyframes: How many keyframes to generate, besides those of `prefix`.
+      keys: One key per sample `[b]`. Token `i` of the video draws from `fold_in(key, i)`, counted
+        from the prefix on: a sample depends neither on the batch around it nor on where a run was
+        cut.
+      do_sample: Draw from the mixture (or VAE); False takes the expected value.
+      var_scale: Multiplies the variances; 0 leaves the choice of a component only.
+      logits_temperature: Divides the mixture's logits; below 1 prefers the heavier components.
+      weighted_sample: Draw from every component and average by probability.
+      guidance_scale: Above 1, tokens are moved away from those of an empty prompt by this factor.
+        A traced value switches guidance on, whatever it is.
+      share_guidance_draws: Draw the same noise for a prompt and its empty prompt (the reference
+        draws independently).
+      uncond_ids: The empty prompt, all `pad_token_id` by default.
+      prefix: Keyframes to go on from, as the tokenizer makes them.
+      add_separator: `<img>` before each keyframe; False leaves only the one after the text.
+      window: Most keyframes in sight at once, the prefix included; by default as many as the
+        model's tables of keyframes and positions hold.
+      overlap: Keyframes that the next window sees of the last one; half a window by default.
+      draws: Random numbers in place of `keys`, for one window.
+      parity: Reproduce the reference's numbering after a prefix and its treatment of `cosine`.
+      trace: Also return what went through the model, for one window.
+
+    Returns:
+      The new keyframes, and the trace if asked for. With other loss weights than (0, 0, 1) the
+      model predicts hidden states and the last axis is its width `d`.
+
+    Raises:
+      ValueError: Something does not fit; the message says what to change.
+    """
+    cfg, b = lm.cfg, text_ids.shape[0]
+    num_prefix = 0 if prefix is None else prefix.shape[1]
+    _check_call(lm, num_keyframes, keys, do_sample, prefix, draws, b)
+    _check_scales(var_scale, logits_temperature, guidance_scale)
+    spans = _windows(
+        lm, text_ids.shape[1], num_prefix, num_keyframes, add_separator, window, overlap, parity
+    )
+    if len(spans) > 1 and (trace or draws is not None or not cfg.predicts_tokens):
+        raise ValueError(
+            f"{num_keyframes} keyframes need {len(spans)} windows, but trace, draws and models "
+            "that feed hidden states back work in one; ask for fewer keyframes"
+        )
+    is_guided = isinstance(guidance_scale, jax.Array) or guidance_scale > 1
+    if is_guided:
+        if uncond_ids is None:
+            uncond_ids = jnp.full((text_ids.shape[1],), cfg.pad_token_id, text_ids.dtype)
+        text_ids = jnp.concatenate([text_ids, jnp.broadcast_to(uncond_ids, text_ids.shape)])
+    graph, state = nnx.split(lm)
+    known, parts = prefix, []
+    for seen, new in spans:
+        plan = _Plan(
+            num_prefix=seen,
+            num_new=new,
+            do_sample=do_sample and cfg.loss in ("gmm", "vae"),
+            weighted_sample=weighted_sample,
+            is_guided=is_guided,
+            share_draws=share_guidance_draws,
+            add_separator=add_separator,
+            parity=parity,
+            trace=trace,
+        )
+        done = num_prefix + sum(part.shape[1] for part in parts)
+        inputs = _Inputs(
+            text_ids=text_ids,
+            prefix=known[:, known.shape[1] - seen :] if seen else None,
+            keys=keys,
+            first_index=jnp.asarray(done * cfg.num_tokens, jnp.int32),
+            draws=draws or Draws(),
+            var_scale=jnp.asarray(var_scale, jnp.float32),
+            logits_temperature=jnp.asarray(logits_temperature, jnp.float32),
+            guidance_scale=jnp.asarray(guidance_scale, jnp.float32),
+        )
+        tokens, record = _generate_window(graph, state, inputs, plan)
+        parts.append(tokens)
+        if len(spans) > 1:
+            known = tokens if known is None else jnp.concatenate([known, tokens], axis=1)
+    # The last window may reach further than asked, so that all windows share one program.
+    tokens = jnp.concatenate(parts, axis=1)[:, :num_keyframes]
+    return (tokens, record) if trace else tokens
+
+
+def keyframes_in_sight(lm: DiCoDeLM, text_length: int, *, add_separator: bool = True) -> int:
+    """Most keyframes that fit in the model's tables behind a text of this length.
+
+    Raises:
+      ValueError: Not even one fits.
+    """
+    n = lm.cfg.num_tokens
+    per_keyframe = n + 1 if add_separator else n
+    # Text and `<img>`; then keyframes, of which the very last token and separator are never fed.
+    room = lm.body.max_seq_len - (text_length + 1) + 1 + (1 if add_separator else 0)
+    count = min(lm.cfg.max_keyframes, room // per_keyframe)
+    if count < 1:
+        raise ValueError(
+            f"a text of {text_length} tokens leaves no room for a keyframe of {n} in "
+            f"{lm.body.max_seq_len} positions; shorten the text"
+        )
+    return count
+
+
+def _check_call(lm, num_keyframes, keys, do_sample, prefix, draws, b) -> None:
+    cfg = lm.cfg
+    if num_keyframes < 1:
+        raise ValueError(f"num_keyframes must be positive, got {num_keyframes}")
+    if prefix is not None:
+        want = (b, cfg.num_tokens, cfg.token_dim)
+        if (prefix.shape[0], *prefix.shape[2:]) != want or prefix.shape[1] < 1:
+            raise ValueError(
+                f"prefix has shape {prefix.shape}, but [{b}, f, {cfg.num_tokens}, {cfg.token_dim}] "
+                "is needed: one row per prompt, deep tokens of this model"
+            )
+    draws_something = do_sample and cfg.loss in ("gmm", "vae") and cfg.predicts_tokens
+    if draws_something and keys is None and draws is None:
+        raise ValueError("sampling needs keys, one per prompt; or pass do_sample=False")
+    if keys is not None and keys.shape[0] != b:
+        raise ValueError(f"{keys.shape[0]} keys for {b} prompts; pass one key per prompt")
+
+
+def _check_scales(var_scale, logits_temperature, guidance_scale) -> None:
+    """Checks those that are plain numbers; arrays may be traced."""
+    for name, value, least in (
+        ("var_scale", var_scale, 0.0),
+        ("logits_temperature", logits_temperature, 1e-6),
+        ("guidance_scale", guidance_scale, 1.0),
+    ):
+        if not isinstance(value, jax.Array) and value < least:
+            raise ValueError(f"{name} must be at least {least:g}, got {value:g}")
+
+
+def _windows(
+    lm, text_length, num_prefix, num_new, add_separator, window, overlap, parity
+) -> list[tuple[int, int]]:
+    """`(keyframes seen before, keyframes generated)` of each window."""
+    if parity:
+        # The reference's wrong numbers run ahead of the keyframes; it knows no window.
+        places = _places(lm.cfg.num_tokens, num_prefix, num_new, add_separator, parity=True)
+        positions = text_length + 1 + num_prefix * (lm.cfg.num_tokens + 1) + len(places.feeds)
+        last = max(places.frame, default=0)
+        if last >= lm.cfg.max_keyframes or positions > lm.body.max_seq_len:
+            raise ValueError(
+                f"with parity=True {num_prefix} + {num_new} keyframes reach keyframe number {last} "
+                f"and {positions} positions; the model has {lm.cfg.max_keyframes} and "
+                f"{lm.body.max_seq_len}"
+            )
+        return [(num_prefix, num_new)]
+    most = keyframes_in_sight(lm, text_length, add_separator=add_separator)
+    window = most if window is None else window
+    if not 1 <= window <= most:
+        raise ValueError(
+            f"a window of {window} keyframes is impossible: 1 to {most} fit behind a text of "
+            f"{text_length} tokens"
+        )
+    if num_prefix + num_new <= window:
+        return [(num_prefix, num_new)]
+    overlap = max(1, window // 2) if overlap is None else overlap
+    if not 1 <= overlap < window:
+        raise ValueError(
+            f"{num_prefix + num_new} keyframes do not fit in a window of {window}, so an overlap "
+            f"of 1 to {window - 1} is needed, got {overlap}"
+        )
+    spans = []
+    if num_prefix < window:
+        spans.append((num_prefix, window - num_prefix))
+    while sum(new for _, new in spans) < num_new:
+        spans.append((overlap, window - overlap))
+    return spans
+
+
+@dataclasses.dataclass(frozen=True)
+class _Places:
+    """The positions that are fed after the prompt, in order.
+
+    Attributes:
+      feeds: Token that is fed, -1 for a separator.
+      frame: Keyframe number that marks it.
+      place: Place in the keyframe that marks it.
+      predicts: Token predicted after it, -1 where a separator follows.
+    """
+
+    feeds: np.ndarray
+    frame: np.ndarray
+    place: np.ndarray
+    predicts: np.ndarray
+
+
+def _places(n: int, num_prefix: int, num_new: int, add_separator: bool, parity: bool) -> _Places:
+    start = num_prefix * (n + 1 if parity else n)
+    items: list[tuple[int, int, int]] = []
+    for i in range(num_new * n):
+        items.append((i, (start + i) // n, (start + i) % n))
+        if add_separator and (start + i + 1) % n == 0:
+            items.append((-1, 0, 0))
+    last = max(j for j, item in enumerate(items) if item[0] == num_new * n - 1)
+    feeds, frame, place = np.asarray(items[: last + 1], np.int32).T
+    return _Places(feeds[:-1], frame[:-1], place[:-1], feeds[1:])
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "plan"))
+def _generate_window(graph, state, inputs: _Inputs, plan: _Plan):
+    """One window: prefill, then one scan. Returns new keyframes and, if planned, a trace."""
+    lm: DiCoDeLM = nnx.merge(graph, state)
+    places = _places(
+        lm.cfg.num_tokens, plan.num_prefix, plan.num_new, plan.add_separator, plan.parity
+    )
+    text_embeds, prompt = _prompt(lm, inputs, plan)
+    rows, size = prompt.shape[0], prompt.shape[1] + len(places.feeds)
+    cache = lm.body.init_cache(batch=rows, size=size)
+    hidden, cache = lm.body(prompt, cache=cache)
+    predict = functools.partial(_predict, lm, inputs, plan)
+    image = lm.image_embed(prompt.dtype)
+    first = predict(hidden[:, -1], 0)
+
+    def step(carry, item):
+        cache, x = carry
+        feeds, frame, place, predicts = item
+        embed = x if not lm.cfg.predicts_tokens else _embed(lm, x, plan)
+        embed = embed + lm.frame_embed[...][frame] + lm.place_embed[...][place]
+        embed = jnp.where(feeds < 0, image, embed[:, None].astype(prompt.dtype))
+        hidden, cache = lm.body(embed, cache=cache)
+        out = predict(hidden[:, -1], jnp.maximum(predicts, 0))
+        return (cache, out["tokens"]), (out, embed[:, 0]) if plan.trace else out["tokens"]
+
+    items = tuple(map(jnp.asarray, dataclasses.astuple(places)))
+    _, outs = jax.lax.scan(step, (cache, first["tokens"]), items)
+    emitted = np.flatnonzero(places.predicts >= 0)
+
+    def ordered(first, rest):  # [r, tokens, ...]
+        return jnp.moveaxis(jnp.concatenate([first[None], rest[emitted]]), 0, 1)
+
+    tokens = ordered(first["tokens"], outs[0]["tokens"] if plan.trace else outs)
+    record = None
+    if plan.trace:
+        fed = jnp.concatenate([prompt, jnp.moveaxis(outs[1], 0, 1)], axis=1)
+        seen = {name: ordered(first[name], outs[0][name]) for name in first}
+        record = Trace(
+            text_embeds=text_embeds,
+            fed_embeds=fed,
+            hidden=seen["hidden"],
+            head_out=seen.get("head_out"),
+            tokens=tokens,
+        )
+    tokens = tokens[: rows // 2] if plan.is_guided else tokens
+    tokens = tokens.reshape(tokens.shape[0], plan.num_new, lm.cfg.num_tokens, -1)
+    return lm.denormalize(tokens), record
+
+
+def _prompt(lm: DiCoDeLM, inputs: _Inputs, plan: _Plan) -> tuple[Array, Array]:
+    """Embeddings of text and `<img>`, and of these with the given keyframes behind them."""
+    text = lm.body.embed_tokens(inputs.text_ids)
+    r, _, d = text.shape
+    image = lm.image_embed(text.dtype)
+    text = jnp.concatenate([text, jnp.broadcast_to(image, (r, 1, d))], axis=1)
+    if inputs.prefix is None:
+        return text, text
+    frames = lm.embed_deep_tokens(lm.normalize(inputs.prefix)) + lm.positions_of(plan.num_prefix)
+    frames = frames.astype(text.dtype)
+    if plan.add_separator or plan.parity:
+        separators = jnp.broadcast_to(image, (*frames.shape[:2], 1, d))
+        frames = jnp.concatenate([frames, separators], axis=2)
+    if plan.is_guided:
+        frames = jnp.concatenate([frames, frames])
+    return text, jnp.concatenate([text, frames.reshape(r, -1, d)], axis=1)
+
+
+def _embed(lm: DiCoDeLM, tokens: Array, plan: _Plan) -> Array:
+    return lm.input_mlp(tokens) if plan.parity else lm.embed_deep_tokens(tokens)
+
+
+def _predict(lm: DiCoDeLM, inputs: _Inputs, plan: _Plan, hidden: Array, index) -> dict[str, Array]:
+    """Token number `index` of this window from the hidden state before it, `[r, d]` to `[r, z]`."""
+    cfg, out = lm.cfg, {"hidden": hidden}
+    if cfg.loss == "cosine" and (plan.parity or not cfg.predicts_tokens):
+        hidden = ar_losses.normalize(hidden)
+    if cfg.predicts_tokens:
+        raw = out["head_out"] = lm.output_mlp(hidden)
+        tokens = _draw(lm, inputs, plan, raw, index)
+    else:
+        tokens = hidden
+    tokens = tokens.astype(jnp.float32)
+    if plan.is_guided:
+        cond, uncond = jnp.split(tokens, 2)
+        tokens = jnp.tile(uncond + inputs.guidance_scale * (cond - uncond), (2, 1))
+    return out | {"tokens": tokens}
+
+
+def _draw(lm: DiCoDeLM, inputs: _Inputs, plan: _Plan, raw: Array, index) -> Array:
+    """Tokens `[r, z]` from head outputs `[r, p]`."""
+    cfg, draws = lm.cfg, inputs.draws
+    u, noise = (None if x is None else x[index] for x in (draws.u, draws.noise))
+    keys = None
+    if plan.do_sample and noise is None:
+        keys = _row_keys(inputs, plan, index)
+    if cfg.loss == "vae":
+        if keys is not None:
+            noise = jax.vmap(lambda key: jax.random.normal(key, (raw.shape[-1] // 2,)))(keys)
+        return lm.vae_decoder(ar_losses.vae_latent(raw, noise if plan.do_sample else None))
+    if cfg.loss != "gmm":
+        return raw
+    mixture = GaussianMixture.from_params(
+        raw,
+        cfg.num_mixtures,
+        var_scale=inputs.var_scale,
+        logits_temperature=inputs.logits_temperature,
+    )
+    if not plan.do_sample:
+        return mixture.expected_value()
+    if plan.weighted_sample:
+        if keys is None:
+            return mixture.weighted_sample_with(noise)
+        return jax.vmap(GaussianMixture.weighted_sample)(mixture, keys)
+    if keys is None:
+        return mixture.sample_with(mixture.component_of(u), noise)
+    return jax.vmap(GaussianMixture.sample)(mixture, keys)
+
+
+def _row_keys(inputs: _Inputs, plan: _Plan, index) -> Array:
+    """One key per row for this token; the prompt's own do not change when guidance comes in."""
+    fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+    keys = fold(inputs.keys, inputs.first_index + index)
+    if not plan.is_guided:
+        return fold(keys, 0)
+    return jnp.concatenate([fold(keys, 0), fold(keys, 0 if plan.share_draws else 1)])
