@@ -93,7 +93,7 @@ class LMOutput:
     """Losses and predictions of a training step.
 
     Attributes:
-      total_loss: The weighted sum that is trained.
+      loss: The weighted sum that is trained.
       llm_rec_loss: Loss of the predictions.
       rec_loss: Reconstruction through both MLPs alone (0 for `gmm` and `vae`).
       llm_loss: Hidden states against input embeddings (0 for `gmm` and `vae`).
@@ -102,7 +102,7 @@ class LMOutput:
       valid: Which of them count, `[b, k]`.
     """
 
-    total_loss: Float[Array, ""]
+    loss: Float[Array, ""]
     llm_rec_loss: Float[Array, ""]
     rec_loss: Float[Array, ""]
     llm_loss: Float[Array, ""]
@@ -397,7 +397,7 @@ class DiCoDeLM(nnx.Module):
             + llm_rec_loss * cfg.llm_rec_loss_weight
         )
         return LMOutput(
-            total_loss=total,
+            loss=total,
             llm_rec_loss=llm_rec_loss,
             rec_loss=rec_loss,
             llm_loss=llm_loss,

@@ -116,8 +116,8 @@ def generate(
 ) -> Float[Array, "b k n z"] | tuple[Float[Array, "b k n z"], Trace]:
     """Generates keyframes of deep tokens for prompts, or continues given keyframes.
 
-    Every window is one compiled program; calls with the same shapes and switches share it, and the
-    scales may change without compiling again. The call itself can be traced by an outer `jit`.
+    A call is one compiled program; calls with the same shapes and switches share it, and the scales
+    may change without compiling again. The call itself can be traced by an outer `jit`.
 
     Args:
       lm: The language model.
@@ -168,10 +168,8 @@ def generate(
         if uncond_ids is None:
             uncond_ids = jnp.full((text_ids.shape[1],), cfg.pad_token_id, text_ids.dtype)
         text_ids = jnp.concatenate([text_ids, jnp.broadcast_to(uncond_ids, text_ids.shape)])
-    graph, state = nnx.split(lm)
-    known, parts = prefix, []
-    for seen, new in spans:
-        plan = _Plan(
+    plans = [
+        _Plan(
             num_prefix=seen,
             num_new=new,
             do_sample=do_sample and cfg.loss in ("gmm", "vae"),
@@ -182,23 +180,21 @@ def generate(
             parity=parity,
             trace=trace,
         )
-        done = num_prefix + sum(part.shape[1] for part in parts)
-        inputs = _Inputs(
-            text_ids=text_ids,
-            prefix=known[:, known.shape[1] - seen :] if seen else None,
-            keys=keys,
-            first_index=jnp.asarray(done * cfg.num_tokens, jnp.int32),
-            draws=draws or Draws(),
-            var_scale=jnp.asarray(var_scale, jnp.float32),
-            logits_temperature=jnp.asarray(logits_temperature, jnp.float32),
-            guidance_scale=jnp.asarray(guidance_scale, jnp.float32),
-        )
-        tokens, record = _generate_window(graph, state, inputs, plan)
-        parts.append(tokens)
-        if len(spans) > 1:
-            known = tokens if known is None else jnp.concatenate([known, tokens], axis=1)
+        for seen, new in spans
+    ]
+    inputs = _Inputs(
+        text_ids=text_ids,
+        prefix=prefix,
+        keys=keys,
+        first_index=jnp.asarray(num_prefix * cfg.num_tokens, jnp.int32),
+        draws=draws or Draws(),
+        var_scale=jnp.asarray(var_scale, jnp.float32),
+        logits_temperature=jnp.asarray(logits_temperature, jnp.float32),
+        guidance_scale=jnp.asarray(guidance_scale, jnp.float32),
+    )
+    tokens, record = _generate(*nnx.split(lm), inputs, tuple(plans))
     # The last window may reach further than asked, so that all windows share one program.
-    tokens = jnp.concatenate(parts, axis=1)[:, :num_keyframes]
+    tokens = tokens[:, :num_keyframes]
     return (tokens, record) if trace else tokens
 
 
@@ -282,7 +278,7 @@ def _windows(
             f"of 1 to {window - 1} is needed, got {overlap}"
         )
     spans = []
-    if num_prefix < window:
+    if num_prefix < window and num_prefix != overlap:
         spans.append((num_prefix, window - num_prefix))
     while sum(new for _, new in spans) < num_new:
         spans.append((overlap, window - overlap))
@@ -318,10 +314,36 @@ def _places(n: int, num_prefix: int, num_new: int, add_separator: bool, parity: 
     return _Places(feeds[:-1], frame[:-1], place[:-1], feeds[1:])
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "plan"))
-def _generate_window(graph, state, inputs: _Inputs, plan: _Plan):
-    """One window: prefill, then one scan. Returns new keyframes and, if planned, a trace."""
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _generate(graph, state, inputs: _Inputs, plans: tuple[_Plan, ...]):
+    """All windows in one program: the first ones, then a scan over those that are alike."""
     lm: DiCoDeLM = nnx.merge(graph, state)
+    n, last = lm.cfg.num_tokens, plans[-1]
+    known, parts, index = inputs.prefix, [], inputs.first_index
+    if len(plans) == 1:
+        cut = None if known is None else known[:, known.shape[1] - last.num_prefix :]
+        return _generate_window(lm, dataclasses.replace(inputs, prefix=cut), last)
+    if plans[0] != last:
+        tokens, _ = _generate_window(lm, inputs, plans[0])
+        known = tokens if known is None else jnp.concatenate([known, tokens], axis=1)
+        parts, index = [tokens], index + plans[0].num_new * n
+
+    def step(carry, _):
+        known, index = carry
+        now = dataclasses.replace(inputs, prefix=known, first_index=index)
+        tokens, _ = _generate_window(lm, now, last)
+        known = jnp.concatenate([known, tokens], axis=1)[:, -last.num_prefix :]
+        return (known, index + last.num_new * n), tokens
+
+    carry = (known[:, -last.num_prefix :].astype(jnp.float32), index)
+    _, tokens = jax.lax.scan(step, carry, None, length=len(plans) - len(parts))
+    tokens = jnp.moveaxis(tokens, 0, 1)  # [b, windows, k, n, z]
+    parts.append(tokens.reshape(tokens.shape[0], -1, *tokens.shape[3:]))
+    return jnp.concatenate(parts, axis=1), None
+
+
+def _generate_window(lm: DiCoDeLM, inputs: _Inputs, plan: _Plan):
+    """One window: prefill, then one scan. Returns new keyframes and, if planned, a trace."""
     places = _places(
         lm.cfg.num_tokens, plan.num_prefix, plan.num_new, plan.add_separator, plan.parity
     )

@@ -349,16 +349,17 @@ def train_case(model, deep_tokens, kwargs, wanted, spec):
 
     def loss(state, deep_tokens, kwargs):
         out = nnx.merge(graph, state)(deep_tokens=deep_tokens, **kwargs)
-        return out.total_loss, out
+        return out.loss, out
 
     (_, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(state, deep_tokens, kwargs)
     valid = np.asarray(out.valid)
-    for name in ("total_loss", "llm_loss", "rec_loss", "llm_rec_loss"):
+    yield Check("total_loss", np.asarray(out.loss), wanted["total_loss"], **LM)
+    for name in ("llm_loss", "rec_loss", "llm_rec_loss"):
         yield Check(name, np.asarray(getattr(out, name)), wanted[name], **LM)
     if "vae_kl_loss" in wanted:
         yield Check("vae_kl_loss", np.asarray(out.kl_loss), wanted["vae_kl_loss"], **LM)
     yield Check("pred", np.asarray(out.pred)[valid], wanted["pred"], **LM)
-    yield Check("config:total_loss", np.asarray(out.total_loss), spec["total_loss"], **LM)
+    yield Check("config:total_loss", np.asarray(out.loss), spec["total_loss"], **LM)
     yield from train_intermediates(model, deep_tokens, kwargs, wanted, out)
 
     own = {k[5:]: v for k, v in wanted.items() if k.startswith("grad/")}
