@@ -65,6 +65,7 @@ def sample(
     keys: Array | None = None,
     noise: Array | None = None,
     return_trajectory: bool = False,
+    use_scan: bool = True,
 ) -> tuple[Array, Trajectory | None]:
     """Run a sampler from ``x`` along ``time_grid``. Pure; jit it with the grid closed over.
 
@@ -76,6 +77,8 @@ def sample(
         keys: one key per sample, ``[b]``.
         noise: noise for every step instead of keys, ``[steps, b, ...]``.
         return_trajectory: also return every intermediate state.
+        use_scan: False runs the same steps in a Python loop, for a ``denoise`` that is compiled on
+            its own; equal results.
 
     Returns:
         The final state (of the same shape and dtype as ``x``) and the trajectory or None.
@@ -112,7 +115,13 @@ def sample(
         jax.tree.map(jnp.asarray, sampler.coefficients(grid)),
         noise,
     )
-    return jax.lax.scan(body, x, steps)
+    if use_scan:
+        return jax.lax.scan(body, x, steps)
+    states = []
+    for index in range(num_steps):
+        x, state = body(x, jax.tree.map(lambda leaf, i=index: leaf[i], steps))
+        states.append(state)
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
 def per_sample_normal(keys: Array, index: int | Array, shape: tuple[int, ...]) -> Array:

@@ -407,6 +407,7 @@ def decode_clip(
     concat_tokens: Float[Array, "b k n d"] | None = None,
     null_tokens: Float[Array, "n d"] | None = None,
     return_trajectory: bool = False,
+    use_scan: bool = True,
 ) -> Float[Array, "b f h w c"] | tuple[Float[Array, "b f h w c"], Trajectory]:
     """Sample the latents of a clip from deep tokens. Pure: jit it with ``cfg`` static.
 
@@ -421,6 +422,7 @@ def decode_clip(
         noise: noise of every step instead of the keys'.
         text_context, concat_tokens, null_tokens: see `clip_conditions`.
         return_trajectory: also return the state and the clean estimate after every step.
+        use_scan: False steps in a Python loop, see `dicode_jax.diffusion.samplers.base.sample`.
 
     Returns:
         Scaled latents ``[b, f, h, w, c]``, float32; see `decode_latents`.
@@ -461,6 +463,7 @@ def decode_clip(
         keys=step_keys,
         noise=noise,
         return_trajectory=return_trajectory,
+        use_scan=use_scan,
     )
     return (latents, trajectory) if return_trajectory else latents
 

@@ -280,7 +280,7 @@ def denoising_loss(
         sees), ``loss_per_sample`` ``[b]``; and the arrays ``x_t``, ``target``, ``prediction``.
     """
     num_frames = latents.shape[1]
-    context = _training_text(decoder, text_context, draws.uniform_drop, cfg)
+    context = training_text(decoder, text_context, draws.uniform_drop, cfg)
     condition = decoder.condition(tokens, num_frames, text_context=context)
     loss, metrics = diffusion_loss(
         lambda x, t: decoder.denoise(x, t, condition, fs, deterministic=deterministic, rngs=rngs),
@@ -308,8 +308,13 @@ def denoising_loss(
     return loss, metrics
 
 
-def _training_text(decoder, text_context, uniform_drop, cfg) -> Array | None:
-    """Per-sample text tokens after dropping; None for the empty prompt everywhere."""
+def training_text(
+    decoder: ClipDecoder,
+    text_context: Float[Array, "b l d"] | None,
+    uniform_drop: Float[Array, " b"],
+    cfg: TokenizerLossConfig,
+) -> Array | None:
+    """Text tokens after dropping, ``[b, l, d]``; None for the empty prompt everywhere."""
     if cfg.no_text or text_context is None:
         return None
     drop_text, _ = drop_masks(uniform_drop, cfg.uncond_prob)

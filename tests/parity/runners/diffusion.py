@@ -1,5 +1,7 @@
 """Runners of the noise schedules, DDIM tables and trajectories, and the diffusion losses."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,28 +141,29 @@ def load_unet(fixture):
     return convert.from_torch("unet3d", fixture.state_dict(), unet_config)
 
 
-def network(model, context, concat, fs):
-    """`(x, t) -> prediction` of a UNet with one condition, compiled once."""
+def compiled(model):
+    """`(x, t, context, concat, fs) -> prediction` of a UNet, compiled once per shape."""
     graph, state = nnx.split(model)
 
-    def call(state, x, t, context):
+    @jax.jit
+    def call(state, x, t, context, concat, fs):
         if concat is not None:
-            frames = np.broadcast_to(concat, (*x.shape[:-1], concat.shape[-1]))
+            frames = jnp.broadcast_to(concat, (*x.shape[:-1], concat.shape[-1]))
             x = jnp.concatenate([x, frames], axis=-1)
         return nnx.merge(graph, state)(x, t, context, fs)
 
-    call = jax.jit(call)
-    return lambda x, t: call(state, x, t, context)
+    return functools.partial(call, state)
 
 
-def branches_of(model, arrays, case):
+def branches_of(call, arrays, case):
     """One network per stored context: cond, uncond and (three-way) image without text."""
     inputs = f"in/{case}/"
     concat = arrays.get(inputs + "concat")
+    concat = None if concat is None else jnp.asarray(last(concat))
     fs = jnp.asarray(arrays[inputs + "fs"]) if inputs + "fs" in arrays else None
     names = ("context", "uncond_context", "uncond_img_nonetext_context")
     contexts = [jnp.asarray(arrays[inputs + n]) for n in names if inputs + n in arrays]
-    return [network(model, c, None if concat is None else last(concat), fs) for c in contexts]
+    return [lambda x, t, context=context: call(x, t, context, concat, fs) for context in contexts]
 
 
 def guided(branches, case):
@@ -208,7 +211,7 @@ def run_trajectory(arrays, name, model, case, sampler, bound):
 
 @runner("ddim_trajectory")
 def run_trajectories(fixture):
-    model = load_unet(fixture)
+    model = compiled(load_unet(fixture))
     for name, case in fixture.config["cases"].items():
         # The 4-channel trajectories reach larger values; the reference itself is 1.4e-4 off there.
         bound = {"atol": 2e-3 if case.get("in_channels_4") else 1e-3, "rtol": 1e-4}
@@ -238,13 +241,13 @@ def run_divot(fixture):
             yield Check(name, got, want, exact=True)
     case = fixture.config["traj"]
     sampler = DDIM(schedule=schedule, eta=case["eta"], table_dtype="float16")
-    model = load_unet(fixture)
+    model = compiled(load_unet(fixture))
     yield from run_trajectory(fixture.arrays, "traj", model, case, sampler, {"atol": 1e-3})
 
 
 @runner("losses")
 def run_losses(fixture):
-    arrays, model = fixture.arrays, load_unet(fixture)
+    arrays, model = fixture.arrays, compiled(load_unet(fixture))
     for name, case in fixture.config["cases"].items():
         options = case["model"]
         schedule = schedule_from(options)

@@ -1,0 +1,56 @@
+"""Which parameters of tokenizer and clip decoder are trained: the original's freezing modes."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainableParts:
+    """A predicate on parameter paths; the defaults are those of the release.
+
+    Always frozen: both CLIP towers, the autoencoder, the decoder's stored constants. Always
+    trained: the latent head and the projections of a token posterior, where there are any. The
+    original runs a UNet that is not fully trained without dropout.
+
+    Attributes:
+        unet: the whole UNet.
+        first_block: without ``unet``: its first convolution, the attention after it and its first
+            residual stage.
+        image_projections: without ``unet``: the key and value projections of deep tokens.
+        resampler: the tokenizer's resampler.
+    """
+
+    unet: bool = True
+    first_block: bool = True
+    image_projections: bool = True
+    resampler: bool = True
+
+    def __post_init__(self):
+        if self.unet and not (self.first_block and self.image_projections):
+            raise ValueError(
+                "unet=True trains first_block and image_projections too: leave both True, got "
+                f"{self.first_block} and {self.image_projections}"
+            )
+
+    def __call__(self, path: Sequence[Any]) -> bool:
+        """Whether the parameter at a path is trained.
+
+        Args:
+            path: such as ``("decoder", "unet", "conv_out", "bias")``; parts that name the models
+                may be absent.
+        """
+        parts = [str(part) for part in path]
+        if "unet" in parts:
+            return self.unet or self._in_unet(parts[parts.index("unet") + 1 :])
+        if "latent_head" in parts or "vae_projector" in parts:
+            return True
+        return "resampler" in parts and self.resampler
+
+    def _in_unet(self, parts: list[str]) -> bool:
+        first = parts[0] == "init_attention" or parts[:2] in (
+            ["down_stages", "0"],
+            ["down_stages", "1"],
+        )
+        image = "k_image" in parts or "v_image" in parts
+        return (self.first_block and first) or (self.image_projections and image)

@@ -1,0 +1,76 @@
+"""Diffusion losses: zeros, weights, levels per frame, offset noise, dynamic rescale."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dicode_jax.diffusion import losses
+from dicode_jax.diffusion.parameterization import training_target
+from dicode_jax.diffusion.schedules import NoiseSchedule
+
+LATENTS = jax.random.normal(jax.random.key(0), (3, 2, 4, 5, 6))
+NOISE = jax.random.normal(jax.random.key(1), LATENTS.shape)
+T = jnp.array([0, 400, 999])
+
+
+@pytest.mark.parametrize("parameterization", ["eps", "x0", "v"])
+def test_the_right_answer_has_no_loss_and_zero_has_the_power_of_the_target(parameterization):
+    schedule = NoiseSchedule(parameterization=parameterization)
+    target = training_target(schedule, LATENTS, NOISE, T)
+    loss, _ = losses.diffusion_loss(lambda x, t: target, schedule, LATENTS, T, NOISE)
+    assert loss == 0
+    loss, metrics = losses.diffusion_loss(
+        lambda x, t: jnp.zeros_like(x), schedule, LATENTS, T, NOISE
+    )
+    np.testing.assert_allclose(loss, jnp.square(target).mean(), rtol=1e-6)
+    assert metrics["loss_per_sample"].shape == (3,)
+
+
+def test_bound_weighs_samples_by_their_timestep():
+    schedule = NoiseSchedule()
+    _, plain = losses.diffusion_loss(lambda x, t: 0 * x, schedule, LATENTS, T, NOISE)
+    loss, _ = losses.diffusion_loss(
+        lambda x, t: 0 * x, schedule, LATENTS, T, NOISE, simple_weight=0.0, elbo_weight=2.0
+    )
+    weights = schedule.table("lvlb_weights")[np.asarray(T)]
+    expected = 2.0 * np.mean(weights * np.asarray(plain["loss_per_sample"]))
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_equal_levels_for_all_frames_equal_one_level_per_sample():
+    schedule = NoiseSchedule()
+    per_frame = jnp.tile(T[:, None], (1, 2))
+    _, once = losses.diffusion_loss(lambda x, t: 0.5 * x, schedule, LATENTS, T, NOISE)
+    _, frames = losses.diffusion_loss(lambda x, t: 0.5 * x, schedule, LATENTS, per_frame, NOISE)
+    for name in ("loss", "loss_vlb", "loss_per_sample", "x_t"):
+        np.testing.assert_allclose(once[name], frames[name], rtol=1e-6)
+
+
+def test_offset_noise_shifts_whole_images():
+    key = jax.random.key(3)
+    plain = losses.sample_noise(key, LATENTS.shape)
+    shifted = losses.sample_noise(key, LATENTS.shape, offset_strength=0.5)
+    offset = np.asarray(shifted - plain)
+    np.testing.assert_allclose(
+        offset, np.broadcast_to(offset[:, :, :1, :1], offset.shape), atol=1e-6
+    )
+    assert np.unique(offset[:, :, 0, 0].round(5)).size == 3 * 2 * 6
+
+
+def test_dynamic_rescale_shrinks_latents_of_late_timesteps():
+    schedule = NoiseSchedule(base_scale=0.5, turning_step=400)
+    got = losses.apply_dynamic_rescale(schedule, LATENTS, T)
+    np.testing.assert_allclose(got[0], LATENTS[0], rtol=1e-6)
+    np.testing.assert_allclose(got[2], 0.5 * LATENTS[2], rtol=1e-6)
+    assert losses.apply_dynamic_rescale(NoiseSchedule(), LATENTS, T) is LATENTS
+
+
+def test_absolute_error_and_unknown_names():
+    np.testing.assert_allclose(
+        losses.per_sample_error(LATENTS, jnp.zeros_like(LATENTS), "l1"),
+        jnp.abs(LATENTS).mean((1, 2, 3, 4)),
+        rtol=1e-6,
+    )
+    with pytest.raises(ValueError, match="'huber'"):
+        losses.per_sample_error(LATENTS, LATENTS, "huber")

@@ -1,0 +1,52 @@
+"""eps, x0 and v: round trips, limits, levels per frame."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dicode_jax.diffusion import parameterization as P
+from dicode_jax.diffusion.schedules import NoiseSchedule
+
+SNR0 = NoiseSchedule(zero_terminal_snr=True, parameterization="v")
+X0 = jax.random.normal(jax.random.key(0), (2, 3, 4, 5, 6))
+NOISE = jax.random.normal(jax.random.key(1), X0.shape)
+
+
+def test_velocity_gives_back_sample_and_noise_at_every_level():
+    for t in (0, 500, 999):
+        timesteps = jnp.array([t, 17])
+        x_t = P.add_noise(SNR0, X0, NOISE, timesteps)
+        v = P.velocity(SNR0, X0, NOISE, timesteps)
+        np.testing.assert_allclose(P.x0_from_v(SNR0, x_t, v, timesteps), X0, atol=2e-6)
+        np.testing.assert_allclose(P.eps_from_v(SNR0, x_t, v, timesteps), NOISE, atol=2e-6)
+
+
+def test_at_zero_snr_the_noisy_sample_is_noise_and_velocity_is_minus_the_sample():
+    last = jnp.array([999, 999])
+    np.testing.assert_array_equal(P.add_noise(SNR0, X0, NOISE, last), NOISE)
+    np.testing.assert_array_equal(P.velocity(SNR0, X0, NOISE, last), -X0)
+
+
+def test_noise_gives_back_the_sample_through_the_reciprocal_tables():
+    schedule, t = NoiseSchedule(), jnp.array([30, 600])
+    x_t = P.add_noise(schedule, X0, NOISE, t)
+    np.testing.assert_allclose(P.x0_from_eps(schedule, x_t, NOISE, t), X0, atol=1e-4)
+
+
+def test_levels_per_frame_equal_frames_on_their_own():
+    t = jnp.array([[3, 400, 999], [0, 17, 250]])
+    whole = P.velocity(SNR0, X0, NOISE, t)
+    for frame in range(3):
+        alone = P.velocity(SNR0, X0[:, frame], NOISE[:, frame], t[:, frame])
+        np.testing.assert_array_equal(whole[:, frame], alone)
+
+
+def test_the_target_is_what_the_schedule_says():
+    t = jnp.array([5, 900])
+    targets = {
+        name: P.training_target(NoiseSchedule(parameterization=name), X0, NOISE, t)
+        for name in ("eps", "x0", "v")
+    }
+    assert targets["eps"] is NOISE
+    assert targets["x0"] is X0
+    np.testing.assert_array_equal(targets["v"], P.velocity(NoiseSchedule(), X0, NOISE, t))

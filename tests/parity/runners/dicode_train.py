@@ -1,0 +1,179 @@
+"""Runner of the tokenizer's training step: losses, conditions, gradients, every switch.
+
+Bounds are those of the README beside the fixtures: largest difference over largest value.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from convert import dicode
+from convert.rules import convert_state_dict, flatten
+from dicode_jax.diffusion.losses import add_offset_noise
+from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
+from dicode_jax.models.dicode import tokenizer_loss as training
+from parity.harness import Check, runner
+from parity.runners.dicode import (
+    LOSS,
+    TOKENS,
+    UNET,
+    last,
+    load,
+    require_all,
+    system_source,
+    torch_order,
+    with_option,
+)
+
+GRADIENT = {"rel_max": 1e-4}
+
+TRAIN_NOTES = {"draws_equal_to", "draw_shapes", "loss", "grad_norm_by_module"}
+TRAIN_NOTES |= {"n_params_with_grad"}
+LOGGED = {
+    "loss_vae_kl": "loss_extra",
+    "kl_loss_weight": "extra_weight",
+}
+VIDEO_ARRAYS = {
+    "x_noisy": "x_t",
+    "z": "latents",
+    "target_v": "target",
+    "model_output": "prediction",
+}
+
+
+@runner("dicode/tokenizer_train")
+def run_tokenizer_train(fixture):
+    arrays = fixture.arrays
+    done = {"t", "uniform_drop", "video_u8", "frame_stride", "caption_ids"}
+    options, source = system_source(fixture)
+    optional = fixture.sibling_fixture("../options")
+    for name, case in fixture.config["cases"].items():
+        case_options, case_source = options, source
+        if name in optional.config["cases"]:
+            case_options, case_source = with_option(optional, name, options, source)
+        overrides = {k: v for k, v in case.items() if k not in TRAIN_NOTES}
+        if "rescale_betas_zero_snr" in overrides:
+            # The case kept its own schedule: the checkpoint's buffers belong to the system's.
+            case_source = {k: v for k, v in case_source.items() if k not in PERSISTENT_BUFFERS}
+        loaded = load(case_options | overrides, case_source)
+        yield from train_case(loaded, fixture, name, case, arrays, done)
+    require_all(arrays, done)
+
+
+def train_case(loaded, fixture, name, case, arrays, done):
+    tokenizer, decoder = loaded.system.tokenizer, loaded.system.decoder
+    equal = dict(case["draws_equal_to"])
+
+    def read(key):
+        """An array of this case, or of the one it is said to equal."""
+        return arrays[equal.get(key, f"{name}/{key}")]
+
+    def draw(index):
+        return arrays[equal.get(index, f"{name}/draw_{index}")]
+
+    video = jnp.asarray(np.moveaxis(arrays["video_u8"].astype(np.float32), 1, -1) / 255 * 2 - 1)
+    cfg = dataclasses.replace(loaded.cfg.loss, uncond_prob=fixture.config["uncond_prob"])
+    text = loaded.text_context(arrays["caption_ids"])
+    draws = injected_draws(draw, len(case["draw_shapes"]), video.shape, cfg, arrays)
+    done |= {f"{name}/draw_{i}" for i in range(len(case["draw_shapes"]))}
+
+    def loss(parts):
+        return training.tokenizer_loss(
+            *(nnx.merge(graph, state) for graph, state in zip(graphs, parts, strict=True)),
+            video,
+            draws,
+            cfg,
+            fs=jnp.asarray(arrays["frame_stride"], jnp.int32),
+            text_context=text,
+            per_frame=False,
+            deterministic=True,
+        )
+
+    graphs, states = zip(*[nnx.split(m) for m in (tokenizer, decoder)], strict=True)
+    if "grad_norm_by_module" in case:
+        (value, metrics), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(states)
+        yield from gradients(loaded, grads, name, case, arrays, done)
+    else:
+        value, metrics = jax.jit(loss)(states)
+
+    yield Check(f"{name}/loss (config)", value, np.float32(case["loss"]), **LOSS)
+    condition = decoder.condition(metrics["tokens"], video.shape[1])
+    words = loaded.cfg.text.max_seq_len
+    if cfg.no_text:
+        seen_text = jnp.broadcast_to(decoder.text_context[...], text.shape)
+    else:
+        seen_text = training.training_text(decoder, text, draws.uniform_drop, cfg)
+    derived = {"context": condition.context[:, words:], "text_context": seen_text}
+    if condition.concat is not None:
+        derived["c_concat"] = torch_order(condition.concat)
+    own = {k.removeprefix(f"{name}/") for k in arrays if k.startswith(f"{name}/")}
+    own |= {key for key in equal if isinstance(key, str)}
+    for key in sorted(own):
+        done.add(f"{name}/{key}")
+        if key.startswith(("draw_", "grad/")):
+            continue
+        if key in VIDEO_ARRAYS:
+            bound = UNET if key == "model_output" else TOKENS
+            yield Check(
+                f"{name}/{key}", torch_order(metrics[VIDEO_ARRAYS[key]]), read(key), **bound
+            )
+        elif key in derived:
+            yield Check(f"{name}/{key}", derived[key], read(key), **TOKENS)
+        else:
+            got = metrics[LOGGED.get(key, key)]
+            yield Check(f"{name}/{key}", got, read(key), **LOSS)
+
+
+def injected_draws(draw, count, video_shape, cfg, arrays):
+    """The original's draws of a case in its order of drawing."""
+    b, f = video_shape[:2]
+    posterior = np.moveaxis(draw(0), 1, -1)
+    index, token_noise = 1, None
+    if cfg.extra == "vae":
+        flat = draw(index)
+        token_noise = jnp.asarray(flat.reshape(b, -1, *flat.shape[1:]))
+        index += 1
+    offset = None
+    if cfg.offset_noise > 0:
+        offset, index = last(draw(index)), index + 1
+    assert index == count - 1, f"{count} draws, the last should be {index}"
+    noise = last(draw(index))
+    if offset is not None:
+        noise = add_offset_noise(noise, offset, cfg.offset_noise)
+    return training.Draws(
+        timesteps=jnp.asarray(arrays["t"], jnp.int32),
+        noise=noise,
+        uniform_drop=jnp.asarray(arrays["uniform_drop"]),
+        posterior_noise=jnp.asarray(posterior.reshape(b, f, *posterior.shape[1:])),
+        token_noise=token_noise,
+    )
+
+
+def gradients(loaded, grads, name, case, arrays, done):
+    """Stored gradients, norms by module, and the number of trained parameters."""
+    flat = {path: np.asarray(leaf[...]) for part in grads for path, leaf in flatten(part).items()}
+    shapes = {path: value.shape for path, value in flat.items()}
+    rules = (*dicode.TOKENIZER_RULES, *dicode.decoder_rules(loaded.source, loaded.cfg.decoder))
+    prefix = f"{name}/grad/"
+    wanted = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+    converted = convert_state_dict(wanted, rules, target=shapes)
+    assert len(converted.sources) == len(wanted), converted.problems
+    for path, want in converted.params.items():
+        key = converted.sources[path]
+        done.add(prefix + key)
+        yield Check(prefix + key, flat[path], want, **GRADIENT)
+    sources = convert_state_dict(loaded.source, rules, target=shapes).sources
+    for module, want in case["grad_norm_by_module"].items():
+        squares = [
+            np.square(flat[path].astype(np.float64)).sum()
+            for path, key in sources.items()
+            if key.startswith(f"{module}.")
+        ]
+        yield Check(f"{name}/grad_norm/{module}", np.sqrt(sum(squares)), want, **GRADIENT)
+    if "n_params_with_grad" in case:
+        trained = {k for k in sources.values() if k.startswith((dicode.UNET, dicode.RESAMPLER))}
+        count = np.asarray(len(trained))
+        yield Check(f"{name}/n_params", count, np.asarray(case["n_params_with_grad"]), exact=True)
