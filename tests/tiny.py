@@ -1,0 +1,106 @@
+"""A whole pipeline of random weights, small enough to build and run in a test."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dicode_jax.data import text
+from dicode_jax.diffusion.schedules import NoiseSchedule
+from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
+from dicode_jax.models.clip import CLIPVisionConfig
+from dicode_jax.models.dicode.ar import DiCoDeLM
+from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
+from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig, SamplingConfig
+from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
+from dicode_jax.models.gpt2 import GPT2Config
+from dicode_jax.models.unet3d import UNet3DConfig
+from dicode_jax.nn.resampler import ResamplerConfig
+from dicode_jax.pipelines.dicode import DiCoDePipeline, PipelineConfig
+
+NUM_TOKENS, TOKEN_DIM, NUM_FRAMES = 3, 8, 4
+
+
+def random_module(build) -> nnx.Module:
+    """The module with plain random parameters: its own initialisation would compile for minutes."""
+    rng = np.random.default_rng(0)
+    graph, abstract = nnx.split(nnx.eval_shape(build))
+
+    def draw(leaf):
+        values = rng.normal(scale=0.1, size=leaf.shape) + (len(leaf.shape) == 1)
+        return jnp.asarray(values, leaf.dtype)
+
+    return nnx.merge(graph, jax.tree.map(draw, abstract))
+
+
+def tiny_pipeline() -> DiCoDePipeline:
+    tokenizer_text = text.train_small()
+    tokenizer = DeepTokenizerConfig(
+        vision=CLIPVisionConfig(
+            image_size=16, patch_size=8, embed_dim=12, num_layers=1, num_heads=2, output_dim=None
+        ),
+        resampler=ResamplerConfig(
+            dim=16,
+            depth=1,
+            head_dim=8,
+            num_heads=2,
+            num_queries=NUM_TOKENS,
+            embed_dim=12,
+            output_dim=TOKEN_DIM,
+        ),
+        preprocess="plain",
+    )
+    decoder = ClipDecoderConfig(
+        unet=UNet3DConfig(
+            model_channels=8,
+            channel_mult=(1,),
+            num_res_blocks=1,
+            attention_resolutions=(1,),
+            temporal_attention=False,
+            temporal_conv=False,
+            init_attention=False,
+            head_dim=8,
+            context_dim=TOKEN_DIM,
+            text_context_len=2,
+            image_tokens_per_frame=NUM_TOKENS,
+            temporal_length=NUM_FRAMES,
+            num_groups=4,
+        ),
+        autoencoder=AutoencoderKLConfig(
+            channels=8,
+            channel_mult=(1, 2),
+            num_res_blocks=1,
+            resolution=16,
+            num_groups=4,
+            mid_attention=False,
+        ),
+        schedule=NoiseSchedule(zero_terminal_snr=True, parameterization="v"),
+        num_tokens=NUM_TOKENS,
+    )
+    language_model = DiCoDeLMConfig(
+        body=GPT2Config(
+            num_layers=1,
+            num_heads=2,
+            embed_dim=16,
+            max_seq_len=64,
+            vocab_size=tokenizer_text.vocab_size,
+        ),
+        num_tokens=NUM_TOKENS,
+        token_dim=TOKEN_DIM,
+        max_keyframes=6,
+        num_mixtures=2,
+        image_token_id=tokenizer_text.image_start_id,
+        pad_token_id=tokenizer_text.pad_id,
+    )
+    return DiCoDePipeline(
+        tokenizer=random_module(lambda: DeepTokenizer(tokenizer, rngs=nnx.Rngs(0))),
+        decoder=random_module(lambda: ClipDecoder(decoder, rngs=nnx.Rngs(0))),
+        language_model=random_module(lambda: DiCoDeLM(language_model, rngs=nnx.Rngs(0))),
+        text=tokenizer_text,
+        config=PipelineConfig(
+            frame_size=16,
+            fps=NUM_FRAMES / 2,
+            text_length=14,
+            sampling=SamplingConfig(num_frames=NUM_FRAMES, num_inference_steps=2),
+        ),
+    )
