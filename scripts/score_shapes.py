@@ -13,7 +13,7 @@ import dataclasses
 import numpy as np
 import tyro
 
-from dicode_jax.data import synthetic
+from dicode_jax.data import batches, synthetic
 from dicode_jax.data.video import contact_sheet
 from dicode_jax.evaluation import shapes
 from dicode_jax.pipelines.dicode import DiCoDePipeline
@@ -61,9 +61,8 @@ def main(args: Arguments) -> None:
     for name, share in shapes.score(captions, clips).items():
         print(f"{name:<12} {share:.3f}")
     if args.reconstruct:
-        true = np.stack([synthetic.render(scene)[0] for scene in scenes]).astype(np.float64)
-        mse = np.square(true - np.stack(clips)).mean(axis=(1, 2, 3, 4))
-        print(f"{'psnr':<12} {np.mean(10 * np.log10(255**2 / mse)):.2f}")
+        true = np.stack([synthetic.render(scene)[0] for scene in scenes])
+        print(f"{'psnr':<12} {batches.psnr(true, np.stack(clips)):.2f}")
     if args.sheet:
         contact_sheet(args.sheet, clips[:10], labels=captions[:10])
 

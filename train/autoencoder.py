@@ -42,12 +42,13 @@ def build(config: AutoencoderTrainConfig, workdir: pathlib.Path) -> loop.Task:
         posterior = model.encode(batches.to_unit_range(images))
         return posterior.mode(), model.decode(posterior.mode())
 
-    def sample(model: AutoencoderKL, folder: pathlib.Path, step: int) -> None:
+    def sample(model: AutoencoderKL, folder: pathlib.Path, step: int) -> dict[str, float]:
         from dicode_jax.data.video import contact_sheet
 
         pixels = jnp.clip((reconstruct(model, images)[1] + 1) * 127.5, 0, 255).astype(jnp.uint8)
         rows = [images[:12], pixels[:12]]
         contact_sheet(folder / f"{step:06d}.png", rows, labels=["frames", "reconstructed"])
+        return {"held_out_psnr": batches.psnr(images, pixels)}
 
     def export(model: AutoencoderKL, folder: pathlib.Path) -> None:
         from dicode_jax.weights import save_module

@@ -142,8 +142,7 @@ def build(config: TokenizerTrainConfig, model: VideoTokenizer, workdir: pathlib.
         painted = np.asarray(reconstruct(model, truth))
         rows = [row for pair in zip(truth[:4], painted[:4], strict=True) for row in pair]
         contact_sheet(folder / f"{step:06d}.png", rows, labels=["true", "painted"] * 4)
-        mse = np.square(truth.astype(np.float64) - painted).mean(axis=(1, 2, 3, 4))
-        return {"held_out_psnr": float(np.mean(10 * np.log10(255.0**2 / mse)))}
+        return {"held_out_psnr": batches.psnr(truth, painted)}
 
     def export(model: VideoTokenizer, folder: pathlib.Path) -> None:
         weights.save_module(folder / "tokenizer", model.tokenizer, config.tokenizer)

@@ -63,7 +63,7 @@ class Task:
     frozen: nnx.State
     loss_fn: Callable
     batches: Any
-    sample: Callable[[nnx.Module, pathlib.Path, int], dict[str, float] | None] | None = None
+    sample: Callable[[nnx.Module, pathlib.Path, int], dict[str, float]] | None = None
     export: Callable[[nnx.Module, pathlib.Path], None] | None = None
 
 
@@ -131,7 +131,8 @@ def run(task: Task, options: RunOptions) -> float:
             step += 1
             bar.update()
             last = step == num_steps
-            if step % options.log_every == 0 or last:
+            samples = task.sample is not None and (step % options.sample_every == 0 or last)
+            if step % options.log_every == 0 or samples or last:
                 values = {name: float(value) for name, value in metrics.items()}
                 loss = values["loss"]
                 if not np.isfinite(loss):
@@ -139,18 +140,14 @@ def run(task: Task, options: RunOptions) -> float:
                         f"{task.name}: the loss is {loss} at step {step}; the last checkpoint is "
                         f"step {checkpoints.latest_step}. Lower --optim.lr or look at the data"
                     )
-                now = time.perf_counter()
-                values["steps_per_second"] = (step - since_step) / (now - since)
-                since, since_step = now, step
+                values["steps_per_second"] = (step - since_step) / (time.perf_counter() - since)
+                if samples:
+                    values |= task.sample(model_of(state), workdir / "samples", step)
+                since, since_step = time.perf_counter(), step
                 log.write(step, values)
                 bar.set_postfix(loss=f"{loss:.4g}", lr=f"{values['lr']:.2g}", refresh=False)
             if step % options.checkpoint_every == 0 or last:
                 save(state)
-            if task.sample is not None and (step % options.sample_every == 0 or last):
-                measured = task.sample(model_of(state), workdir / "samples", step)
-                if measured:
-                    log.write(step, measured)
-                since, since_step = time.perf_counter(), step
         checkpoints.wait()
     finally:
         bar.close()

@@ -84,12 +84,13 @@ def build_representation(config: RepresentationTrainConfig) -> loop.Task:
         predicted, _ = whole.model(batches.to_unit_range(images))
         return whole.autoencoder.decode(predicted / whole.autoencoder.cfg.scale_factor)
 
-    def sample(whole: _Regression, folder: pathlib.Path, step: int) -> None:
+    def sample(whole: _Regression, folder: pathlib.Path, step: int) -> dict[str, float]:
         from dicode_jax.data.video import contact_sheet
 
         pixels = jnp.clip((reconstruct(whole, images) + 1) * 127.5, 0, 255).astype(jnp.uint8)
         rows = [images, pixels]
         contact_sheet(folder / f"{step:06d}.png", rows, labels=["keyframes", "read back"])
+        return {"held_out_psnr": batches.psnr(images, pixels)}
 
     return loop.Task(
         name="representation",

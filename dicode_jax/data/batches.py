@@ -100,3 +100,10 @@ def make_batches(source: Source, batch_size: int) -> grain.DatasetIterator:
 def to_unit_range(images: Any) -> Any:
     """uint8 [0, 255] to float32 [-1, 1]."""
     return images.astype(np.float32) / 127.5 - 1.0
+
+
+def psnr(true: Any, other: Any) -> float:
+    """Mean peak signal-to-noise ratio in dB of images or clips uint8 [b, ..., h, w, 3]."""
+    error = np.asarray(true, np.float64) - np.asarray(other, np.float64)
+    mse = np.square(error).mean(axis=tuple(range(1, error.ndim)))
+    return float(np.mean(10 * np.log10(255.0**2 / np.maximum(mse, 1e-10))))
