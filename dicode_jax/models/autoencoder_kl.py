@@ -64,7 +64,7 @@ class AutoencoderKLConfig:
     def __post_init__(self):
         if self.channels % self.num_groups:
             raise ValueError(
-                f"channels must be a multiple of num_groups ({self.num_groups}), got {self.channels}"
+                f"channels must be a multiple of num_groups {self.num_groups}, got {self.channels}"
             )
         if not self.channel_mult:
             raise ValueError("channel_mult must have at least one level, got ()")

@@ -28,7 +28,6 @@ from dicode_jax.nn.spatiotemporal import (
 from dicode_jax.typing import Array, Float, Int, typechecked
 
 CONTEXT_RULES = ("per_frame", "length")
-INIT_ATTENTION_HEADS = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,8 @@ class UNet3DConfig:
         temporal_length: training clip length; bounds the relative positions, and nothing else.
         use_relative_position: learned relative positions in temporal attention.
         is_causal: frames attend to themselves and earlier ones only.
-        init_attention: a temporal transformer of 8 heads after the first convolution.
+        init_attention: a temporal transformer after the first convolution.
+        init_attention_heads: its heads, `head_dim` wide whatever the width of the level.
         init_attention_context: that transformer reads the text (the original's
             `temporal_selfatt_only` False).
         temporal_conv: temporal convolutions in the residual blocks.
@@ -94,6 +94,7 @@ class UNet3DConfig:
     use_relative_position: bool = False
     is_causal: bool = False
     init_attention: bool = True
+    init_attention_heads: int = 8
     init_attention_context: bool = False
     temporal_conv: bool = True
     spatial_aware_conv: bool = False
@@ -124,7 +125,7 @@ class UNet3DConfig:
                 f"context_rule must be one of {CONTEXT_RULES}, got {self.context_rule!r}"
             )
         if self.init_attention and self.head_dim is None:
-            raise ValueError("init_attention needs head_dim: its 8 heads have that width")
+            raise ValueError("init_attention needs head_dim: its heads have that width")
         if self.use_relative_position and self.temporal_length is None:
             raise ValueError("use_relative_position needs temporal_length, got None")
 
@@ -356,7 +357,7 @@ class _Layers:
             (cfg.context_dim or cfg.model_channels) if cfg.init_attention_context else None
         )
         return self._temporal(
-            cfg.model_channels, INIT_ATTENTION_HEADS, cfg.head_dim, context_dim=context_dim
+            cfg.model_channels, cfg.init_attention_heads, cfg.head_dim, context_dim=context_dim
         )
 
     def _temporal(self, channels: int, num_heads: int, head_dim: int, **kwargs):

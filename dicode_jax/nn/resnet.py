@@ -23,8 +23,6 @@ fan_in_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 def dropout(x: Array, rate: float, *, deterministic: bool, rngs: nnx.Rngs | None) -> Array:
     """Zeroes a fraction `rate` of `x` and rescales the rest; the identity if `deterministic`.
 
-    The mask takes 16 random bits per number (half the cost of 32), so the rate is exact to 2**-17.
-
     Raises:
         ValueError: dropout is active but no `rngs` with a "dropout" (or default) stream was passed.
     """
@@ -32,9 +30,8 @@ def dropout(x: Array, rate: float, *, deterministic: bool, rngs: nnx.Rngs | None
         return x
     if rngs is None:
         raise ValueError(f"dropout {rate} needs rngs=nnx.Rngs(dropout=key), or deterministic=True")
-    threshold = round(rate * 2**16)
-    keep = jax.random.bits(rngs.dropout(), x.shape, jnp.uint16) >= jnp.uint16(threshold)
-    return jnp.where(keep, x * (2**16 / (2**16 - threshold)), jnp.zeros_like(x))
+    keep = jax.random.bernoulli(rngs.dropout(), 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
 def group_norm_per_image(norm: GroupNorm, x: Float[Array, "*n h w c"]) -> Float[Array, "*n h w c"]:
