@@ -23,6 +23,7 @@ from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.models.dicode.tokenizer_loss import TokenizerLossConfig
+from dicode_jax.models.dicode.trainable import TrainableParts
 
 UNET = "model.diffusion_model."
 AUTOENCODER = "first_stage_model."
@@ -83,6 +84,7 @@ class SystemConfig:
       text: Of the text tower that embeds the empty prompt.
       text_layer: "penultimate" or "last".
       loss: Settings of the training loss.
+      trainable: Which parts the original would train.
       lm: Original agent configuration (`gpt2`, `agent`), ours, or None.
     """
 
@@ -91,6 +93,7 @@ class SystemConfig:
     text: CLIPTextConfig
     text_layer: str = "penultimate"
     loss: TokenizerLossConfig = dataclasses.field(default_factory=TokenizerLossConfig)
+    trainable: TrainableParts = dataclasses.field(default_factory=TrainableParts)
     lm: Mapping[str, Any] | DiCoDeLMConfig | None = None
 
 
@@ -113,10 +116,6 @@ _IGNORED = {
     "first_stage_key",
     "cond_stage_key",
     "cond_stage_trainable",
-    "image_proj_model_trainable",
-    "unet_trainable",
-    "first_block_trainable",
-    "to_kv_ip_trainable",
     "freeze_embedder",
     "monitor",
     "ckpt_path",
@@ -161,6 +160,10 @@ _READ = {
     "use_sec_mmt2",
     "conditioning_key",
     "image_proj_type",
+    "image_proj_model_trainable",
+    "unet_trainable",
+    "first_block_trainable",
+    "to_kv_ip_trainable",
     "image_size",
     "scale_factor",
     "unet_config",
@@ -209,6 +212,12 @@ def config_from_original(config: Mapping[str, Any] | SystemConfig) -> SystemConf
         text=clip.text,
         text_layer=text_options.get("layer", "last"),
         loss=loss_config_from_original(options),
+        trainable=TrainableParts(
+            unet=options.get("unet_trainable", True),
+            first_block=options.get("first_block_trainable", True),
+            image_projections=options.get("to_kv_ip_trainable", True),
+            resampler=options.get("image_proj_model_trainable", True),
+        ),
         lm=lm,
     )
 
@@ -261,7 +270,7 @@ def _tokenizer_config(options: Mapping[str, Any], clip: CLIPConfig) -> DeepToken
     projector = options.get("vae_projector_config")
     return DeepTokenizerConfig(
         vision=clip.vision,
-        resampler=resampler.config_from_original(options["image_proj_stage_config"]),
+        resampler=resampler.config_from_original(_params(options["image_proj_stage_config"])),
         use_vae=projector is not None,
         vae_decoder=projector is not None and "decoder" in projector,
     )
@@ -280,7 +289,7 @@ def _decoder_config(
     if conditioning == "hybrid_concat":
         if options.get("image_cat_stage_config") is None:
             raise ValueError("conditioning_key 'hybrid_concat' needs image_cat_stage_config")
-        head = resampler.config_from_original(options["image_cat_stage_config"])
+        head = resampler.config_from_original(_params(options["image_cat_stage_config"]))
     null_texts = {"empty_seq": "empty", "zero_embed": "zeros"}
     uncond_type = options.get("uncond_type", "empty_seq")
     if uncond_type not in null_texts:

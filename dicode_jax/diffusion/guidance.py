@@ -6,21 +6,27 @@ Three-way: the two-condition form of InstructPix2Pix (arXiv 2211.09800) as used 
 
 import jax.numpy as jnp
 
-from dicode_jax.typing import Array
+from dicode_jax.typing import Array, Float, typechecked
 
 
-def guide(cond: Array, uncond: Array, guidance_scale: float | Array) -> Array:
+@typechecked
+def guide(
+    cond: Float[Array, "*shape"],
+    uncond: Float[Array, "*shape"],
+    guidance_scale: float | int | Array,
+) -> Float[Array, "*shape"]:
     """``uncond + guidance_scale (cond - uncond)``; any common shape."""
     return uncond + guidance_scale * (cond - uncond)
 
 
+@typechecked
 def guide_three_way(
-    cond: Array,
-    uncond: Array,
-    image_only: Array,
-    guidance_scale: float | Array,
-    image_guidance_scale: float | Array,
-) -> Array:
+    cond: Float[Array, "*shape"],
+    uncond: Float[Array, "*shape"],
+    image_only: Float[Array, "*shape"],
+    guidance_scale: float | int | Array,
+    image_guidance_scale: float | int | Array,
+) -> Float[Array, "*shape"]:
     """Separate strengths for the image and for what is added to it.
 
     Args:
@@ -37,7 +43,12 @@ def guide_three_way(
     return uncond + image_term + guidance_scale * (cond - image_only)
 
 
-def rescale_guidance(guided: Array, cond: Array, guidance_rescale: float | Array) -> Array:
+@typechecked
+def rescale_guidance(
+    guided: Float[Array, " b *rest"],
+    cond: Float[Array, " b *rest"],
+    guidance_rescale: float | int | Array,
+) -> Float[Array, " b *rest"]:
     """Pull the spread of a guided prediction towards that of the conditional one.
 
     The standard deviation is unbiased and taken over all axes but the first together, per sample.

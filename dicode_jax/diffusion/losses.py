@@ -11,12 +11,15 @@ import jax.numpy as jnp
 
 from dicode_jax.diffusion.parameterization import add_noise, training_target
 from dicode_jax.diffusion.schedules import NoiseSchedule
-from dicode_jax.typing import Array
+from dicode_jax.typing import Array, Float, Int, typechecked
 
 LOSS_TYPES = ("l2", "l1")
 
 
-def per_sample_error(prediction: Array, target: Array, loss_type: str = "l2") -> Array:
+@typechecked
+def per_sample_error(
+    prediction: Float[Array, " b *rest"], target: Float[Array, " b *rest"], loss_type: str = "l2"
+) -> Float[Array, " b"]:
     """Mean squared ("l2") or absolute ("l1") error over all axes but the first, in float32.
 
     Args:
@@ -35,14 +38,22 @@ def per_sample_error(prediction: Array, target: Array, loss_type: str = "l2") ->
     return error.reshape(error.shape[0], -1).mean(axis=-1)
 
 
-def apply_dynamic_rescale(schedule: NoiseSchedule, latents: Array, timesteps: Array) -> Array:
+@typechecked
+def apply_dynamic_rescale(
+    schedule: NoiseSchedule,
+    latents: Float[Array, " b *rest"],
+    timesteps: Int[Array, " b"] | Int[Array, "b f"],
+) -> Float[Array, " b *rest"]:
     """Multiply clean latents by the schedule's factor at ``timesteps``; identity when it is off."""
     if schedule.base_scale is None:
         return latents
-    return latents * schedule.gather("scale_array", jnp.asarray(timesteps), latents.ndim)
+    return latents * schedule.gather("scale_array", timesteps, latents.ndim)
 
 
-def add_offset_noise(noise: Array, offset: Array, strength: float) -> Array:
+@typechecked
+def add_offset_noise(
+    noise: Float[Array, "b f h w c"], offset: Float[Array, "b f 1 1 c"], strength: float | int
+) -> Float[Array, "b f h w c"]:
     """``noise + strength offset``: noise that is constant over space moves the mean brightness.
 
     Args:
@@ -64,17 +75,18 @@ def sample_noise(key: Array, shape: tuple[int, ...], *, offset_strength: float =
     return noise
 
 
+@typechecked
 def diffusion_loss(
     denoise: Callable[[Array, Array], Array],
     schedule: NoiseSchedule,
-    latents: Array,
-    timesteps: Array,
-    noise: Array,
+    latents: Float[Array, "b f h w c"],
+    timesteps: Int[Array, " b"] | Int[Array, "b f"],
+    noise: Float[Array, "b f h w c"],
     *,
     loss_type: str = "l2",
     simple_weight: float = 1.0,
     elbo_weight: float = 0.0,
-) -> tuple[Array, dict[str, Array]]:
+) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Noise the latents, run the network, and compare with its target.
 
     Args:
@@ -114,7 +126,6 @@ def diffusion_loss(
 
 def _weighted_bound(schedule, prediction, target, timesteps, per_sample, loss_type) -> Array:
     """Per-sample error times the variational weight of its timestep(s), ``[b]``."""
-    timesteps = jnp.asarray(timesteps)
     weights = schedule.gather("lvlb_weights", timesteps, timesteps.ndim)
     if timesteps.ndim == 1:
         return weights * per_sample

@@ -5,37 +5,43 @@ Velocity is v = sqrt(a) eps - sqrt(1 - a) x0 with a = alphas_cumprod[t] (Saliman
 ``[b, f]``, and samples as ``[b, ...]`` or ``[b, f, ...]``; arithmetic is in float32.
 """
 
-import jax.numpy as jnp
-
 from dicode_jax.diffusion.schedules import NoiseSchedule
-from dicode_jax.typing import Array
+from dicode_jax.typing import Array, Float, Int, typechecked
+
+Sample = Float[Array, " b *rest"]
+Timesteps = Int[Array, " b"] | Int[Array, "b f"]
 
 
-def add_noise(schedule: NoiseSchedule, x0: Array, noise: Array, timesteps: Array) -> Array:
+@typechecked
+def add_noise(schedule: NoiseSchedule, x0: Sample, noise: Sample, timesteps: Timesteps) -> Sample:
     """Sample of q(x_t | x0): ``sqrt(a) x0 + sqrt(1 - a) noise``, the shape of ``x0``."""
     signal, spread = _signal_and_spread(schedule, timesteps, x0.ndim)
     return signal * x0 + spread * noise
 
 
-def velocity(schedule: NoiseSchedule, x0: Array, noise: Array, timesteps: Array) -> Array:
+@typechecked
+def velocity(schedule: NoiseSchedule, x0: Sample, noise: Sample, timesteps: Timesteps) -> Sample:
     """The v target: ``sqrt(a) noise - sqrt(1 - a) x0``, the shape of ``x0``."""
     signal, spread = _signal_and_spread(schedule, timesteps, x0.ndim)
     return signal * noise - spread * x0
 
 
-def x0_from_v(schedule: NoiseSchedule, x_t: Array, v: Array, timesteps: Array) -> Array:
+@typechecked
+def x0_from_v(schedule: NoiseSchedule, x_t: Sample, v: Sample, timesteps: Timesteps) -> Sample:
     """Clean sample from a velocity; finite for every t, zero terminal SNR included."""
     signal, spread = _signal_and_spread(schedule, timesteps, x_t.ndim)
     return signal * x_t - spread * v
 
 
-def eps_from_v(schedule: NoiseSchedule, x_t: Array, v: Array, timesteps: Array) -> Array:
+@typechecked
+def eps_from_v(schedule: NoiseSchedule, x_t: Sample, v: Sample, timesteps: Timesteps) -> Sample:
     """Noise from a velocity; finite for every t."""
     signal, spread = _signal_and_spread(schedule, timesteps, x_t.ndim)
     return signal * v + spread * x_t
 
 
-def x0_from_eps(schedule: NoiseSchedule, x_t: Array, eps: Array, timesteps: Array) -> Array:
+@typechecked
+def x0_from_eps(schedule: NoiseSchedule, x_t: Sample, eps: Sample, timesteps: Timesteps) -> Sample:
     """Clean sample from a noise prediction through the reciprocal tables.
 
     Those tables are zeros for a "v" schedule (so the result is zero, as in the original) and hold
@@ -46,7 +52,10 @@ def x0_from_eps(schedule: NoiseSchedule, x_t: Array, eps: Array, timesteps: Arra
     return recip * x_t - recipm1 * eps
 
 
-def training_target(schedule: NoiseSchedule, x0: Array, noise: Array, timesteps: Array) -> Array:
+@typechecked
+def training_target(
+    schedule: NoiseSchedule, x0: Sample, noise: Sample, timesteps: Timesteps
+) -> Sample:
     """What the network should output at ``timesteps``: noise, ``x0`` or velocity."""
     if schedule.parameterization == "eps":
         return noise
@@ -56,7 +65,6 @@ def training_target(schedule: NoiseSchedule, x0: Array, noise: Array, timesteps:
 
 
 def _signal_and_spread(schedule: NoiseSchedule, timesteps: Array, ndim: int):
-    timesteps = jnp.asarray(timesteps)
     return (
         schedule.gather("sqrt_alphas_cumprod", timesteps, ndim),
         schedule.gather("sqrt_one_minus_alphas_cumprod", timesteps, ndim),

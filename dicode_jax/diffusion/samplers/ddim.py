@@ -102,8 +102,13 @@ class DDIM:
         alphas = acp[start]
         clean = end < 0
         alphas_prev = np.where(clean, 1.0, acp[end].astype(np.float64))
-        ratio = (1 - alphas_prev) / np.maximum(one - alphas, np.finfo(acp.dtype).tiny)
-        variance = ratio * np.maximum(1 - alphas / np.maximum(alphas_prev, 1e-30), 0)
+        # The original multiplies by a reciprocal that is rounded to the type of the table.
+        reciprocal = one / np.maximum(one - alphas, np.finfo(acp.dtype).tiny)
+        variance = (
+            (1 - alphas_prev)
+            * reciprocal
+            * np.maximum(1 - alphas / np.maximum(alphas_prev, 1e-30), 0)
+        )
         scale = self.schedule.scale_array
         # The original divides by the factor of the step itself at the last step: ratio 1.
         previous = np.where(

@@ -91,8 +91,8 @@ def run_small_functions(arrays):
             yield Check(name, got / angle, want / angle, atol=1e-6)
         elif group == "rescale_cfg" and rest[0].startswith("out_"):
             got = guidance.rescale_guidance(
-                last(arrays["rescale_cfg/noise_cfg"]),
-                last(arrays["rescale_cfg/noise_pred_text"]),
+                jnp.asarray(last(arrays["rescale_cfg/noise_cfg"])),
+                jnp.asarray(last(arrays["rescale_cfg/noise_pred_text"])),
                 float(rest[0].removeprefix("out_")),
             )
             yield Check(name, torch_order(got), want, rel_max=1e-6)
