@@ -1,0 +1,253 @@
+"""Clip decoder: conditioning, guidance, sampling, refusals."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from models.dicode.tiny_decoder import CONFIG, TOKENS, build
+
+from dicode_jax.diffusion.schedules import NoiseSchedule
+from dicode_jax.models.dicode import decoder as decoding
+from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig, SamplingConfig
+from dicode_jax.nn.resampler import ResamplerConfig
+
+SAMPLING = SamplingConfig(num_frames=4, num_inference_steps=3)
+KEYS = jax.random.split(jax.random.key(2), 3)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return build()
+
+
+@pytest.fixture(scope="module")
+def decode(decoder):
+    """Compiled `decode_clip` of the decoder; one program per config and shape."""
+    graph, state = nnx.split(decoder)
+
+    def run(state, tokens, keys, cfg):
+        return decoding.decode_clip(nnx.merge(graph, state), tokens, keys, cfg)
+
+    compiled = jax.jit(run, static_argnums=3)
+    return lambda *args: compiled(state, *args)
+
+
+def test_the_first_half_of_the_frames_sees_the_head_and_the_second_the_rear_tokens(decoder):
+    context, concat = decoder.condition(TOKENS, 4)
+    assert context.shape == (3, 3 + 4 * 4, 6)
+    np.testing.assert_array_equal(context[:, :3], np.broadcast_to(decoder.text_context, (3, 3, 6)))
+    per_frame = context[:, 3:].reshape(3, 4, 4, 6)
+    np.testing.assert_array_equal(per_frame, TOKENS[:, jnp.array([0, 0, 1, 1])])
+    assert concat.shape == (3, 4, 4, 4, 3)
+    np.testing.assert_array_equal(concat[:, 0], concat[:, 1])
+    np.testing.assert_array_equal(concat[:, 2:], concat[:, jnp.array([3, 3])])
+    assert np.abs(concat[:, 1] - concat[:, 2]).max() > 0.1
+
+
+def test_fullseq_gives_every_frame_its_own_tokens():
+    cfg = dataclasses.replace(CONFIG, image_proj_type="fullseq")
+    model = build(cfg)
+    with pytest.raises(ValueError, match="4 keyframes, got 2"):
+        model.condition(TOKENS, 4)
+    tokens = jnp.concatenate([TOKENS, 2 * TOKENS], axis=1)
+    context = model.condition(tokens, 4).context
+    np.testing.assert_array_equal(context[:, 3:], tokens.reshape(3, 16, 6))
+
+
+def test_null_condition_repeats_the_null_tokens_and_keeps_a_given_concat(decoder):
+    cond = decoder.condition(TOKENS, 4)
+    null = decoder.null_condition(3, 4, concat=cond.concat)
+    np.testing.assert_array_equal(
+        null.context[:, 3:].reshape(3, 4, 4, 6),
+        np.broadcast_to(decoder.null_tokens[...], (3, 4, 4, 6)),
+    )
+    assert null.concat is cond.concat
+    own = decoder.null_condition(3, 4)
+    np.testing.assert_array_equal(own.context, null.context)
+    assert np.abs(own.concat - cond.concat).max() > 0.1
+
+
+def test_zeros_as_null_text_replace_the_empty_prompt_in_the_null_branch_only(decoder):
+    graph, state = nnx.split(decoder)
+    model = nnx.merge(graph, state)
+    model.cfg = dataclasses.replace(CONFIG, null_text="zeros")
+    assert not model.null_condition(2, 4).context[:, :3].any()
+    assert model.condition(TOKENS, 4).context[:, :3].any()
+
+
+def counted(decoder, monkeypatch):
+    """Records the batch size of every network evaluation."""
+    batches = []
+
+    def fake(self, x, timesteps, condition, fs, **_):
+        assert len(x) == len(timesteps) == len(fs) == len(condition.context)
+        batches.append(len(x))
+        mean = condition.context.mean((1, 2))[:, None, None, None, None]
+        return x * mean + condition.concat.mean(-1, keepdims=True)
+
+    monkeypatch.setattr(ClipDecoder, "denoise", fake)
+    return batches
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"guidance_scale": 1.0}, [3]),
+        ({}, [6]),
+        ({"batch_guidance": False}, [3, 3]),
+    ],
+)
+def test_guidance_decides_how_often_the_network_runs(decoder, monkeypatch, options, expected):
+    batches = counted(decoder, monkeypatch)
+    cfg = dataclasses.replace(SAMPLING, num_inference_steps=1, **options)
+    decoding.decode_clip(decoder, TOKENS, KEYS, cfg, use_scan=False)
+    assert batches == expected
+
+
+def test_batched_and_separate_branches_agree(decoder, monkeypatch):
+    counted(decoder, monkeypatch)
+    noise = jax.random.normal(jax.random.key(5), (3, 3, 4, 4, 4, 2))
+    together, apart = (
+        decoding.decode_clip(
+            decoder,
+            TOKENS,
+            None,
+            dataclasses.replace(SAMPLING, batch_guidance=batched),
+            x_init=noise[0],
+            noise=noise,
+        )
+        for batched in (True, False)
+    )
+    np.testing.assert_allclose(together, apart, atol=1e-5)
+
+
+def test_three_way_guidance_with_a_text_runs_a_third_branch(decoder, monkeypatch):
+    batches = counted(decoder, monkeypatch)
+    cfg = dataclasses.replace(SAMPLING, num_inference_steps=1, image_guidance_scale=2.0)
+    text = jnp.ones((3, 3, 6))
+    decoding.decode_clip(decoder, TOKENS, KEYS, cfg, text_context=text, use_scan=False)
+    assert batches == [9]
+
+
+def test_without_a_text_the_image_scale_takes_the_place_of_the_scale(decoder, monkeypatch):
+    counted(decoder, monkeypatch)
+    run = lambda **options: decoding.decode_clip(  # noqa: E731
+        decoder, TOKENS, KEYS, dataclasses.replace(SAMPLING, **options)
+    )
+    np.testing.assert_allclose(
+        run(guidance_scale=9.0, image_guidance_scale=2.5), run(guidance_scale=2.5), atol=1e-6
+    )
+
+
+def test_dropped_tokens_are_zero_in_the_context_and_the_latent_image(decoder):
+    cfg = dataclasses.replace(SAMPLING, drop_tokens=1)
+    cond, uncond, _ = decoding.clip_conditions(decoder, TOKENS, cfg)
+    seen = cond.context[:, 3:].reshape(3, 4, 4, 6)
+    assert not seen[:, :, :2].any()
+    np.testing.assert_array_equal(seen[:, 0, 2:], TOKENS[:, 0, 2:])
+    zeroed = decoder.latent_images(TOKENS.at[:, :, :2].set(0))
+    np.testing.assert_array_equal(cond.concat[:, 0], zeroed[:, 0])
+    np.testing.assert_array_equal(uncond.context[0, 3:7], decoder.null_tokens[...])
+
+
+def test_a_sample_does_not_depend_on_the_batch_it_is_in(decode):
+    whole = decode(TOKENS, KEYS, SAMPLING)
+    assert whole.shape == (3, 4, 4, 4, 2)
+    alone = decode(TOKENS[1:2], KEYS[1:2], SAMPLING)
+    np.testing.assert_allclose(alone, whole[1:2], atol=2e-5)
+    other = decode(TOKENS[1:2], KEYS[2:3], SAMPLING)
+    assert np.abs(other - alone).max() > 0.1
+
+
+def test_eta_0_is_determined_by_the_starting_noise(decoder, monkeypatch):
+    counted(decoder, monkeypatch)
+    cfg = dataclasses.replace(SAMPLING, eta=0.0)
+    x_init = jax.random.normal(jax.random.key(6), (3, 4, 4, 4, 2))
+    first = decoding.decode_clip(decoder, TOKENS, None, cfg, x_init=x_init)
+    second = decoding.decode_clip(decoder, TOKENS, KEYS, cfg, x_init=x_init)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_latents_decode_to_frames_all_at_once_or_one_by_one(decoder):
+    latents = jax.random.normal(jax.random.key(7), (2, 3, 4, 4, 2))
+    graph, state = nnx.split(decoder)
+    together, one_by_one = (
+        jax.jit(
+            lambda state, x, p=p: decoding.decode_latents(nnx.merge(graph, state), x, per_frame=p)
+        )(state, latents)
+        for p in (False, True)
+    )
+    assert together.shape == (2, 3, 8, 8, 3)
+    np.testing.assert_allclose(together, one_by_one, atol=1e-5)
+
+
+def test_saved_levels_are_clipped_and_truncated():
+    pixels = jnp.array([-3.0, -1.0, 0.0, 0.999, 1.0, 7.0])
+    np.testing.assert_array_equal(decoding.to_uint8(pixels), [0, 0, 127, 254, 255, 255])
+
+
+def test_modules_hold_parameters_only(decoder):
+    nnx.split(decoder, nnx.Param)
+    constants = [p for p, _ in nnx.to_flat_state(nnx.state(decoder)) if decoding.is_constant(p)]
+    assert sorted(constants) == [("null_tokens",), ("text_context",)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_proj_type": "headrear_cat"}, "headrear_cat"),
+        ({"null_text": "none"}, "'none'"),
+        ({"num_tokens": 0}, "num_tokens"),
+        ({"latent_head": None}, "in_channels is 5"),
+        ({"latent_head": ResamplerConfig(embed_dim=6)}, "output_shape"),
+        (
+            {"latent_head": dataclasses.replace(CONFIG.latent_head, embed_dim=7)},
+            "embed_dim is 7",
+        ),
+        ({"autoencoder": dataclasses.replace(CONFIG.autoencoder, embed_dim=4)}, "out_channels"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_frames": 0}, "num_frames"),
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"spacing": "linear"}, "'linear'"),
+        ({"guidance_rescale": 1.5}, "1.5"),
+        ({"eta": -0.1}, "-0.1"),
+    ],
+)
+def test_impossible_sampling_settings_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SAMPLING, **change)
+
+
+def test_misshapen_inputs_are_refused(decoder):
+    with pytest.raises(ValueError, match="multiple of 2, got 3"):
+        decoder.condition(TOKENS, 3)
+    with pytest.raises(ValueError, match="4 deep tokens of width 6, got 3"):
+        decoder.condition(TOKENS[:, :, :3], 4)
+    with pytest.raises(ValueError, match="keys"):
+        decoding.decode_clip(decoder, TOKENS, None, SAMPLING)
+    with pytest.raises(ValueError, match="6 frames"):
+        decoding.decode_clip(decoder, TOKENS, KEYS, SAMPLING, x_init=jnp.zeros((3, 6, 4, 4, 2)))
+    plain = dataclasses.replace(
+        CONFIG, latent_head=None, unet=dataclasses.replace(CONFIG.unet, in_channels=2)
+    )
+    with pytest.raises(ValueError, match="no latent head"):
+        build(plain).latent_images(TOKENS)
+
+
+def test_the_default_is_the_released_model():
+    cfg = ClipDecoderConfig()
+    assert cfg.schedule == NoiseSchedule(zero_terminal_snr=True, parameterization="v")
+    assert cfg.latent_shape == (32, 32, 4)
+    assert (SamplingConfig().guidance_scale, SamplingConfig().fs) == (7.5, 6)
