@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from dicode_jax import config as config_lib
+from dicode_jax.data.files import atomic_path
 from dicode_jax.errors import UserError
 
 __all__ = ["load_module", "named_arrays", "read_arrays", "save_module"]
@@ -40,9 +41,8 @@ def save_module(folder: str | pathlib.Path, module: nnx.Module, config: Any, *, 
     for path, array in named_arrays(module).items():
         is_float = jnp.issubdtype(array.dtype, jnp.floating)
         arrays[path] = array.astype(dtype) if dtype is not None and is_float else array
-    temporary = folder / (WEIGHTS_FILE + ".tmp")
-    save_file(arrays, temporary, metadata={"format": "dicode_jax"})
-    temporary.replace(folder / WEIGHTS_FILE)
+    with atomic_path(folder / WEIGHTS_FILE) as temporary:
+        save_file(arrays, temporary, metadata={"format": "dicode_jax"})
     config_lib.to_json(config, folder / CONFIG_FILE)
 
 

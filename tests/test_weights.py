@@ -75,3 +75,9 @@ def test_cut_weights_file_is_refused(folder):
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(UserError, match="not a whole safetensors"):
         weights.load_module(folder, build, ResamplerConfig)
+
+
+def test_weights_file_has_the_permissions_of_any_new_file(folder, tmp_path):
+    (tmp_path / "plain").touch()
+    mode = (tmp_path / "plain").stat().st_mode
+    assert (folder / weights.WEIGHTS_FILE).stat().st_mode == mode

@@ -43,12 +43,15 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Gives a name to write to, beside `path`, which takes the place of `path` at the end.
 
     When the block fails or is interrupted, the unfinished file is removed and whatever was at
-    `path` stays as it was.
+    `path` stays as it was. The file gets the usual permissions (safetensors would keep it private).
     """
     path = pathlib.Path(path)
     temporary = _temporary(path)
     try:
         yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
