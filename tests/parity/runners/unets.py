@@ -1,17 +1,24 @@
-"""Runners of the autoencoder and the video UNet: every case, every activation."""
+"""Runners of the autoencoder and the video UNet: every case, activation and gradient."""
 
 import contextlib
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 import convert
+from convert.rules import flatten
+from convert.unet3d import rules as unet_rules
+from convert.unet3d import uses_linear
+from dicode_jax.diffusion.losses import diffusion_loss
 from dicode_jax.distributions.diagonal_gaussian import DiagonalGaussian
 from parity.harness import Check, runner
+from parity.runners.diffusion import schedule_from
 
 OUTPUT = {"atol": 5e-5, "rtol": 1e-4}
+GRADIENT = {"atol": 1e-5, "rtol": 1e-3}
 # Activations stored as float16 are rounded to 2**-11 of their size.
 ACTIVATION = {np.dtype(np.float32): OUTPUT, np.dtype(np.float16): {"atol": 5e-5, "rtol": 2e-3}}
 
@@ -142,3 +149,82 @@ def run_unet(fixture):
             yield Check(
                 f"{case}/act/{name}", like_original(value, want), want, **ACTIVATION[want.dtype]
             )
+
+
+def gradients_of_loss(model: nnx.Module, arrays, case: str, options: dict):
+    """(loss, gradient state) of a diffusion loss with dropout off."""
+    inputs = {name: arrays[f"in/{case}/{name}"] for name in names(arrays, f"in/{case}/")}
+    z, noise = (jnp.asarray(last(inputs[name])) for name in ("z", "noise"))
+    concat = inputs.get("concat")
+    t, context = jnp.asarray(inputs["t"]), jnp.asarray(inputs["context"])
+    fs = jnp.asarray(inputs["fs"]) if "fs" in inputs else None
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss_and_grad(state):
+        def denoise(x, t):
+            if concat is not None:
+                frames = jnp.broadcast_to(last(concat), (*x.shape[:-1], concat.shape[1]))
+                x = jnp.concatenate([x, frames], axis=-1)
+            return nnx.merge(graph, state)(x, t, context, fs)
+
+        loss, _ = diffusion_loss(
+            denoise,
+            schedule_from(options),
+            z,
+            t,
+            noise,
+            simple_weight=options.get("l_simple_weight", 1.0),
+            elbo_weight=options.get("original_elbo_weight", 0.0),
+        )
+        return loss
+
+    return loss_and_grad(state)
+
+
+def with_original_names(state: nnx.State, state_dict, table) -> dict[str, np.ndarray]:
+    """The arrays of a state under the keys and in the layouts of the original state dict."""
+    flat = {path: np.asarray(leaf[...]) for path, leaf in flatten(state).items()}
+    out = {}
+    for key in state_dict:
+        match, rule = next(
+            (match, rule) for rule in table if (match := re.fullmatch(rule.pattern, key))
+        )
+        out[key] = rule.layout.inverse(flat[rule.target.format(*match.groups())])
+    return out
+
+
+@runner("grads")
+def run_gradients(fixture):
+    config, weights = fixture.config, fixture.state_dict()
+    source = fixture.sibling_fixture(config["inputs_from"])
+    unet_config = source.config["unet_config"]
+    model = convert.from_torch("unet3d", weights, unet_config)
+    table = unet_rules(
+        use_linear=uses_linear(weights), spatial_aware_conv=model.cfg.spatial_aware_conv
+    )
+    for case, facts in config["cases"].items():
+        options = source.config["cases"][case]["model"]
+        loss, state = gradients_of_loss(model, source.arrays, case, options)
+        gradients = with_original_names(state, weights, table)
+        ordered = [gradients[name].astype(np.float64) for name in config["param_names"]]
+        norms = np.array([np.linalg.norm(gradient) for gradient in ordered])
+        got = {
+            "loss": np.reshape(loss, (1,)),
+            "norm": norms,
+            "dot": np.array(
+                [np.sum(g * weights[n]) for g, n in zip(ordered, config["param_names"])]
+            ),
+        }
+        for name in names(fixture.arrays, f"out/{case}/"):
+            want = fixture.arrays[f"out/{case}/{name}"]
+            yield Check(f"{case}/{name}", got[name], want, **GRADIENT)
+        for name in names(fixture.arrays, f"full/{case}/"):
+            want = fixture.arrays[f"full/{case}/{name}"]
+            yield Check(f"{case}/full/{name}", gradients[name], want, **GRADIENT)
+        total = np.sqrt(np.sum(norms**2))
+        yield Check(f"{case}/grad_norm_total", total, facts["grad_norm_total"], **GRADIENT)
+        yield Check(f"{case}/loss of the case", loss, facts["loss"], **GRADIENT)
+        zeros = facts["n_params_with_norm_below_1e_6"]
+        yield Check(f"{case}/zero gradients", np.sum(norms < 1e-6), zeros, exact=True)
