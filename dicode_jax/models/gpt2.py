@@ -73,11 +73,6 @@ class GPT2Config:
         return self.embed_dim // self.num_heads
 
 
-def _flat(layer: Linear, x: Array) -> Array:
-    """Applies a linear layer to rows: one 2-D product, whose gradient is faster on CPU."""
-    return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
-
-
 def _dropout(x: Array, rate: float, key: Array | None) -> Array:
     if key is None or rate == 0:
         return x
@@ -128,7 +123,7 @@ class Attention(nnx.Module):
           past).
         """
         b, t, _ = x.shape
-        q, k, v = jnp.split(_flat(self.qkv, x).reshape(b, t, 3 * self.num_heads, -1), 3, axis=2)
+        q, k, v = jnp.split(self.qkv(x).reshape(b, t, 3 * self.num_heads, -1), 3, axis=2)
         if past is not None:
             past = tuple(
                 kv_cache.write(slots, new, length) for slots, new in zip(past, (k, v), strict=True)
@@ -136,7 +131,7 @@ class Attention(nnx.Module):
             k, v = (slots.astype(q.dtype) for slots in past)
         weights_key, key = (None, None) if key is None else jax.random.split(key)
         y = _attend(q, k, v, mask, self.dropout, weights_key)
-        y = _flat(self.out, y.reshape(b, t, -1))
+        y = self.out(y.reshape(b, t, -1))
         return _dropout(y, self.dropout, key), past
 
 
@@ -151,7 +146,7 @@ class MLP(nnx.Module):
         self.down = _linear(mlp_dim, dim, std=out_std, **kwargs)
 
     def __call__(self, x: Float[Array, "b t d"], *, key=None) -> Float[Array, "b t d"]:
-        y = _flat(self.down, jax.nn.gelu(_flat(self.up, x), approximate=True))
+        y = self.down(jax.nn.gelu(self.up(x), approximate=True))
         return _dropout(y, self.dropout, key)
 
 
@@ -187,8 +182,11 @@ class GPT2(nnx.Module):
     def __init__(self, cfg: GPT2Config, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs):
         kwargs = {"dtype": dtype, "param_dtype": param_dtype}
         self.cfg, self.dtype = cfg, dtype
-        table = functools.partial(
-            nnx.Embed, embedding_init=nnx.initializers.normal(0.02), rngs=rngs, **kwargs
+        table = functools.partial(  # kept in param_dtype, and so is the residual stream
+            nnx.Embed,
+            embedding_init=nnx.initializers.normal(0.02),
+            param_dtype=param_dtype,
+            rngs=rngs,
         )
         self.token_embed = table(cfg.vocab_size, cfg.embed_dim)
         self.position_embed = table(cfg.max_seq_len, cfg.embed_dim)

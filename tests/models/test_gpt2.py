@@ -106,6 +106,24 @@ def test_left_and_right_padding_leave_valid_tokens_as_they_were(model):
         close(got[np.asarray(valid)].reshape(want.shape), want)
 
 
+def test_half_precision_compute_keeps_parameters_and_residual_stream_in_float32(model):
+    x = model.embed_tokens(IDS)
+    half = GPT2(TINY, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    nnx.update(half, nnx.state(model))
+    assert half.embed_tokens(IDS).dtype == jnp.float32
+    seen = []
+    block = type(half.blocks[0])
+    original = block.__call__
+    try:
+        block.__call__ = lambda self, x, *a, **k: seen.append(x.dtype) or original(self, x, *a, **k)
+        got, cache = half(x, cache=half.init_cache(batch=2, size=9))
+    finally:
+        block.__call__ = original
+    assert seen == [jnp.float32] * 3
+    assert got.dtype == cache.k[0].dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(jnp.float32), hidden(model, x), atol=0.1)  # 8 bits
+
+
 def test_dropout_acts_only_when_asked_and_needs_a_key(model):
     x = model.embed_tokens(IDS)
     dropped = nnx.merge(*nnx.split(model))
