@@ -1,8 +1,8 @@
 """A linear layer that flattens its leading axes first.
 
-XLA's CPU compiler turns the gradient of a 3-D matrix product with a bias into a slow loop: a layer of
-48 to 384 on [128, 64, 48] took 51 ms on one core, and 9 ms flattened. On other devices the reshape
-costs nothing.
+XLA's CPU compiler turns the gradient of a 3-D matrix product with a bias into a slow loop: a layer
+of 48 to 384 on [128, 64, 48] took 51 ms on one core, and 9 ms flattened. On other devices the
+reshape costs nothing.
 """
 
 import math

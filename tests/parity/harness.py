@@ -48,9 +48,9 @@ def load_runners() -> None:
 class Check:
     """One array to compare.
 
-    Either `atol`/`rtol` (|got - want| <= atol + rtol * |want|), or `rel_max` (the largest difference
-    over the largest value), or `exact`. `max_fraction` with `atol` allows that share of values to
-    differ by no more than `atol`; the rest must be equal.
+    Either `atol`/`rtol` (|got - want| <= atol + rtol * |want|), or `rel_max` (the largest
+    difference over the largest value), or `exact`. `max_fraction` with `atol` allows that share of
+    values to differ by no more than `atol`; the rest must be equal.
     """
 
     name: str

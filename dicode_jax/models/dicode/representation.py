@@ -1,12 +1,12 @@
 """Learns deep tokens from scratch by regression, for systems without a pretrained image tower.
 
-A released system reads keyframes with a frozen CLIP. A small system has none, so its image tower and
-resampler are trained here: deep tokens, disturbed by noise, must give back the keyframe through the
-latent head that the clip decoder will use (the original's `hybrid_concat` conditioning). Two things
-make the tokens good to predict for a language model: the noise, which asks for tokens that decode
-although they are imprecise, and linear probes of what the keyframe shows, which keep the meaning a
-strong direction of the tokens as CLIP's training does. Neither the noise nor the probes exist in the
-original.
+A released system reads keyframes with a frozen CLIP. A small system has none, so its image tower
+and resampler are trained here: deep tokens, disturbed by noise, must give back the keyframe through
+the latent head that the clip decoder will use (the original's `hybrid_concat` conditioning). Two
+things make the tokens good to predict for a language model: the noise, which asks for tokens that
+decode although they are imprecise, and linear probes of what the keyframe shows, which keep the
+meaning a strong direction of the tokens as CLIP's training does. Neither the noise nor the probes
+exist in the original.
 """
 
 import dataclasses
