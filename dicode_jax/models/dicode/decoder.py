@@ -274,7 +274,8 @@ class SamplingConfig:
         spacing: one of `dicode_jax.diffusion.time_grid.SPACINGS`.
         fs: frame-stride condition of the UNet.
         drop_tokens: zero the deep tokens 0..drop_tokens of every keyframe; None keeps all.
-        batch_guidance: evaluate the branches of guidance in one batched call.
+        batch_guidance: evaluate the branches of guidance in one batched call instead of one after
+            the other, which takes less memory.
         table_dtype: rounding of the tables, see `dicode_jax.diffusion.samplers.ddim.DDIM`.
     """
 
@@ -335,14 +336,18 @@ def guided_denoise(
     if uncond is None or not cfg.is_guided:
         return lambda x, t: decoder.denoise(x, t, cond, fs).astype(jnp.float32)
     branches = [cond, uncond] + ([] if image_only is None else [image_only])
-    stacked = jax.tree.map(lambda *parts: jnp.concatenate(parts), *branches)
+    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *branches)
     count = len(branches)
 
-    def evaluate(x, t):
-        if not cfg.batch_guidance:
-            return [decoder.denoise(x, t, branch, fs) for branch in branches]
+    def together(x, t):
         repeat = lambda a: None if a is None else jnp.concatenate([a] * count)  # noqa: E731
-        return jnp.split(decoder.denoise(repeat(x), repeat(t), stacked, repeat(fs)), count)
+        joined = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), stacked)
+        return jnp.split(decoder.denoise(repeat(x), repeat(t), joined, repeat(fs)), count)
+
+    def apart(x, t):  # a loop, so that the network is compiled once
+        return list(jax.lax.map(lambda branch: decoder.denoise(x, t, branch, fs), stacked))
+
+    evaluate = together if cfg.batch_guidance else apart
 
     def denoise(x, t):
         outputs = [output.astype(jnp.float32) for output in evaluate(x, t)]

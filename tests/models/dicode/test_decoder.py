@@ -97,10 +97,12 @@ def counted(decoder, monkeypatch):
     [
         ({"guidance_scale": 1.0}, [3]),
         ({}, [6]),
-        ({"batch_guidance": False}, [3, 3]),
+        ({"batch_guidance": False}, [3]),  # traced once, in a loop over branches
     ],
 )
-def test_guidance_decides_how_often_the_network_runs(decoder, monkeypatch, options, expected):
+def test_guidance_decides_on_how_many_samples_the_network_runs(
+    decoder, monkeypatch, options, expected
+):
     batches = counted(decoder, monkeypatch)
     cfg = dataclasses.replace(SAMPLING, num_inference_steps=1, **options)
     decoding.decode_clip(decoder, TOKENS, KEYS, cfg, use_scan=False)

@@ -4,6 +4,7 @@ Bounds are those of the README beside the fixtures: largest difference over larg
 """
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -15,7 +16,7 @@ import convert
 from convert import dicode
 from convert.rules import convert_state_dict, flatten
 from dicode_jax.diffusion.samplers.ddim import DDIM
-from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
+from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS, NoiseSchedule
 from dicode_jax.diffusion.time_grid import ddim_time_grid, ddim_timesteps
 from dicode_jax.distributions.gaussian_mixture import GaussianMixture
 from dicode_jax.models.dicode import decoder as decoding
@@ -89,13 +90,21 @@ def load(options, source) -> Loaded:
     return Loaded(source, cfg, convert.from_torch("dicode", source, cfg))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def network_call(graph, state, *inputs):
+    """One evaluation of a decoder's network; cases of equal sizes share the program."""
+    return nnx.merge(graph, state).denoise(*inputs)
+
+
 def with_compiled_network(decoder: ClipDecoder) -> ClipDecoder:
     """The same decoder, whose every evaluation is one compiled call."""
-    graph, state = nnx.split(decoder)
-    call = jax.jit(lambda state, *inputs: nnx.merge(graph, state).denoise(*inputs))
-
-    compiled = nnx.merge(graph, state)
-    compiled.denoise = lambda x, t, condition, fs: call(state, x, t, condition, fs)
+    compiled, bare = (nnx.merge(*nnx.split(decoder)) for _ in range(2))
+    # What the network itself does not read must not keep programs apart.
+    bare.cfg = dataclasses.replace(bare.cfg, schedule=NoiseSchedule(), image_proj_type="headrear")
+    graph, state = nnx.split(bare)
+    compiled.denoise = lambda x, t, condition, fs, **_: network_call(
+        graph, state, x, t, condition, fs
+    )
     return compiled
 
 
@@ -388,7 +397,7 @@ def run_llm_batch(fixture):
     done = {"clip_idx", "u", "component", "eps", "frame_stride", "t", "uniform_drop", "z", "noise"}
     options, source = system_source(fixture)
     loaded = load(options, source)
-    decoder = loaded.system.decoder
+    decoder = with_compiled_network(loaded.system.decoder)
     loss_cfg = dataclasses.replace(loaded.cfg.loss, uncond_prob=config["uncond_prob"])
     _, dropped = training.drop_masks(jnp.asarray(arrays["uniform_drop"]), loss_cfg.uncond_prob)
     captions = ["" if d else text for d, text in zip(dropped, config["captions"], strict=True)]

@@ -25,6 +25,7 @@ from parity.runners.dicode import (
     require_all,
     system_source,
     torch_order,
+    with_compiled_network,
     with_option,
 )
 
@@ -49,10 +50,13 @@ def run_tokenizer_train(fixture):
     arrays = fixture.arrays
     done = {"t", "uniform_drop", "video_u8", "frame_stride", "caption_ids"}
     options, source = system_source(fixture)
-    optional = fixture.sibling_fixture("../options")
+    # Weights of the optional parts, for the cases that have them.
+    optional = None
+    if (fixture.path.parent / "options").is_dir():
+        optional = fixture.sibling_fixture("../options")
     for name, case in fixture.config["cases"].items():
         case_options, case_source = options, source
-        if name in optional.config["cases"]:
+        if optional is not None and name in optional.config["cases"]:
             case_options, case_source = with_option(optional, name, options, source)
         overrides = {k: v for k, v in case.items() if k not in TRAIN_NOTES}
         if "rescale_betas_zero_snr" in overrides:
@@ -80,9 +84,10 @@ def train_case(loaded, fixture, name, case, arrays, done):
     draws = injected_draws(draw, len(case["draw_shapes"]), video.shape, cfg, arrays)
     done |= {f"{name}/draw_{i}" for i in range(len(case["draw_shapes"]))}
 
-    def loss(parts):
+    def loss(tokenizer, decoder):
         return training.tokenizer_loss(
-            *(nnx.merge(graph, state) for graph, state in zip(graphs, parts, strict=True)),
+            tokenizer,
+            decoder,
             video,
             draws,
             cfg,
@@ -93,12 +98,13 @@ def train_case(loaded, fixture, name, case, arrays, done):
             deterministic=True,
         )
 
-    graphs, states = zip(*[nnx.split(m) for m in (tokenizer, decoder)], strict=True)
     if "grad_norm_by_module" in case:
-        (value, metrics), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(states)
+        graphs, states = zip(*[nnx.split(m) for m in (tokenizer, decoder)], strict=True)
+        merged = lambda states: loss(*map(nnx.merge, graphs, states))  # noqa: E731
+        (value, metrics), grads = jax.jit(jax.value_and_grad(merged, has_aux=True))(states)
         yield from gradients(loaded, grads, name, case, arrays, done)
     else:
-        value, metrics = jax.jit(loss)(states)
+        value, metrics = loss(tokenizer, with_compiled_network(decoder))
 
     yield Check(f"{name}/loss (config)", value, np.float32(case["loss"]), **LOSS)
     condition = decoder.condition(metrics["tokens"], video.shape[1])
