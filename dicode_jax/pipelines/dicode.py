@@ -25,6 +25,7 @@ from dicode_jax import config as config_lib
 from dicode_jax import weights
 from dicode_jax.data.text import TextTokenizer
 from dicode_jax.data.transforms import resize_bilinear
+from dicode_jax.diffusion.time_grid import ddim_time_grid
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
@@ -331,6 +332,8 @@ class DiCoDePipeline:
         changes = {name: value for name, value in given.items() if value is not None}
         try:
             config = dataclasses.replace(self.config.sampling, **changes)
+            schedule = self.decoder.cfg.schedule
+            ddim_time_grid(config.spacing, config.num_inference_steps, schedule.num_timesteps)
         except ValueError as error:
             raise UserError(str(error)) from error
         if config.num_frames % 2 and self.decoder.cfg.image_proj_type == "headrear":

@@ -90,6 +90,7 @@ def test_long_prompt_is_cut_with_a_warning(pipe):
         (lambda p: p(PROMPTS[0], num_clips=0), "num_clips must be at least 1, got 0"),
         (lambda p: p(PROMPTS[0], num_frames=3), "num_frames must be even, got 3"),
         (lambda p: p(PROMPTS[0], num_inference_steps=0), "num_inference_steps must be at least 1"),
+        (lambda p: p(PROMPTS[0], num_inference_steps=501), "501"),
         (lambda p: p.encode(np.zeros((1, 8, 8, 3), np.uint8)), "two keyframes"),
         (lambda p: p.encode(np.zeros((4, 8, 8, 3), np.float32)), "uint8"),
         (lambda p: p.decode(np.zeros((2, 5, 8), np.float32)), r"shape \(2, 5, 8\)"),
