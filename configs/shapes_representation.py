@@ -14,7 +14,6 @@ def get_config() -> RepresentationTrainConfig:
     return RepresentationTrainConfig(
         model=shapes_parts.representation(shapes_parts.LATENT_HEAD),
         autoencoder="runs/autoencoder/model",
-        init="runs/representation_a/model",
         optim=OptimConfig(lr=1.5e-3, warmup_steps=200, b2=0.98, weight_decay=0.01),
         num_steps=4500,
         batch_size=32,

@@ -36,9 +36,9 @@ def get_config() -> TokenizerTrainConfig:
         ),
         autoencoder="runs/autoencoder/model",
         representation="runs/representation/model",
-        cached_clips=5000,
+        cached_clips=3000,
         optim=OptimConfig(lr=1e-3, warmup_steps=200, weight_decay=0.01),
-        num_steps=4000,
+        num_steps=2300,
         batch_size=8,
         ema_decay=0.998,
     )
