@@ -33,6 +33,7 @@ GRADIENT = {"rel_max": 1e-4}
 
 TRAIN_NOTES = {"draws_equal_to", "draw_shapes", "loss", "grad_norm_by_module"}
 TRAIN_NOTES |= {"n_params_with_grad", "global_step"}
+SCHEDULE_OPTIONS = {"rescale_betas_zero_snr", "parameterization", "linear_start", "linear_end"}
 LOGGED = {
     "loss_vae_kl": "loss_extra",
     "kl_loss_weight": "extra_weight",
@@ -59,7 +60,7 @@ def run_tokenizer_train(fixture):
         if optional is not None and name in optional.config["cases"]:
             case_options, case_source = with_option(optional, name, options, source)
         overrides = {k: v for k, v in case.items() if k not in TRAIN_NOTES}
-        if "rescale_betas_zero_snr" in overrides:
+        if SCHEDULE_OPTIONS & set(overrides):
             # The case kept its own schedule: the checkpoint's buffers belong to the system's.
             case_source = {k: v for k, v in case_source.items() if k not in PERSISTENT_BUFFERS}
         loaded = load(case_options | overrides, case_source)
