@@ -2,7 +2,7 @@
 
 python -m train.ar --config configs/shapes_ar.py --workdir runs/ar
 
-Expected: not measured yet.
+Measured: loss -0.95 after 4000 steps, about an hour on two shared CPU cores, not trained to the end.
 """
 
 from configs import shapes_parts
@@ -33,7 +33,7 @@ def get_config() -> ARTrainConfig:
         tokenizer="runs/tokenizer/model",
         text_length=32,
         num_keyframes=4,
-        input_noise=0.1,
+        input_noise=0.0,
         optim=OptimConfig(lr=1.5e-3, warmup_steps=200, weight_decay=0.01),
         num_steps=4000,
         batch_size=24,
