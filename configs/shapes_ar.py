@@ -2,7 +2,7 @@
 
 python -m train.ar --config configs/shapes_ar.py --workdir runs/ar
 
-Measured: loss -0.95 after 4000 steps, about an hour on two shared CPU cores, not trained to the end.
+Measured: loss -0.95 after 4000 steps, an hour on two shared CPU cores, not trained to the end.
 """
 
 from configs import shapes_parts

@@ -2,9 +2,9 @@
 
 python -m train.tokenizer --config configs/shapes_representation.py --workdir runs/representation
 
-Measured: latent error 0.020 of the variance, all probes right, after 4500 steps that went on from 2000
-with a weaker probe (41 minutes on two shared CPU cores). Without the strong probe, shape was not
-learned: right in 0.4 of the frames after 2000 steps.
+Measured: latent error 0.020 of the variance, all probes right, after 4500 steps that went on from
+2000 with a weaker probe (41 minutes on two shared CPU cores). Without the strong probe, shape was
+not learned: right in 0.4 of the frames after 2000 steps.
 """
 
 from configs import shapes_parts
