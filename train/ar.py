@@ -7,6 +7,7 @@ import functools
 import pathlib
 import sys
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,10 +18,12 @@ from dicode_jax.data import batches
 from dicode_jax.data.text import TextTokenizer, train_small
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.ar import DiCoDeLM
+from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig, to_uint8
 from dicode_jax.models.dicode.generate import generate
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from train import loop
+from train.cache import Cache
 from train.configs import ARTrainConfig
 
 
@@ -34,8 +37,10 @@ class _Reader(nnx.Module):
 def loss_fn(config: ARTrainConfig, model: _Reader, batch, rng):
     """Loss of the deep tokens of every keyframe, given the caption and the tokens before."""
     noise_key, dropout_key, latent_key = jax.random.split(rng, 3)
-    tokens = model.tokenizer(batches.to_unit_range(batch["keyframes"]))
-    tokens = jax.lax.stop_gradient(tokens)
+    if config.cached_videos:
+        tokens = batch["tokens"].astype(jnp.float32)
+    else:
+        tokens = jax.lax.stop_gradient(encode(model.tokenizer, batch["keyframes"]))
     inputs = None
     if config.input_noise:
         scale = config.input_noise * jnp.std(tokens)
@@ -49,6 +54,12 @@ def loss_fn(config: ARTrainConfig, model: _Reader, batch, rng):
         key=latent_key,
     )
     return out.loss, {}
+
+
+@nnx.jit
+def encode(tokenizer: DeepTokenizer, keyframes):
+    """uint8 keyframes [b, k, h, w, 3] to deep tokens."""
+    return tokenizer(batches.to_unit_range(keyframes))
 
 
 def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
@@ -68,6 +79,13 @@ def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
             f"{config.model.body.vocab_size}"
         )
     model = _Reader(DiCoDeLM(config.model, rngs=nnx.Rngs(config.seed)), tokenizer)
+    if config.init is not None:
+        earlier, earlier_config = weights.load_module(
+            pathlib.Path(config.init), lambda c: DiCoDeLM(c, rngs=nnx.Rngs(0)), DiCoDeLMConfig
+        )
+        if earlier_config != config.model:
+            raise UserError(f"{config.init} holds a model of other sizes than --config's")
+        nnx.update(model.lm, nnx.state(earlier))
     graph, trained, frozen = nnx.split(model, lambda path, _: path[0] == "lm", ...)
     make_source = functools.partial(
         batches.KeyframeSource,
@@ -76,6 +94,25 @@ def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
         num_keyframes=config.num_keyframes,
         frame_size=config.frame_size,
     )
+    source = make_source(seed=config.seed)
+    if config.cached_videos:
+
+        def encode_keyframes(examples):
+            keyframes = np.stack([e["keyframes"] for e in examples])
+            ids = np.stack([e["text_ids"] for e in examples])
+            return {"tokens": encode(tokenizer, keyframes), "text_ids": ids}
+
+        cache = Cache(
+            workdir / "cache.npz",
+            source,
+            encode_keyframes,
+            count=config.cached_videos,
+            batch_size=100,
+        )
+        dataset = grain.MapDataset.source(cache).shuffle(config.seed).repeat()
+        data = iter(dataset.batch(config.batch_size).to_iter_dataset())
+    else:
+        data = batches.make_batches(source, config.batch_size)
     held_out = make_source(seed=config.seed + 1, split="test")
     examples = [held_out[i] for i in range(64)]
     test = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
@@ -87,9 +124,7 @@ def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
 
     @nnx.jit
     def evaluate(model: _Reader):
-        return model.lm.loss(
-            test["text_ids"], model.tokenizer(batches.to_unit_range(test["keyframes"]))
-        ).loss
+        return model.lm.loss(test["text_ids"], encode(model.tokenizer, test["keyframes"])).loss
 
     @nnx.jit
     def paint(lm: DiCoDeLM, decoder: ClipDecoder, text_ids):
@@ -118,7 +153,7 @@ def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
         trained=trained,
         frozen=frozen,
         loss_fn=functools.partial(loss_fn, config),
-        batches=batches.make_batches(make_source(seed=config.seed), config.batch_size),
+        batches=data,
         sample=sample,
         export=export,
     )

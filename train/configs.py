@@ -119,6 +119,9 @@ class ARTrainConfig:
       model: Body, head and loss.
       tokenizer: `model` folder of a tokenizer run, whose tokenizer reads the keyframes (and whose
         decoder paints the samples).
+      init: `model` folder of an earlier run that is gone on from; None starts fresh.
+      cached_videos: Videos whose keyframes are encoded once and trained on again and again; 0
+        encodes every batch anew.
       text_tokenizer: Folder or file of the text tokenizer; None makes the synthetic world's own.
       text_length: Text ids per sample, padded.
       num_keyframes: Keyframes per sample.
@@ -134,6 +137,8 @@ class ARTrainConfig:
 
     model: DiCoDeLMConfig
     tokenizer: str | None = None
+    init: str | None = None
+    cached_videos: int = 0
     text_tokenizer: str | None = None
     text_length: int = 80
     num_keyframes: int = 5

@@ -12,7 +12,6 @@ from flax import nnx
 from dicode_jax import weights
 from dicode_jax.data import batches
 from dicode_jax.data.synthetic import SyntheticSource
-from dicode_jax.errors import UserError
 from dicode_jax.models.dicode import tokenizer_loss
 from dicode_jax.models.dicode.decoder import (
     ClipDecoder,
@@ -23,6 +22,7 @@ from dicode_jax.models.dicode.decoder import (
 )
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer
 from train import loop
+from train.cache import Cache
 from train.configs import TokenizerTrainConfig
 
 
@@ -79,38 +79,6 @@ def encode(model: VideoTokenizer, video):
     return model.decoder.autoencoder.encode_latents(video), model.tokenizer(keyframes)
 
 
-class CachedClips:
-    """Latents and deep tokens of the first clips of a source, encoded once and kept in float16."""
-
-    def __init__(self, model: VideoTokenizer, source, count: int, path: pathlib.Path):
-        if path.is_file():
-            with np.load(path) as file:
-                self.latents, self.tokens = file["latents"], file["tokens"]
-            if len(self.latents) != count:
-                raise UserError(f"{path} holds {len(self.latents)} clips, the config {count}")
-            return
-        from tqdm import trange
-
-        latents, tokens = [], []
-        for start in trange(0, count, 8, desc="encoding clips", unit="batch"):
-            video = np.stack([source[i]["video"][0] for i in range(start, start + 8)])
-            z, deep_tokens = encode(model, video)
-            latents.append(np.asarray(z, np.float16))
-            tokens.append(np.asarray(deep_tokens, np.float16))
-        self.latents = np.concatenate(latents)[:count]
-        self.tokens = np.concatenate(tokens)[:count]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, latents=self.latents, tokens=self.tokens)
-        temporary.replace(path)
-
-    def __len__(self) -> int:
-        return len(self.latents)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {"latents": self.latents[index], "tokens": self.tokens[index]}
-
-
 def build(config: TokenizerTrainConfig, model: VideoTokenizer, workdir: pathlib.Path) -> loop.Task:
     """The training task of a model whose frozen parts are already in place."""
     graph, trained, frozen = nnx.split(model, functools.partial(is_trained, config), ...)
@@ -118,7 +86,14 @@ def build(config: TokenizerTrainConfig, model: VideoTokenizer, workdir: pathlib.
         seed=config.seed, last_first_clip=9, frame_size=config.frame_size, length=100_000_000
     )
     if config.cached_clips:
-        cache = CachedClips(model, source, config.cached_clips, workdir / "cache.npz")
+
+        def encode_clips(examples):
+            latents, tokens = encode(model, np.stack([e["video"][0] for e in examples]))
+            return {"latents": latents, "tokens": tokens}
+
+        cache = Cache(
+            workdir / "cache.npz", source, encode_clips, count=config.cached_clips, batch_size=8
+        )
         dataset = grain.MapDataset.source(cache).shuffle(config.seed).repeat()
         data = iter(dataset.batch(config.batch_size).to_iter_dataset())
     else:

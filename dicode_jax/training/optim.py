@@ -9,19 +9,22 @@ import optax
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with warm-up and a schedule.
+    """AdamW, or Muon beside it, with warm-up and a schedule.
 
     Attributes:
+      optimizer: `adamw`, or `muon`: matrices of linear layers take orthogonalised steps (with the
+        size of Adam's, so that `lr` means the same), everything else AdamW's.
       lr: Peak learning rate.
       warmup_steps: Steps of linear warm-up from 0.
       schedule: After the warm-up `constant`, or `cosine` down to `final_lr_ratio` at the end.
       final_lr_ratio: Last learning rate over the peak.
-      b1: Decay of the first moment.
-      b2: Decay of the second moment.
+      b1: Decay of AdamW's first moment.
+      b2: Decay of AdamW's second moment.
       weight_decay: Decoupled weight decay, on arrays of two or more axes only.
       clip_norm: Largest global norm of the gradients; 0 turns clipping off.
     """
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-4
     warmup_steps: int = 100
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -53,14 +56,39 @@ def make_schedule(config: OptimConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransformation:
-    """Clipping, then AdamW with decay on matrices and kernels only."""
-    adamw = optax.adamw(
-        make_schedule(config, num_steps),
-        b1=config.b1,
-        b2=config.b2,
-        weight_decay=config.weight_decay,
-        mask=lambda params: jax.tree.map(lambda x: x.ndim >= 2, params),
-    )
+    """Clipping, then AdamW or Muon, with decay on matrices and kernels only."""
+    schedule = make_schedule(config, num_steps)
+    decayed = lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)  # noqa: E731
+    if config.optimizer == "muon":
+        tx = optax.contrib.muon(
+            schedule,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            weight_decay=config.weight_decay,
+            adam_weight_decay=config.weight_decay,
+            weight_decay_mask=decayed,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=_linear_kernels,
+        )
+    else:
+        tx = optax.adamw(
+            schedule,
+            b1=config.b1,
+            b2=config.b2,
+            weight_decay=config.weight_decay,
+            mask=decayed,
+        )
     if config.clip_norm == 0:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+        return tx
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
+
+
+def _linear_kernels(params):
+    """Muon's table of axes: [in, out] for kernels of linear layers, None (AdamW) for the rest."""
+    axes = optax.contrib.MuonDimensionNumbers()
+
+    def choose(path, x):
+        is_kernel = x.ndim == 2 and jax.tree_util.keystr(path[-2:]).find("kernel") >= 0
+        return axes if is_kernel else None
+
+    return jax.tree_util.tree_map_with_path(choose, params)
