@@ -13,14 +13,16 @@ class OptimConfig:
 
     Attributes:
       optimizer: `adamw`, or `muon`: matrices of linear layers take orthogonalised steps (with the
-        size of Adam's, so that `lr` means the same), everything else AdamW's.
+        size of Adam's, so that `lr` means the same), everything else Adam's with Nesterov's
+        momentum.
       lr: Peak learning rate.
       warmup_steps: Steps of linear warm-up from 0.
       schedule: After the warm-up `constant`, or `cosine` down to `final_lr_ratio` at the end.
       final_lr_ratio: Last learning rate over the peak.
       b1: Decay of AdamW's first moment.
       b2: Decay of AdamW's second moment.
-      weight_decay: Decoupled weight decay, on arrays of two or more axes only.
+      weight_decay: Decoupled weight decay: under `adamw` on arrays of two or more axes, under `muon`
+        on what it steps itself.
       clip_norm: Largest global norm of the gradients; 0 turns clipping off.
     """
 
@@ -56,17 +58,14 @@ def make_schedule(config: OptimConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransformation:
-    """Clipping, then AdamW or Muon, with decay on matrices and kernels only."""
+    """Clipping, then AdamW or Muon."""
     schedule = make_schedule(config, num_steps)
-    decayed = lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)  # noqa: E731
     if config.optimizer == "muon":
         tx = optax.contrib.muon(
             schedule,
             adam_b1=config.b1,
             adam_b2=config.b2,
             weight_decay=config.weight_decay,
-            adam_weight_decay=config.weight_decay,
-            weight_decay_mask=decayed,
             consistent_rms=0.2,
             muon_weight_dimension_numbers=_linear_kernels,
         )
@@ -76,7 +75,7 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransfo
             b1=config.b1,
             b2=config.b2,
             weight_decay=config.weight_decay,
-            mask=decayed,
+            mask=lambda params: jax.tree.map(lambda x: x.ndim >= 2, params),
         )
     if config.clip_norm == 0:
         return tx
@@ -84,7 +83,7 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransfo
 
 
 def _linear_kernels(params):
-    """Muon's table of axes: [in, out] for kernels of linear layers, None (AdamW) for the rest."""
+    """Muon's table of axes: [in, out] for kernels of linear layers, None (Adam) for the rest."""
     axes = optax.contrib.MuonDimensionNumbers()
 
     def choose(path, x):
