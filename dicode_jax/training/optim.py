@@ -21,8 +21,8 @@ class OptimConfig:
       final_lr_ratio: Last learning rate over the peak.
       b1: Decay of AdamW's first moment.
       b2: Decay of AdamW's second moment.
-      weight_decay: Decoupled weight decay: under `adamw` on arrays of two or more axes, under `muon`
-        on what it steps itself.
+      weight_decay: Decoupled weight decay: under `adamw` on arrays of two or more axes, under
+        `muon` on what it steps itself.
       clip_norm: Largest global norm of the gradients; 0 turns clipping off.
     """
 
