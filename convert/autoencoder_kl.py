@@ -4,10 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from flax import nnx
-
 from convert.rules import CONV1X1, CONV2D, Rule, Rules, load_module
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from dicode_jax.nn.rngs import ShapeRngs
 
 
 def _affine(source: str, target: str) -> tuple[Rule, ...]:
@@ -114,4 +113,4 @@ def from_torch(
 ) -> AutoencoderKL:
     """The autoencoder with the weights of an original state dict (`encoder.*`, `decoder.*`)."""
     cfg = config if dataclasses.is_dataclass(config) else config_from_original(config)
-    return load_module(lambda: AutoencoderKL(cfg, rngs=nnx.Rngs(0)), state_dict, RULES)
+    return load_module(lambda: AutoencoderKL(cfg, rngs=ShapeRngs()), state_dict, RULES)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from convert import autoencoder_kl, dicode_lm, open_clip, resampler, unet3d
 from convert.rules import LINEAR, ConversionError, Rule, Rules, load_module, prefixed, to_numpy
@@ -24,6 +23,7 @@ from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.models.dicode.tokenizer_loss import TokenizerLossConfig
 from dicode_jax.models.dicode.trainable import TrainableParts
+from dicode_jax.nn.rngs import ShapeRngs
 
 UNET = "model.diffusion_model."
 AUTOENCODER = "first_stage_model."
@@ -375,7 +375,7 @@ def tokenizer_from_torch(
     if not isinstance(cfg, DeepTokenizerConfig):
         cfg = config_from_original(cfg).tokenizer
     own = _select(source, (IMAGE_TOWER, RESAMPLER, *VAE_PARTS))
-    return load_module(lambda: DeepTokenizer(cfg, rngs=nnx.Rngs(0)), own, TOKENIZER_RULES)
+    return load_module(lambda: DeepTokenizer(cfg, rngs=ShapeRngs()), own, TOKENIZER_RULES)
 
 
 def decoder_from_torch(
@@ -456,7 +456,7 @@ def _decoder(
     rules = decoder_rules(source, cfg.decoder)
     decoder = _attempt(
         problems,
-        lambda: load_module(lambda: ClipDecoder(cfg.decoder, rngs=nnx.Rngs(0)), own, rules),
+        lambda: load_module(lambda: ClipDecoder(cfg.decoder, rngs=ShapeRngs()), own, rules),
     )
     if problems:
         raise ConversionError("\n".join(problems))

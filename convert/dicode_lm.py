@@ -7,8 +7,6 @@ tokenizer's half and no part of our model: `resampler_from_torch` reads it.
 from collections.abc import Mapping
 from typing import Any
 
-from flax import nnx
-
 from convert import gpt2, resampler
 from convert.rules import (
     DROP0,
@@ -25,6 +23,7 @@ from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.gpt2 import with_scan_layers
 from dicode_jax.nn.resampler import Resampler
+from dicode_jax.nn.rngs import ShapeRngs
 
 _DROP1 = Layout("drop1", drop=(1,))  # [m, 1, d] -> [m, d]
 RESAMPLER_PREFIX = "pre_input_resampler."
@@ -137,7 +136,7 @@ def from_torch(
     cfg = config_from_original(config, state_dict)
     gpt2.check_tied_head(state_dict, "llm.lm_head.weight", "llm.transformer.wte.weight")
     loop = DiCoDeLMConfig(**{**vars(cfg), "body": gpt2.loop_config(cfg.body)})
-    model = load_module(lambda: DiCoDeLM(loop, rngs=nnx.Rngs(0)), state_dict, RULES)
+    model = load_module(lambda: DiCoDeLM(loop, rngs=ShapeRngs()), state_dict, RULES)
     model.cfg, model.body = cfg, with_scan_layers(model.body, cfg.body.scan_layers)
     return model
 

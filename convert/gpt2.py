@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from convert.rules import KEEP, ConversionError, Rule, Rules, Skip, load_module, to_numpy
 from dicode_jax.models.gpt2 import GPT2, GPT2Config, with_scan_layers
+from dicode_jax.nn.rngs import ShapeRngs
 
 _PREFIX = r"(?:transformer\.)?"
 
@@ -130,7 +130,7 @@ def from_torch(state_dict: Mapping[str, Any], config: Mapping[str, Any] | GPT2Co
     cfg = config if isinstance(config, GPT2Config) else config_from_original(config)
     table = next((k for k in state_dict if re.fullmatch(rf"{_PREFIX}wte\.weight", k)), "")
     check_tied_head(state_dict, "lm_head.weight", table)
-    model = load_module(lambda: GPT2(loop_config(cfg), rngs=nnx.Rngs(0)), state_dict, RULES)
+    model = load_module(lambda: GPT2(loop_config(cfg), rngs=ShapeRngs()), state_dict, RULES)
     return with_scan_layers(model, cfg.scan_layers)
 
 

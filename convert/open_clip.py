@@ -8,8 +8,6 @@ leftovers of a text tower that nothing uses, `cond_stage_model.model.*` the text
 from collections.abc import Mapping
 from typing import Any
 
-from flax import nnx
-
 from convert.rules import CONV2D, LINEAR, Rule, Rules, Skip, load_module, prefixed
 from dicode_jax.models.clip import (
     CLIP,
@@ -19,6 +17,7 @@ from dicode_jax.models.clip import (
     CLIPVision,
     CLIPVisionConfig,
 )
+from dicode_jax.nn.rngs import ShapeRngs
 
 _BLOCK = r"transformer\.resblocks\.(\d+)\."
 BLOCK_RULES: Rules = (
@@ -179,19 +178,19 @@ def config_from_original(config: Mapping[str, Any] | CLIPConfig) -> CLIPConfig:
 def from_torch(state_dict: Mapping[str, Any], config: Any) -> CLIP:
     """Both towers from a whole OpenCLIP state dict."""
     cfg = config_from_original(config)
-    return load_module(lambda: CLIP(cfg, rngs=nnx.Rngs(0)), state_dict, CLIP_RULES)
+    return load_module(lambda: CLIP(cfg, rngs=ShapeRngs()), state_dict, CLIP_RULES)
 
 
 def vision_from_torch(state_dict: Mapping[str, Any], config: Any) -> CLIPVision:
     """The image tower; what belongs to a text tower is skipped."""
     cfg = config if isinstance(config, CLIPVisionConfig) else config_from_original(config).vision
-    return load_module(lambda: CLIPVision(cfg, rngs=nnx.Rngs(0)), state_dict, VISION_RULES)
+    return load_module(lambda: CLIPVision(cfg, rngs=ShapeRngs()), state_dict, VISION_RULES)
 
 
 def text_from_torch(state_dict: Mapping[str, Any], config: Any) -> CLIPText:
     """The text tower; what belongs to an image tower is skipped."""
     cfg = config if isinstance(config, CLIPTextConfig) else config_from_original(config).text
-    return load_module(lambda: CLIPText(cfg, rngs=nnx.Rngs(0)), state_dict, TEXT_RULES)
+    return load_module(lambda: CLIPText(cfg, rngs=ShapeRngs()), state_dict, TEXT_RULES)
 
 
 def _reject_unknown(config: Mapping[str, Any], known: set[str], neutral: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from flax import nnx
 
 from convert.rules import DROP0, LINEAR, Rule, Rules, Skip, load_module
 from dicode_jax.nn.resampler import LinearImageProjection, Resampler, ResamplerConfig
+from dicode_jax.nn.rngs import ShapeRngs
 
 RULES: Rules = (
     Rule(r"latents", "latents", DROP0),
@@ -105,7 +106,7 @@ def config_from_original(config: Mapping[str, Any] | ResamplerConfig) -> Resampl
 def from_torch(state_dict: Mapping[str, Any], config: Any) -> Resampler:
     """A `Resampler` with the weights of an original one."""
     cfg = config_from_original(config)
-    return load_module(lambda: Resampler(cfg, rngs=nnx.Rngs(0)), state_dict, RULES)
+    return load_module(lambda: Resampler(cfg, rngs=ShapeRngs()), state_dict, RULES)
 
 
 def image_proj_from_torch(

@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from flax import nnx
-
 from convert.rules import (
     CONV1D1,
     CONV1X1,
@@ -18,6 +16,7 @@ from convert.rules import (
     load_module,
 )
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
+from dicode_jax.nn.rngs import ShapeRngs
 
 CONV3D = Layout("conv3d", (2, 3, 4, 1, 0))  # [o, i, f, h, w] -> [f, h, w, i, o]
 
@@ -213,4 +212,4 @@ def from_torch(state_dict: Mapping[str, Any], config: Mapping[str, Any] | UNet3D
     """The UNet with the weights of an original state dict (keys `input_blocks.*` and so on)."""
     cfg = config if dataclasses.is_dataclass(config) else config_from_original(config)
     table = rules(use_linear=uses_linear(state_dict), spatial_aware_conv=cfg.spatial_aware_conv)
-    return load_module(lambda: UNet3D(cfg, rngs=nnx.Rngs(0)), state_dict, table)
+    return load_module(lambda: UNet3D(cfg, rngs=ShapeRngs()), state_dict, table)

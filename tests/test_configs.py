@@ -12,6 +12,7 @@ from dicode_jax.models.autoencoder_kl import AutoencoderKL
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.decoder import is_constant
 from dicode_jax.models.dicode.representation import RepresentationModel
+from dicode_jax.nn.rngs import ShapeRngs
 from train import configs as kinds
 from train.decoder import VideoTokenizer
 
@@ -20,7 +21,7 @@ FILES = sorted(p for p in FOLDER.glob("*.py") if "get_config" in p.read_text())
 
 
 def build(config):
-    rngs = nnx.Rngs(0)
+    rngs = ShapeRngs()
     if isinstance(config, kinds.AutoencoderTrainConfig):
         return AutoencoderKL(config.model, rngs=rngs)
     if isinstance(config, kinds.RepresentationTrainConfig):

@@ -16,6 +16,7 @@ from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfi
 from dicode_jax.models.gpt2 import GPT2Config
 from dicode_jax.models.unet3d import UNet3DConfig
 from dicode_jax.nn.resampler import ResamplerConfig
+from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines.dicode import DiCoDePipeline, PipelineConfig
 
 NUM_TOKENS, TOKEN_DIM, NUM_FRAMES = 3, 8, 4
@@ -93,9 +94,9 @@ def tiny_pipeline() -> DiCoDePipeline:
         pad_token_id=tokenizer_text.pad_id,
     )
     return DiCoDePipeline(
-        tokenizer=random_module(lambda: DeepTokenizer(tokenizer, rngs=nnx.Rngs(0))),
-        decoder=random_module(lambda: ClipDecoder(decoder, rngs=nnx.Rngs(0))),
-        language_model=random_module(lambda: DiCoDeLM(language_model, rngs=nnx.Rngs(0))),
+        tokenizer=random_module(lambda: DeepTokenizer(tokenizer, rngs=ShapeRngs())),
+        decoder=random_module(lambda: ClipDecoder(decoder, rngs=ShapeRngs())),
+        language_model=random_module(lambda: DiCoDeLM(language_model, rngs=ShapeRngs())),
         text=tokenizer_text,
         config=PipelineConfig(
             frame_size=16,

@@ -22,6 +22,7 @@ from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig, to_uint8
 from dicode_jax.models.dicode.generate import generate
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
+from dicode_jax.nn.rngs import ShapeRngs
 from train import loop
 from train.cache import Cache
 from train.configs import ARTrainConfig
@@ -68,7 +69,7 @@ def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
         raise UserError("no tokenizer: give the `model` folder of a tokenizer run as --tokenizer")
     folder = pathlib.Path(config.tokenizer)
     tokenizer, _ = weights.load_module(
-        folder / "tokenizer", lambda c: DeepTokenizer(c, rngs=nnx.Rngs(0)), DeepTokenizerConfig
+        folder / "tokenizer", lambda c: DeepTokenizer(c, rngs=ShapeRngs()), DeepTokenizerConfig
     )
     text = train_small()
     if config.text_tokenizer is not None:
@@ -81,7 +82,7 @@ def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
     model = _Reader(DiCoDeLM(config.model, rngs=nnx.Rngs(config.seed)), tokenizer)
     if config.init is not None:
         earlier, earlier_config = weights.load_module(
-            pathlib.Path(config.init), lambda c: DiCoDeLM(c, rngs=nnx.Rngs(0)), DiCoDeLMConfig
+            pathlib.Path(config.init), lambda c: DiCoDeLM(c, rngs=ShapeRngs()), DiCoDeLMConfig
         )
         if earlier_config != config.model:
             raise UserError(f"{config.init} holds a model of other sizes than --config's")
@@ -119,7 +120,7 @@ def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
     decoder = None
     if (folder / "decoder").is_dir():
         decoder, _ = weights.load_module(
-            folder / "decoder", lambda c: ClipDecoder(c, rngs=nnx.Rngs(0)), ClipDecoderConfig
+            folder / "decoder", lambda c: ClipDecoder(c, rngs=ShapeRngs()), ClipDecoderConfig
         )
 
     @nnx.jit

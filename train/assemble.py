@@ -9,7 +9,6 @@ import sys
 from typing import Literal
 
 import tyro
-from flax import nnx
 
 from dicode_jax import weights
 from dicode_jax.data.text import TextTokenizer
@@ -18,6 +17,7 @@ from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
+from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines.dicode import DiCoDePipeline, PipelineConfig
 
 
@@ -44,7 +44,7 @@ def assemble(args: Arguments) -> DiCoDePipeline:
     """Loads the parts, writes the folder and returns the pipeline."""
 
     def load(folder, kind, config_type):
-        return weights.load_module(folder, lambda c: kind(c, rngs=nnx.Rngs(0)), config_type)[0]
+        return weights.load_module(folder, lambda c: kind(c, rngs=ShapeRngs()), config_type)[0]
 
     pipe = DiCoDePipeline(
         tokenizer=load(args.tokenizer / "tokenizer", DeepTokenizer, DeepTokenizerConfig),

@@ -23,6 +23,7 @@ from dicode_jax.models.dicode.representation import (
     RepresentationModel,
     probe_loss,
 )
+from dicode_jax.nn.rngs import ShapeRngs
 from train import decoder, loop
 from train.configs import RepresentationTrainConfig, TokenizerTrainConfig
 from train.decoder import VideoTokenizer
@@ -37,13 +38,13 @@ class _Regression(nnx.Module):
 
 def load_autoencoder(folder: str) -> AutoencoderKL:
     """The autoencoder that `train.autoencoder` exported."""
-    build = lambda cfg: AutoencoderKL(cfg, rngs=nnx.Rngs(0))  # noqa: E731
+    build = lambda cfg: AutoencoderKL(cfg, rngs=ShapeRngs())  # noqa: E731
     return weights.load_module(folder, build, AutoencoderKLConfig)[0]
 
 
 def load_representation(folder: str) -> RepresentationModel:
     """The representation that an earlier run exported."""
-    build = lambda cfg: RepresentationModel(cfg, rngs=nnx.Rngs(0))  # noqa: E731
+    build = lambda cfg: RepresentationModel(cfg, rngs=ShapeRngs())  # noqa: E731
     return weights.load_module(folder, build, RepresentationConfig)[0]
 
 

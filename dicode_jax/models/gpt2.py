@@ -20,6 +20,7 @@ from dicode_jax.nn import kv_cache
 from dicode_jax.nn.kv_cache import KVCache
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.masks import causal_mask
+from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.typing import Array, Bool, Float, Int, typechecked
 
 
@@ -336,7 +337,7 @@ def with_scan_layers(model: GPT2, scan_layers: bool = True) -> GPT2:
     if model.cfg.scan_layers == scan_layers:
         return model
     cfg = dataclasses.replace(model.cfg, scan_layers=scan_layers)
-    other = nnx.eval_shape(lambda: GPT2(cfg, dtype=model.dtype, rngs=nnx.Rngs(0)))
+    other = nnx.eval_shape(lambda: GPT2(cfg, dtype=model.dtype, rngs=ShapeRngs()))
     if scan_layers:
         states = [nnx.state(block) for block in model.blocks]
         other.blocks = nnx.merge(

@@ -12,6 +12,7 @@ from convert import autoencoder_kl, unet3d
 from convert.rules import ConversionError, Rule, flatten
 from dicode_jax.models.autoencoder_kl import AutoencoderKL
 from dicode_jax.models.unet3d import UNet3D
+from dicode_jax.nn.rngs import ShapeRngs
 
 UNET = {
     "in_channels": 3,
@@ -188,5 +189,5 @@ def test_autoencoder_options_without_a_counterpart_are_refused(options, match):
 def test_autoencoder_config_is_read_whole():
     cfg = autoencoder_kl.config_from_original(AUTOENCODER)
     assert (cfg.channels, cfg.channel_mult, cfg.embed_dim) == (32, (1, 2), 5)
-    model = nnx.eval_shape(lambda: AutoencoderKL(cfg, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: AutoencoderKL(cfg, rngs=ShapeRngs()))
     assert model.encoder.conv_out.kernel.shape == (3, 3, 64, 8)

@@ -8,6 +8,7 @@ from convert import from_torch, open_clip, resampler
 from convert.rules import ConversionError, convert_state_dict, prefixed
 from dicode_jax.models.clip import CLIP, CLIPConfig, CLIPText, CLIPVision
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
+from dicode_jax.nn.rngs import ShapeRngs
 
 CLIP_TINY = {
     "embed_dim": 5,
@@ -121,7 +122,7 @@ def test_published_clip_configuration_gives_the_defaults():
 
 
 def test_every_key_of_the_published_clip_finds_its_place():
-    model = nnx.eval_shape(lambda: CLIP(CLIPConfig(), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: CLIP(CLIPConfig(), rngs=ShapeRngs()))
     source = zeros(clip_shapes(VIT_H_14))
     assert len(source) == 686
     done = convert_state_dict(source, open_clip.CLIP_RULES, target=nnx.state(model))
@@ -154,7 +155,7 @@ def test_every_key_of_the_released_resampler_finds_its_place():
     names = {"dim": 1024, "depth": 4, "dim_head": 64, "heads": 12, "num_queries": 16}
     cfg = names | {"embedding_dim": 1280, "output_dim": 1024, "ff_mult": 4}
     assert resampler.config_from_original(cfg) == ResamplerConfig()
-    model = nnx.eval_shape(lambda: Resampler(ResamplerConfig(), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: Resampler(ResamplerConfig(), rngs=ShapeRngs()))
     source = zeros(resampler_shapes(cfg))
     assert len(source) == 51
     assert convert_state_dict(source, resampler.RULES, target=nnx.state(model)).problems == []

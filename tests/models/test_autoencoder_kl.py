@@ -11,6 +11,7 @@ from flax import nnx
 
 from dicode_jax.distributions.diagonal_gaussian import DiagonalGaussian
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from dicode_jax.nn.rngs import ShapeRngs
 
 TINY = AutoencoderKLConfig(
     channels=8,
@@ -130,7 +131,7 @@ def test_attention_sits_at_the_named_resolutions_and_in_the_middle():
 
 
 def test_full_size_has_the_released_number_of_parameters():
-    model = nnx.eval_shape(lambda: AutoencoderKL(AutoencoderKLConfig(), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: AutoencoderKL(AutoencoderKLConfig(), rngs=ShapeRngs()))
     leaves = jax.tree.leaves(nnx.split(model, nnx.Param)[1])
     assert sum(math.prod(leaf.shape) for leaf in leaves) == 83_653_863
 

@@ -18,6 +18,7 @@ from dicode_jax.models.clip import (
     CLIPVisionConfig,
     PatchEmbed,
 )
+from dicode_jax.nn.rngs import ShapeRngs
 
 VISION = CLIPVisionConfig(
     image_size=12, patch_size=4, embed_dim=16, num_layers=2, num_heads=2, output_dim=5
@@ -45,7 +46,7 @@ def ids():
 @pytest.fixture(scope="module")
 def vit_h_14():
     """The published model by shape alone."""
-    return nnx.eval_shape(lambda: CLIP(CLIPConfig(), rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: CLIP(CLIPConfig(), rngs=ShapeRngs()))
 
 
 def num_params(module):

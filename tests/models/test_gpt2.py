@@ -12,6 +12,7 @@ from convert.gpt2 import config_from_original
 from convert.rules import ConversionError, flat_shapes, flatten
 from dicode_jax.models.gpt2 import GPT2, GPT2Config, with_scan_layers
 from dicode_jax.nn.masks import causal_mask, key_mask, positions_from_valid
+from dicode_jax.nn.rngs import ShapeRngs
 
 TINY = GPT2Config(
     num_layers=3, num_heads=2, embed_dim=12, max_seq_len=20, vocab_size=17, mlp_dim=10
@@ -190,7 +191,7 @@ def test_parameters_only():
 
 def test_large_model_with_special_tokens_has_the_published_number_of_parameters():
     cfg = GPT2Config(num_layers=36, num_heads=20, embed_dim=1280, vocab_size=50257 + 66)
-    shapes = flat_shapes(nnx.state(nnx.eval_shape(lambda: GPT2(cfg, rngs=nnx.Rngs(0)))))
+    shapes = flat_shapes(nnx.state(nnx.eval_shape(lambda: GPT2(cfg, rngs=ShapeRngs()))))
     assert sum(math.prod(shape) for shape in shapes.values()) == 774_114_560
 
 

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
+from dicode_jax.nn.rngs import ShapeRngs
 
 TINY = UNet3DConfig(
     in_channels=3,
@@ -32,7 +33,7 @@ B, F, H, W = 2, 3, 4, 6
 
 def build(cfg, seed=0):
     """A model whose parameters are all random: a new one predicts zero whatever goes in."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: UNet3D(cfg, rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(nnx.eval_shape(lambda: UNet3D(cfg, rngs=ShapeRngs())))
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -231,7 +232,7 @@ def test_modules_hold_parameters_only():
 
 
 def test_full_size_has_the_released_number_of_parameters():
-    model = nnx.eval_shape(lambda: UNet3D(UNet3DConfig(), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: UNet3D(UNet3DConfig(), rngs=ShapeRngs()))
     leaves = jax.tree.leaves(nnx.split(model, nnx.Param)[1])
     assert sum(math.prod(leaf.shape) for leaf in leaves) == 1_438_843_476
 

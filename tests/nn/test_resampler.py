@@ -15,6 +15,7 @@ from dicode_jax.nn.resampler import (
     Resampler,
     ResamplerConfig,
 )
+from dicode_jax.nn.rngs import ShapeRngs
 
 TINY = ResamplerConfig(
     dim=12, depth=2, head_dim=4, num_heads=5, num_queries=9, embed_dim=7, output_dim=10, ff_mult=2
@@ -30,7 +31,7 @@ def features(b=3, length=6, width=7, seed=1):
 
 
 def test_released_size_has_48541696_parameters():
-    model = nnx.eval_shape(lambda: Resampler(ResamplerConfig(), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: Resampler(ResamplerConfig(), rngs=ShapeRngs()))
     sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.split(model, nnx.Param)[1])]
     assert sum(sizes) == 48_541_696
 

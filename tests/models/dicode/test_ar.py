@@ -13,6 +13,7 @@ from convert.rules import ConversionError, flat_shapes, flatten
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.gpt2 import GPT2Config
+from dicode_jax.nn.rngs import ShapeRngs
 
 B, L, K, N, Z = 2, 5, 3, 4, 6
 BODY = GPT2Config(num_layers=2, num_heads=2, embed_dim=8, max_seq_len=40, vocab_size=23)
@@ -222,7 +223,7 @@ def released() -> DiCoDeLMConfig:
 
 
 def test_released_size_has_the_published_number_of_parameters():
-    model = nnx.eval_shape(lambda: DiCoDeLM(released(), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: DiCoDeLM(released(), rngs=ShapeRngs()))
     counts: dict[str, int] = {}
     for path, shape in flat_shapes(nnx.state(model)).items():
         part = path.split(".")[0]

@@ -18,6 +18,7 @@ from dicode_jax.models.dicode.tokenizer import (
     sample_posterior,
 )
 from dicode_jax.nn.resampler import ResamplerConfig
+from dicode_jax.nn.rngs import ShapeRngs
 
 TINY = DeepTokenizerConfig(
     vision=CLIPVisionConfig(
@@ -44,7 +45,7 @@ def keyframes():
 
 
 def test_released_size():
-    model = nnx.eval_shape(lambda: DeepTokenizer(DeepTokenizerConfig(), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: DeepTokenizer(DeepTokenizerConfig(), rngs=ShapeRngs()))
     leaves = jax.tree.leaves(nnx.split(model, nnx.Param)[1])
     assert sum(math.prod(leaf.shape) for leaf in leaves) == 632_076_800 + 48_541_696
     assert (model.cfg.num_tokens, model.cfg.token_dim) == (16, 1024)

@@ -9,6 +9,7 @@ from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.unet3d import UNet3DConfig
 from dicode_jax.nn.resampler import ResamplerConfig
+from dicode_jax.nn.rngs import ShapeRngs
 
 CONFIG = ClipDecoderConfig(
     unet=UNet3DConfig(
@@ -50,7 +51,7 @@ TOKENS = jax.random.normal(jax.random.key(1), (3, 2, 4, 6))
 
 def build(cfg: ClipDecoderConfig = CONFIG) -> ClipDecoder:
     """A decoder with random numbers in every parameter, none of them zero; nothing is compiled."""
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: ClipDecoder(cfg, rngs=nnx.Rngs(0))))
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: ClipDecoder(cfg, rngs=ShapeRngs())))
     rng = np.random.default_rng(3)
 
     def fill(path, leaf):
