@@ -80,6 +80,7 @@ class TokenizerTrainConfig:
         fresh one.
       representation: `model` folder of a regression run, whose tokenizer and head are taken over
         and frozen; None trains the resampler together with the UNet.
+      init: `model` folder of an earlier run, whose UNet is gone on from; None starts fresh.
       cached_clips: Clips that are encoded once and trained on again and again, which needs a frozen
         tokenizer; 0 encodes every batch anew.
       loss: Condition dropping and regularisers.
@@ -96,6 +97,7 @@ class TokenizerTrainConfig:
     decoder: ClipDecoderConfig = dataclasses.field(default_factory=ClipDecoderConfig)
     autoencoder: str | None = None
     representation: str | None = None
+    init: str | None = None
     cached_clips: int = 0
     loss: TokenizerLossConfig = dataclasses.field(default_factory=TokenizerLossConfig)
     optim: OptimConfig = OptimConfig()

@@ -17,7 +17,9 @@ from flax import nnx
 
 from dicode_jax import weights
 from dicode_jax.data import batches
+from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.representation import (
     RepresentationConfig,
     RepresentationModel,
@@ -46,6 +48,12 @@ def load_representation(folder: str) -> RepresentationModel:
     """The representation that an earlier run exported."""
     build = lambda cfg: RepresentationModel(cfg, rngs=ShapeRngs())  # noqa: E731
     return weights.load_module(folder, build, RepresentationConfig)[0]
+
+
+def load_decoder(folder: pathlib.Path) -> ClipDecoder:
+    """The clip decoder that an earlier run exported."""
+    build = lambda cfg: ClipDecoder(cfg, rngs=ShapeRngs())  # noqa: E731
+    return weights.load_module(folder, build, ClipDecoderConfig)[0]
 
 
 def regression_loss(config: RepresentationTrainConfig, model: _Regression, batch, rng):
@@ -123,6 +131,11 @@ def build_decoder(config: TokenizerTrainConfig, workdir: pathlib.Path) -> loop.T
         nnx.update(model.tokenizer, nnx.state(representation.tokenizer))
         if decoder_config.latent_head is not None:
             nnx.update(model.decoder.latent_head, nnx.state(representation.head))
+    if config.init is not None:
+        earlier = load_decoder(pathlib.Path(config.init) / "decoder")
+        if earlier.cfg.unet != decoder_config.unet:
+            raise UserError(f"{config.init} holds a UNet of other sizes than --config's")
+        nnx.update(model.decoder.unet, nnx.state(earlier.unet))
     model.decoder.null_tokens[...] = nnx.jit(lambda tokenizer: tokenizer.null_tokens())(
         model.tokenizer
     )

@@ -12,9 +12,9 @@ class OptimConfig:
     """AdamW, or Muon beside it, with warm-up and a schedule.
 
     Attributes:
-      optimizer: `adamw`, or `muon`: matrices of linear layers take orthogonalised steps (with the
-        size of Adam's, so that `lr` means the same), everything else Adam's with Nesterov's
-        momentum.
+      optimizer: `adamw`, or `muon`: kernels of linear layers and convolutions take orthogonalised
+        steps (with the size of Adam's, so that `lr` means the same), everything else Adam's with
+        Nesterov's momentum.
       lr: Peak learning rate.
       warmup_steps: Steps of linear warm-up from 0.
       schedule: After the warm-up `constant`, or `cosine` down to `final_lr_ratio` at the end.
@@ -67,7 +67,7 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransfo
             adam_b2=config.b2,
             weight_decay=config.weight_decay,
             consistent_rms=0.2,
-            muon_weight_dimension_numbers=_linear_kernels,
+            muon_weight_dimension_numbers=_kernels,
         )
     else:
         tx = optax.adamw(
@@ -82,12 +82,16 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransfo
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
 
 
-def _linear_kernels(params):
-    """Muon's table of axes: [in, out] for kernels of linear layers, None (Adam) for the rest."""
-    axes = optax.contrib.MuonDimensionNumbers()
+def _kernels(params):
+    """Muon's table of axes: kernels as matrices, None (Adam) for the rest.
+
+    Linear layers are [in, out], stacked ones [layers, in, out], convolutions [h, w, in, out].
+    """
 
     def choose(path, x):
-        is_kernel = x.ndim == 2 and jax.tree_util.keystr(path[-2:]).find("kernel") >= 0
-        return axes if is_kernel else None
+        if x.ndim < 2 or "kernel" not in jax.tree_util.keystr(path[-2:]):
+            return None
+        inputs = (1,) if x.ndim == 3 else tuple(range(x.ndim - 1))
+        return optax.contrib.MuonDimensionNumbers(inputs, (x.ndim - 1,))
 
     return jax.tree_util.tree_map_with_path(choose, params)
