@@ -10,20 +10,11 @@ from typing import Any
 from flax import nnx
 
 from convert import gpt2, resampler
-from convert.rules import (
-    DROP0,
-    LINEAR,
-    Layout,
-    Rule,
-    Rules,
-    Skip,
-    load_module,
-    prefixed,
-    to_numpy,
-)
+from convert.plan import load_module
+from convert.rules import DROP0, LINEAR, Layout, Rule, Rules, Skip, prefixed, to_numpy
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
-from dicode_jax.models.gpt2 import with_scan_layers
+from dicode_jax.nn.layer_stack import with_scan_layers
 from dicode_jax.nn.resampler import Resampler
 
 _DROP1 = Layout("drop1", drop=(1,))  # [m, 1, d] -> [m, d]

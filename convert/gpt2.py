@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from convert.rules import KEEP, ConversionError, Rule, Rules, Skip, load_module, to_numpy
-from dicode_jax.models.gpt2 import GPT2, GPT2Config, with_scan_layers
+from convert.plan import load_module
+from convert.rules import KEEP, ConversionError, Rule, Rules, Skip, to_numpy
+from dicode_jax.models.gpt2 import GPT2, GPT2Config
+from dicode_jax.nn.layer_stack import with_scan_layers
 
 _PREFIX = r"(?:transformer\.)?"
 
