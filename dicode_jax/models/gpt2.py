@@ -11,6 +11,7 @@ Letters: b batch, t positions computed now, s keys (or cache slots), d model wid
 
 import dataclasses
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ class GPT2Config:
     """Sizes of a GPT-2; the defaults are the small model with its own vocabulary.
 
     Attributes:
+      kind: Tells a stored configuration from those of other bodies.
       num_layers: Number of blocks.
       num_heads: Attention heads of a block; must divide `embed_dim`.
       embed_dim: Model width.
@@ -46,6 +48,7 @@ class GPT2Config:
       ValueError: A size is not positive, or `num_heads` does not divide `embed_dim`.
     """
 
+    kind: Literal["gpt2"] = "gpt2"
     num_layers: int = 12
     num_heads: int = 12
     embed_dim: int = 768
