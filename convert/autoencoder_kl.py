@@ -6,7 +6,8 @@ from typing import Any
 
 from flax import nnx
 
-from convert.rules import CONV1X1, CONV2D, Rule, Rules, load_module
+from convert.plan import load_module
+from convert.rules import CONV1X1, CONV2D, Rule, Rules
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from flax import nnx
 
 from convert import autoencoder_kl, dicode_lm, open_clip, resampler, unet3d
-from convert.rules import LINEAR, ConversionError, Rule, Rules, load_module, prefixed, to_numpy
+from convert.plan import load_module
+from convert.rules import LINEAR, ConversionError, Rule, Rules, prefixed, to_numpy
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS, NoiseSchedule
 from dicode_jax.models.clip import CLIPConfig, CLIPText, CLIPTextConfig
 from dicode_jax.models.dicode.ar import DiCoDeLM

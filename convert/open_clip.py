@@ -10,7 +10,8 @@ from typing import Any
 
 from flax import nnx
 
-from convert.rules import CONV2D, LINEAR, Rule, Rules, Skip, load_module, prefixed
+from convert.plan import load_module
+from convert.rules import CONV2D, LINEAR, Rule, Rules, Skip, prefixed
 from dicode_jax.models.clip import (
     CLIP,
     CLIPConfig,

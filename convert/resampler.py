@@ -9,7 +9,8 @@ from typing import Any
 
 from flax import nnx
 
-from convert.rules import DROP0, LINEAR, Rule, Rules, Skip, load_module
+from convert.plan import load_module
+from convert.rules import DROP0, LINEAR, Rule, Rules, Skip
 from dicode_jax.nn.resampler import LinearImageProjection, Resampler, ResamplerConfig
 
 RULES: Rules = (

@@ -6,17 +6,8 @@ from typing import Any
 
 from flax import nnx
 
-from convert.rules import (
-    CONV1D1,
-    CONV1X1,
-    CONV2D,
-    CONV3D_T,
-    LINEAR,
-    Layout,
-    Rule,
-    Rules,
-    load_module,
-)
+from convert.plan import load_module
+from convert.rules import CONV1D1, CONV1X1, CONV2D, CONV3D_T, LINEAR, Layout, Rule, Rules
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 
 CONV3D = Layout("conv3d", (2, 3, 4, 1, 0))  # [o, i, f, h, w] -> [f, h, w, i, o]
