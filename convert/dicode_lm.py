@@ -9,7 +9,7 @@ from typing import Any
 
 from flax import nnx
 
-from convert import gpt2, resampler
+from convert import gpt2, hugging_face, resampler
 from convert.plan import load_module
 from convert.rules import DROP0, LINEAR, Layout, Rule, Rules, Skip, prefixed, to_numpy
 from dicode_jax.models.dicode.ar import DiCoDeLM
@@ -126,8 +126,8 @@ def from_torch(
       ConversionError: Keys or shapes do not fit, or the output matrix is not tied.
     """
     cfg = config_from_original(config, state_dict)
-    gpt2.check_tied_head(state_dict, "llm.lm_head.weight", "llm.transformer.wte.weight")
-    loop = DiCoDeLMConfig(**{**vars(cfg), "body": gpt2.loop_config(cfg.body)})
+    hugging_face.check_tied_head(state_dict, "llm.lm_head.weight", "llm.transformer.wte.weight")
+    loop = DiCoDeLMConfig(**{**vars(cfg), "body": hugging_face.loop_config(cfg.body)})
     model = load_module(lambda: DiCoDeLM(loop, rngs=nnx.Rngs(0)), state_dict, RULES)
     model.cfg, model.body = cfg, with_scan_layers(model.body, cfg.body.scan_layers)
     return model
