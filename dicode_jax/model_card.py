@@ -127,7 +127,7 @@ def render(folder: str | os.PathLike, *, name: str | None = None) -> str:
     names = {part.name for part in parts}
     what, tag, usage = _DICODE
     if "unet" in names:
-        what, tag, usage = _DYNAMICRAFTER
+        what, tag, usage = _DYNAMICRAFTER if "text_tower" in names else _DIVOT
     total = sum(part.num_parameters for part in parts)
     lines = [
         "---",
@@ -192,5 +192,15 @@ from dicode_jax.pipelines.dynamicrafter import DynamiCrafterPipeline
 
 pipe = DynamiCrafterPipeline.from_pretrained("{name}")
 video = pipe(image, "waves roll in", seed=0)  # image: uint8 [h, w, 3]; video: [1, frames, h, w, 3]
+""",
+)
+_DIVOT = (
+    "De-tokenizer of Divot (arXiv 2412.04432): features to clips, in JAX and Flax NNX.",
+    "other",
+    """
+from dicode_jax.pipelines.divot import DivotDetokenizer
+
+decoder = DivotDetokenizer.from_pretrained("{name}")
+video = decoder(features, null_features=null_features, seed=0)  # features: of Divot's tokenizer
 """,
 )

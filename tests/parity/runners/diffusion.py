@@ -14,6 +14,7 @@ from dicode_jax.diffusion.samplers.ddim import DDIM
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.diffusion.time_grid import ddim_time_grid, ddim_timesteps
 from dicode_jax.distributions.diagonal_gaussian import DiagonalGaussian
+from dicode_jax.models.latent_video import VideoSamplingConfig, sample_latents
 from dicode_jax.nn.embeddings import timestep_embedding
 from parity.harness import Check, runner
 
@@ -241,8 +242,42 @@ def run_divot(fixture):
             yield Check(name, got, want, exact=True)
     case = fixture.config["traj"]
     sampler = DDIM(schedule=schedule, eta=case["eta"], table_dtype="float16")
-    model = compiled(load_unet(fixture))
-    yield from run_trajectory(fixture.arrays, "traj", model, case, sampler, {"atol": 1e-3})
+    unet = load_unet(fixture)
+    yield from run_trajectory(fixture.arrays, "traj", compiled(unet), case, sampler, {"atol": 1e-3})
+    yield Check(
+        "traj/sample_latents",
+        torch_order(sampled(unet, schedule, case, fixture.arrays)),
+        fixture.arrays["out/traj/x_steps"][-1],
+        atol=1e-3,
+    )
+
+
+def sampled(unet, schedule, case, arrays):
+    """The last state of the trajectory by the function that Divot's pipeline calls."""
+    inputs = {name: jnp.asarray(arrays[f"in/traj/{name}"]) for name in ("context", "fs")}
+    cfg = VideoSamplingConfig(
+        num_frames=arrays["in/traj/x_T"].shape[2],
+        num_inference_steps=case["steps"],
+        guidance_scale=case["cfg"],
+        guidance_rescale=case["guidance_rescale"],
+        eta=case["eta"],
+        spacing=spacing_from(case["spacing"]),
+        fs=int(inputs["fs"][0]),
+        table_dtype="float16",
+    )
+    x = jnp.asarray(last(arrays["in/traj/x_T"]))
+    return sample_latents(
+        unet,
+        schedule,
+        inputs["context"],
+        jnp.asarray(arrays["in/traj/uncond_context"]),
+        None,
+        None,
+        x.shape[2:],
+        cfg,
+        x_init=x,
+        noise=jnp.asarray(last(arrays["in/traj/noise"])),
+    )
 
 
 @runner("losses")
