@@ -12,6 +12,7 @@ from dicode_jax.models.autoencoder_kl import AutoencoderKL
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.decoder import is_constant
 from dicode_jax.models.dicode.representation import RepresentationModel
+from dicode_jax.nn.rngs import ShapeRngs
 from train import configs as kinds
 from train.decoder import VideoTokenizer
 
@@ -20,7 +21,7 @@ FILES = sorted(p for p in FOLDER.glob("*.py") if "get_config" in p.read_text())
 
 
 def build(config):
-    rngs = nnx.Rngs(0)
+    rngs = ShapeRngs()
     if isinstance(config, kinds.AutoencoderTrainConfig):
         return AutoencoderKL(config.model, rngs=rngs)
     if isinstance(config, kinds.RepresentationTrainConfig):
@@ -64,3 +65,18 @@ def test_gpt2_large_has_the_released_parameter_counts():
     assert count(model.input_mlp) == 2_951_680
     assert count(model.output_mlp) == 43_635_984
     assert math.prod(model.frame_embed.shape) + math.prod(model.place_embed.shape) == 61_440
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "width"),
+    [("llama_1b", 1_235_814_400, 2048), ("llama_3b", 3_212_749_824, 3072)],
+)
+def test_llama_has_the_published_parameter_counts_and_66_more_rows(name, published, width):
+    config = config_lib.load_config_file(FOLDER / f"{name}.py")
+    model = nnx.eval_shape(lambda: build(config))
+    parts = (model.body, model.input_mlp, model.output_mlp)
+    counts = [published + 66 * width, *(count(part) for part in parts[1:]), 48 * width]
+    assert count(model.body) == counts[0]
+    assert count(model) == sum(counts)
+    for number in (count(model), *counts):
+        assert f"{number:,}" in (FOLDER / f"{name}.py").read_text()
