@@ -80,6 +80,8 @@ class TokenizerTrainConfig:
         fresh one.
       representation: `model` folder of a regression run, whose tokenizer and head are taken over
         and frozen; None trains the resampler together with the UNet.
+      init: Folder with the `tokenizer` and `decoder` to start from, as `convert.dynamicrafter
+        --for-dicode` writes it (or the `model` of an earlier run); None starts fresh.
       cached_clips: Clips that are encoded once and trained on again and again, which needs a frozen
         tokenizer; 0 encodes every batch anew.
       loss: Condition dropping and regularisers.
@@ -96,6 +98,7 @@ class TokenizerTrainConfig:
     decoder: ClipDecoderConfig = dataclasses.field(default_factory=ClipDecoderConfig)
     autoencoder: str | None = None
     representation: str | None = None
+    init: str | None = None
     cached_clips: int = 0
     loss: TokenizerLossConfig = dataclasses.field(default_factory=TokenizerLossConfig)
     optim: OptimConfig = OptimConfig()
@@ -109,6 +112,8 @@ class TokenizerTrainConfig:
     def __post_init__(self):
         if self.cached_clips and self.representation is None:
             raise ValueError("cached_clips needs a representation: its tokens must not change")
+        if self.init is not None and (self.autoencoder or self.representation):
+            raise ValueError("init brings all parts: leave autoencoder and representation out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,6 +125,8 @@ class ARTrainConfig:
       tokenizer: `model` folder of a tokenizer run, whose tokenizer reads the keyframes (and whose
         decoder paints the samples).
       init: `model` folder of an earlier run that is gone on from; None starts fresh.
+      body_init: Folder of a body to start from, as `convert.gpt2 --for-dicode` and `convert.llama
+        --for-dicode` write it; None starts fresh.
       cached_videos: Videos whose keyframes are encoded once and trained on again and again; 0
         encodes every batch anew.
       text_tokenizer: Folder or file of the text tokenizer; None makes the synthetic world's own.
@@ -138,6 +145,7 @@ class ARTrainConfig:
     model: DiCoDeLMConfig
     tokenizer: str | None = None
     init: str | None = None
+    body_init: str | None = None
     cached_videos: int = 0
     text_tokenizer: str | None = None
     text_length: int = 80
@@ -151,6 +159,8 @@ class ARTrainConfig:
     seed: int = 0
 
     def __post_init__(self):
+        if self.init is not None and self.body_init is not None:
+            raise ValueError("init brings the body too: leave body_init out")
         needed = self.text_length + self.num_keyframes * (self.model.num_tokens + 1)
         if needed > self.model.body.max_seq_len:
             raise ValueError(

@@ -2,9 +2,11 @@
 
     python -m train.tokenizer --config configs/shapes_representation.py --workdir runs/repr
     python -m train.tokenizer --config configs/shapes_tokenizer.py --workdir runs/tokenizer
+    python -m train.tokenizer --config configs/tokenizer_256.py --workdir runs/tokenizer_256 \
+        --init models/start
 
 The first is for small systems that have no pretrained CLIP; the second is the video diffusion
-training of the paper.
+training of the paper, which the third starts from DynamiCrafter's weights.
 """
 
 import dataclasses
@@ -18,11 +20,14 @@ from flax import nnx
 from dicode_jax import weights
 from dicode_jax.data import batches
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.representation import (
     RepresentationConfig,
     RepresentationModel,
     probe_loss,
 )
+from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
+from dicode_jax.nn.rngs import ShapeRngs
 from train import decoder, loop
 from train.configs import RepresentationTrainConfig, TokenizerTrainConfig
 from train.decoder import VideoTokenizer
@@ -105,8 +110,26 @@ def build_representation(config: RepresentationTrainConfig) -> loop.Task:
     )
 
 
+def load_start(config: TokenizerTrainConfig) -> VideoTokenizer:
+    """The parts in `config.init`, built as this run's config says.
+
+    Raises:
+      UserError: A part is missing, or of other sizes than the config's.
+    """
+    folder = pathlib.Path(config.init)
+    tokenizer = lambda _: DeepTokenizer(config.tokenizer, rngs=ShapeRngs())  # noqa: E731
+    clip_decoder = lambda _: ClipDecoder(config.decoder, rngs=ShapeRngs())  # noqa: E731
+    model = nnx.eval_shape(lambda: VideoTokenizer(config, rngs=ShapeRngs()))
+    load = weights.load_module
+    model.tokenizer, _ = load(folder / "tokenizer", tokenizer, DeepTokenizerConfig)
+    model.decoder, _ = load(folder / "decoder", clip_decoder, ClipDecoderConfig)
+    return model
+
+
 def build_decoder(config: TokenizerTrainConfig, workdir: pathlib.Path) -> loop.Task:
-    """Puts the frozen parts of earlier runs in place; the rest starts fresh."""
+    """Puts the parts of earlier runs in place; the rest starts fresh."""
+    if config.init is not None:
+        return decoder.build(config, load_start(config), workdir)
     decoder_config = config.decoder
     autoencoder = None
     if config.autoencoder is not None:
