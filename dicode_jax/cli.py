@@ -127,9 +127,11 @@ def _info(args: argparse.Namespace) -> None:
         lasts = f", {info.duration:.2f} s" if info.duration else ""
         print(f"{path}: a video of {info.width} x {info.height}{rate}{lasts}")
         return
-    from dicode_jax import hub
+    if path is None or not path.is_dir():  # a folder may hold single parts, which are no pipeline
+        from dicode_jax import hub
 
-    _describe(hub.find_model(args.path))
+        path = hub.find_model(args.path)
+    _describe(path)
 
 
 def _describe(folder: pathlib.Path) -> None:
