@@ -160,7 +160,7 @@ def convert(family: Family, args: argparse.Namespace, report: dict[str, Any]) ->
                 )
     target = shapes_of(lambda: build_body(cfg, rngs=ShapeRngs()))
     done = plan(tensors, family.rules(cfg), target)
-    report |= done.report() | {"config": to_dict(cfg)}
+    report |= done.report() | {"left_out": source.left_out, "config": to_dict(cfg)}
     done.check()
     _check_head(family, cfg, tensors)
     report["sources"] = command.hashes(source)

@@ -22,6 +22,9 @@ from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig, to_uint8
 from dicode_jax.models.dicode.generate import generate
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
+from dicode_jax.models.language_model import BodyConfig, build_body, compare_bodies
+from dicode_jax.nn.layer_stack import with_scan_layers
+from dicode_jax.nn.rngs import ShapeRngs
 from train import loop
 from train.cache import Cache
 from train.configs import ARTrainConfig
@@ -86,6 +89,14 @@ def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
         if earlier_config != config.model:
             raise UserError(f"{config.init} holds a model of other sizes than --config's")
         nnx.update(model.lm, nnx.state(earlier))
+    elif config.body_init is not None:
+        body, _ = weights.load_module(
+            pathlib.Path(config.body_init), lambda c: build_body(c, rngs=ShapeRngs()), BodyConfig
+        )
+        if (fault := compare_bodies(body.cfg, config.model.body)) is not None:
+            raise UserError(f"{config.body_init} holds another body than --config's: {fault}")
+        body = with_scan_layers(body, config.model.body.scan_layers)
+        nnx.update(model.lm.body, nnx.state(body))
     graph, trained, frozen = nnx.split(model, lambda path, _: path[0] == "lm", ...)
     make_source = functools.partial(
         batches.KeyframeSource,

@@ -4,6 +4,7 @@ A body knows neither its head nor what its embeddings stand for. Its configurati
 (and, when stored, by its `kind`) which one it is.
 """
 
+import dataclasses
 from typing import Any, Protocol
 
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from dicode_jax.typing import Array
 
 BodyConfig = GPT2Config | LlamaConfig
 _BODIES: dict[type, type] = {GPT2Config: GPT2, LlamaConfig: Llama}
+_HOW_TO_RUN = {"scan_layers", "remat", "dropout"}  # fields that change no weight's meaning
 
 
 class LanguageModelBody(Protocol):
@@ -52,3 +54,18 @@ def build_body(
 ) -> LanguageModelBody:
     """The body that a configuration describes."""
     return _BODIES[type(cfg)](cfg, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+
+def compare_bodies(one: BodyConfig, other: BodyConfig) -> str | None:
+    """Where two bodies differ in what they compute, in words; None when weights can be exchanged.
+
+    How they are run (`scan_layers`, `remat`, `dropout`) may differ.
+    """
+    if one.kind != other.kind:
+        return f"{one.kind}, not {other.kind}"
+    faults = [
+        f"{field.name} {getattr(one, field.name)}, not {getattr(other, field.name)}"
+        for field in dataclasses.fields(one)
+        if field.name not in _HOW_TO_RUN and getattr(one, field.name) != getattr(other, field.name)
+    ]
+    return "; ".join(faults) or None
