@@ -212,12 +212,16 @@ def run_trajectory(arrays, name, model, case, sampler, bound):
 
 @runner("ddim_trajectory")
 def run_trajectories(fixture):
-    model = compiled(load_unet(fixture))
+    unet = load_unet(fixture)
+    model = compiled(unet)
     for name, case in fixture.config["cases"].items():
         # The 4-channel trajectories reach larger values; the reference itself is 1.4e-4 off there.
         bound = {"atol": 2e-3 if case.get("in_channels_4") else 1e-3, "rtol": 1e-4}
         sampler = DDIM(schedule=schedule_from(case["model"]), eta=case["eta"])
         yield from run_trajectory(fixture.arrays, name, model, case, sampler, bound)
+        if case["eta"] and case["guidance_rescale"] and not case.get("multi"):  # each compiles anew
+            schedule = schedule_from(case["model"])
+            yield sampled(fixture.arrays, name, unet, case, schedule, bound)
 
 
 @runner("divot_ddim")
@@ -244,40 +248,43 @@ def run_divot(fixture):
     sampler = DDIM(schedule=schedule, eta=case["eta"], table_dtype="float16")
     unet = load_unet(fixture)
     yield from run_trajectory(fixture.arrays, "traj", compiled(unet), case, sampler, {"atol": 1e-3})
-    yield Check(
-        "traj/sample_latents",
-        torch_order(sampled(unet, schedule, case, fixture.arrays)),
-        fixture.arrays["out/traj/x_steps"][-1],
-        atol=1e-3,
-    )
+    yield sampled(fixture.arrays, "traj", unet, case, schedule, {"atol": 1e-3}, "float16")
 
 
-def sampled(unet, schedule, case, arrays):
-    """The last state of the trajectory by the function that Divot's pipeline calls."""
-    inputs = {name: jnp.asarray(arrays[f"in/traj/{name}"]) for name in ("context", "fs")}
+def sampled(arrays, name, unet, case, schedule, bound, table_dtype="float32"):
+    """The last state of a trajectory by the function that the pipelines call."""
+    inputs = f"in/{name}/"
+    x, noise = (jnp.asarray(last(arrays[inputs + key])) for key in ("x_T", "noise"))
+    context = jnp.asarray(arrays[inputs + "context"])
+    null_context = jnp.asarray(arrays.get(inputs + "uncond_context", context))
+    concat = arrays.get(inputs + "concat")
+    if concat is not None:
+        concat = last(concat)
+        concat = jnp.broadcast_to(concat, (*x.shape[:-1], concat.shape[-1]))
+    spacing = spacing_from(case["spacing"])
     cfg = VideoSamplingConfig(
-        num_frames=arrays["in/traj/x_T"].shape[2],
+        num_frames=x.shape[1],
         num_inference_steps=case["steps"],
         guidance_scale=case["cfg"],
         guidance_rescale=case["guidance_rescale"],
         eta=case["eta"],
-        spacing=spacing_from(case["spacing"]),
-        fs=int(inputs["fs"][0]),
-        table_dtype="float16",
+        spacing=spacing,
+        fs=int(arrays[inputs + "fs"][0]),
+        table_dtype=table_dtype,
     )
-    x = jnp.asarray(last(arrays["in/traj/x_T"]))
-    return sample_latents(
-        unet,
-        schedule,
-        inputs["context"],
-        jnp.asarray(arrays["in/traj/uncond_context"]),
-        None,
-        None,
-        x.shape[2:],
-        cfg,
-        x_init=x,
-        noise=jnp.asarray(last(arrays["in/traj/noise"])),
-    )
+    steps = len(ddim_time_grid(spacing, case["steps"])) - 1
+    graph, state = nnx.split(unet)
+
+    @jax.jit
+    def run(state, x, noise):
+        model, shape = nnx.merge(graph, state), x.shape[2:]
+        return sample_latents(
+            model, schedule, context, null_context, concat, None, shape, cfg, x_init=x, noise=noise
+        )
+
+    want = arrays[f"out/{name}/x_steps"][-1]
+    got = run(state, x, noise[:steps])
+    return Check(f"{name}/sample_latents", torch_order(got), want, **bound)
 
 
 @runner("losses")
