@@ -40,7 +40,7 @@ def compare(source: Mapping[str, Any], schedule: NoiseSchedule) -> list[str]:
 
 def _fits(got: np.ndarray, name: str, schedule: NoiseSchedule) -> bool:
     if name == "scale_arr":
-        if schedule.base_scale is None:
+        if schedule.base_scale is None or got.ndim != 1:
             return False
         want = np.asarray(schedule.scale_array)
         got = got[: len(want)]  # the original stores a longer constant part than any step needs

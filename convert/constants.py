@@ -52,7 +52,7 @@ def null_tokens(plan: Plan, cfg: DeepTokenizerConfig) -> np.ndarray:
     x = tower.norm_pre(tower.embed(pixels))
     x = _through(plan, "vision.blocks", tower.blocks[0], cfg.vision.num_layers, x, None)
     resampler = _filled(plan, "resampler.", lambda: Resampler(cfg.resampler, rngs=ShapeRngs()))
-    tokens = resampler(x)
+    tokens = nnx.jit(lambda module, x: module(x))(resampler, x)
     if cfg.use_vae:
         build = lambda: VAEProjector(cfg.token_dim, decoder=cfg.vae_decoder, rngs=ShapeRngs())  # noqa: E731
         tokens = _filled(plan, "vae_projector.", build)(tokens)[0]

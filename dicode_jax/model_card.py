@@ -1,7 +1,8 @@
 """What a model folder holds, read from file headers alone, and the model card made from it.
 
-The header of converted weights says where they come from (`weights.read_metadata`): `origin` (a key
-of `LICENCES`), `converter` (command and version) and `sources` (JSON: file name -> SHA-256).
+The header of converted weights says where they come from (`weights.read_metadata`): `origin` (keys
+of `LICENCES`, with commas between), `converter` (command and version) and `sources` (JSON: file
+name -> SHA-256).
 """
 
 import dataclasses
@@ -50,9 +51,9 @@ class Part:
     metadata: dict[str, str]
 
     @property
-    def origin(self) -> str | None:
-        """Where the weights come from, a key of `LICENCES`; None when they were trained here."""
-        return self.metadata.get("origin")
+    def origins(self) -> tuple[str, ...]:
+        """Where the weights come from, keys of `LICENCES`; empty when they were trained here."""
+        return tuple(filter(None, self.metadata.get("origin", "").split(",")))
 
     @property
     def sources(self) -> dict[str, str]:
@@ -95,7 +96,7 @@ def _inspect(path: pathlib.Path) -> Part:
 
 def licence_notes(parts: list[Part]) -> list[str]:
     """One line for each origin among the parts, none for what was trained here."""
-    origins = {part.origin for part in parts if part.origin is not None}
+    origins = {origin for part in parts for origin in part.origins}
     return [LICENCES.get(o, f"{o}: licence not recorded") for o in sorted(origins)]
 
 
@@ -142,10 +143,6 @@ def render(folder: str | os.PathLike, *, name: str | None = None) -> str:
         f"{what} {total:,} parameters.",
         "",
         "## Use",
-        "",
-        "```sh",
-        "pip install dicode-jax",
-        "```",
         "",
         "```python",
         *usage.format(name=name or folder.resolve().name).strip().splitlines(),

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from flax import nnx
 from tiny import random_module
 
 from dicode_jax.data import clip_text
@@ -15,6 +14,7 @@ from dicode_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
 from dicode_jax.models.latent_video import VideoSamplingConfig
 from dicode_jax.models.unet3d import UNet3DConfig
 from dicode_jax.nn.resampler import ResamplerConfig
+from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines.dynamicrafter import PARTS, DynamiCrafterConfig, DynamiCrafterPipeline
 
 FRAMES, TOKENS, WIDTH, TEXT = 4, 3, 8, 5
@@ -61,7 +61,7 @@ CONFIGS = {
 
 def make(*, interpolation=False):
     parts = {
-        name: random_module(lambda kind=kind, name=name: kind(CONFIGS[name], rngs=nnx.Rngs(0)))
+        name: random_module(lambda kind=kind, name=name: kind(CONFIGS[name], rngs=ShapeRngs()))
         for name, (kind, _) in PARTS.items()
     }
     return DynamiCrafterPipeline(
