@@ -40,6 +40,7 @@ from dicode_jax.models.dicode.decoder import (
 )
 from dicode_jax.models.dicode.generate import generate
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
+from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.typing import Array, Float, UInt8
 
 Progress = Callable[[str, int, int], None]  # (what, done, of how many)
@@ -408,7 +409,7 @@ class DiCoDePipeline:
 
 
 def _load(folder: pathlib.Path, kind: type, config_type: type) -> tuple[Any, Any]:
-    return weights.load_module(folder, lambda cfg: kind(cfg, rngs=nnx.Rngs(0)), config_type)
+    return weights.load_module(folder, lambda cfg: kind(cfg, rngs=ShapeRngs()), config_type)
 
 
 def _sample_keys(seed: int, count: int, stream: int) -> Array:
