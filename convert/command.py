@@ -21,25 +21,29 @@ from dicode_jax.errors import UserError
 REPORT_FILE = "conversion.json"  # lies in every converted model
 
 
-def parser(name: str, description: str) -> argparse.ArgumentParser:
+def parser(
+    name: str, description: str, *, out: str = "DIR", dtype: str | None = "float32"
+) -> argparse.ArgumentParser:
     """A parser with the options of all commands: `--out --overwrite --dtype --report`.
 
     Args:
       name: Of the module, `convert.dicode`.
       description: The first lines of `--help`.
+      out: What is written, "DIR" or "FILE".
+      dtype: The default; None keeps the types as they are stored.
     """
-    out = argparse.ArgumentParser(
+    options = argparse.ArgumentParser(
         prog=f"python -m {name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    out.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    out.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
-    out.add_argument(
-        "--dtype", choices=sorted(DTYPES), default="float32", help="storage type (float32)"
-    )
-    out.add_argument("--report", metavar="FILE", help="write the whole report as JSON; - prints it")
-    return out
+    add = options.add_argument
+    add("--out", required=True, metavar=out, help="where to write")
+    add("--overwrite", action="store_true", help="replace what is there")
+    kinds = f"storage type ({dtype or 'as it is'})"
+    add("--dtype", choices=sorted(DTYPES), default=dtype, help=kinds)
+    add("--report", metavar="FILE", help="write the whole report as JSON; - prints it")
+    return options
 
 
 def run(

@@ -102,16 +102,27 @@ def heads(width: int, head_dim: int, where: str) -> int:
       UserError: The width is no multiple of it.
     """
     if width % head_dim:
-        raise UserError(f"{where} is {width} wide, no multiple of heads of {head_dim}: give --yaml")
+        raise UserError(
+            f"{where} is {width} wide, no multiple of heads of {head_dim}: give the configuration "
+            "(--yaml, or --config for CLIP)"
+        )
     return width // head_dim
 
 
-def unet(keys: Keys, *, context_rule: str, default_fs: int, head_dim: int | None = None) -> Found:
+def unet(
+    keys: Keys,
+    *,
+    context_rule: str,
+    default_fs: int,
+    text_context_len: int,
+    head_dim: int | None = None,
+) -> Found:
     """The video UNet (keys below `model.diffusion_model.`).
 
     Args:
       context_rule: "per_frame" for DiCoDe, "length" for DynamiCrafter.
       default_fs: Released value.
+      text_context_len: Positions of the text tower.
       head_dim: Known from elsewhere; by default from the layer in front, whose heads are eight.
     """
     width, in_channels = keys.shape("input_blocks.0.0.weight", 4)[:2]
@@ -154,6 +165,7 @@ def unet(keys: Keys, *, context_rule: str, default_fs: int, head_dim: int | None
         "use_scale_shift_norm": middle.shape("0.emb_layers.1.weight", 2)[0]
         == 2 * middle.shape("0.out_layers.3.weight", 4)[0],
         "context_rule": context_rule,
+        "text_context_len": text_context_len,
     }
     if told["use_relative_position"]:
         table = "2.transformer_blocks.0.attn1.relative_position_k.embeddings_table"
@@ -299,12 +311,14 @@ def gpt2(keys: Keys, *, head_dim: int = HEAD_DIM, dropout: float = 0.1) -> Found
       dropout: Released value.
     """
     vocab, width = keys.shape("wte.weight", 2)
+    wide = keys.shape("h.0.mlp.c_fc.weight", 2)[1]
     told = {
+        "kind": "gpt2",
         "num_layers": keys.count("h."),
         "embed_dim": width,
         "max_seq_len": keys.shape("wpe.weight", 2)[0],
         "vocab_size": vocab,
-        "mlp_dim": keys.shape("h.0.mlp.c_fc.weight", 2)[1],
+        "mlp_dim": None if wide == 4 * width else wide,
     }
     number = heads(width, head_dim, f"{keys.prefix}wte")
     return found(GPT2Config, told, {"num_heads": number, "dropout": dropout})

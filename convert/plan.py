@@ -11,7 +11,7 @@ import math
 import pathlib
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
+_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
 NAMED = 50  # problems that get a nearest name: looking for it takes a while
 
 
@@ -329,17 +330,22 @@ def write_module(
     plan.check()
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {path: (shape, lambda p=path: plan.layers(p)) for path, shape in plan.shapes.items()}
+    kind = DTYPES[dtype]
+    arrays = {
+        path: (shape, kind, lambda path=path: plan.layers(path))
+        for path, shape in plan.shapes.items()
+    }
     header = {**(metadata or {}), "format": "dicode_jax"}
-    path = folder / WEIGHTS_FILE
-    write_safetensors(path, arrays, DTYPES[dtype], metadata=header, progress=progress)
+    write_safetensors(folder / WEIGHTS_FILE, arrays, metadata=header, progress=progress)
     config_lib.to_json(config, folder / CONFIG_FILE)
+
+
+Pieces = Callable[[], Iterable[np.ndarray]]
 
 
 def write_safetensors(
     path: pathlib.Path,
-    arrays: Mapping[str, tuple[tuple[int, ...], Callable[[], Iterator[np.ndarray]]]],
-    dtype: np.dtype,
+    arrays: Mapping[str, tuple[tuple[int, ...], np.dtype, Pieces]],
     *,
     metadata: Mapping[str, str],
     progress: bool = True,
@@ -347,25 +353,31 @@ def write_safetensors(
     """Streams floating-point arrays into a safetensors file that appears when it is whole.
 
     Args:
-      arrays: Name -> shape and a function that gives its values in pieces along the first axis.
-      dtype: All are stored as this.
+      arrays: Name -> shape, dtype to store, and a function that gives the values in pieces along
+        the first axis; written in this order, but the wider types first, which keeps all aligned.
 
     Raises:
-      UserError: A number is NaN or infinite, or becomes so in `dtype`, or the disk is full.
+      UserError: A number is NaN or infinite, or becomes so when it is stored, or the disk is full.
     """
-    code = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}[dtype.name]
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    ordered = sorted(arrays.items(), key=lambda item: -item[1][1].itemsize)
     end = 0
-    for name, (shape, _) in sorted(arrays.items()):
+    for name, (shape, dtype, _) in ordered:
         start, end = end, end + math.prod(shape) * dtype.itemsize
+        code = _CODES[dtype.name]
         header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
-    bar = tqdm(total=end, unit="B", unit_scale=True, desc=f"writing {path.parent.name}",
-               disable=None if progress else True)  # fmt: skip
+    bar = tqdm(
+        total=end,
+        unit="B",
+        unit_scale=True,
+        desc=f"writing {path.parent.name}",
+        disable=None if progress else True,
+    )
     with atomic_path(path) as temporary, temporary.open("wb") as file, bar:
         file.write(struct.pack("<Q", len(head)) + head)
-        for name, (_, pieces) in sorted(arrays.items()):
+        for name, (_, dtype, pieces) in ordered:
             for piece in pieces():
                 values = finite(name, piece, dtype)
                 file.write(values.reshape(-1).view(np.uint8))
