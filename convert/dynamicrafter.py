@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convert import autoencoder_kl, buffers, command, constants, found, open_clip, resampler, unet3d
+from convert.dicode_config import schedule_from_original
+from convert.original_yaml import read_options
 from convert.plan import Plan, plan, shapes_of, write_module
 from convert.rules import ConversionError, Rule, Rules, prefixed, to_numpy
 from convert.sources import LazyTensor, open_source
@@ -110,7 +112,7 @@ class Part(NamedTuple):
     Attributes:
       plan: What goes where.
       config: Builds the module.
-      origin: A key of `model_card.LICENCES`.
+      origin: Keys of `model_card.LICENCES`, with commas between.
     """
 
     plan: Plan
@@ -132,7 +134,7 @@ def find_variant(source: Mapping[str, Any], wanted: str | None = None) -> str:
             f"no DynamiCrafter checkpoint: it has no {FIRST_CONV} (its keys start with "
             f"{', '.join(sorted({key.split('.')[0] for key in source})[:4])})"
         )
-    if source[FIRST_CONV].shape[1] == 4:
+    if tuple(source[FIRST_CONV].shape[1:2]) == (4,):
         raise UserError(
             "this UNet takes four channels, so it was made from DynamiCrafter and is not one; "
             "for DiCoDe's tokenizer use convert.dicode --tokenizer"
@@ -140,8 +142,8 @@ def find_variant(source: Mapping[str, Any], wanted: str | None = None) -> str:
     if any(key.startswith(UNET) and key.endswith(".alpha") for key in source):
         possible = ["256"]
     elif "scale_arr" in source and hasattr(source["scale_arr"], "numpy"):
-        floor = float(to_numpy(source["scale_arr"])[-1])
-        possible = ["1024"] if abs(floor - 0.3) < 0.01 else ["512", "512_interp"]
+        low = to_numpy(source["scale_arr"]).min(initial=1.0)
+        possible = ["1024"] if abs(low - 0.3) < 0.01 else ["512", "512_interp"]
     else:
         possible = ["512", "512_interp", "1024"]
     if wanted is not None and wanted not in possible:
@@ -169,11 +171,11 @@ def find_configs(source: Mapping[str, Any], variant: Variant) -> dict[str, found
         default_fs=variant.default_fs,
         text_context_len=text.config.max_seq_len,
     )
-    per_frame = queries.config.num_queries
+    name = "image_tokens_per_frame"  # told by the resampler, not by the UNet
+    config = dataclasses.replace(unet.config, **{name: queries.config.num_queries})
+    assumed = {key: value for key, value in unet.assumed.items() if key != name}
     return {
-        "unet": dataclasses.replace(
-            unet, config=dataclasses.replace(unet.config, image_tokens_per_frame=per_frame)
-        ),
+        "unet": found.Found(config, assumed),
         "autoencoder": found.autoencoder(keys.below(AUTOENCODER)),
         "text_tower": text,
         "image_tower": found.clip_vision(keys.below(f"{IMAGE_TOWER}visual.")),
@@ -258,7 +260,7 @@ def plan_for_dicode(source: Mapping[str, Any], configs: Mapping[str, Any]) -> di
     )
     decoder.problems.extend(text.problems)
     return {
-        "tokenizer": Part(tokenizer, config, "dynamicrafter"),
+        "tokenizer": Part(tokenizer, config, "dynamicrafter,open_clip"),
         "decoder": Part(decoder, decoder_config, "dynamicrafter"),
     }
 
@@ -270,6 +272,41 @@ def problems(source: Mapping[str, Any], parts: Mapping[str, Part]) -> list[str]:
     stray = [key for key in source if not key.startswith(known) and key not in names]
     lines = [f"unused source key: {key}" for key in sorted(stray)]
     return lines + [line for part in parts.values() for line in part.plan.problems]
+
+
+def contradictions(
+    options: Mapping[str, Any], configs: Mapping[str, found.Found], variant: Variant, name: str
+) -> list[str]:
+    """Where an original configuration contradicts what the weights tell.
+
+    Args:
+      options: Arguments of its `model` node.
+      name: For the lines, the file's.
+
+    Raises:
+      UserError: It is no configuration of DynamiCrafter.
+    """
+    try:
+        first_stage = options["first_stage_config"]["params"]
+        idle = ("monitor", "lossconfig", "ckpt_path")
+        given = {
+            "unet": unet3d.config_from_original(options["unet_config"]),
+            "autoencoder": autoencoder_kl.config_from_original(
+                {key: value for key, value in first_stage.items() if key not in idle}
+            ),
+            "resampler": resampler.config_from_original(options["image_proj_stage_config"]),
+        }
+        schedule = schedule_from_original(options)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{name} is no configuration of DynamiCrafter: {error}") from error
+    lines = [
+        f"{part}.{line}"
+        for part, config in given.items()
+        for line in found.differences(name, configs[part].config, config, configs[part].assumed)
+    ]
+    if schedule != variant.schedule:
+        lines.append(f"schedule: {variant.schedule} by the weights, {schedule} by {name}")
+    return lines
 
 
 def convert(args: argparse.Namespace, report: dict[str, Any]) -> None:
@@ -288,6 +325,8 @@ def convert(args: argparse.Namespace, report: dict[str, Any]) -> None:
     if args.for_dicode:
         report["cut"] = {FIRST_CONV: "input channels of the latents", QUERIES: "one frame"}
     wrong = problems(source, parts) + buffers.compare(source, variant.schedule)
+    if args.yaml is not None:
+        wrong += contradictions(read_options(args.yaml), configs, variant, args.yaml)
     if wrong:
         raise ConversionError(wrong)
     text = None
@@ -349,6 +388,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="CLIP's vocabulary: a tokenizer.json or OpenCLIP's bpe_simple_vocab_16e6.txt.gz; "
         "without it the pipeline knows the empty prompt only",
+    )
+    options.add_argument(
+        "--yaml", metavar="FILE", help="the original's config, checked against the weights"
     )
     return command.run(convert, options, argv)
 

@@ -15,7 +15,7 @@ from tiny import random_module
 
 from convert import dynamicrafter as command
 from convert import open_clip
-from dicode_jax import weights
+from dicode_jax import model_card, weights
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
 from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
@@ -24,6 +24,7 @@ from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.models.unet3d import UNet3DConfig
 from dicode_jax.nn.resampler import ResamplerConfig
+from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines.dynamicrafter import PARTS, DynamiCrafterPipeline
 
 VARIANTS = ("256", "512", "512_interp", "1024")
@@ -109,7 +110,7 @@ def modules(name="256"):
     learnable = command.VARIANTS[name].learnable_image_scale
     configs = TINY | {"unet": dataclasses.replace(TINY["unet"], learnable_image_scale=learnable)}
     return {
-        part: random_module(lambda kind=kind, part=part: kind(configs[part], rngs=nnx.Rngs(0)))
+        part: random_module(lambda kind=kind, part=part: kind(configs[part], rngs=ShapeRngs()))
         for part, (kind, _) in PARTS.items()
     }
 
@@ -245,6 +246,10 @@ def test_what_does_not_fit_is_one_line_and_nothing_is_written(tmp_path, capsys, 
     schedule = dataclasses.replace(command.VARIANTS["256"].schedule, zero_terminal_snr=True)
     other = checkpoint | {"betas": np.asarray(schedule.table("betas"), np.float32)}
     assert "noise schedule in the checkpoint" in refused(capsys, tmp_path, other)
+    odd = checkpoint | {conv: np.zeros(3, np.float32)}
+    assert f"{conv} has shape (3,)" in refused(capsys, tmp_path, odd)
+    odd = checkpoint | {"scale_arr": np.zeros((), np.float32)}
+    assert "noise schedule in the checkpoint" in refused(capsys, tmp_path, odd)
     broken = checkpoint | {out: np.full_like(checkpoint[out], np.nan)}
     assert "NaN" in refused(capsys, tmp_path, broken)
 
@@ -260,10 +265,10 @@ def test_start_of_dicode_keeps_the_latents_channels_and_one_frame(tmp_path, part
     assert run(tmp_path, checkpoint, "--for-dicode") == 0
     out = tmp_path / "out"
     tokenizer, _ = weights.load_module(
-        out / "tokenizer", lambda c: DeepTokenizer(c, rngs=nnx.Rngs(0)), DeepTokenizerConfig
+        out / "tokenizer", lambda c: DeepTokenizer(c, rngs=ShapeRngs()), DeepTokenizerConfig
     )
     decoder, cfg = weights.load_module(
-        out / "decoder", lambda c: ClipDecoder(c, rngs=nnx.Rngs(0)), ClipDecoderConfig
+        out / "decoder", lambda c: ClipDecoder(c, rngs=ShapeRngs()), ClipDecoderConfig
     )
     whole, cut = (weights.named_arrays(m) for m in (parts["unet"], decoder.unet))
     conv = "down_stages.0.layers.0.kernel"
@@ -272,11 +277,84 @@ def test_start_of_dicode_keeps_the_latents_channels_and_one_frame(tmp_path, part
         np.testing.assert_array_equal(cut[path], array, path)
     queries = parts["resampler"].latents[...]
     np.testing.assert_array_equal(tokenizer.resampler.latents[...], queries[:2])
+    notes = model_card.licence_notes(model_card.inspect(out))
+    assert [note.split(":")[0] for note in notes] == ["DynamiCrafter", "OpenCLIP ViT-H/14 of LAION"]
     assert cfg.schedule.zero_terminal_snr
     assert cfg.unet.context_rule == "per_frame"
     text, ids = parts["text_tower"], jnp.array([[18, 19, 0, 0, 0, 0]])
-    np.testing.assert_allclose(decoder.text_context[...], text(ids)[0], atol=1e-5)
-    np.testing.assert_allclose(decoder.null_tokens[...], tokenizer.null_tokens(), atol=1e-5)
+    want = nnx.jit(lambda text: text(ids)[0])(text)
+    np.testing.assert_allclose(decoder.text_context[...], want, atol=1e-5)
+    want = nnx.jit(lambda tokenizer: tokenizer.null_tokens())(tokenizer)
+    np.testing.assert_allclose(decoder.null_tokens[...], want, atol=1e-5)
+
+
+def original_options(name):
+    """What the release's YAML says of the model, at full size."""
+    variant = command.VARIANTS[name]
+    schedule = variant.schedule
+    unet = {
+        "in_channels": 8,
+        "out_channels": 4,
+        "model_channels": 320,
+        "attention_resolutions": [4, 2, 1],
+        "num_res_blocks": 2,
+        "channel_mult": [1, 2, 4, 4],
+        "num_head_channels": 64,
+        "context_dim": 1024,
+        "use_linear": True,
+        "temporal_conv": True,
+        "use_relative_position": False,
+        "temporal_length": 16,
+        "addition_attention": True,
+        "image_cross_attention": True,
+        "image_cross_attention_scale_learnable": variant.learnable_image_scale,
+        "default_fs": variant.default_fs,
+        "fs_condition": True,
+    }
+    sizes = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3}
+    sizes |= {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": []}
+    queries = {"dim": 1024, "depth": 4, "dim_head": 64, "heads": 12, "num_queries": 16}
+    queries |= {"embedding_dim": 1280, "output_dim": 1024, "ff_mult": 4, "video_length": 16}
+    return {
+        "linear_start": schedule.linear_start,
+        "linear_end": schedule.linear_end,
+        "rescale_betas_zero_snr": schedule.zero_terminal_snr,
+        "parameterization": schedule.parameterization,
+        "use_dynamic_rescale": schedule.base_scale is not None,
+        "base_scale": schedule.base_scale or 0.7,
+        "unet_config": {"target": "x", "params": unet},
+        "first_stage_config": {
+            "target": "x",
+            "params": {"embed_dim": 4, "monitor": "val/rec_loss", "ddconfig": sizes},
+        },
+        "image_proj_stage_config": {"target": "x", "params": queries},
+    }
+
+
+@pytest.mark.parametrize("name", ["256", "1024"])
+def test_the_originals_own_configuration_agrees_and_another_does_not(name):
+    _, source = full_size(name)
+    variant = command.VARIANTS[name]
+    configs = command.find_configs(source, variant)
+    options = original_options(name)
+    assert command.contradictions(options, configs, variant, "c.yaml") == []
+    options["unet_config"]["params"]["model_channels"] = 256
+    options["parameterization"] = "x0"
+    lines = command.contradictions(options, configs, variant, "c.yaml")
+    assert lines[0] == "unet.model_channels: 320 by the weights, 256 by c.yaml"
+    assert lines[1].startswith("schedule: ")
+    with pytest.raises(UserError, match=r"c.yaml is no configuration of DynamiCrafter"):
+        command.contradictions({}, configs, variant, "c.yaml")
+
+
+def test_a_yaml_file_is_read_and_compared(tmp_path, checkpoint, capsys):
+    yaml = pytest.importorskip("yaml")
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump({"model": {"params": original_options("256")}}))
+    line = refused(capsys, tmp_path, checkpoint, "--yaml", str(file))
+    assert f"by {file}" in line
+    file.write_text("- : [")
+    assert "not a readable YAML file" in refused(capsys, tmp_path, checkpoint, "--yaml", str(file))
 
 
 def test_a_vocabulary_is_put_beside_the_weights(tmp_path, checkpoint, capsys):
