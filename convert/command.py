@@ -75,7 +75,7 @@ def run(
             if args.report:
                 _write_report(args.report, report)
         return status
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"{options.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -17,6 +17,7 @@ from convert import (
     gpt2,
     hugging_face,
     open_clip,
+    original_yaml,
 )
 from convert.dicode_config import SystemConfig, config_from_original
 from convert.found import Found, differences
@@ -41,6 +42,7 @@ TOKENIZER_FILES = ("pytorch_model.bin", "pytorch_model.safetensors", "model.safe
 LM_FILES = ("gpt2_large.bin", "gpt2_large.pt", "gpt2_large.safetensors")
 CLIP_FILES = ("open_clip_pytorch_model.bin", "open_clip_model.safetensors")
 TEXT_FOLDER = "gpt2-large"
+CLIP_FIELDS = ("tokenizer.vision.", "text.")  # what the original's YAML does not say either
 
 DESCRIPTION = """\
 Convert the official files of DiCoDe to a folder that DiCoDePipeline.from_pretrained loads.
@@ -202,12 +204,15 @@ class System:
     def __init__(
         self, tensors: Mapping[str, Any], report: dict[str, Any], *, yaml: str | None = None
     ):
-        options = None if yaml is None else _read_yaml(yaml)
+        options = None if yaml is None else original_yaml.read_options(yaml)
         clip = None if options is None else _read_clip(options, yaml)
         found = dicode_found.system(tensors, clip)
         self.config, self.problems = _reconciled(found, options, yaml)
-        report["config"] = _without_lm(self.config)
-        report["assumed"] = dict(found.assumed) if yaml is None else {}
+        sizes = config_lib.to_dict(self.config)
+        report["config"] = {k: v for k, v in sizes.items() if k not in dicode_found.TRAINING}
+        clip_only = {k: v for k, v in found.assumed.items() if k.startswith(CLIP_FIELDS)}
+        report["assumed"] = dict(found.assumed) if yaml is None else {} if clip else clip_only
+        report["assumed"]["pipeline"] = config_lib.to_dict(pipeline_config(self.config))
         cfg = self.config
         self.problems += dicode.stray_keys(tensors) + dicode.check_schedule(tensors, cfg.decoder)
         if "alphas_cumprod" in tensors:  # then the schedule was compared
@@ -244,6 +249,7 @@ class System:
         )
         for part in (self.tokenizer, self.text, self.decoder):
             self.problems += part.problems
+        report["empty_prompt"] = self.text.report()
 
 
 def plan_lm(
@@ -328,7 +334,7 @@ def _reconciled(
         given = config_from_original({"clip": clip, **options})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is no configuration of DiCoDe: {error}") from error
-    free = {**found.assumed, "loss": None, "trainable": None, "lm": None}
+    free = found.assumed | dict.fromkeys(dicode_found.TRAINING)
     return given, differences(path, found.config, given, free)
 
 
@@ -338,24 +344,6 @@ def _read_clip(options: Mapping[str, Any], path: str) -> CLIPConfig | None:
         return open_clip.config_from_original(options["clip"]) if "clip" in options else None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: clip is no configuration of OpenCLIP: {error}") from error
-
-
-def _read_yaml(path: str) -> Mapping[str, Any]:
-    """The arguments of the original's `model` node."""
-    import yaml
-
-    try:
-        node = yaml.safe_load(pathlib.Path(path).read_text())
-        node = node.get("model", node)
-        return dict(node.get("params", node))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is not a readable YAML file: {error}") from error
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no configuration of DiCoDe: {error}") from error
-
-
-def _without_lm(cfg: SystemConfig) -> dict[str, Any]:
-    return {k: v for k, v in config_lib.to_dict(cfg).items() if k != "lm"}
 
 
 def _check_together(

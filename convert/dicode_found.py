@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from convert import dicode, found
+from convert import dicode, found, open_clip
 from convert.dicode_config import SystemConfig
 from convert.found import Found, Keys
 from convert.rules import to_numpy
@@ -18,6 +18,9 @@ from dicode_jax.models.gpt2 import GPT2Config
 RELEASED = NoiseSchedule(
     linear_start=0.00085, linear_end=0.012, zero_terminal_snr=True, parameterization="v"
 )
+TRAINING = ("loss", "trainable", "lm")
+"""Fields of `SystemConfig` that are no part of what a conversion writes."""
+
 _NUM_SPECIAL = 66  # image tokens at the end of the vocabulary
 
 
@@ -35,10 +38,10 @@ def system(source: Mapping[str, Any], clip: CLIPConfig | None = None) -> Found:
         first = next(iter(source), "none")
         raise UserError(f"the checkpoint has no {dicode.UNET}* (its first key is {first})")
     keys = Keys(source)
-    wide = {} if clip is None else {"head_dim": _head_dim(clip.vision)}
-    vision = found.clip_vision(keys.below(dicode.IMAGE_TOWER + "visual."), **wide)
-    wide = {} if clip is None else {"head_dim": _head_dim(clip.text)}
-    text = found.clip_text(keys.below(dicode.TEXT_TOWER), **wide)
+    hints = {} if clip is None else open_clip.tower_hints(clip.vision)
+    vision = found.clip_vision(keys.below(dicode.IMAGE_TOWER + "visual."), **hints)
+    hints = {} if clip is None else open_clip.tower_hints(clip.text)
+    text = found.clip_text(keys.below(dicode.TEXT_TOWER), **hints)
     unet = found.unet(
         keys.below(dicode.UNET),
         context_rule="per_frame",
@@ -73,7 +76,9 @@ def system(source: Mapping[str, Any], clip: CLIPConfig | None = None) -> Found:
         },
         {"schedule": RELEASED},
     )
-    return found.found(SystemConfig, {"tokenizer": tokenizer, "decoder": decoder, "text": text})
+    whole = found.found(SystemConfig, {"tokenizer": tokenizer, "decoder": decoder, "text": text})
+    written = {k: v for k, v in whole.assumed.items() if k not in TRAINING}
+    return Found(whole.config, written)
 
 
 def language_model(agent: Mapping[str, Any], body: GPT2Config | None = None) -> Found:
@@ -87,8 +92,8 @@ def language_model(agent: Mapping[str, Any], body: GPT2Config | None = None) -> 
       UserError: Keys are missing, or the shapes make no sense.
     """
     keys = Keys(agent)
-    wide = {} if body is None else {"head_dim": _head_dim(body)}
-    body = found.gpt2(keys.below("llm.transformer."), **wide)
+    hints = {} if body is None else {"head_dim": body.embed_dim // body.num_heads}
+    body = found.gpt2(keys.below("llm.transformer."), **hints)
     mlp_dim, token_dim = keys.shape("input_resampler.0.weight", 2)
     outputs = keys.shape("output_resampler.2.weight", 2)[0]
     num_tokens = keys.shape("video_pos_token.pos_token", 3)[1]
@@ -119,7 +124,3 @@ def language_model(agent: Mapping[str, Any], body: GPT2Config | None = None) -> 
     if "pre_normalizer" in keys:
         told["pre_normalizer"] = tuple(to_numpy(agent["pre_normalizer"]).reshape(-1).tolist())
     return found.found(DiCoDeLMConfig, told, assumed)
-
-
-def _head_dim(cfg: Any) -> int:
-    return cfg.embed_dim // cfg.num_heads

@@ -89,10 +89,14 @@ def found(kind: type, told: Mapping[str, Any], assumed: Mapping[str, Any] | None
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"the shapes make no {kind.__name__}: {error}") from error
     free = {f.name for f in dataclasses.fields(kind)} - set(plain)
-    rest = {name: getattr(config, name) for name in sorted(free)}
+    rest = {name: _plain(getattr(config, name)) for name in sorted(free)}
     for name, part in parts.items():
         rest |= {f"{name}.{key}": value for key, value in part.assumed.items()}
     return Found(config, rest)
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
 
 
 def heads(width: int, head_dim: int, where: str) -> int:
@@ -260,11 +264,18 @@ def resampler(
     return found(ResamplerConfig, told, {"head_dim": head_dim, "video_length": video_length})
 
 
-def clip_vision(keys: Keys, *, head_dim: int | None = None, activation: str = "gelu") -> Found:
+def clip_vision(
+    keys: Keys,
+    *,
+    head_dim: int | None = None,
+    mlp_ratio: float | None = None,
+    activation: str = "gelu",
+) -> Found:
     """An image tower (keys below `visual.`).
 
     Args:
       head_dim: Where it is known; by default that of OpenCLIP's model of this size.
+      mlp_ratio: As a config writes it, with fewer digits.
       activation: Released value.
     """
     width, _, patch, _ = keys.shape("conv1.weight", 4)
@@ -275,7 +286,9 @@ def clip_vision(keys: Keys, *, head_dim: int | None = None, activation: str = "g
         "patch_size": patch,
         "embed_dim": width,
         "num_layers": layers,
-        "mlp_ratio": _ratio(keys.shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0], width),
+        "mlp_ratio": _ratio(
+            keys.shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0], width, mlp_ratio
+        ),
         "output_dim": keys.shape("proj", 2)[1] if "proj" in keys else None,
     }
     head_dim = head_dim or _VISION_HEAD_DIMS.get((width, layers), HEAD_DIM)
@@ -283,11 +296,18 @@ def clip_vision(keys: Keys, *, head_dim: int | None = None, activation: str = "g
     return found(CLIPVisionConfig, told, {"num_heads": number, "activation": activation})
 
 
-def clip_text(keys: Keys, *, head_dim: int = HEAD_DIM, activation: str = "gelu") -> Found:
+def clip_text(
+    keys: Keys,
+    *,
+    head_dim: int = HEAD_DIM,
+    mlp_ratio: float | None = None,
+    activation: str = "gelu",
+) -> Found:
     """A text tower.
 
     Args:
       head_dim: Of OpenCLIP's models.
+      mlp_ratio: As a config writes it, with fewer digits.
       activation: Released value.
     """
     vocab, width = keys.shape("token_embedding.weight", 2)
@@ -296,7 +316,9 @@ def clip_text(keys: Keys, *, head_dim: int = HEAD_DIM, activation: str = "gelu")
         "vocab_size": vocab,
         "embed_dim": width,
         "num_layers": keys.count("transformer.resblocks."),
-        "mlp_ratio": _ratio(keys.shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0], width),
+        "mlp_ratio": _ratio(
+            keys.shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0], width, mlp_ratio
+        ),
         "output_dim": keys.shape("text_projection", 2)[1],
     }
     number = heads(width, head_dim, f"{keys.prefix}transformer")
@@ -357,5 +379,9 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _ratio(wide: int, narrow: int) -> float:
-    return wide / narrow
+def _ratio(wide: int, narrow: int, given: float | None = None) -> float:
+    """A factor that gives the wider of two widths, `given` where that one does."""
+    if given is not None and int(narrow * given) == wide:
+        return given
+    ratio = wide / narrow
+    return ratio if int(narrow * ratio) == wide else math.nextafter(ratio, math.inf)
