@@ -175,6 +175,8 @@ def convert(family: Family, args: argparse.Namespace, report: dict[str, Any]) ->
         print(
             f"{len(IMAGE_TOKENS)} rows of the token table are new: normal, standard deviation {std}"
         )
+        if text is None:
+            print(f"{args.folder} holds no tokenizer, so there is none in {out} either")
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
