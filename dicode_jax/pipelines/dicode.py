@@ -129,6 +129,8 @@ class DiCoDePipeline:
         path_or_name: str | os.PathLike | None = None,
         revision: str | None = None,
         *,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
         cache_dir: str | os.PathLike | None = None,
         local_files_only: bool = False,
         token: str | bool | None = None,
@@ -139,6 +141,8 @@ class DiCoDePipeline:
           path_or_name: A folder, the name of a packaged model, or `owner/name` on the Hugging Face
             Hub, which is downloaded once; None for the packaged default.
           revision: Branch, tag or commit on the Hub.
+          dtype: Computing type; None for that of the parameters and inputs.
+          param_dtype: Type of the weights in memory.
           cache_dir: Where downloads are kept; None for the Hub's usual cache.
           local_files_only: Do not reach for the Hub; `HF_HUB_OFFLINE=1` does the same for all.
           token: Access token of the Hub; None for the one that `hf auth login` stored.
@@ -154,12 +158,13 @@ class DiCoDePipeline:
             token=token,
         )
         config = config_lib.from_json(PipelineConfig, folder / weights.CONFIG_FILE)
-        decoder, _ = _load(folder / "decoder", ClipDecoder, ClipDecoderConfig)
+        load = functools.partial(_load, dtype=dtype, param_dtype=param_dtype)
+        decoder = load(folder / "decoder", ClipDecoder, ClipDecoderConfig)
         tokenizer = language_model = text = None
         if (folder / "tokenizer").is_dir():
-            tokenizer, _ = _load(folder / "tokenizer", DeepTokenizer, DeepTokenizerConfig)
+            tokenizer = load(folder / "tokenizer", DeepTokenizer, DeepTokenizerConfig)
         if (folder / "language_model").is_dir():
-            language_model, _ = _load(folder / "language_model", DiCoDeLM, DiCoDeLMConfig)
+            language_model = load(folder / "language_model", DiCoDeLM, DiCoDeLMConfig)
             text = TextTokenizer.from_file(folder / "text")
         return cls(
             tokenizer=tokenizer,
@@ -408,8 +413,10 @@ class DiCoDePipeline:
         return config
 
 
-def _load(folder: pathlib.Path, kind: type, config_type: type) -> tuple[Any, Any]:
-    return weights.load_module(folder, lambda cfg: kind(cfg, rngs=ShapeRngs()), config_type)
+def _load(folder: pathlib.Path, kind: type, config_type: type, *, dtype, param_dtype) -> nnx.Module:
+    options = {"dtype": dtype, "param_dtype": param_dtype}
+    build = lambda cfg: kind(cfg, **options, rngs=ShapeRngs())  # noqa: E731
+    return weights.load_module(folder, build, config_type, param_dtype=param_dtype)[0]
 
 
 def _sample_keys(seed: int, count: int, stream: int) -> Array:
