@@ -115,7 +115,7 @@ KINDS: dict[type, Kind] = {
     ),
     DiCoDeLMConfig: Kind(
         DiCoDeLM,
-        lambda cfg: prefixed(dicode_lm.RULES, dicode.LANGUAGE_MODEL),
+        lambda cfg: prefixed(dicode_lm.rules(cfg.body), dicode.LANGUAGE_MODEL),
         extras=_normalizer,
     ),
     CLIPConfig: Kind(CLIP, lambda cfg: open_clip.CLIP_RULES),
@@ -163,7 +163,7 @@ def original_state_dict(
         for name, index in names(path, shape):
             key, rule = next(original_names(rules, name), (None, None))
             if key is None or key in out:
-                raise AssertionError(f"{name} has no original name of its own ({key})")
+                raise UserError(f"{name} has no name of its own in the original code")
             layer = shape if index is None else shape[1:]
             like = rule.layout.inverse(np.broadcast_to(np.uint8(0), layer)).shape
             read = lambda p=path, i=index, r=rule: r.layout.inverse(keep(p, i))  # noqa: E731

@@ -187,7 +187,7 @@ def planned(tensors, yaml):
         return None, str(error)
 
 
-@settings(FUZZ, max_examples=12)
+@settings(FUZZ, max_examples=6)
 @given(
     key=st.sampled_from(TELLING),
     shape=st.one_of(st.none(), st.lists(st.integers(0, 70), min_size=1, max_size=5)),

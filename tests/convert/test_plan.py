@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -173,6 +174,19 @@ def test_a_convolution_kernel_must_be_one_wide():
     rules = (Rule("a", "a", CONV1X1),)
     (line,) = plan({"a": np.zeros((4, 3, 3, 3), np.float32)}, rules, {"a": (3, 4)}).problems
     assert line == "a: layout conv1x1 cannot take shape (4, 3, 3, 3)"
+
+
+def test_one_tensor_is_in_memory_at_a_time(tmp_path):
+    shape, size = (512, 1024), 2**21
+    one = LazyTensor(shape, np.dtype(np.float32), lambda: np.ones(shape, np.float32))
+    source = {f"t{i}": one for i in range(16)}
+    done = plan(source, (Rule(r"(t\d+)", "{0}", LINEAR),), dict.fromkeys(source, shape[::-1]))
+    tracemalloc.start()
+    write_module(tmp_path, done, Config())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "model.safetensors").stat().st_size > 16 * size
+    assert peak < 4 * size  # the tensor, its transpose, and what the check for NaN takes
 
 
 # The shell of all commands.

@@ -43,6 +43,10 @@ AUTOENCODER = AutoencoderKLConfig(
     channels=8, channel_mult=(1, 2), num_res_blocks=1, num_groups=4, attn_resolutions=(128,)
 )
 BODY = GPT2Config(num_layers=3, num_heads=2, embed_dim=6, max_seq_len=9, vocab_size=80)
+LLAMA = LlamaConfig(
+    num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, embed_dim=8, mlp_dim=10,
+    vocab_size=12, max_seq_len=16, tie_embeddings=False,
+)  # fmt: skip
 CONFIGS = {
     "tokenizer": DeepTokenizerConfig(
         vision=VISION, resampler=RESAMPLER, use_vae=True, vae_decoder=True
@@ -72,9 +76,9 @@ CONFIGS = {
     "resampler": RESAMPLER,
     "gpt2": BODY,
     "gpt2_stacked": GPT2Config(**{**vars(BODY), "scan_layers": True}),
-    "llama": LlamaConfig(
-        num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, embed_dim=8, mlp_dim=10,
-        vocab_size=12, max_seq_len=16, tie_embeddings=False,
+    "llama": LLAMA,
+    "llama_agent": DiCoDeLMConfig(
+        body=LLAMA, num_tokens=3, token_dim=5, image_token_id=11, pad_token_id=3
     ),
 }  # fmt: skip
 
