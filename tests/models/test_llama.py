@@ -165,8 +165,12 @@ def test_only_distances_of_positions_matter_and_padding_leaves_valid_tokens_alon
 def test_half_precision_keeps_parameters_and_residual_stream_in_float32(model, embeds):
     half = random_llama(dtype=jnp.bfloat16)
     assert half.embed_tokens(IDS).dtype == jnp.float32
-    got, cache = half(embeds, cache=half.init_cache(batch=2, size=9))
-    assert got.dtype == cache.k[0].dtype == jnp.bfloat16
+    seen = []
+    norm = half.blocks[1].attn_norm
+    half.blocks[1].attn_norm = lambda x: seen.append(x.dtype) or norm(x)
+    got = jax.jit(lambda x: half(x)[0])(embeds)
+    assert seen == [jnp.float32]
+    assert got.dtype == half.init_cache(batch=2, size=9).k[0].dtype == jnp.bfloat16
     np.testing.assert_allclose(got.astype(jnp.float32), hidden(model, embeds), atol=0.1)  # 8 bits
 
 

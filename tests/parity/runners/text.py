@@ -16,8 +16,8 @@ from dicode_jax.data.text import IMAGE_TOKENS, TextTokenizer
 from parity import harness
 from parity.harness import Check, runner
 
-# Where ours differ on purpose, as `dicode_jax.data.clip_text` says: text that was decoded wrongly is
-# not repaired, and names of special tokens are read as the text that they are.
+# Where ours differ on purpose, as `dicode_jax.data.clip_text` says: wrongly decoded text is not
+# repaired, and names of special tokens are read as the text that they are.
 NOT_AS_CLIP = ("\u00c3", "<end_of_text>")
 
 
