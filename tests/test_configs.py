@@ -10,6 +10,7 @@ from flax import nnx
 from dicode_jax import config as config_lib
 from dicode_jax.models.autoencoder_kl import AutoencoderKL
 from dicode_jax.models.dicode.ar import DiCoDeLM
+from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import is_constant
 from dicode_jax.models.dicode.representation import RepresentationModel
 from dicode_jax.nn.rngs import ShapeRngs
@@ -41,6 +42,13 @@ def test_config_builds_under_eval_shape_and_survives_json(path, tmp_path):
     assert count(nnx.eval_shape(lambda: build(config))) > 100_000
     config_lib.to_json(config, tmp_path / "config.json")
     assert config_lib.from_json(type(config), tmp_path / "config.json") == config
+
+
+def test_a_body_that_was_stored_without_its_kind_is_gpt2():
+    config = config_lib.load_config_file(FOLDER / "gpt2_large.py").model
+    data = config_lib.to_dict(config)
+    assert data["body"].pop("kind") == "gpt2"
+    assert config_lib.from_dict(DiCoDeLMConfig, data) == config
 
 
 def test_tokenizer_256_has_the_released_parameter_counts():
