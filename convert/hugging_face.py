@@ -14,7 +14,7 @@ from convert import command
 from convert.plan import load_module, plan, shapes_of, write_module
 from convert.rules import ConversionError, Rules, to_numpy
 from convert.sources import LazyTensor, open_source
-from dicode_jax.config import to_dict
+from dicode_jax import config as config_lib
 from dicode_jax.data.text import IMAGE_TOKENS, TextTokenizer
 from dicode_jax.errors import UserError
 from dicode_jax.models.language_model import BodyConfig, build_body
@@ -134,18 +134,15 @@ def convert(family: Family, args: argparse.Namespace, report: dict[str, Any]) ->
     """
     out = pathlib.Path(args.out)
     command.check_folder(out, overwrite=args.overwrite)
-    original = read_config(args.folder)
-    try:
-        cfg = family.config_from_original(original)
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        path = args.folder / "config.json"
-        raise UserError(f"{path} is not a config of {family.title}: {reason}") from error
+    cfg, std = _read_family(family, args.folder)
     source = open_source(args.folder)
+    if cfg.num_layers > len(source):
+        raise UserError(
+            f"config.json names {cfg.num_layers} layers, but there are only {len(source)} tensors"
+        )
     tensors: dict[str, Any] = dict(source)
     text = None
     if args.for_dicode:
-        std = float(original.get("initializer_range", 0.02))
         cfg = dataclasses.replace(cfg, vocab_size=cfg.vocab_size + len(IMAGE_TOKENS))
         for name in (table_of(family, tensors), "lm_head.weight"):
             if name in tensors and len(tensors[name].shape) == 2:
@@ -160,7 +157,7 @@ def convert(family: Family, args: argparse.Namespace, report: dict[str, Any]) ->
                 )
     target = shapes_of(lambda: build_body(cfg, rngs=ShapeRngs()))
     done = plan(tensors, family.rules(cfg), target)
-    report |= done.report() | {"left_out": source.left_out, "config": to_dict(cfg)}
+    report |= done.report() | {"left_out": source.left_out, "config": config_lib.to_dict(cfg)}
     done.check()
     _check_head(family, cfg, tensors)
     report["sources"] = command.hashes(source)
@@ -177,6 +174,22 @@ def convert(family: Family, args: argparse.Namespace, report: dict[str, Any]) ->
         )
         if text is None:
             print(f"{args.folder} holds no tokenizer, so there is none in {out} either")
+
+
+def _read_family(family: Family, folder: pathlib.Path) -> tuple[BodyConfig, float]:
+    """The configuration in a folder, and the standard deviation of fresh weights."""
+    original = read_config(folder)
+    try:
+        cfg = family.config_from_original(original)
+        config_lib.from_dict(type(cfg), config_lib.to_dict(cfg))  # every value has its type
+        std = original.get("initializer_range", 0.02)
+        if not isinstance(std, float) or not 0 < std < 1:
+            raise ValueError(f"initializer_range must be between 0 and 1, got {std!r}")
+    except (UserError, ValueError, KeyError, TypeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        path = folder / "config.json"
+        raise UserError(f"{path} is not a config of {family.title}: {reason}") from error
+    return cfg, std
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:

@@ -150,6 +150,9 @@ def without(key):
         ({"model_type": "llama"}, checkpoint(), "is not a config of GPT-2: model_type='llama'"),
         ({"n_embd": 8}, checkpoint(), "is not a config of GPT-2: no 'n_layer'"),
         (CONFIG | {"n_layer": "two"}, checkpoint(), "is not a config of GPT-2"),
+        (CONFIG | {"n_layer": 2.0}, checkpoint(), "num_layers"),
+        (CONFIG | {"n_layer": 10**9}, checkpoint(), "names 1000000000 layers"),
+        (CONFIG | {"initializer_range": None}, checkpoint(), "initializer_range must be"),
     ],
 )
 def test_what_does_not_fit_is_one_line_and_leaves_nothing(
