@@ -81,6 +81,13 @@ def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
             f"the text tokenizer has {text.vocab_size} ids, the model's vocabulary "
             f"{config.model.body.vocab_size}"
         )
+    ids = (text.pad_id, text.image_start_id)
+    wanted = (config.model.pad_token_id, config.model.image_token_id)
+    if ids != wanted:
+        raise UserError(
+            f"the text tokenizer pads with id {ids[0]} and has <img> at {ids[1]}, the model's "
+            f"config says {wanted[0]} and {wanted[1]}"
+        )
     model = _Reader(DiCoDeLM(config.model, rngs=nnx.Rngs(config.seed)), tokenizer)
     if config.init is not None:
         earlier, earlier_config = weights.load_module(

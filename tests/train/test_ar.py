@@ -94,11 +94,14 @@ def test_training_starts_from_a_converted_body_however_its_layers_are_kept(confi
         np.testing.assert_array_equal(got["blocks.attn.q.kernel"][i], want)
 
 
-def test_another_body_is_refused_with_the_difference(config, tmp_path):
+def test_another_body_or_text_is_refused_with_the_difference(config, tmp_path):
     other = dataclasses.replace(config.model.body, rope_scaling=RotaryScaling())
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, body=other))
     with pytest.raises(UserError, match="holds another body than --config's: rope_scaling None"):
         ar.build(other, tmp_path)
+    moved = dataclasses.replace(config.model, pad_token_id=3)
+    with pytest.raises(UserError, match=r"pads with id \d+ .* config says 3 and"):
+        ar.build(dataclasses.replace(config, model=moved), tmp_path)
     with pytest.raises(ValueError, match="leave body_init out"):
         dataclasses.replace(config, init="runs/ar/model")
 
