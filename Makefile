@@ -6,6 +6,7 @@
 #   PROMPT="a small blue cross moves up on a gray background"   VIDEO=path/to/a/video   SEED=0   STEPS=50
 #   PYTHON=python3.12                   the interpreter that .venv is made from
 #   PYTEST_ARGS="-k unet"               what pytest gets besides the defaults
+#   TORCH=torch==2.13.0                 what pip installs to test the reading of torch files; none by default
 
 PROMPT ?= a red circle moves right on a black background
 VIDEO ?=
@@ -14,6 +15,7 @@ STEPS ?= 50
 OUT ?= outputs/demo
 VENV ?= .venv
 PYTEST_ARGS ?=
+TORCH ?=
 
 # The first interpreter that is new enough.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -36,7 +38,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help demo test clean
 
 help:
-	@sed -n '1,9s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
+	@sed -n '1,10s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 # $(call install,what,stamp): an editable install, repeated only when pyproject.toml changes.
 define install
@@ -80,6 +82,7 @@ demo: $(VENV)/.installed-core
 
 # At most four workers: each needs about 1 GB.
 test: $(VENV)/.installed-test
+	@if [ -n "$(TORCH)" ]; then $(BIN)/python -m pip install --quiet "$(TORCH)"; fi
 	@$(BIN)/ruff format --check --quiet . || { \
 	  $(BIN)/ruff format --check . ; echo "mend with: $(BIN)/ruff format ." >&2; exit 1; }
 	@$(BIN)/ruff check .

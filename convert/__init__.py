@@ -21,6 +21,8 @@ KINDS: dict[str, str] = {
     "clip_vision": "convert.open_clip:vision_from_torch",
     "clip_text": "convert.open_clip:text_from_torch",
     "gpt2": "convert.gpt2:from_torch",
+    "llama": "convert.llama:from_torch",
+    "t5": "convert.t5:from_torch",
     "dicode_lm": "convert.dicode_lm:from_torch",
     "dicode_tokenizer": "convert.dicode:tokenizer_from_torch",
     "dicode_decoder": "convert.dicode:decoder_from_torch",

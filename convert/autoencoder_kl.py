@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from convert.rules import CONV1X1, CONV2D, Rule, Rules, load_module
+from convert.plan import load_module
+from convert.rules import CONV1X1, CONV2D, Rule, Rules
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.nn.rngs import ShapeRngs
 
@@ -43,19 +44,23 @@ def _attention(source: str, target: str) -> tuple[Rule, ...]:
     )
 
 
+def _side(side: str, way: str) -> tuple[Rule, ...]:
+    """Encoder (levels under `down`) or decoder (under `up`)."""
+    level = rf"{side}\.{way}\.(\d+)"
+    return (
+        *_conv(rf"{side}\.conv_(in|out)", f"{side}.conv_{{0}}"),
+        *_affine(rf"{side}\.norm_out", f"{side}.norm_out"),
+        *_resnet(rf"{level}\.block\.(\d+)", f"{side}.levels.{{0}}.blocks.{{1}}"),
+        *_attention(rf"{level}\.attn\.(\d+)", f"{side}.levels.{{0}}.attentions.{{1}}"),
+        *_conv(rf"{level}\.{way}sample\.conv", f"{side}.levels.{{0}}.resample.conv"),
+        *_resnet(rf"{side}\.mid\.block_(\d)", f"{side}.middle.block{{0}}"),
+        *_attention(rf"{side}\.mid\.attn_1", f"{side}.middle.attention"),
+    )
+
+
 RULES: Rules = (
-    *_conv(r"(encoder|decoder)\.conv_(in|out)", "{0}.conv_{1}"),
-    *_affine(r"(encoder|decoder)\.norm_out", "{0}.norm_out"),
-    *_resnet(r"(encoder|decoder)\.(?:down|up)\.(\d+)\.block\.(\d+)", "{0}.levels.{1}.blocks.{2}"),
-    *_attention(
-        r"(encoder|decoder)\.(?:down|up)\.(\d+)\.attn\.(\d+)", "{0}.levels.{1}.attentions.{2}"
-    ),
-    *_conv(
-        r"(encoder|decoder)\.(?:down|up)\.(\d+)\.(?:down|up)sample\.conv",
-        "{0}.levels.{1}.resample.conv",
-    ),
-    *_resnet(r"(encoder|decoder)\.mid\.block_(\d)", "{0}.middle.block{1}"),
-    *_attention(r"(encoder|decoder)\.mid\.attn_1", "{0}.middle.attention"),
+    *_side("encoder", "down"),
+    *_side("decoder", "up"),
     *_conv("quant_conv", "quant", CONV1X1),
     *_conv("post_quant_conv", "post_quant", CONV1X1),
 )

@@ -6,23 +6,20 @@ either used, skipped for a stated reason, or an error. A checkpoint brings its o
 buffers: they are compared with those of the configuration, and a difference is an error too.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from convert import autoencoder_kl, dicode_lm, open_clip, resampler, unet3d
-from convert.rules import LINEAR, ConversionError, Rule, Rules, load_module, prefixed, to_numpy
-from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS, NoiseSchedule
-from dicode_jax.models.clip import CLIPConfig, CLIPText, CLIPTextConfig
+from convert import autoencoder_kl, buffers, dicode_lm, open_clip, resampler, unet3d
+from convert.dicode_config import SystemConfig, config_from_original
+from convert.plan import load_module
+from convert.rules import LINEAR, ConversionError, Rule, Rules, prefixed, to_numpy
+from dicode_jax.models.clip import CLIPText, CLIPTextConfig
 from dicode_jax.models.dicode.ar import DiCoDeLM
-from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
-from dicode_jax.models.dicode.tokenizer_loss import TokenizerLossConfig
-from dicode_jax.models.dicode.trainable import TrainableParts
 from dicode_jax.nn.rngs import ShapeRngs
 
 UNET = "model.diffusion_model."
@@ -33,7 +30,9 @@ RESAMPLER = "image_proj_model."
 LATENT_HEAD = "image_cat_proj_model."
 LANGUAGE_MODEL = "llm_agent."
 VAE_PARTS = ("vae_mean_proj.", "vae_logvar_proj.", "vae_decoder.")
-BUFFERS = (*PERSISTENT_BUFFERS, "scale_arr", "scale_factor")
+BUFFERS = (*buffers.BUFFERS, "scale_factor")
+TOKENIZER_PARTS = (IMAGE_TOWER, RESAMPLER, *VAE_PARTS)
+DECODER_PARTS = (UNET, AUTOENCODER, LATENT_HEAD)
 
 TOKENIZER_RULES: Rules = (
     *prefixed(open_clip.VISION_RULES, IMAGE_TOWER, "vision."),
@@ -74,252 +73,6 @@ class System(NamedTuple):
     lm: DiCoDeLM | None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SystemConfig:
-    """Configurations of all parts, as read from an original one.
-
-    Attributes:
-      tokenizer: Of the deep tokenizer.
-      decoder: Of the clip decoder, noise schedule included.
-      text: Of the text tower that embeds the empty prompt.
-      text_layer: "penultimate" or "last".
-      loss: Settings of the training loss.
-      trainable: Which parts the original would train.
-      lm: Original agent configuration (`gpt2`, `agent`), ours, or None.
-    """
-
-    tokenizer: DeepTokenizerConfig
-    decoder: ClipDecoderConfig
-    text: CLIPTextConfig
-    text_layer: str = "penultimate"
-    loss: TokenizerLossConfig = dataclasses.field(default_factory=TokenizerLossConfig)
-    trainable: TrainableParts = dataclasses.field(default_factory=TrainableParts)
-    lm: Mapping[str, Any] | DiCoDeLMConfig | None = None
-
-
-# Options of the original with one supported value.
-_FIXED = {
-    "scale_by_std": False,
-    "use_ema": False,
-    "given_betas": None,
-    "learn_logvar": False,
-    "logvar_init": 0.0,
-    "encoder_type": "2d",
-    "cond_stage_forward": None,
-    "use_positional_encodings": False,
-    "cosine_s": 8e-3,
-    "num_timesteps_cond": 1,
-}
-# Options that say where data comes from, what is logged or trained: nothing of the computation.
-_IGNORED = {
-    "log_every_t",
-    "first_stage_key",
-    "cond_stage_key",
-    "cond_stage_trainable",
-    "freeze_embedder",
-    "monitor",
-    "ckpt_path",
-    "ignore_keys",
-    "load_only_unet",
-    "only_model",
-    "clip_denoised",
-    "scheduler_config",
-    "logdir",
-    "loop_video",
-    "rand_cond_frame",  # only read by image_proj_type None, which is refused
-    "perframe_ae",
-    "en_and_decode_n_samples_a_time",
-    "fps_condition_type",
-    "channels",
-    "base_learning_rate",
-    "scale_lr",
-}
-_READ = {
-    "beta_schedule",
-    "linear_start",
-    "linear_end",
-    "timesteps",
-    "parameterization",
-    "rescale_betas_zero_snr",
-    "use_dynamic_rescale",
-    "base_scale",
-    "turning_step",
-    "v_posterior",
-    "loss_type",
-    "l_simple_weight",
-    "original_elbo_weight",
-    "noise_strength",
-    "uncond_prob",
-    "uncond_type",
-    "no_text",
-    "vae_kl_loss_weight",
-    "kl_loss_weight_scheduler",
-    "kl_loss_sch_tgt_steps",
-    "use_kl_on_latent",
-    "use_sec_mmt",
-    "use_sec_mmt2",
-    "conditioning_key",
-    "image_proj_type",
-    "image_proj_model_trainable",
-    "unet_trainable",
-    "first_block_trainable",
-    "to_kv_ip_trainable",
-    "image_size",
-    "scale_factor",
-    "unet_config",
-    "first_stage_config",
-    "cond_stage_config",
-    "img_cond_stage_config",
-    "image_proj_stage_config",
-    "image_cat_stage_config",
-    "vae_projector_config",
-    "llm_config",
-    # Beside the original's own arguments: sizes that it takes from files named in them.
-    "clip",
-    "gpt2",
-    "agent",
-    "special_ids",
-}
-
-
-def config_from_original(config: Mapping[str, Any] | SystemConfig) -> SystemConfig:
-    """Reads the `params` of the original's `model` node (or a mapping that holds that node).
-
-    Sizes that the original takes from other files may stand beside them: `clip` (an open_clip
-    configuration, ViT-H/14 when absent), `gpt2` and `agent` (the language model, none when absent).
-
-    Raises:
-      ValueError: An option is unknown, or has a value that cannot be honoured.
-    """
-    if isinstance(config, SystemConfig):
-        return config
-    options = dict(config.get("model", config))
-    options = dict(options.get("params", options))
-    if unknown := sorted(set(options) - _READ - _IGNORED - set(_FIXED)):
-        raise ValueError(f"unknown option(s) of the diffusion model: {', '.join(unknown)}")
-    for name, value in _FIXED.items():
-        if options.get(name, value) != value:
-            raise ValueError(f"option {name} is only supported as {value!r}, got {options[name]!r}")
-    clip = open_clip.config_from_original(options["clip"]) if "clip" in options else CLIPConfig()
-    tokenizer = _tokenizer_config(options, clip)
-    lm = None
-    if "gpt2" in options:
-        lm = {k: options[k] for k in ("gpt2", "agent", "special_ids") if k in options}
-    text_options = _params(options.get("cond_stage_config", {}))
-    return SystemConfig(
-        tokenizer=tokenizer,
-        decoder=_decoder_config(options, tokenizer),
-        text=clip.text,
-        text_layer=text_options.get("layer", "last"),
-        loss=loss_config_from_original(options),
-        trainable=TrainableParts(
-            unet=options.get("unet_trainable", True),
-            first_block=options.get("first_block_trainable", True),
-            image_projections=options.get("to_kv_ip_trainable", True),
-            resampler=options.get("image_proj_model_trainable", True),
-        ),
-        lm=lm,
-    )
-
-
-def schedule_from_original(options: Mapping[str, Any]) -> NoiseSchedule:
-    """The noise schedule of the original's arguments, with the original's defaults."""
-    return NoiseSchedule(
-        num_timesteps=options.get("timesteps", 1000),
-        beta_schedule=options.get("beta_schedule", "linear"),
-        linear_start=options.get("linear_start", 1e-4),
-        linear_end=options.get("linear_end", 2e-2),
-        zero_terminal_snr=options.get("rescale_betas_zero_snr", False),
-        parameterization=options.get("parameterization", "eps"),
-        base_scale=options.get("base_scale", 0.7) if options.get("use_dynamic_rescale") else None,
-        turning_step=options.get("turning_step", 400),
-        v_posterior=options.get("v_posterior", 0.0),
-    )
-
-
-def loss_config_from_original(options: Mapping[str, Any]) -> TokenizerLossConfig:
-    """The training-loss settings of the original's arguments, with the original's defaults.
-
-    Raises:
-      ValueError: More than one regulariser of the deep tokens is on.
-    """
-    switches = {
-        "vae": options.get("vae_projector_config") is not None,
-        "kl_on_latent": options.get("use_kl_on_latent", False),
-        "second_moment": options.get("use_sec_mmt", False),
-        "second_moment_per_channel": options.get("use_sec_mmt2", False),
-    }
-    chosen = [name for name, on in switches.items() if on]
-    if len(chosen) > 1:
-        raise ValueError(f"at most one regulariser of the deep tokens is allowed, got {chosen}")
-    return TokenizerLossConfig(
-        uncond_prob=options.get("uncond_prob", 0.2),
-        no_text=options.get("no_text", False),
-        extra=chosen[0] if chosen else "none",
-        extra_weight=options.get("vae_kl_loss_weight", 1e-4),
-        extra_scheduler=options.get("kl_loss_weight_scheduler", "constant"),
-        extra_steps=options.get("kl_loss_sch_tgt_steps", 1),
-        offset_noise=options.get("noise_strength", 0.0),
-        loss_type=options.get("loss_type", "l2"),
-        simple_weight=options.get("l_simple_weight", 1.0),
-        elbo_weight=options.get("original_elbo_weight", 0.0),
-    )
-
-
-def _tokenizer_config(options: Mapping[str, Any], clip: CLIPConfig) -> DeepTokenizerConfig:
-    projector = options.get("vae_projector_config")
-    return DeepTokenizerConfig(
-        vision=clip.vision,
-        resampler=resampler.config_from_original(_params(options["image_proj_stage_config"])),
-        use_vae=projector is not None,
-        vae_decoder=projector is not None and "decoder" in projector,
-    )
-
-
-def _decoder_config(
-    options: Mapping[str, Any], tokenizer: DeepTokenizerConfig
-) -> ClipDecoderConfig:
-    conditioning = options.get("conditioning_key") or "crossattn"
-    if conditioning not in ("crossattn", "hybrid_concat"):
-        raise ValueError(
-            f"conditioning_key {conditioning!r} is not supported; use 'crossattn' or "
-            "'hybrid_concat' (frame concatenation of DynamiCrafter has no deep tokens to decode)"
-        )
-    head = None
-    if conditioning == "hybrid_concat":
-        if options.get("image_cat_stage_config") is None:
-            raise ValueError("conditioning_key 'hybrid_concat' needs image_cat_stage_config")
-        head = resampler.config_from_original(_params(options["image_cat_stage_config"]))
-    null_texts = {"empty_seq": "empty", "zero_embed": "zeros"}
-    uncond_type = options.get("uncond_type", "empty_seq")
-    if uncond_type not in null_texts:
-        raise ValueError(f"uncond_type must be one of {list(null_texts)}, got {uncond_type!r}")
-    autoencoder = autoencoder_kl.config_from_original(
-        dict(_without_idle(_params(options["first_stage_config"])))
-    )
-    size = options.get("image_size")
-    size = (size, size) if isinstance(size, int) else size
-    return ClipDecoderConfig(
-        unet=unet3d.config_from_original(options["unet_config"], context_rule="per_frame"),
-        autoencoder=dataclasses.replace(autoencoder, scale_factor=options.get("scale_factor", 1.0)),
-        schedule=schedule_from_original(options),
-        num_tokens=tokenizer.num_tokens,
-        image_proj_type=options.get("image_proj_type"),
-        latent_head=head,
-        null_text=null_texts[uncond_type],
-        latent_size=None if size is None else tuple(size),
-    )
-
-
-def _params(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return config.get("params", config)
-
-
-def _without_idle(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The autoencoder's node without what only its own training reads."""
-    return {k: v for k, v in config.items() if k not in ("monitor", "lossconfig", "ckpt_path")}
-
-
 def unwrap(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Takes off what trainers put around a state dict, and renames one module of older files.
 
@@ -346,7 +99,7 @@ def from_torch(state_dict: Mapping[str, Any], config: Mapping[str, Any] | System
       ConversionError: Anything that does not fit, in all parts at once.
     """
     source, cfg = unwrap(state_dict), config_from_original(config)
-    problems = _stray_keys(source)
+    problems = stray_keys(source)
     has_lm = any(key.startswith(LANGUAGE_MODEL) for key in source)
     if has_lm and cfg.lm is None:
         raise ValueError("the checkpoint has a language model: give its `gpt2` and `agent` sizes")
@@ -354,10 +107,10 @@ def from_torch(state_dict: Mapping[str, Any], config: Mapping[str, Any] | System
     decoder = _attempt(problems, lambda: _decoder(source, cfg, tokenizer))
     lm = None
     if has_lm:
-        agent = _below(source, LANGUAGE_MODEL)
+        agent = below(source, LANGUAGE_MODEL)
         lm = _attempt(problems, lambda: dicode_lm.from_torch(agent, cfg.lm))
     if problems:
-        raise ConversionError("\n".join(problems))
+        raise ConversionError(problems)
     return System(tokenizer, decoder, lm)
 
 
@@ -374,7 +127,7 @@ def tokenizer_from_torch(
     cfg = config
     if not isinstance(cfg, DeepTokenizerConfig):
         cfg = config_from_original(cfg).tokenizer
-    own = _select(source, (IMAGE_TOWER, RESAMPLER, *VAE_PARTS))
+    own = select(source, TOKENIZER_PARTS)
     return load_module(lambda: DeepTokenizer(cfg, rngs=ShapeRngs()), own, TOKENIZER_RULES)
 
 
@@ -399,7 +152,7 @@ def text_tower_from_torch(
 ) -> CLIPText:
     """The text tower of a checkpoint (`cond_stage_model`), used for the empty prompt alone."""
     source, cfg = unwrap(state_dict), config_from_original(config)
-    return open_clip.text_from_torch(_below(source, TEXT_TOWER), cfg.text)
+    return open_clip.text_from_torch(below(source, TEXT_TOWER), cfg.text)
 
 
 def empty_prompt_ids(cfg: CLIPTextConfig) -> np.ndarray:
@@ -416,30 +169,12 @@ def null_tokens_of(tokenizer: DeepTokenizer) -> jnp.ndarray:
 
 
 def check_schedule(state_dict: Mapping[str, Any], cfg: ClipDecoderConfig) -> list[str]:
-    """One line for each noise-schedule buffer of a checkpoint that differs from the config's.
-
-    A buffer that is absent is not checked. Half-precision buffers are compared as such.
-    """
-    lines = []
-    for name in BUFFERS:
-        if name not in state_dict:
-            continue
-        bits = {"float16": 10, "bfloat16": 7}.get(str(state_dict[name].dtype).split(".")[-1], 17)
-        got = to_numpy(state_dict[name]).astype(np.float64)
-        if name == "scale_factor":
-            want = np.asarray(cfg.autoencoder.scale_factor)
-        elif name == "scale_arr":
-            want = cfg.schedule.scale_array
-        else:
-            want = cfg.schedule.table(name)
-        if got.shape != want.shape:
-            lines.append(f"{name}: shape {got.shape} in the checkpoint, {want.shape} by the config")
-        elif not np.allclose(got, want, rtol=2.0**-bits, atol=2.0**-bits * 1e-3):
-            lines.append(
-                f"{name}: the checkpoint's noise schedule is not the configured one "
-                f"({got.flat[0]:.6g} .. {got.flat[-1]:.6g} against "
-                f"{want.flat[0]:.6g} .. {want.flat[-1]:.6g})"
-            )
+    """One line for each way in which a checkpoint's noise schedule is not the config's."""
+    lines = buffers.compare(state_dict, cfg.schedule)
+    if "scale_factor" in state_dict:
+        got, want = float(to_numpy(state_dict["scale_factor"])), cfg.autoencoder.scale_factor
+        if not np.isclose(got, want, rtol=1e-3):
+            lines.append(f"scale_factor: {got:.6g} in the checkpoint, {want:.6g} by the config")
     return lines
 
 
@@ -447,7 +182,7 @@ def _decoder(
     source: Mapping[str, Any], cfg: SystemConfig, tokenizer: DeepTokenizer | None
 ) -> ClipDecoder:
     problems = check_schedule(source, cfg.decoder)
-    own = _select(source, (UNET, AUTOENCODER, LATENT_HEAD))
+    own = select(source, DECODER_PARTS)
     text = _attempt(problems, lambda: text_tower_from_torch(source, cfg))
     if text is not None and tokenizer is not None:
         ids = jnp.asarray(empty_prompt_ids(cfg.text))
@@ -459,7 +194,7 @@ def _decoder(
         lambda: load_module(lambda: ClipDecoder(cfg.decoder, rngs=ShapeRngs()), own, rules),
     )
     if problems:
-        raise ConversionError("\n".join(problems))
+        raise ConversionError(problems)
     return decoder
 
 
@@ -468,22 +203,30 @@ def _attempt(problems: list[str], convert: Callable[[], Any]) -> Any:
     try:
         return convert()
     except ConversionError as error:
-        problems.append(str(error))
+        problems += error.problems
         return None
 
 
-def _stray_keys(source: Mapping[str, Any]) -> list[str]:
+def stray_keys(source: Mapping[str, Any]) -> list[str]:
     """Keys that belong to no part."""
-    parts = (UNET, AUTOENCODER, TEXT_TOWER, IMAGE_TOWER, RESAMPLER, LATENT_HEAD, LANGUAGE_MODEL)
-    known = (*parts, *VAE_PARTS)
+    known = (*TOKENIZER_PARTS, *DECODER_PARTS, TEXT_TOWER, LANGUAGE_MODEL)
     stray = [k for k in source if not k.startswith(known) and k not in BUFFERS]
     return [f"unused source key: {key}" for key in sorted(stray)]
 
 
-def _select(source: Mapping[str, Any], prefixes: tuple[str, ...]) -> dict[str, Any]:
+def select(source: Mapping[str, Any], prefixes: tuple[str, ...]) -> dict[str, Any]:
+    """The keys that begin with one of the prefixes."""
     return {key: value for key, value in source.items() if key.startswith(prefixes)}
 
 
-def _below(source: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def below(source: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """The keys below a prefix, without it."""
     return {k.removeprefix(prefix): v for k, v in source.items() if k.startswith(prefix)}
+
+
+if __name__ == "__main__":
+    import sys
+
+    from convert.dicode_command import main
+
+    sys.exit(main())

@@ -7,29 +7,21 @@ tokenizer's half and no part of our model: `resampler_from_torch` reads it.
 from collections.abc import Mapping
 from typing import Any
 
-from convert import gpt2, resampler
-from convert.rules import (
-    DROP0,
-    LINEAR,
-    Layout,
-    Rule,
-    Rules,
-    Skip,
-    load_module,
-    prefixed,
-    to_numpy,
-)
+from convert import gpt2, hugging_face, llama, resampler
+from convert.plan import load_module
+from convert.rules import DROP0, LINEAR, Layout, Rule, Rules, Skip, prefixed, to_numpy
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
-from dicode_jax.models.gpt2 import with_scan_layers
+from dicode_jax.models.language_model import BodyConfig
+from dicode_jax.models.llama import LlamaConfig
+from dicode_jax.nn.layer_stack import with_scan_layers
 from dicode_jax.nn.resampler import Resampler
 from dicode_jax.nn.rngs import ShapeRngs
 
 _DROP1 = Layout("drop1", drop=(1,))  # [m, 1, d] -> [m, d]
 RESAMPLER_PREFIX = "pre_input_resampler."
 
-RULES: Rules = (
-    *prefixed(gpt2.RULES, "llm.", "body."),
+_AGENT: Rules = (
     Rule(r"input_resampler\.0\.weight", "input_mlp.up.kernel", LINEAR),
     Rule(r"input_resampler\.0\.bias", "input_mlp.up.bias"),
     Rule(r"input_resampler\.2\.weight", "input_mlp.down.kernel", LINEAR),
@@ -45,6 +37,16 @@ RULES: Rules = (
     Skip(r"pre_normalizer", why="a constant, kept in the config"),
     Skip(r"pre_input_resampler\..*", why="frozen tokenizer half, see resampler_from_torch"),
 )
+
+
+def rules(body: BodyConfig) -> Rules:
+    """The table for a body of GPT-2 or Llama."""
+    table = llama.rules(body) if isinstance(body, LlamaConfig) else gpt2.RULES
+    return (*prefixed(table, "llm.", "body."), *_AGENT)
+
+
+RULES: Rules = (*prefixed(gpt2.RULES, "llm.", "body."), *_AGENT)
+"""The table of the released agent, whose body is GPT-2."""
 
 # Constructor argument of the original -> (our field, value when it is absent: the released
 # agent's).
@@ -134,8 +136,8 @@ def from_torch(
       ConversionError: Keys or shapes do not fit, or the output matrix is not tied.
     """
     cfg = config_from_original(config, state_dict)
-    gpt2.check_tied_head(state_dict, "llm.lm_head.weight", "llm.transformer.wte.weight")
-    loop = DiCoDeLMConfig(**{**vars(cfg), "body": gpt2.loop_config(cfg.body)})
+    hugging_face.check_tied_head(state_dict, "llm.lm_head.weight", "llm.transformer.wte.weight")
+    loop = DiCoDeLMConfig(**{**vars(cfg), "body": hugging_face.loop_config(cfg.body)})
     model = load_module(lambda: DiCoDeLM(loop, rngs=ShapeRngs()), state_dict, RULES)
     model.cfg, model.body = cfg, with_scan_layers(model.body, cfg.body.scan_layers)
     return model

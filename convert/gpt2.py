@@ -3,17 +3,17 @@ prefix.
 
 Written against transformers 4.45 and 5.23. The linear layers are `Conv1D`, stored `[in, out]`: they
 are kept as they are.
+
+    python -m convert.gpt2 FOLDER --out OUT [--for-dicode]
 """
 
-import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from convert.rules import KEEP, ConversionError, Rule, Rules, Skip, load_module, to_numpy
-from dicode_jax.models.gpt2 import GPT2, GPT2Config, with_scan_layers
-from dicode_jax.nn.rngs import ShapeRngs
+from convert import hugging_face
+from convert.rules import KEEP, Rule, Rules, Skip
+from dicode_jax.models.gpt2 import GPT2, GPT2Config
 
 _PREFIX = r"(?:transformer\.)?"
 
@@ -78,6 +78,7 @@ def config_from_original(config: Mapping[str, Any]) -> GPT2Config:
     """Reads a Hugging Face `config.json` (or the part of it a fixture carries).
 
     Raises:
+      KeyError: A size is missing.
       ValueError: An option is unknown, or has a value that would change what is computed.
     """
     left = dict(config)
@@ -92,13 +93,14 @@ def config_from_original(config: Mapping[str, Any]) -> GPT2Config:
     for name, allowed in _NEUTRAL.items():
         if name in left and (value := left.pop(name)) not in allowed:
             raise ValueError(f"{name}={value!r} is not supported; only {allowed[0]!r} is")
+    embed_dim, mlp_dim = take("n_embd"), take("n_inner", None)
     out = GPT2Config(
         num_layers=take("n_layer"),
         num_heads=take("n_head"),
-        embed_dim=take("n_embd"),
+        embed_dim=embed_dim,
         max_seq_len=take("n_positions"),
         vocab_size=take("vocab_size"),
-        mlp_dim=take("n_inner", None),
+        mlp_dim=None if mlp_dim == 4 * embed_dim else mlp_dim,
         dropout=next(iter(rates.values()), 0.0),
         layer_norm_eps=take("layer_norm_epsilon", 1e-5),
     )
@@ -108,32 +110,19 @@ def config_from_original(config: Mapping[str, Any]) -> GPT2Config:
     return out
 
 
-def check_tied_head(state_dict: Mapping[str, Any], head: str, table: str) -> None:
-    """Refuses a file whose output matrix is not the token table, as an untied head would be lost.
-
-    Raises:
-      ConversionError: Both are present and differ.
-    """
-    if head in state_dict and table in state_dict:
-        left, right = to_numpy(state_dict[head]), to_numpy(state_dict[table])
-        if left.shape != right.shape or not np.array_equal(left, right):
-            raise ConversionError(f"{head} is not tied to {table}: an untied head is not supported")
+FAMILY = hugging_face.Family(
+    name="gpt2",
+    title="GPT-2",
+    config_from_original=config_from_original,
+    rules=lambda cfg: RULES,
+    tables=("transformer.wte.weight", "wte.weight"),
+)
 
 
 def from_torch(state_dict: Mapping[str, Any], config: Mapping[str, Any] | GPT2Config) -> GPT2:
-    """A GPT-2 from an original state dict; `config` is the original's or ours.
-
-    Raises:
-      ValueError: The config has an option that is not supported.
-      ConversionError: Keys or shapes do not fit, or the head is not tied.
-    """
-    cfg = config if isinstance(config, GPT2Config) else config_from_original(config)
-    table = next((k for k in state_dict if re.fullmatch(rf"{_PREFIX}wte\.weight", k)), "")
-    check_tied_head(state_dict, "lm_head.weight", table)
-    model = load_module(lambda: GPT2(loop_config(cfg), rngs=ShapeRngs()), state_dict, RULES)
-    return with_scan_layers(model, cfg.scan_layers)
+    """A GPT-2 from an original state dict; see `hugging_face.from_torch`."""
+    return hugging_face.from_torch(FAMILY, state_dict, config)
 
 
-def loop_config(cfg: GPT2Config) -> GPT2Config:
-    """The same sizes with one module per block: the form that the rules fill."""
-    return GPT2Config(**{**vars(cfg), "scan_layers": False})
+if __name__ == "__main__":
+    sys.exit(hugging_face.main(FAMILY))

@@ -3,12 +3,26 @@
 Written against open_clip 2.22 and 3.3, which share key names. The same tables serve the two partial
 copies in a DiCoDe or DynamiCrafter checkpoint: `embedder.model.*` holds the image tower and the
 leftovers of a text tower that nothing uses, `cond_stage_model.model.*` the text tower.
+
+    python -m convert.open_clip open_clip_pytorch_model.bin --out converted/clip [--config JSON]
+
+Sizes are found from the weights. The width of the heads is that of OpenCLIP's model of that size
+(80 for ViT-H, 64 for most), the activation the exact GELU; OpenAI's weights need their config.
 """
 
-from collections.abc import Mapping
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convert.rules import CONV2D, LINEAR, Rule, Rules, Skip, load_module, prefixed
+from convert import command, found
+from convert.plan import load_module, plan, shapes_of, write_module
+from convert.rules import CONV2D, LINEAR, Rule, Rules, Skip, prefixed
+from convert.sources import open_source
+from dicode_jax import config as config_lib
+from dicode_jax.errors import UserError
 from dicode_jax.models.clip import (
     CLIP,
     CLIPConfig,
@@ -230,3 +244,81 @@ def _unflatten(config: Mapping[str, Any]) -> dict[str, Any]:
             "heads": config["text_heads"],
         },
     }
+
+
+def find_config(source: Mapping[str, Any], given: CLIPConfig | None = None) -> found.Found:
+    """The configuration of a whole OpenCLIP state dict, from its keys and shapes.
+
+    Args:
+      source: Original keys.
+      given: Tells what weights do not: heads and activation.
+
+    Raises:
+      UserError: Keys are missing, or the shapes make no CLIP.
+    """
+    keys = found.Keys(source)
+    vision = {} if given is None else tower_hints(given.vision)
+    text = {} if given is None else tower_hints(given.text)
+    parts = {
+        "vision": found.clip_vision(keys.below("visual."), **vision),
+        "text": found.clip_text(keys, **text),
+    }
+    return found.found(CLIPConfig, parts)
+
+
+def tower_hints(cfg: CLIPVisionConfig | CLIPTextConfig) -> dict[str, Any]:
+    """What the weights of a tower do not tell, for `found.clip_vision` and `found.clip_text`."""
+    return {
+        "head_dim": cfg.embed_dim // cfg.num_heads,
+        "mlp_ratio": cfg.mlp_ratio,
+        "activation": cfg.activation,
+    }
+
+
+def convert(args: argparse.Namespace, report: dict[str, Any]) -> None:
+    """Converts one file; see the module's text.
+
+    Raises:
+      UserError: The file or the config is missing, damaged or of another model, or OUT is in the
+        way.
+      ConversionError: Keys or shapes do not fit; lists all problems.
+    """
+    out = pathlib.Path(args.out)
+    command.check_folder(out, overwrite=args.overwrite)
+    source = open_source(args.file)
+    given = None if args.config is None else _read_config(args.config)
+    told = find_config(source, given)
+    done = plan(source, CLIP_RULES, shapes_of(lambda: CLIP(told.config, rngs=ShapeRngs())))
+    if given is not None:
+        lines = found.differences(args.config, told.config, given, told.assumed)
+        done.problems[:] = sorted(done.problems + lines)
+    report |= done.report() | {"config": config_lib.to_dict(told.config)}
+    report |= {"assumed": told.assumed if given is None else {}, "left_out": source.left_out}
+    done.check()
+    report["sources"] = command.hashes(source)
+    with command.output_folder(out, overwrite=args.overwrite) as folder:
+        notes = command.metadata("open_clip", report, report["sources"])
+        write_module(folder, done, told.config, dtype=args.dtype, metadata=notes)
+        command.write_report(folder, report)
+    print(f"{out}: CLIP, {report['parameters']:,} parameters")
+
+
+def _read_config(path: str) -> CLIPConfig:
+    """A configuration of OpenCLIP: the model's alone, or a Hub file with it as `model_cfg`."""
+    try:
+        content = json.loads(pathlib.Path(path).read_text())
+        return config_from_original(content.get("model_cfg", content))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{path} is no configuration of OpenCLIP: {error}") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and gives its exit status."""
+    options = command.parser("convert.open_clip", __doc__)
+    options.add_argument("file", metavar="FILE", help=".bin, .pt or .safetensors of OpenCLIP")
+    options.add_argument("--config", metavar="JSON", help="OpenCLIP's config, checked against it")
+    return command.run(convert, options, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

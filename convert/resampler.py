@@ -7,9 +7,8 @@ Written against `resampler.py` of both (the language model's copy has `no_norm_o
 from collections.abc import Mapping
 from typing import Any
 
-from flax import nnx
-
-from convert.rules import DROP0, LINEAR, Rule, Rules, Skip, load_module
+from convert.plan import load_module
+from convert.rules import DROP0, LINEAR, Rule, Rules, Skip
 from dicode_jax.nn.resampler import LinearImageProjection, Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
 
@@ -123,7 +122,7 @@ def image_proj_from_torch(
             config.get("clip_embeddings_dim", 1024),
             config.get("cross_attention_dim", 1024),
             config.get("clip_extra_context_tokens", 4),
-            rngs=nnx.Rngs(0),
+            rngs=ShapeRngs(),
         )
 
     return load_module(build, state_dict, IMAGE_PROJ_RULES)

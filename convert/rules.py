@@ -1,4 +1,4 @@
-r"""The conversion engine: a table of rules from original key names to paths of an NNX state.
+r"""Tables of a conversion: rules from original key names to paths of an NNX state.
 
 A converter is a table and nothing else:
 
@@ -9,20 +9,20 @@ A converter is a table and nothing else:
         Skip(r"h\.\d+\.attn\.bias", why="causal mask buffer"),
     )
 
-It is strict both ways: a source key that no rule takes, a target that nothing fills and a shape
-that does not fit are errors, and all of them are reported together. Every layout is invertible, so
-the same table writes a state dict with the original names back.
+`convert.plan` applies it, strict both ways. Every layout is invertible and every pattern of a
+`Rule` is simple enough to be written out, so that the same table gives the original names back:
+literals, `(...)` groups that the target names, `(?:a|b)` and `(?:a)?`, whose first form is the
+name to write.
 """
 
 import dataclasses
-import difflib
+import functools
+import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from flax import nnx
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,180 +99,25 @@ Rules = Sequence[Rule | Split | Skip]
 
 
 class ConversionError(ValueError):
-    """Everything that did not fit, in one message."""
-
-
-@dataclasses.dataclass
-class Converted:
-    """The outcome of a conversion.
+    """Everything that did not fit, in one message.
 
     Attributes:
-      params: Target path -> array (in the source's dtype).
-      sources: Target path -> source key.
-      unused: Source keys that no rule takes.
-      missing: Target paths that nothing filled.
-      mismatched: One line for each shape or layout that does not fit.
-      skipped: Source key -> reason.
+      problems: One line each, sorted.
     """
 
-    params: dict[str, np.ndarray]
-    sources: dict[str, str]
-    unused: list[str]
-    missing: list[str]
-    mismatched: list[str]
-    skipped: dict[str, str]
-
-    @property
-    def problems(self) -> list[str]:
-        lines = []
-        for key in sorted(self.unused):
-            lines.append(f"unused source key: {key}")
-        for path in sorted(self.missing):
-            lines.append(f"unfilled target: {path}")
-        return lines + sorted(self.mismatched)
-
-    def params_or_raise(self) -> dict[str, np.ndarray]:
-        """The parameters, or a `ConversionError` that lists every problem."""
-        if problems := self.problems:
-            raise ConversionError(
-                f"{len(problems)} problem(s) in the conversion:\n  " + "\n  ".join(problems)
-            )
-        return self.params
+    def __init__(self, problems: Sequence[str] | str):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        head = f"{len(self.problems)} problem(s) in the conversion:\n  "
+        super().__init__(head + "\n  ".join(self.problems))
 
 
 def to_numpy(array: Any) -> np.ndarray:
-    """A numpy view of a numpy, JAX or torch array (torch bfloat16 goes through float32)."""
-    if isinstance(array, np.ndarray):
-        return array
-    if hasattr(array, "detach"):  # a torch tensor, without importing torch
+    """A numpy view of a numpy array, a tensor of a `Source` or a torch tensor (bfloat16 too)."""
+    if hasattr(array, "detach"):
         array = array.detach().cpu()
+        # Numpy has no bfloat16 of its own; float32 holds it exactly.
         return array.float().numpy() if "bfloat16" in str(array.dtype) else array.numpy()
-    return np.asarray(array)
-
-
-def flat_shapes(state: Any) -> dict[str, tuple[int, ...]]:
-    """Dotted path -> shape of an (abstract) NNX state."""
-    return {path: tuple(leaf.shape) for path, leaf in flatten(state).items()}
-
-
-def flatten(state: Any) -> dict[str, Any]:
-    """Dotted path -> leaf of an NNX state or of a nested dictionary of arrays."""
-    flat = nnx.to_flat_state(state) if isinstance(state, nnx.State) else state
-    return {".".join(map(str, path)): leaf for path, leaf in flat}
-
-
-def convert_state_dict(source: Mapping[str, Any], rules: Rules, *, target: Any) -> Converted:
-    """Applies a table of rules.
-
-    Args:
-      source: Original key -> array (numpy, torch or `jax.ShapeDtypeStruct`-like with numpy data).
-      rules: The first rule whose pattern matches the whole key takes it.
-      target: NNX state (abstract or not) or a mapping of dotted path -> shape.
-
-    Returns:
-      What was converted and everything that did not fit; nothing is raised here.
-    """
-    shapes = (
-        dict(target) if isinstance(target, Mapping) and _is_shapes(target) else flat_shapes(target)
-    )
-    out = Converted({}, {}, [], [], [], {})
-    compiled = [(re.compile(rule.pattern), rule) for rule in rules]
-    for key, value in source.items():
-        match, rule = _first_match(compiled, key)
-        if rule is None:
-            out.unused.append(key)
-            continue
-        if isinstance(rule, Skip):
-            out.skipped[key] = rule.why
-            continue
-        array = to_numpy(value)
-        for path, part in _parts(rule, match, array, key, out):
-            _place(out, shapes, key, path, part, rule.layout)
-    out.missing = [path for path in shapes if path not in out.params and path not in out.sources]
-    return out
-
-
-def _is_shapes(target: Mapping) -> bool:
-    return all(isinstance(value, tuple) for value in target.values())
-
-
-def _first_match(compiled, key):
-    for pattern, rule in compiled:
-        if match := pattern.fullmatch(key):
-            return match, rule
-    return None, None
-
-
-def _parts(rule, match, array, key, out) -> Iterable[tuple[str, np.ndarray]]:
-    groups = match.groups()
-    if isinstance(rule, Rule):
-        return [(rule.target.format(*groups), array)]
-    count = len(rule.targets)
-    if array.ndim <= rule.axis or array.shape[rule.axis] % count:
-        out.mismatched.append(f"{key}: shape {tuple(array.shape)} cannot be cut in {count}")
-        return []
-    pieces = np.split(array, count, axis=rule.axis)
-    return [(path.format(*groups), piece) for path, piece in zip(rule.targets, pieces, strict=True)]
-
-
-def _place(out: Converted, shapes, key: str, path: str, array: np.ndarray, layout: Layout) -> None:
-    if path not in shapes:
-        near = difflib.get_close_matches(path, list(shapes), n=1)
-        hint = f", nearest is {near[0]}" if near else ""
-        out.mismatched.append(f"{key}: the model has no {path}{hint}")
-        return
-    if path in out.sources:
-        out.mismatched.append(f"{key}: {path} is already filled by {out.sources[path]}")
-        return
-    out.sources[path] = key
-    try:
-        array = layout.forward(array)
-    except ValueError as error:
-        out.mismatched.append(f"{key}: {error}")
-        return
-    if tuple(array.shape) != shapes[path]:
-        out.mismatched.append(
-            f"{key}: shape {tuple(array.shape)} does not fit {path} {shapes[path]}"
-        )
-        return
-    out.params[path] = array
-
-
-def load_module(
-    build: Callable[[], nnx.Module],
-    source: Mapping[str, Any],
-    rules: Rules,
-    *,
-    dtype: Any = np.float32,
-) -> nnx.Module:
-    """Builds a module without allocating it, then fills it from `source`.
-
-    Args:
-      build: Makes the module; it is run under `nnx.eval_shape`, so no memory is touched.
-      dtype: Storage type of floating-point parameters.
-
-    Raises:
-      ConversionError: A source key is unused, a target unfilled or a shape wrong; lists all.
-    """
-    graph, abstract = nnx.split(nnx.eval_shape(build))
-    params = convert_state_dict(source, rules, target=abstract).params_or_raise()
-    return nnx.merge(graph, fill_state(abstract, params, dtype=dtype))
-
-
-def fill_state(
-    abstract: nnx.State, params: Mapping[str, np.ndarray], *, dtype: Any = None
-) -> nnx.State:
-    """Puts arrays by dotted path into an abstract state (float arrays as `dtype`)."""
-
-    def place(path, leaf):
-        array = params[".".join(map(str, path))]
-        wanted = (
-            dtype if dtype is not None and np.issubdtype(leaf.dtype, np.inexact) else leaf.dtype
-        )
-        return leaf.replace(jax.numpy.asarray(array, wanted))
-
-    flat = nnx.to_flat_state(abstract)
-    return nnx.from_flat_state([(path, place(path, leaf)) for path, leaf in flat])
+    return array.numpy() if hasattr(array, "numpy") else np.asarray(array)
 
 
 def prefixed(rules: Rules, source: str, target: str = "") -> tuple[Rule | Split | Skip, ...]:
@@ -285,13 +130,68 @@ def prefixed(rules: Rules, source: str, target: str = "") -> tuple[Rule | Split 
     head = re.escape(source)
     out: list[Rule | Split | Skip] = []
     for rule in rules:
+        pattern = head + rule.pattern
         if isinstance(rule, Skip):
-            out.append(dataclasses.replace(rule, pattern=head + rule.pattern))
+            out.append(dataclasses.replace(rule, pattern=pattern))
         elif isinstance(rule, Split):
             targets = tuple(target + path for path in rule.targets)
-            out.append(dataclasses.replace(rule, pattern=head + rule.pattern, targets=targets))
+            out.append(dataclasses.replace(rule, pattern=pattern, targets=targets))
         else:
-            out.append(
-                dataclasses.replace(rule, pattern=head + rule.pattern, target=target + rule.target)
-            )
+            out.append(dataclasses.replace(rule, pattern=pattern, target=target + rule.target))
     return tuple(out)
+
+
+def original_names(rules: Rules, path: str) -> Iterator[tuple[str, Rule | Split]]:
+    """Source keys that the table would put at a target path, the one to write first.
+
+    Raises:
+      ValueError: The pattern of a rule for this path cannot be written out.
+    """
+    for rule in rules:
+        if isinstance(rule, Skip):
+            continue
+        for target in rule.targets if isinstance(rule, Split) else (rule.target,):
+            if (match := _template(target).fullmatch(path)) is None:
+                continue
+            groups = {int(name[1:]): value for name, value in match.groupdict().items()}
+            for key in _written_out(rule.pattern, groups):
+                found = re.fullmatch(rule.pattern, key)
+                if found and target.format(*found.groups()) == path:
+                    yield key, rule
+
+
+@functools.cache
+def _template(target: str) -> re.Pattern:
+    """`a.{0}.b.{1}` as a pattern with the groups `g0` and `g1`."""
+    out, seen = "", set()
+    for text, number in itertools.zip_longest(*[iter(re.split(r"\{(\d+)\}", target))] * 2):
+        out += re.escape(text)
+        if number is not None:
+            out += f"(?P=g{number})" if number in seen else rf"(?P<g{number}>[^.]+)"
+            seen.add(number)
+    return re.compile(out)
+
+
+def _written_out(pattern: str, groups: dict[int, str]) -> list[str]:
+    """Every string of a simple pattern (see the module's text) with its groups filled in."""
+    strings, count = [""], 0
+    tokens = re.compile(
+        r"\\([^\w])|\(\?:([^()]*)\)(\??)|\(([^?()][^()]*)\)|([^\\()\[\]{}.*+?|^$])", re.DOTALL
+    )
+    at = 0
+    while at < len(pattern):
+        match = tokens.match(pattern, at)
+        if match is None:
+            raise ValueError(f"pattern {pattern!r} cannot be written out from {pattern[at:]!r}")
+        literal, choices, optional, group, plain = match.groups()
+        if choices is not None:
+            ends = [s for choice in choices.split("|") for s in _written_out(choice, {})]
+            ends += [""] if optional else []
+        elif group is not None:
+            ends = [groups[count]] if count in groups else group.split("|")
+            count += 1
+        else:
+            ends = [literal or plain]
+        strings = [start + end for start in strings for end in ends]
+        at = match.end()
+    return strings

@@ -4,17 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from convert.rules import (
-    CONV1D1,
-    CONV1X1,
-    CONV2D,
-    CONV3D_T,
-    LINEAR,
-    Layout,
-    Rule,
-    Rules,
-    load_module,
-)
+from convert.plan import load_module
+from convert.rules import CONV1D1, CONV1X1, CONV2D, CONV3D_T, LINEAR, Layout, Rule, Rules
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.rngs import ShapeRngs
 
@@ -99,6 +90,8 @@ def rules(*, use_linear: bool = True, spatial_aware_conv: bool = False) -> Rules
         *_transformer(r"init_attn\.0", "init_attention", "{0}", CONV1D1),
         *_affine(r"out\.0", "norm_out"),
         *_dense(r"out\.2", "conv_out", CONV2D),
+        *_dense(r"input_blocks\.(\d+)\.(\d+)\.op", "down_stages.{0}.layers.{1}.conv", CONV2D),
+        *_dense(r"output_blocks\.(\d+)\.(\d+)\.conv", "up_stages.{0}.layers.{1}.conv", CONV2D),
     )
     # In every stage the spatial transformer comes second and the temporal one third.
     for source, target, block in (
@@ -110,7 +103,6 @@ def rules(*, use_linear: bool = True, spatial_aware_conv: bool = False) -> Rules
         table += _resnet(rf"{source}\.(\d+)", f"{target}.layers.{layer}", temporal)
         table += _transformer(rf"{source}\.1", f"{target}.layers.1", block, spatial_projection)
         table += _transformer(rf"{source}\.2", f"{target}.layers.2", block, temporal_projection)
-        table += _dense(rf"{source}\.(\d+)\.(?:op|conv)", f"{target}.layers.{layer}.conv", CONV2D)
     return table
 
 
@@ -189,8 +181,8 @@ def config_from_original(
             raise ValueError(f"UNet option {name} must be {value}, got {options[name]}")
     options = DEFAULTS | options
     fields = {ours: options[name] for name, ours in NAMES.items() if name in options}
-    for name in ("channel_mult", "attention_resolutions"):
-        fields[name] = tuple(fields[name])
+    fields["channel_mult"] = tuple(fields["channel_mult"])
+    fields["attention_resolutions"] = tuple(sorted(fields["attention_resolutions"]))  # a set
     head_dim, num_heads = options.get("num_head_channels", -1), options.get("num_heads", -1)
     by_width = head_dim not in (-1, None)  # the original then ignores num_heads
     return UNet3DConfig(

@@ -127,33 +127,55 @@ def _info(args: argparse.Namespace) -> None:
         lasts = f", {info.duration:.2f} s" if info.duration else ""
         print(f"{path}: a video of {info.width} x {info.height}{rate}{lasts}")
         return
-    _describe(_load(args.path))
+    if path is None or not path.is_dir():  # a folder may hold single parts, which are no pipeline
+        from dicode_jax import hub
+
+        path = hub.find_model(args.path)
+    _describe(path)
 
 
-def _describe(pipe) -> None:
-    """Parts with their sizes, and what the pipeline does unless told otherwise."""
-    import jax
-    from flax import nnx
+def _describe(folder: pathlib.Path) -> None:
+    """Parts, their origin, and what a pipeline does unless told otherwise, from headers alone."""
+    from dicode_jax import model_card
+    from dicode_jax.weights import CONFIG_FILE
 
-    total = 0
-    for name, module in pipe.parts.items():
-        if module is None:
-            print(f"{name:<16} none")
-            continue
-        count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module)))
-        total += count
-        print(f"{name:<16} {count:>13,} parameters")
-    print(f"{'in all':<16} {total:>13,}")
-    config, sampling, decoder = pipe.config, pipe.config.sampling, pipe.decoder.cfg
-    size, f = config.frame_size, sampling.num_frames
-    print(f"{'clip':<16} {f} frames of {size} x {size} at {config.fps:g} a second")
+    parts = model_card.inspect(folder)
+    for part in parts:
+        print(f"{part.name:<16} {part.num_parameters:>13,} parameters, {', '.join(part.dtypes)}")
+    size = sum(part.num_bytes for part in parts)
+    print(f"{'in all':<16} {sum(p.num_parameters for p in parts):>13,}, {size / 1e6:,.1f} MB")
+    if (folder / "decoder" / CONFIG_FILE).is_file() and (folder / CONFIG_FILE).is_file():
+        _describe_dicode(folder)
+    for name in dict.fromkeys(part.metadata.get("converter") for part in parts):
+        if name is not None:
+            print(f"{'converted by':<16} {name}")
+    sources = {item for part in parts for item in part.sources.items()}
+    for file, digest in sorted(sources):
+        print(f"{'source':<16} {digest}  {file}")
+    for note in model_card.licence_notes(parts):
+        print(f"{'licence':<16} {note}")
+
+
+def _describe_dicode(folder: pathlib.Path) -> None:
+    """Sizes of a clip and of a keyframe, and the sampling defaults."""
+    from dicode_jax import config as config_lib
+    from dicode_jax.models.dicode.decoder import ClipDecoderConfig
+    from dicode_jax.pipelines.dicode import PipelineConfig
+    from dicode_jax.weights import CONFIG_FILE
+
+    config = config_lib.from_json(PipelineConfig, folder / CONFIG_FILE)
+    decoder = config_lib.from_json(ClipDecoderConfig, folder / "decoder" / CONFIG_FILE)
+    size, sampling = config.frame_size, config.sampling
+    print(
+        f"{'clip':<16} {sampling.num_frames} frames of {size} x {size} at {config.fps:g} a second"
+    )
     print(f"{'keyframe':<16} {decoder.num_tokens} deep tokens of {decoder.token_dim} numbers")
     guidance = f"guidance {sampling.guidance_scale:g}"
     print(
         f"{'sampling':<16} {sampling.num_inference_steps} steps, {guidance}, eta {sampling.eta:g}"
     )
-    if pipe.text is not None:
-        print(f"{'text':<16} {config.text_length} of {pipe.text.vocab_size} tokens")
+    if (folder / "language_model").is_dir():
+        print(f"{'text':<16} {config.text_length} tokens")
 
 
 # Steps that commands share

@@ -111,7 +111,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         "path",
         nargs="?",
         metavar="PATH",
-        help="a model folder or name (default: the one in the package)",
+        help="a model folder, a packaged name or owner/name on the Hub (default: the packaged one)",
     )
     return parser
 
@@ -163,7 +163,9 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", metavar="PATH", help="a model folder or name (default: the one in the package)"
+        "--model",
+        metavar="PATH",
+        help="a model folder, a packaged name or owner/name on the Hub (default: the packaged one)",
     )
 
 

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import dacite
 
@@ -47,7 +47,9 @@ def parse_overrides(config: Config, args: Sequence[str], *, prog: str) -> Config
     """
     import tyro
 
-    return tyro.cli(type(config), default=config, args=list(args), prog=prog)
+    # A field that may hold one of several dataclasses keeps the kind of its default.
+    options = (tyro.conf.AvoidSubcommands,)
+    return tyro.cli(type(config), default=config, args=list(args), prog=prog, config=options)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -58,15 +60,36 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(kind: type[Config], data: dict[str, Any]) -> Config:
     """Builds the dataclass `kind` from a dictionary.
 
+    `kind`, or a field of it, may be a union of dataclasses that tell themselves apart by a field
+    `kind`; data without one is of the first.
+
     Raises:
       UserError: A field is unknown, missing or of the wrong type.
     """
-    options = dacite.Config(strict=True, cast=[tuple], type_hooks={float: float})
     try:
-        return dacite.from_dict(kind, _tuples(data), options)
+        return _build(kind, _tuples(data))
     except (dacite.DaciteError, ValueError, TypeError) as error:
+        name = getattr(kind, "__name__", str(kind))
         line = " ".join(str(error).split())
-        raise UserError(f"the configuration does not fit {kind.__name__}: {line}") from error
+        raise UserError(f"the configuration does not fit {name}: {line}") from error
+
+
+def _build(kind: Any, data: Any) -> Any:
+    """Builds dataclasses from the inside out, so that each union is decided by its data."""
+    members = [m for m in (get_args(kind) or (kind,)) if dataclasses.is_dataclass(m)]
+    if not members or not isinstance(data, dict):
+        return data
+    kind = members[0]
+    if len(members) > 1:
+        kinds = {get_args(get_type_hints(member)["kind"])[0]: member for member in members}
+        name = data.get("kind", next(iter(kinds)))
+        if name not in kinds:
+            raise ValueError(f"unknown kind {name!r}; known are {', '.join(kinds)}")
+        kind = kinds[name]
+    hints = get_type_hints(kind)
+    data = {name: _build(hints.get(name), value) for name, value in data.items()}
+    options = dacite.Config(strict=True, cast=[tuple], type_hooks={float: float})
+    return dacite.from_dict(kind, data, options)
 
 
 def _tuples(value: Any) -> Any:

@@ -1,8 +1,9 @@
 """NNX modules as safetensors: arrays named by their path, and a `config.json` beside them."""
 
 import json
+import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +15,14 @@ from dicode_jax import config as config_lib
 from dicode_jax.data.files import atomic_path
 from dicode_jax.errors import UserError
 
-__all__ = ["load_module", "named_arrays", "read_arrays", "save_module"]
+__all__ = [
+    "load_module",
+    "named_arrays",
+    "read_arrays",
+    "read_header",
+    "read_metadata",
+    "save_module",
+]
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
@@ -25,13 +33,21 @@ def named_arrays(module: nnx.Module | nnx.State) -> dict[str, jax.Array]:
     return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
 
 
-def save_module(folder: str | pathlib.Path, module: nnx.Module, config: Any, *, dtype=None) -> None:
+def save_module(
+    folder: str | pathlib.Path,
+    module: nnx.Module,
+    config: Any,
+    *,
+    dtype=None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Writes `model.safetensors` and `config.json` to `folder`.
 
     Args:
       module: Its arrays are stored under their dotted paths.
       config: The dataclass that builds the module again.
       dtype: Storage type of floating-point arrays; as they are by default.
+      metadata: Where the weights come from, kept in the file's header (see `read_metadata`).
     """
     from safetensors.flax import save_file
 
@@ -42,7 +58,7 @@ def save_module(folder: str | pathlib.Path, module: nnx.Module, config: Any, *, 
         is_float = jnp.issubdtype(array.dtype, jnp.floating)
         arrays[path] = array.astype(dtype) if dtype is not None and is_float else array
     with atomic_path(folder / WEIGHTS_FILE) as temporary:
-        save_file(arrays, temporary, metadata={"format": "dicode_jax"})
+        save_file(arrays, temporary, metadata={**(metadata or {}), "format": "dicode_jax"})
     config_lib.to_json(config, folder / CONFIG_FILE)
 
 
@@ -62,6 +78,38 @@ def read_arrays(path: str | pathlib.Path) -> dict[str, jax.Array]:
         return load_file(path)
     except (SafetensorError, json.JSONDecodeError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error})") from error
+
+
+def read_header(path: str | os.PathLike) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict]:
+    """Names, types and shapes of the arrays of a safetensors file, without reading them.
+
+    Returns:
+      Name -> (type as the format spells it, shape), and the metadata of the file.
+
+    Raises:
+      UserError: The file is missing or is not a whole safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"no weights at {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            arrays = {n: (s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()}
+            return arrays, dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error})") from error
+
+
+def read_metadata(folder: str | pathlib.Path) -> dict[str, str]:
+    """What the header of a module's weights says of their origin; empty for those trained here.
+
+    Raises:
+      UserError: The file is missing or is not a whole safetensors file.
+    """
+    header = read_header(pathlib.Path(folder) / WEIGHTS_FILE)[1]
+    return {key: value for key, value in header.items() if key != "format"}
 
 
 def load_module(

@@ -20,3 +20,9 @@ def pytest_addoption(parser):
         metavar="DIR",
         help="folder of golden fixtures (families as sub-folders); default tests/golden",
     )
+    parser.addoption(
+        "--vocabularies",
+        default=None,
+        metavar="DIR",
+        help="folder with `gpt2`, `llama3` or `clip`: published tokenizer files, for parity only",
+    )

@@ -1,6 +1,7 @@
 """Config files, overrides and JSON."""
 
 import dataclasses
+from typing import Literal
 
 import pytest
 
@@ -30,6 +31,51 @@ def test_json_round_trip_keeps_nested_configs_and_tuples(tmp_path):
     config = Outer(inner=Inner(rate=2.0, sizes=(3, 4, 5), name="a"), head=Inner())
     config_lib.to_json(config, tmp_path / "c.json")
     assert config_lib.from_json(Outer, tmp_path / "c.json") == config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Circle:
+    kind: Literal["circle"] = "circle"
+    size: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Square:
+    kind: Literal["square"] = "square"
+    size: float = 1.0
+    part: Inner | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing:
+    shape: Circle | Square = Circle()
+
+
+def test_a_union_is_decided_by_its_kind_and_by_the_first_without_one(tmp_path):
+    for shape in (Circle(size=2.0), Square(size=2.0, part=Inner(name="a"))):
+        config_lib.to_json(Drawing(shape=shape), tmp_path / "c.json")
+        assert config_lib.from_json(Drawing, tmp_path / "c.json") == Drawing(shape=shape)
+        assert config_lib.from_dict(Circle | Square, config_lib.to_dict(shape)) == shape
+    assert config_lib.from_dict(Drawing, {"shape": {"size": 3}}).shape == Circle(size=3.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"kind": "star"}, "unknown kind 'star'; known are circle, square"),
+        ({"kind": "square", "sise": 1.0}, "sise"),
+        ({"kind": "circle", "part": {}}, "part"),
+    ],
+)
+def test_a_union_that_does_not_fit_names_the_field(shape, message):
+    with pytest.raises(UserError, match=message):
+        config_lib.from_dict(Drawing, {"shape": shape})
+
+
+def test_overrides_reach_the_member_of_a_union_that_is_the_default():
+    config = Drawing(shape=Square())
+    got = config_lib.parse_overrides(config, ["--shape.size", "4"], prog="x")
+    assert got == Drawing(shape=Square(size=4.0))
 
 
 def test_integer_in_json_is_read_into_a_float_field():

@@ -10,6 +10,7 @@ from flax import nnx
 from dicode_jax import config as config_lib
 from dicode_jax.models.autoencoder_kl import AutoencoderKL
 from dicode_jax.models.dicode.ar import DiCoDeLM
+from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import is_constant
 from dicode_jax.models.dicode.representation import RepresentationModel
 from dicode_jax.nn.rngs import ShapeRngs
@@ -43,6 +44,13 @@ def test_config_builds_under_eval_shape_and_survives_json(path, tmp_path):
     assert config_lib.from_json(type(config), tmp_path / "config.json") == config
 
 
+def test_a_body_that_was_stored_without_its_kind_is_gpt2():
+    config = config_lib.load_config_file(FOLDER / "gpt2_large.py").model
+    data = config_lib.to_dict(config)
+    assert data["body"].pop("kind") == "gpt2"
+    assert config_lib.from_dict(DiCoDeLMConfig, data) == config
+
+
 def test_tokenizer_256_has_the_released_parameter_counts():
     config = config_lib.load_config_file(FOLDER / "tokenizer_256.py")
     model = nnx.eval_shape(lambda: build(config))
@@ -65,3 +73,18 @@ def test_gpt2_large_has_the_released_parameter_counts():
     assert count(model.input_mlp) == 2_951_680
     assert count(model.output_mlp) == 43_635_984
     assert math.prod(model.frame_embed.shape) + math.prod(model.place_embed.shape) == 61_440
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "width"),
+    [("llama_1b", 1_235_814_400, 2048), ("llama_3b", 3_212_749_824, 3072)],
+)
+def test_llama_has_the_published_parameter_counts_and_66_more_rows(name, published, width):
+    config = config_lib.load_config_file(FOLDER / f"{name}.py")
+    model = nnx.eval_shape(lambda: build(config))
+    parts = (model.body, model.input_mlp, model.output_mlp)
+    counts = [published + 66 * width, *(count(part) for part in parts[1:]), 48 * width]
+    assert count(model.body) == counts[0]
+    assert count(model) == sum(counts)
+    for number in (count(model), *counts):
+        assert f"{number:,}" in (FOLDER / f"{name}.py").read_text()

@@ -18,7 +18,12 @@ OUTER = ("train", "convert", "configs")  # run from a checkout, not shipped
 MAX_LINES = 520  # 500 is the aim; a little room, so that a docstring never has to go
 
 # Import name -> distribution name, where they differ.
-DISTRIBUTIONS = {"PIL": "pillow", "orbax": "orbax-checkpoint", "tensorboardX": "tensorboardx"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "orbax": "orbax-checkpoint",
+    "tensorboardX": "tensorboardx",
+    "yaml": "pyyaml",
+}
 
 
 def python_files(*folders):

@@ -22,6 +22,8 @@ from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig, to_uint8
 from dicode_jax.models.dicode.generate import generate
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
+from dicode_jax.models.language_model import BodyConfig, build_body, compare_bodies
+from dicode_jax.nn.layer_stack import with_scan_layers
 from dicode_jax.nn.rngs import ShapeRngs
 from train import loop
 from train.cache import Cache
@@ -79,6 +81,13 @@ def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
             f"the text tokenizer has {text.vocab_size} ids, the model's vocabulary "
             f"{config.model.body.vocab_size}"
         )
+    ids = (text.pad_id, text.image_start_id)
+    wanted = (config.model.pad_token_id, config.model.image_token_id)
+    if ids != wanted:
+        raise UserError(
+            f"the text tokenizer pads with id {ids[0]} and has <img> at {ids[1]}, the model's "
+            f"config says {wanted[0]} and {wanted[1]}"
+        )
     model = _Reader(DiCoDeLM(config.model, rngs=nnx.Rngs(config.seed)), tokenizer)
     if config.init is not None:
         earlier, earlier_config = weights.load_module(
@@ -87,6 +96,14 @@ def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
         if earlier_config != config.model:
             raise UserError(f"{config.init} holds a model of other sizes than --config's")
         nnx.update(model.lm, nnx.state(earlier))
+    elif config.body_init is not None:
+        body, _ = weights.load_module(
+            pathlib.Path(config.body_init), lambda c: build_body(c, rngs=ShapeRngs()), BodyConfig
+        )
+        if (fault := compare_bodies(body.cfg, config.model.body)) is not None:
+            raise UserError(f"{config.body_init} holds another body than --config's: {fault}")
+        body = with_scan_layers(body, config.model.body.scan_layers)
+        nnx.update(model.lm.body, nnx.state(body))
     graph, trained, frozen = nnx.split(model, lambda path, _: path[0] == "lm", ...)
     make_source = functools.partial(
         batches.KeyframeSource,

@@ -80,7 +80,10 @@ class TokenizerTrainConfig:
         fresh one.
       representation: `model` folder of a regression run, whose tokenizer and head are taken over
         and frozen; None trains the resampler together with the UNet.
-      init: `model` folder of an earlier run, whose UNet is gone on from; None starts fresh.
+      init: Folder with the `tokenizer` and `decoder` to start from, as `convert.dynamicrafter
+        --for-dicode` writes it (or the `model` of an earlier run); None starts fresh. It brings
+        all parts: `autoencoder` is not read then, and `representation` says no more than that the
+        tokenizer stays frozen.
       cached_clips: Clips that are encoded once and trained on again and again, which needs a frozen
         tokenizer; 0 encodes every batch anew.
       loss: Condition dropping and regularisers.
@@ -122,6 +125,8 @@ class ARTrainConfig:
       tokenizer: `model` folder of a tokenizer run, whose tokenizer reads the keyframes (and whose
         decoder paints the samples).
       init: `model` folder of an earlier run that is gone on from; None starts fresh.
+      body_init: Folder of a body to start from, as `convert.gpt2 --for-dicode` and `convert.llama
+        --for-dicode` write it; None starts fresh.
       cached_videos: Videos whose keyframes are encoded once and trained on again and again; 0
         encodes every batch anew.
       text_tokenizer: Folder or file of the text tokenizer; None makes the synthetic world's own.
@@ -140,6 +145,7 @@ class ARTrainConfig:
     model: DiCoDeLMConfig
     tokenizer: str | None = None
     init: str | None = None
+    body_init: str | None = None
     cached_videos: int = 0
     text_tokenizer: str | None = None
     text_length: int = 80
@@ -153,6 +159,8 @@ class ARTrainConfig:
     seed: int = 0
 
     def __post_init__(self):
+        if self.init is not None and self.body_init is not None:
+            raise ValueError("init brings the body too: leave body_init out")
         needed = self.text_length + self.num_keyframes * (self.model.num_tokens + 1)
         if needed > self.model.body.max_seq_len:
             raise ValueError(

@@ -2,9 +2,11 @@
 
     python -m train.tokenizer --config configs/shapes_representation.py --workdir runs/repr
     python -m train.tokenizer --config configs/shapes_tokenizer.py --workdir runs/tokenizer
+    python -m train.tokenizer --config configs/tokenizer_256.py --workdir runs/tokenizer_256 \
+        --init models/start
 
 The first is for small systems that have no pretrained CLIP; the second is the video diffusion
-training of the paper.
+training of the paper, which the third starts from DynamiCrafter's weights.
 """
 
 import dataclasses
@@ -17,7 +19,6 @@ from flax import nnx
 
 from dicode_jax import weights
 from dicode_jax.data import batches
-from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.representation import (
@@ -25,6 +26,7 @@ from dicode_jax.models.dicode.representation import (
     RepresentationModel,
     probe_loss,
 )
+from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.nn.rngs import ShapeRngs
 from train import decoder, loop
 from train.configs import RepresentationTrainConfig, TokenizerTrainConfig
@@ -48,12 +50,6 @@ def load_representation(folder: str) -> RepresentationModel:
     """The representation that an earlier run exported."""
     build = lambda cfg: RepresentationModel(cfg, rngs=ShapeRngs())  # noqa: E731
     return weights.load_module(folder, build, RepresentationConfig)[0]
-
-
-def load_decoder(folder: pathlib.Path) -> ClipDecoder:
-    """The clip decoder that an earlier run exported."""
-    build = lambda cfg: ClipDecoder(cfg, rngs=ShapeRngs())  # noqa: E731
-    return weights.load_module(folder, build, ClipDecoderConfig)[0]
 
 
 def regression_loss(config: RepresentationTrainConfig, model: _Regression, batch, rng):
@@ -114,8 +110,28 @@ def build_representation(config: RepresentationTrainConfig) -> loop.Task:
     )
 
 
+def load_start(config: TokenizerTrainConfig) -> VideoTokenizer:
+    """The parts in `config.init`, built as this run's config says.
+
+    Raises:
+      UserError: A part is missing, or of other sizes than the config's.
+    """
+    folder = pathlib.Path(config.init)
+    tokenizer = lambda _: DeepTokenizer(config.tokenizer, rngs=ShapeRngs())  # noqa: E731
+    clip_decoder = lambda stored: ClipDecoder(  # noqa: E731
+        dataclasses.replace(config.decoder, autoencoder=stored.autoencoder), rngs=ShapeRngs()
+    )
+    model = nnx.eval_shape(lambda: VideoTokenizer(config, rngs=ShapeRngs()))
+    load = weights.load_module
+    model.tokenizer, _ = load(folder / "tokenizer", tokenizer, DeepTokenizerConfig)
+    model.decoder, _ = load(folder / "decoder", clip_decoder, ClipDecoderConfig)
+    return model
+
+
 def build_decoder(config: TokenizerTrainConfig, workdir: pathlib.Path) -> loop.Task:
-    """Puts the frozen parts of earlier runs in place; the rest starts fresh."""
+    """Puts the parts of earlier runs in place; the rest starts fresh."""
+    if config.init is not None:
+        return decoder.build(config, load_start(config), workdir)
     decoder_config = config.decoder
     autoencoder = None
     if config.autoencoder is not None:
@@ -131,11 +147,6 @@ def build_decoder(config: TokenizerTrainConfig, workdir: pathlib.Path) -> loop.T
         nnx.update(model.tokenizer, nnx.state(representation.tokenizer))
         if decoder_config.latent_head is not None:
             nnx.update(model.decoder.latent_head, nnx.state(representation.head))
-    if config.init is not None:
-        earlier = load_decoder(pathlib.Path(config.init) / "decoder")
-        if earlier.cfg.unet != decoder_config.unet:
-            raise UserError(f"{config.init} holds a UNet of other sizes than --config's")
-        nnx.update(model.decoder.unet, nnx.state(earlier.unet))
     model.decoder.null_tokens[...] = nnx.jit(lambda tokenizer: tokenizer.null_tokens())(
         model.tokenizer
     )

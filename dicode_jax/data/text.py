@@ -3,10 +3,10 @@
 The last id of the base vocabulary is ``<|endoftext|>``, which also pads; 66 special tokens follow
 it: ``</img>``, ``<img>``, and ``<img_00000>`` to ``<img_00063>`` (GPT-2: 50257, 50258,
 50259...50322). Prompts are stripped, cut and padded on the right, and get no token of their own in
-front.
+front. Llama 3 pads with its ``<|end_of_text|>`` (128001), and the 66 follow its last id (128255).
 
-Two vocabularies are read: GPT-2's, from a folder, and a small one that `train_small` makes for the
-captions of `dicode_jax.data.synthetic`.
+Three vocabularies are read: GPT-2's and Llama 3's, from a folder, and a small one that
+`train_small` makes for the captions of `dicode_jax.data.synthetic`.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from dicode_jax.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
+LLAMA_END_OF_TEXT = "<|end_of_text|>"
 IMAGE_END = "</img>"
 IMAGE_START = "<img>"
 NUM_QUERY_TOKENS = 64
@@ -39,7 +40,7 @@ class EncodedText:
     """Prompts as ids.
 
     Attributes:
-      ids: right-padded with `<|endoftext|>`.
+      ids: right-padded with the end-of-text token.
       lengths: tokens of each prompt before cutting; above `ids.shape[1]` the prompt was cut.
     """
 
@@ -56,7 +57,7 @@ class TextTokenizer:
     """A BPE vocabulary with the image tokens added; see the module's text for the layout.
 
     Attributes:
-      pad_id: id of `<|endoftext|>`, the last of the base vocabulary.
+      pad_id: id of the end-of-text token; of GPT-2's kind it is the last of the base vocabulary.
       image_start_id: id of `<img>`, which stands before the deep tokens of every keyframe.
       vocab_size: base vocabulary plus the 66 image tokens.
     """
@@ -65,24 +66,28 @@ class TextTokenizer:
         """Takes over `tokenizer`, and adds the special tokens that it does not hold yet.
 
         Raises:
-          UserError: it has no `<|endoftext|>`, or other tokens follow it already.
+          UserError: it has no end-of-text token, or other tokens stand where the image tokens go.
         """
-        pad_id = tokenizer.token_to_id(END_OF_TEXT)
-        if pad_id is None:
-            raise UserError(f"the tokenizer has no {END_OF_TEXT} token; it is not of GPT-2's kind")
+        pad_id, llama_id = map(tokenizer.token_to_id, (END_OF_TEXT, LLAMA_END_OF_TEXT))
+        if pad_id is None and llama_id is None:
+            raise UserError(
+                f"the tokenizer has no {END_OF_TEXT} token; it is neither GPT-2's nor Llama 3's"
+            )
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.add_special_tokens(list(IMAGE_TOKENS))
         ids = [tokenizer.token_to_id(token) for token in IMAGE_TOKENS]
-        if ids != list(range(pad_id + 1, pad_id + 1 + len(IMAGE_TOKENS))):
+        size = tokenizer.get_vocab_size(with_added_tokens=True)
+        last = size - len(IMAGE_TOKENS) - 1 if pad_id is None else pad_id
+        if ids != list(range(last + 1, last + 1 + len(IMAGE_TOKENS))):
             raise UserError(
-                f"the image tokens must follow {END_OF_TEXT} (id {pad_id}) in order, "
-                f"but {IMAGE_END} has id {ids[0]} and {IMAGE_TOKENS[-1]} id {ids[-1]}"
+                f"the image tokens must follow the last of the base vocabulary (id {last}) in "
+                f"order, but {IMAGE_END} has id {ids[0]} and {IMAGE_TOKENS[-1]} id {ids[-1]}"
             )
         self._tokenizer = tokenizer
-        self.pad_id: int = pad_id
+        self.pad_id: int = llama_id if pad_id is None else pad_id
         self.image_start_id: int = ids[1]
-        self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.vocab_size: int = size
         self._alphabet = _closed_alphabet(tokenizer)
 
     @classmethod
@@ -143,7 +148,9 @@ class TextTokenizer:
             if not prompt and not allow_empty:
                 raise UserError("the prompt is empty; say what to show")
             self._check_alphabet(prompt)
-        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(prompts)]
+        # Llama's tokenizer would put a token in front of every prompt, the empty one too.
+        encodings = self._tokenizer.encode_batch(prompts, add_special_tokens=False)
+        rows = [encoding.ids for encoding in encodings]
         ids = np.full((len(rows), length), self.pad_id, np.int32)
         for row, tokens in zip(ids, rows, strict=True):
             tokens = tokens[:length]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from dicode_jax.typing import Array, Float, typechecked
+from dicode_jax.typing import Array, Float, UInt8, typechecked
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -26,6 +26,12 @@ def to_float(frames: Array) -> Array:
     if frames.dtype != jnp.uint8:
         raise ValueError(f"to_float takes uint8 pixels, got {frames.dtype}")
     return jnp.asarray(frames, jnp.float32) / 255 * 2 - 1
+
+
+def to_uint8(pixels: Float[Array, "..."]) -> UInt8[Array, "..."]:
+    """Pixels in [-1, 1] to 0..255: clipped, then truncated (not rounded), as the original saves."""
+    unit = (jnp.clip(pixels.astype(jnp.float32), -1.0, 1.0) + 1.0) / 2.0
+    return (unit * 255.0).astype(jnp.uint8)
 
 
 @typechecked

@@ -11,6 +11,7 @@ Letters: b batch, t positions computed now, s keys (or cache slots), d model wid
 
 import dataclasses
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,9 @@ from flax import nnx
 
 from dicode_jax.nn import kv_cache
 from dicode_jax.nn.kv_cache import KVCache
+from dicode_jax.nn.layer_stack import make_blocks, run_blocks
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.masks import causal_mask
-from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.typing import Array, Bool, Float, Int, typechecked
 
 
@@ -29,6 +30,7 @@ class GPT2Config:
     """Sizes of a GPT-2; the defaults are the small model with its own vocabulary.
 
     Attributes:
+      kind: Tells a stored configuration from those of other bodies.
       num_layers: Number of blocks.
       num_heads: Attention heads of a block; must divide `embed_dim`.
       embed_dim: Model width.
@@ -46,6 +48,7 @@ class GPT2Config:
       ValueError: A size is not positive, or `num_heads` does not divide `embed_dim`.
     """
 
+    kind: Literal["gpt2"] = "gpt2"
     num_layers: int = 12
     num_heads: int = 12
     embed_dim: int = 768
@@ -191,11 +194,12 @@ class GPT2(nnx.Module):
         )
         self.token_embed = table(cfg.vocab_size, cfg.embed_dim)
         self.position_embed = table(cfg.max_seq_len, cfg.embed_dim)
-        if cfg.scan_layers:
-            make = nnx.vmap(lambda rngs: Block(cfg, rngs=rngs, **kwargs), in_axes=0, out_axes=0)
-            self.blocks = make(rngs.split(cfg.num_layers))
-        else:
-            self.blocks = nnx.List([Block(cfg, rngs=rngs, **kwargs) for _ in range(cfg.num_layers)])
+        self.blocks = make_blocks(
+            lambda rngs: Block(cfg, rngs=rngs, **kwargs),
+            cfg.num_layers,
+            scan_layers=cfg.scan_layers,
+            rngs=rngs,
+        )
         self.final_norm = _norm(cfg.embed_dim, cfg.layer_norm_eps, rngs=rngs, **kwargs)
 
     @property
@@ -279,39 +283,21 @@ class GPT2(nnx.Module):
         return self._run(embeds, positions, mask, cache, length, key)
 
     def _run(self, embeds, positions, mask, cache, length, key):
-        cfg = self.cfg
-        keys = [None] * (cfg.num_layers + 1)
-        if key is not None:
-            keys = jax.random.split(key, cfg.num_layers + 1)
+        keys = None if key is None else jax.random.split(key, self.cfg.num_layers + 1)
         x = embeds + self.position_embed(positions).astype(embeds.dtype)
-        x = _dropout(x, cfg.dropout, keys[0])
-        if cfg.scan_layers:
-            x, past = self._scan(x, mask, cache, length, None if key is None else keys[1:])
-        else:
-            pasts = []
-            for i, block in enumerate(self.blocks):
-                past = None if cache is None else (cache.k[i], cache.v[i])
-                if cfg.remat:
-                    x, past = _remat_block(block, x, mask, past, length, keys[i + 1])
-                else:
-                    x, past = block(x, mask, past, length, key=keys[i + 1])
-                pasts.append(past)
-            past = None if cache is None else tuple(zip(*pasts, strict=True))
+        if keys is not None:
+            x, keys = _dropout(x, self.cfg.dropout, keys[0]), keys[1:]
+        x, cache = run_blocks(
+            self.blocks,
+            lambda block, x, past, key: block(x, mask, past, length, key=key),
+            x,
+            cache=cache,
+            keys=keys,
+            remat=self.cfg.remat,
+        )
         if cache is not None:
-            cache = KVCache(k=past[0], v=past[1], length=length + embeds.shape[1])
+            cache = dataclasses.replace(cache, length=length + embeds.shape[1])
         return self.final_norm(x), cache
-
-    def _scan(self, x, mask, cache, length, keys):
-        graph, state = nnx.split(self.blocks)
-
-        def body(x, layer):
-            state, past, key = layer
-            return nnx.merge(graph, state)(x, mask, past, length, key=key)
-
-        if self.cfg.remat:
-            body = jax.checkpoint(body, prevent_cse=False)
-        past = None if cache is None else (cache.k, cache.v)
-        return jax.lax.scan(body, x, (state, past, keys))
 
 
 def _linear(in_dim: int, out_dim: int, *, std: float = 0.02, **kwargs) -> Linear:
@@ -320,34 +306,3 @@ def _linear(in_dim: int, out_dim: int, *, std: float = 0.02, **kwargs) -> Linear
 
 def _norm(dim: int, eps: float, **kwargs) -> nnx.LayerNorm:
     return nnx.LayerNorm(dim, epsilon=eps, use_fast_variance=False, **kwargs)
-
-
-def _remat_block(block: Block, x, mask, past, length, key):
-    graph, state = nnx.split(block)
-
-    @jax.checkpoint
-    def run(state, x, past, key):
-        return nnx.merge(graph, state)(x, mask, past, length, key=key)
-
-    return run(state, x, past, key)
-
-
-def with_scan_layers(model: GPT2, scan_layers: bool = True) -> GPT2:
-    """The same weights in the other storage: stacked blocks (`True`) or one module per block."""
-    if model.cfg.scan_layers == scan_layers:
-        return model
-    cfg = dataclasses.replace(model.cfg, scan_layers=scan_layers)
-    other = nnx.eval_shape(lambda: GPT2(cfg, dtype=model.dtype, rngs=ShapeRngs()))
-    if scan_layers:
-        states = [nnx.state(block) for block in model.blocks]
-        other.blocks = nnx.merge(
-            nnx.graphdef(other.blocks), jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        )
-    else:
-        stacked = nnx.state(model.blocks)
-        for i, block in enumerate(other.blocks):
-            state = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
-            other.blocks[i] = nnx.merge(nnx.graphdef(block), state)
-    for name in ("token_embed", "position_embed", "final_norm"):
-        setattr(other, name, getattr(model, name))
-    return other

@@ -10,10 +10,11 @@ Arrays go in and out; reading and writing files is `data.video`.
 
 import dataclasses
 import functools
-import importlib.resources
+import os
 import pathlib
+import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ import numpy as np
 from flax import nnx
 
 from dicode_jax import config as config_lib
-from dicode_jax import weights
+from dicode_jax import hub, model_card, weights
 from dicode_jax.data.text import TextTokenizer
 from dicode_jax.data.transforms import resize_bilinear
 from dicode_jax.diffusion.time_grid import ddim_time_grid
@@ -44,8 +45,6 @@ from dicode_jax.typing import Array, Float, UInt8
 
 Progress = Callable[[str, int, int], None]  # (what, done, of how many)
 
-ASSETS = "dicode_jax.assets"
-DEFAULT_MODEL = "shapes"
 PARTS = ("tokenizer", "decoder", "language_model")
 
 
@@ -98,6 +97,8 @@ class DiCoDePipeline:
       language_model: Prompts to deep tokens; None for a pipeline that only codes video.
       text: Prompts to ids; goes with the language model.
       config: Sizes and sampling defaults.
+      metadata: Where the weights of each part come from (see `weights.read_metadata`); handed on
+        when the pipeline is saved.
     """
 
     def __init__(
@@ -108,8 +109,10 @@ class DiCoDePipeline:
         language_model: DiCoDeLM | None,
         text: TextTokenizer | None,
         config: PipelineConfig,
+        metadata: Mapping[str, Mapping[str, str]] | None = None,
     ):
         self.config, self.text = config, text
+        self.metadata = dict(metadata or {})
         self.tokenizer, self.decoder, self.language_model = tokenizer, decoder, language_model
         self._split = {
             name: nnx.split(module) for name, module in self.parts.items() if module is not None
@@ -121,23 +124,47 @@ class DiCoDePipeline:
         return {name: getattr(self, name) for name in PARTS}
 
     @classmethod
-    def from_pretrained(cls, path_or_name: str | pathlib.Path | None = None) -> "DiCoDePipeline":
-        """Loads a pipeline folder, or a model that lies in the package.
+    def from_pretrained(
+        cls,
+        path_or_name: str | os.PathLike | None = None,
+        revision: str | None = None,
+        *,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+    ) -> "DiCoDePipeline":
+        """Loads a pipeline folder, a model that lies in the package, or one of the Hub.
 
         Args:
-          path_or_name: A folder, or the name of a packaged model; None for the packaged default.
+          path_or_name: A folder, the name of a packaged model, or `owner/name` on the Hugging Face
+            Hub, which is downloaded once; None for the packaged default.
+          revision: Branch, tag or commit on the Hub.
+          dtype: Computing type; None for that of the parameters and inputs.
+          param_dtype: Type of the weights in memory.
+          cache_dir: Where downloads are kept; None for the Hub's usual cache.
+          local_files_only: Do not reach for the Hub; `HF_HUB_OFFLINE=1` does the same for all.
+          token: Access token of the Hub; None for the one that `hf auth login` stored.
 
         Raises:
           UserError: There is no such model, or its files are broken or do not fit together.
         """
-        folder = find_model(path_or_name)
+        folder = hub.find_model(
+            path_or_name,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+        )
         config = config_lib.from_json(PipelineConfig, folder / weights.CONFIG_FILE)
-        decoder, _ = _load(folder / "decoder", ClipDecoder, ClipDecoderConfig)
+        load = functools.partial(_load, dtype=dtype, param_dtype=param_dtype)
+        decoder = load(folder / "decoder", ClipDecoder, ClipDecoderConfig)
         tokenizer = language_model = text = None
         if (folder / "tokenizer").is_dir():
-            tokenizer, _ = _load(folder / "tokenizer", DeepTokenizer, DeepTokenizerConfig)
+            tokenizer = load(folder / "tokenizer", DeepTokenizer, DeepTokenizerConfig)
         if (folder / "language_model").is_dir():
-            language_model, _ = _load(folder / "language_model", DiCoDeLM, DiCoDeLMConfig)
+            language_model = load(folder / "language_model", DiCoDeLM, DiCoDeLMConfig)
             text = TextTokenizer.from_file(folder / "text")
         return cls(
             tokenizer=tokenizer,
@@ -145,10 +172,15 @@ class DiCoDePipeline:
             language_model=language_model,
             text=text,
             config=config,
+            metadata={
+                name: weights.read_metadata(folder / name)
+                for name in PARTS
+                if (folder / name).is_dir()
+            },
         )
 
-    def save_pretrained(self, folder: str | pathlib.Path, *, dtype: Any = None) -> None:
-        """Writes the pipeline as a folder.
+    def save_pretrained(self, folder: str | os.PathLike, *, dtype: Any = None) -> None:
+        """Writes the pipeline as a folder, with a model card if it has none.
 
         Args:
           folder: Made if need be.
@@ -157,10 +189,49 @@ class DiCoDePipeline:
         folder = pathlib.Path(folder)
         for name, module in self.parts.items():
             if module is not None:
-                weights.save_module(folder / name, module, module.cfg, dtype=dtype)
+                metadata = self.metadata.get(name)
+                weights.save_module(
+                    folder / name, module, module.cfg, dtype=dtype, metadata=metadata
+                )
         if self.text is not None:
             self.text.save(folder / "text")
         config_lib.to_json(self.config, folder / weights.CONFIG_FILE)
+        model_card.write(folder)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        dtype: Any = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload model",
+    ) -> str:
+        """Saves the pipeline to the Hugging Face Hub, with a model card; returns its address.
+
+        Args:
+          name: `owner/name`; the repository is made if need be.
+          dtype: Storage type of the weights; float32 by default.
+          private: Whether a new repository is private; None for the owner's default.
+          revision: Branch to commit to; None for the main one.
+          token: Access token; None for the one that `hf auth login` stored.
+          commit_message: What the commit says.
+
+        Raises:
+          UserError: The name is not of that form, or the Hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, dtype=dtype)
+            model_card.write(folder, name=name, overwrite=True)
+            return hub.upload(
+                folder,
+                name,
+                private=private,
+                revision=revision,
+                token=token,
+                commit_message=commit_message,
+            )
 
     def __call__(
         self,
@@ -342,30 +413,10 @@ class DiCoDePipeline:
         return config
 
 
-def find_model(path_or_name: str | pathlib.Path | None) -> pathlib.Path:
-    """The folder of a model: a path, the name of a packaged model, or None for the default.
-
-    Raises:
-      UserError: There is no such model.
-    """
-    if path_or_name is not None and pathlib.Path(path_or_name).is_dir():
-        folder = pathlib.Path(path_or_name)
-        if not (folder / weights.CONFIG_FILE).is_file():
-            raise UserError(f"{folder} is not a model: it holds no {weights.CONFIG_FILE}")
-        return folder
-    root = pathlib.Path(str(importlib.resources.files(ASSETS)))
-    name = str(path_or_name or DEFAULT_MODEL)
-    packaged = sorted(p.parent.name for p in root.glob(f"*/{weights.CONFIG_FILE}"))
-    if name not in packaged:
-        raise UserError(
-            f"no model {name!r}: it is neither a folder nor a packaged model "
-            f"({', '.join(packaged) or 'there is none'})"
-        )
-    return root / name
-
-
-def _load(folder: pathlib.Path, kind: type, config_type: type) -> tuple[Any, Any]:
-    return weights.load_module(folder, lambda cfg: kind(cfg, rngs=ShapeRngs()), config_type)
+def _load(folder: pathlib.Path, kind: type, config_type: type, *, dtype, param_dtype) -> nnx.Module:
+    options = {"dtype": dtype, "param_dtype": param_dtype}
+    build = lambda cfg: kind(cfg, **options, rngs=ShapeRngs())  # noqa: E731
+    return weights.load_module(folder, build, config_type, param_dtype=param_dtype)[0]
 
 
 def _sample_keys(seed: int, count: int, stream: int) -> Array:

@@ -151,10 +151,14 @@ def test_a_schedule_that_is_not_the_configured_one_is_an_error(buffers):
         cfg, schedule=dataclasses.replace(cfg.schedule, zero_terminal_snr=False)
     )
     lines = dicode.check_schedule(buffers, other)
-    assert any(line.startswith("alphas_cumprod:") for line in lines)
-    assert "not the configured one" in lines[0]
+    assert lines[0].startswith("betas: the noise schedule in the checkpoint is another one")
+    assert "they fit zero_terminal_snr=True, parameterization=v" in lines[0]
     short = buffers | {"betas": buffers["betas"][:10]}
-    assert "shape (10,)" in dicode.check_schedule(short, cfg)[0]
+    assert "they fit no known schedule" in dicode.check_schedule(short, cfg)[0]
+    scaled = buffers | {"scale_factor": np.float32(0.2)}
+    assert dicode.check_schedule(scaled, cfg) == [
+        "scale_factor: 0.2 in the checkpoint, 0.18215 by the config"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +189,7 @@ def test_everything_that_does_not_fit_is_reported_at_once(buffers):
     message = str(error.value)
     for part in (
         "unused source key: discriminator.weight",
-        "betas: the checkpoint's noise schedule",
+        "betas: the noise schedule in the checkpoint",
         "unused source key: image_proj_model.extra",
         "embedder.model.visual.class_embedding: shape (41,)",
         "model.diffusion_model.out.2.bias: shape (5,)",

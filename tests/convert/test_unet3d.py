@@ -9,7 +9,8 @@ from flax import nnx
 
 import convert
 from convert import autoencoder_kl, unet3d
-from convert.rules import ConversionError, Rule, flatten
+from convert.plan import flatten
+from convert.rules import ConversionError, Rule
 from dicode_jax.models.autoencoder_kl import AutoencoderKL
 from dicode_jax.models.unet3d import UNet3D
 from dicode_jax.nn.rngs import ShapeRngs

@@ -5,7 +5,8 @@ import pytest
 from flax import nnx
 
 from convert import from_torch, open_clip, resampler
-from convert.rules import ConversionError, convert_state_dict, prefixed
+from convert.plan import plan
+from convert.rules import ConversionError, prefixed
 from dicode_jax.models.clip import CLIP, CLIPConfig, CLIPText, CLIPVision
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
@@ -125,7 +126,7 @@ def test_every_key_of_the_published_clip_finds_its_place():
     model = nnx.eval_shape(lambda: CLIP(CLIPConfig(), rngs=ShapeRngs()))
     source = zeros(clip_shapes(VIT_H_14))
     assert len(source) == 686
-    done = convert_state_dict(source, open_clip.CLIP_RULES, target=nnx.state(model))
+    done = plan(source, open_clip.CLIP_RULES, nnx.state(model))
     assert done.problems == []
     assert not done.skipped
 
@@ -134,12 +135,12 @@ def test_every_key_of_the_published_clip_finds_its_place():
     embedder = {f"embedder.model.{k}": s for k, s in (vision_shapes(VIT_H_14) | dead).items()}
     rules = prefixed(open_clip.VISION_RULES, "embedder.model.", "vision.")
     target = {f"vision.{k}": v for k, v in shapes_of(model.vision).items()}
-    done = convert_state_dict(zeros(embedder), rules, target=target)
+    done = plan(zeros(embedder), rules, target)
     assert done.problems == []
     assert sorted(done.skipped) == sorted(f"embedder.model.{key}" for key in dead)
 
     text = {k: s for k, s in clip_shapes(VIT_H_14).items() if not k.startswith("visual.")}
-    done = convert_state_dict(zeros(text), open_clip.TEXT_RULES, target=nnx.state(model.text))
+    done = plan(zeros(text), open_clip.TEXT_RULES, nnx.state(model.text))
     assert done.problems == []
     assert list(done.skipped) == ["logit_scale"]
 
@@ -158,7 +159,7 @@ def test_every_key_of_the_released_resampler_finds_its_place():
     model = nnx.eval_shape(lambda: Resampler(ResamplerConfig(), rngs=ShapeRngs()))
     source = zeros(resampler_shapes(cfg))
     assert len(source) == 51
-    assert convert_state_dict(source, resampler.RULES, target=nnx.state(model)).problems == []
+    assert plan(source, resampler.RULES, nnx.state(model)).problems == []
 
 
 def test_towers_are_cut_out_of_a_whole_checkpoint():

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 from tokenizers import pre_tokenizers
 
 from dicode_jax.data import synthetic, text
@@ -114,6 +115,25 @@ def test_a_gpt2_folder_gets_the_image_tokens(gpt2_folder, tmp_path):
     gpt2.save(tmp_path)
     again = text.TextTokenizer.from_file(tmp_path)
     np.testing.assert_array_equal(again.encode("  Bred wörld! 日 ", 16).ids, encoded.ids)
+
+
+def test_image_tokens_follow_the_last_special_token_of_llama(tmp_path):
+    symbols = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "re"]
+    vocab = {symbol: i for i, symbol in enumerate(symbols)}
+    llama = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [("r", "e")]))
+    llama.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    llama.decoder = tokenizers.decoders.ByteLevel()
+    llama.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>", "<|reserved_0|>"])
+    llama.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 257)]
+    )
+    llama.save(str(tmp_path / "tokenizer.json"))
+    for _ in range(2):  # as it came, and with the image tokens in the file
+        got = text.TextTokenizer.from_file(tmp_path)
+        assert (got.pad_id, got.image_start_id, got.vocab_size) == (258, 261, 260 + 66)
+        assert set(got.encode("").ids[0]) == {258}  # all padding, nothing in front
+        assert got.decode(got.encode(" Bred 日").ids[0]) == "Bred 日"
+        got.save(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ def pytest_generate_tests(metafunc):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def runners():
+def runners(pytestconfig):
+    harness.VOCABULARIES = pytestconfig.getoption("vocabularies")
     harness.load_runners()
 
 

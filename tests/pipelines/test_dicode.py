@@ -1,7 +1,10 @@
 """DiCoDePipeline: what depends on what, round trips, and what it refuses."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from tiny import NUM_FRAMES, NUM_TOKENS, TOKEN_DIM, tiny_pipeline
 
 from dicode_jax.errors import UserError
@@ -54,6 +57,18 @@ def test_saved_pipeline_gives_the_same_video(pipe, videos, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
     loaded = DiCoDePipeline.from_pretrained(tmp_path / "model")
     np.testing.assert_array_equal(loaded(PROMPTS, num_clips=2, seed=3), videos)
+
+
+def test_weights_are_kept_in_the_type_that_is_asked_for(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "model")
+    half = DiCoDePipeline.from_pretrained(
+        tmp_path / "model", dtype=jnp.bfloat16, param_dtype=jnp.bfloat16
+    )
+    for module in half.parts.values():
+        types = {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(module))}
+        assert types == {"bfloat16"}
+    video = half(PROMPTS[0], seed=3)
+    assert video.shape == (1, NUM_FRAMES, 16, 16, 3)
 
 
 def test_video_of_any_size_is_encoded_and_painted_again(pipe):

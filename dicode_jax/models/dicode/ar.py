@@ -15,7 +15,6 @@ d model width, p head outputs.
 """
 
 import dataclasses
-from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,41 +22,11 @@ from flax import nnx
 
 from dicode_jax.models.dicode import ar_losses
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
-from dicode_jax.models.gpt2 import GPT2
+from dicode_jax.models.language_model import LanguageModelBody, build_body
 from dicode_jax.nn.activations import gelu
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.masks import causal_mask, key_mask
 from dicode_jax.typing import Array, Bool, Float, Int, PRNGKeyArray, typechecked
-
-
-class LanguageModelBody(Protocol):
-    """What `DiCoDeLM` needs of a transformer; `models.gpt2.GPT2` is one."""
-
-    @property
-    def embed_dim(self) -> int:
-        """Width of embeddings and hidden states."""
-
-    @property
-    def max_seq_len(self) -> int:
-        """Longest sequence that has positions."""
-
-    def embed_tokens(self, ids: Array) -> Array:
-        """`[b, t]` ids to `[b, t, d]` embeddings, without positions."""
-
-    def init_cache(self, *, batch: int, size: int, dtype: Any = None) -> Any:
-        """An empty cache: a pytree of static shape."""
-
-    def __call__(
-        self,
-        embeds: Array,
-        positions: Array | None = None,
-        mask: Array | None = None,
-        cache: Any = None,
-        *,
-        deterministic: bool = True,
-        rngs: nnx.Rngs | None = None,
-    ) -> tuple[Array, Any]:
-        """`[b, t, d]` embeddings to final hidden states and the extended cache."""
 
 
 class TokenMLP(nnx.Module):
@@ -141,7 +110,7 @@ class DiCoDeLM(nnx.Module):
     def __init__(self, cfg: DiCoDeLMConfig, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs):
         kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.cfg, self.dtype = cfg, dtype
-        self.body: LanguageModelBody = GPT2(cfg.body, **kwargs)
+        self.body: LanguageModelBody = build_body(cfg.body, **kwargs)
         d = self.body.embed_dim
         mlp_dim = cfg.mlp_dim or d
         self.input_mlp = TokenMLP(cfg.token_dim, mlp_dim, d, **kwargs)

@@ -4,7 +4,7 @@ import dataclasses
 
 from dicode_jax.distributions.gaussian_mixture import num_params
 from dicode_jax.models.dicode import ar_losses
-from dicode_jax.models.gpt2 import GPT2Config
+from dicode_jax.models.language_model import BodyConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -12,7 +12,7 @@ class DiCoDeLMConfig:
     """The released model by default, apart from `body`.
 
     Attributes:
-      body: Sizes of the transformer.
+      body: Kind and sizes of the transformer.
       num_tokens: Deep tokens per keyframe, `n`.
       token_dim: Width of a deep token, `z`.
       max_keyframes: Rows of the keyframe table.
@@ -38,7 +38,7 @@ class DiCoDeLMConfig:
       ValueError: An option is unknown or contradicts another.
     """
 
-    body: GPT2Config
+    body: BodyConfig
     num_tokens: int = 16
     token_dim: int = 1024
     max_keyframes: int = 32

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dicode_jax.data.transforms import to_uint8 as to_uint8
 from dicode_jax.diffusion.guidance import guide, guide_three_way, rescale_guidance
 from dicode_jax.diffusion.samplers.base import Denoise, Trajectory, per_sample_normal, sample
 from dicode_jax.diffusion.samplers.ddim import DDIM
@@ -22,7 +23,7 @@ from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.models.dicode.tokenizer import mask_leading_tokens
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
-from dicode_jax.typing import Array, Float, Int, UInt8, typechecked
+from dicode_jax.typing import Array, Float, Int, typechecked
 
 IMAGE_PROJ_TYPES = ("headrear", "fullseq")
 NULL_TEXTS = ("empty", "zeros")
@@ -485,9 +486,3 @@ def decode_latents(
         per_frame: one frame after the other, to save memory; equal results.
     """
     return decoder.autoencoder.decode_latents(latents, per_frame=per_frame).astype(jnp.float32)
-
-
-def to_uint8(pixels: Float[Array, "..."]) -> UInt8[Array, "..."]:
-    """Pixels in [-1, 1] to 0..255: clipped, then truncated (not rounded), as the original saves."""
-    unit = (jnp.clip(pixels.astype(jnp.float32), -1.0, 1.0) + 1.0) / 2.0
-    return (unit * 255.0).astype(jnp.uint8)

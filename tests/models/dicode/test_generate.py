@@ -10,7 +10,8 @@ from dicode_jax.distributions.gaussian_mixture import GaussianMixture
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.generate import Draws, generate, keyframes_in_sight
-from dicode_jax.models.gpt2 import GPT2Config, with_scan_layers
+from dicode_jax.models.gpt2 import GPT2Config
+from dicode_jax.nn.layer_stack import with_scan_layers
 
 B, L, N, Z = 2, 3, 4, 5
 CONFIG = DiCoDeLMConfig(

@@ -14,7 +14,7 @@ from flax import nnx
 
 import convert
 from convert import dicode
-from convert.rules import convert_state_dict, flatten
+from convert.plan import flatten, plan
 from dicode_jax.diffusion.samplers.ddim import DDIM
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS, NoiseSchedule
 from dicode_jax.diffusion.time_grid import ddim_time_grid, ddim_timesteps
@@ -151,11 +151,11 @@ def run_system(fixture):
         state = nnx.state(part)
         shapes = {path: tuple(leaf.shape) for path, leaf in flatten(state).items()}
         own = {k: v for k, v in source.items() if k not in PERSISTENT_BUFFERS}
-        converted = convert_state_dict(own, rules, target=shapes)
+        converted = plan(own, rules, shapes)
         for path, leaf in flatten(state).items():
-            if path in converted.params:
-                yield Check(converted.sources[path], leaf[...], converted.params[path], exact=True)
-        left = set(shapes) - set(converted.params) - {"text_context", "null_tokens"}
+            if path in converted.sources:
+                yield Check(converted.sources[path], leaf[...], converted.array(path), exact=True)
+        left = set(converted.missing) - {"text_context", "null_tokens"}
         assert not left, f"filled by nothing: {sorted(left)}"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from convert import dicode
-from convert.rules import convert_state_dict, flatten
+from convert.plan import flatten, plan
 from dicode_jax.diffusion.losses import add_offset_noise
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
 from dicode_jax.models.dicode import tokenizer_loss as training
@@ -167,15 +167,14 @@ def gradients(loaded, grads, name, case, arrays, done):
     rules = (*dicode.TOKENIZER_RULES, *dicode.decoder_rules(loaded.source, loaded.cfg.decoder))
     prefix = f"{name}/grad/"
     wanted = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-    converted = convert_state_dict(wanted, rules, target=shapes)
+    converted = plan(wanted, rules, shapes)
     assert len(converted.sources) == len(wanted), converted.problems
-    for path, want in converted.params.items():
-        key = converted.sources[path]
+    for path, key in converted.sources.items():
         done.add(prefix + key)
-        yield Check(prefix + key, flat[path], want, **GRADIENT)
+        yield Check(prefix + key, flat[path], converted.array(path), **GRADIENT)
     # The fixtures take gradients of the resampler whether the config trains it or not.
     trains = dataclasses.replace(loaded.cfg.trainable, resampler=True)
-    sources = convert_state_dict(loaded.source, rules, target=shapes).sources
+    sources = plan(loaded.source, rules, shapes).sources
     sources = {path: key for path, key in sources.items() if trains(path.split("."))}
     for module, want in case["grad_norm_by_module"].items():
         squares = [

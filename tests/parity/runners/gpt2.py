@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from convert import from_torch, gpt2
-from convert.rules import convert_state_dict, flatten
+from convert.plan import flatten, plan
 from dicode_jax.distributions.gaussian_mixture import GaussianMixture
 from dicode_jax.nn.masks import causal_mask, key_mask, positions_from_valid
 from parity.harness import Check, runner
@@ -29,12 +29,12 @@ def require_all(names, done):
 
 def by_original_key(grads, rules, arrays):
     """(original key, our gradient, the original's in our layout) for the given original arrays."""
-    converted = convert_state_dict(arrays, rules, target=grads)
+    converted = plan(arrays, rules, grads)
     assert not converted.unused, converted.unused
     assert not converted.mismatched, converted.mismatched
     ours = flatten(grads)
-    for path, want in converted.params.items():
-        yield converted.sources[path], np.asarray(ours[path][...]), want
+    for path, key in converted.sources.items():
+        yield key, np.asarray(ours[path][...]), converted.array(path)
 
 
 # --- text_and_vision/gpt2
@@ -57,10 +57,10 @@ def run_gpt2(fixture):
 
     for name in sorted(arrays):
         if match := re.fullmatch(r"out\.([a-z_]+)\.hidden", name):
-            yield from gpt2_case(model, match[1], inputs, arrays, check)
+            yield from lm_case(model, match[1], inputs, arrays, check)
     yield from gpt2_intermediates(model, inputs, arrays, check)
-    yield from gpt2_cached(model, config, inputs, arrays, check)
-    yield from gpt2_gradients(model, inputs, arrays, done)
+    yield from lm_cached(model, config, inputs, arrays, check)
+    yield from lm_gradients(model, gpt2.RULES, inputs, arrays, done)
 
     want = arrays["out.greedy.ids"]
     prompt = jnp.asarray(want[:, : config["greedy_prompt"]])
@@ -75,7 +75,7 @@ def run_gpt2(fixture):
     require_all([k for k in arrays if not k.startswith("in.")], done)
 
 
-def gpt2_case(model, case, inputs, arrays, check):
+def lm_case(model, case, inputs, arrays, check):
     source = case if case in ("ids", "embeds", "tiny_embeds") else None
     if source is None:
         source = "embeds" if case.endswith("embeds") else "ids"
@@ -123,7 +123,7 @@ def gpt2_intermediates(model, inputs, arrays, check):
             yield check(name, value, HIDDEN)
 
 
-def gpt2_cached(model, config, inputs, arrays, check):
+def lm_cached(model, config, inputs, arrays, check):
     embeds, prefill = inputs["embeds"], config["prefill"]
     b, t, _ = embeds.shape
     step = jax.jit(lambda *args: model(*args))
@@ -154,7 +154,7 @@ def gpt2_cached(model, config, inputs, arrays, check):
         yield check(f"out.{case}.decode_hidden", jnp.concatenate(outs, axis=1), HIDDEN)
 
 
-def gpt2_gradients(model, inputs, arrays, done):
+def lm_gradients(model, rules, inputs, arrays, done):
     graph, state = nnx.split(model)
 
     def loss(state, embeds):
@@ -172,7 +172,7 @@ def gpt2_gradients(model, inputs, arrays, done):
     yield Check("grad.embeds", np.asarray(embed_grad), arrays["grad.embeds"], **GRADIENT)
     done |= {"out.loss", "grad.embeds"}
     wanted = {k[5:]: v for k, v in arrays.items() if k[:5] == "grad." and k != "grad.embeds"}
-    for key, got, want in by_original_key(grads, gpt2.RULES, wanted):
+    for key, got, want in by_original_key(grads, rules, wanted):
         done.add(f"grad.{key}")
         yield Check(f"grad.{key}", got, want, **GRADIENT)
 

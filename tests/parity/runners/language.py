@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from convert import dicode_lm, from_torch
-from convert.rules import convert_state_dict, flatten
+from convert.plan import flatten, plan
 from dicode_jax.distributions.gaussian_mixture import GaussianMixture
 from dicode_jax.models.dicode.generate import Draws, generate
 from dicode_jax.nn.masks import causal_mask, key_mask
@@ -126,7 +126,7 @@ def train_case(model, deep_tokens, kwargs, wanted, spec):
         yield Check(f"grad/{key}", got, want, rel_max=1e-4)
     # Norms do not depend on the layout, so the key alone finds our parameter.
     shapes = {key: np.zeros(1) for key in spec["grad_norm_by_param"]}
-    paths = convert_state_dict(shapes, dicode_lm.RULES, target=grads).sources
+    paths = plan(shapes, dicode_lm.RULES, grads).sources
     ours = {key: np.asarray(flatten(grads)[path][...]) for path, key in paths.items()}
     assert set(paths) == set(flatten(grads)), "a parameter has no gradient norm in the fixture"
     for key, want in spec["grad_norm_by_param"].items():

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 import convert
-from convert.rules import flatten
+from convert.plan import flatten
 from convert.unet3d import rules as unet_rules
 from convert.unet3d import uses_linear
 from dicode_jax.diffusion.losses import diffusion_loss

@@ -12,9 +12,10 @@ from flax import nnx
 from convert import from_torch
 from convert.open_clip import VISION_RULES
 from convert.open_clip import config_from_original as clip_config
+from convert.plan import load_module
 from convert.resampler import RULES as RESAMPLER_RULES
 from convert.resampler import config_from_original as resampler_config
-from convert.rules import load_module, prefixed
+from convert.rules import prefixed
 from dicode_jax.data.transforms import clip_preprocess, resize_bilinear, to_float
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from parity.harness import Check, runner

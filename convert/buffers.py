@@ -1,0 +1,54 @@
+"""Noise-schedule buffers that checkpoints carry, compared with those of a configuration."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from convert.rules import to_numpy
+from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS, NoiseSchedule
+
+BUFFERS = (*PERSISTENT_BUFFERS, "scale_arr")
+
+
+def compare(source: Mapping[str, Any], schedule: NoiseSchedule) -> list[str]:
+    """One line when the buffers of a checkpoint are not the schedule's, none when they are.
+
+    The line names the first buffer that differs and a schedule that fits, where there is one. What
+    is absent is not compared; buffers in half precision are compared as such.
+    """
+    stored = {name: source[name] for name in BUFFERS if name in source}
+    values = {name: to_numpy(tensor) for name, tensor in stored.items()}
+    wrong = [name for name in values if not _fits(values[name], name, schedule)]
+    if not wrong:
+        return []
+    candidates = (
+        NoiseSchedule(zero_terminal_snr=snr, parameterization=kind, base_scale=scale)
+        for snr, kind, scale in itertools.product((False, True), ("eps", "v"), (None, 0.7, 0.3))
+    )
+    found = (c for c in candidates if all(_fits(values[name], name, c) for name in values))
+    fitting = next(found, None)
+    hint = "they fit no known schedule"
+    if fitting is not None:
+        hint = (
+            f"they fit zero_terminal_snr={fitting.zero_terminal_snr}, "
+            f"parameterization={fitting.parameterization}, base_scale={fitting.base_scale}"
+        )
+    return [f"{wrong[0]}: the noise schedule in the checkpoint is another one; {hint}"]
+
+
+def _fits(got: np.ndarray, name: str, schedule: NoiseSchedule) -> bool:
+    if name == "scale_arr":
+        if schedule.base_scale is None or got.ndim != 1:
+            return False
+        want = np.asarray(schedule.scale_array)
+        got = got[: len(want)]  # the original stores a longer constant part than any step needs
+    else:
+        want = np.asarray(schedule.table(name))
+    bits = {"float16": 10, "bfloat16": 7}.get(got.dtype.name, 17)
+    if got.shape != want.shape:
+        return False
+    tolerance = 2.0**-bits
+    got, want = got.astype(np.float64), want.astype(np.float64)
+    return bool(np.allclose(got, want, rtol=tolerance, atol=tolerance * 1e-3))

@@ -1,0 +1,82 @@
+"""The two constants of a clip decoder, computed from planned weights one block at a time.
+
+They are the text tower's embedding of the empty prompt and the deep tokens of a grey image. No more
+than one block of a tower is in memory, so a conversion stays as lean as its largest tensor.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from convert.plan import Plan, fill_state
+from dicode_jax.data.clip_text import ClipTokenizer
+from dicode_jax.data.transforms import clip_preprocess
+from dicode_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVision
+from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig, VAEProjector
+from dicode_jax.nn.resampler import Resampler
+from dicode_jax.nn.rngs import ShapeRngs
+
+
+def empty_text_context(plan: Plan, cfg: CLIPTextConfig, layer: str = "penultimate") -> np.ndarray:
+    """Text tokens [l, d] of the empty prompt, float32.
+
+    Args:
+      plan: Of a text tower.
+      layer: "penultimate" or "last", see `CLIPText`.
+    """
+    one = dataclasses.replace(cfg, num_layers=1)
+    tower = _filled(plan, "", lambda: CLIPText(one, rngs=ShapeRngs()))
+    ids = jnp.asarray(ClipTokenizer(None, cfg.vocab_size)([""], cfg.max_seq_len))
+    mask = jnp.tril(jnp.ones((cfg.max_seq_len, cfg.max_seq_len), bool))[None, None]
+    count = cfg.num_layers - (layer == "penultimate")
+    x = _through(plan, "blocks", tower.blocks[0], count, tower.embed(ids), mask)
+    return np.asarray(tower.norm_final(x)[0], np.float32)
+
+
+def null_tokens(plan: Plan, cfg: DeepTokenizerConfig) -> np.ndarray:
+    """Deep tokens [n, z] of a grey (zero) image, float32; the mean where there is a posterior.
+
+    Args:
+      plan: Of a deep tokenizer.
+    """
+    size = cfg.vision.image_size
+    one = dataclasses.replace(cfg.vision, num_layers=1)
+    tower = _filled(plan, "vision.", lambda: CLIPVision(one, rngs=ShapeRngs()))
+    pixels = jnp.zeros((1, size, size, 3), jnp.float32)
+    if cfg.preprocess == "clip":
+        pixels = clip_preprocess(pixels, size, cfg.image_mean, cfg.image_std)
+    x = tower.norm_pre(tower.embed(pixels))
+    x = _through(plan, "vision.blocks", tower.blocks[0], cfg.vision.num_layers, x, None)
+    resampler = _filled(plan, "resampler.", lambda: Resampler(cfg.resampler, rngs=ShapeRngs()))
+    tokens = nnx.jit(lambda module, x: module(x))(resampler, x)
+    if cfg.use_vae:
+        build = lambda: VAEProjector(cfg.token_dim, decoder=cfg.vae_decoder, rngs=ShapeRngs())  # noqa: E731
+        tokens = _filled(plan, "vae_projector.", build)(tokens)[0]
+    return np.asarray(tokens[0], np.float32)
+
+
+def _filled(plan: Plan, prefix: str, build: Callable[[], nnx.Module]) -> nnx.Module:
+    """A module with the planned weights below a prefix, in float32."""
+    graph, abstract = nnx.split(nnx.eval_shape(build))
+    return nnx.merge(graph, _state(plan, prefix, abstract))
+
+
+def _state(plan: Plan, prefix: str, abstract: nnx.State) -> nnx.State:
+    return fill_state(abstract, lambda path: plan.array(prefix + path), dtype=np.float32)
+
+
+def _through(plan: Plan, prefix: str, block: nnx.Module, count: int, x, mask) -> jax.Array:
+    """`count` blocks after one another, each read when it is its turn."""
+    graph, abstract = nnx.split(block)
+
+    @jax.jit
+    def step(state, x):
+        return nnx.merge(graph, state)(x, mask)
+
+    for i in range(count):
+        x = step(_state(plan, f"{prefix}.{i}.", abstract), x)
+    return x

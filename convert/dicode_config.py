@@ -1,0 +1,260 @@
+"""The configuration of a whole DiCoDe checkpoint, as its original YAML states it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from convert import autoencoder_kl, open_clip, resampler, unet3d
+from dicode_jax.diffusion.schedules import NoiseSchedule
+from dicode_jax.models.clip import CLIPConfig, CLIPTextConfig
+from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
+from dicode_jax.models.dicode.decoder import ClipDecoderConfig
+from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
+from dicode_jax.models.dicode.tokenizer_loss import TokenizerLossConfig
+from dicode_jax.models.dicode.trainable import TrainableParts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SystemConfig:
+    """Configurations of all parts, as read from an original one.
+
+    Attributes:
+      tokenizer: Of the deep tokenizer.
+      decoder: Of the clip decoder, noise schedule included.
+      text: Of the text tower that embeds the empty prompt.
+      text_layer: "penultimate" or "last".
+      loss: Settings of the training loss.
+      trainable: Which parts the original would train.
+      lm: Original agent configuration (`gpt2`, `agent`), ours, or None.
+    """
+
+    tokenizer: DeepTokenizerConfig
+    decoder: ClipDecoderConfig
+    text: CLIPTextConfig
+    text_layer: str = "penultimate"
+    loss: TokenizerLossConfig = dataclasses.field(default_factory=TokenizerLossConfig)
+    trainable: TrainableParts = dataclasses.field(default_factory=TrainableParts)
+    lm: Mapping[str, Any] | DiCoDeLMConfig | None = None
+
+
+# Options of the original with one supported value.
+_FIXED = {
+    "scale_by_std": False,
+    "use_ema": False,
+    "given_betas": None,
+    "learn_logvar": False,
+    "logvar_init": 0.0,
+    "encoder_type": "2d",
+    "cond_stage_forward": None,
+    "use_positional_encodings": False,
+    "cosine_s": 8e-3,
+    "num_timesteps_cond": 1,
+}
+# Options that say where data comes from, what is logged or trained: nothing of the computation.
+_IGNORED = {
+    "log_every_t",
+    "first_stage_key",
+    "cond_stage_key",
+    "cond_stage_trainable",
+    "freeze_embedder",
+    "monitor",
+    "ckpt_path",
+    "ignore_keys",
+    "load_only_unet",
+    "only_model",
+    "clip_denoised",
+    "scheduler_config",
+    "logdir",
+    "loop_video",
+    "rand_cond_frame",  # only read by image_proj_type None, which is refused
+    "perframe_ae",
+    "en_and_decode_n_samples_a_time",
+    "fps_condition_type",
+    "channels",
+    "base_learning_rate",
+    "scale_lr",
+}
+_READ = {
+    "beta_schedule",
+    "linear_start",
+    "linear_end",
+    "timesteps",
+    "parameterization",
+    "rescale_betas_zero_snr",
+    "use_dynamic_rescale",
+    "base_scale",
+    "turning_step",
+    "v_posterior",
+    "loss_type",
+    "l_simple_weight",
+    "original_elbo_weight",
+    "noise_strength",
+    "uncond_prob",
+    "uncond_type",
+    "no_text",
+    "vae_kl_loss_weight",
+    "kl_loss_weight_scheduler",
+    "kl_loss_sch_tgt_steps",
+    "use_kl_on_latent",
+    "use_sec_mmt",
+    "use_sec_mmt2",
+    "conditioning_key",
+    "image_proj_type",
+    "image_proj_model_trainable",
+    "unet_trainable",
+    "first_block_trainable",
+    "to_kv_ip_trainable",
+    "image_size",
+    "scale_factor",
+    "unet_config",
+    "first_stage_config",
+    "cond_stage_config",
+    "img_cond_stage_config",
+    "image_proj_stage_config",
+    "image_cat_stage_config",
+    "vae_projector_config",
+    "llm_config",
+    # Beside the original's own arguments: sizes that it takes from files named in them.
+    "clip",
+    "gpt2",
+    "agent",
+    "special_ids",
+}
+
+
+def config_from_original(config: Mapping[str, Any] | SystemConfig) -> SystemConfig:
+    """Reads the `params` of the original's `model` node (or a mapping that holds that node).
+
+    Sizes that the original takes from other files may stand beside them: `clip` (an open_clip
+    configuration, ViT-H/14 when absent), `gpt2` and `agent` (the language model, none when absent).
+
+    Raises:
+      ValueError: An option is unknown, or has a value that cannot be honoured.
+    """
+    if isinstance(config, SystemConfig):
+        return config
+    options = dict(config.get("model", config))
+    options = dict(options.get("params", options))
+    if unknown := sorted(set(options) - _READ - _IGNORED - set(_FIXED)):
+        raise ValueError(f"unknown option(s) of the diffusion model: {', '.join(unknown)}")
+    for name, value in _FIXED.items():
+        if options.get(name, value) != value:
+            raise ValueError(f"option {name} is only supported as {value!r}, got {options[name]!r}")
+    clip = open_clip.config_from_original(options["clip"]) if "clip" in options else CLIPConfig()
+    tokenizer = _tokenizer_config(options, clip)
+    lm = None
+    if "gpt2" in options:
+        lm = {k: options[k] for k in ("gpt2", "agent", "special_ids") if k in options}
+    text_options = _params(options.get("cond_stage_config", {}))
+    return SystemConfig(
+        tokenizer=tokenizer,
+        decoder=_decoder_config(options, tokenizer),
+        text=clip.text,
+        text_layer=text_options.get("layer", "last"),
+        loss=loss_config_from_original(options),
+        trainable=TrainableParts(
+            unet=options.get("unet_trainable", True),
+            first_block=options.get("first_block_trainable", True),
+            image_projections=options.get("to_kv_ip_trainable", True),
+            resampler=options.get("image_proj_model_trainable", True),
+        ),
+        lm=lm,
+    )
+
+
+def schedule_from_original(options: Mapping[str, Any]) -> NoiseSchedule:
+    """The noise schedule of the original's arguments, with the original's defaults."""
+    return NoiseSchedule(
+        num_timesteps=options.get("timesteps", 1000),
+        beta_schedule=options.get("beta_schedule", "linear"),
+        linear_start=options.get("linear_start", 1e-4),
+        linear_end=options.get("linear_end", 2e-2),
+        zero_terminal_snr=options.get("rescale_betas_zero_snr", False),
+        parameterization=options.get("parameterization", "eps"),
+        base_scale=options.get("base_scale", 0.7) if options.get("use_dynamic_rescale") else None,
+        turning_step=options.get("turning_step", 400),
+        v_posterior=options.get("v_posterior", 0.0),
+    )
+
+
+def loss_config_from_original(options: Mapping[str, Any]) -> TokenizerLossConfig:
+    """The training-loss settings of the original's arguments, with the original's defaults.
+
+    Raises:
+      ValueError: More than one regulariser of the deep tokens is on.
+    """
+    switches = {
+        "vae": options.get("vae_projector_config") is not None,
+        "kl_on_latent": options.get("use_kl_on_latent", False),
+        "second_moment": options.get("use_sec_mmt", False),
+        "second_moment_per_channel": options.get("use_sec_mmt2", False),
+    }
+    chosen = [name for name, on in switches.items() if on]
+    if len(chosen) > 1:
+        raise ValueError(f"at most one regulariser of the deep tokens is allowed, got {chosen}")
+    return TokenizerLossConfig(
+        uncond_prob=options.get("uncond_prob", 0.2),
+        no_text=options.get("no_text", False),
+        extra=chosen[0] if chosen else "none",
+        extra_weight=options.get("vae_kl_loss_weight", 1e-4),
+        extra_scheduler=options.get("kl_loss_weight_scheduler", "constant"),
+        extra_steps=options.get("kl_loss_sch_tgt_steps", 1),
+        offset_noise=options.get("noise_strength", 0.0),
+        loss_type=options.get("loss_type", "l2"),
+        simple_weight=options.get("l_simple_weight", 1.0),
+        elbo_weight=options.get("original_elbo_weight", 0.0),
+    )
+
+
+def _tokenizer_config(options: Mapping[str, Any], clip: CLIPConfig) -> DeepTokenizerConfig:
+    projector = options.get("vae_projector_config")
+    return DeepTokenizerConfig(
+        vision=clip.vision,
+        resampler=resampler.config_from_original(_params(options["image_proj_stage_config"])),
+        use_vae=projector is not None,
+        vae_decoder=projector is not None and "decoder" in projector,
+    )
+
+
+def _decoder_config(
+    options: Mapping[str, Any], tokenizer: DeepTokenizerConfig
+) -> ClipDecoderConfig:
+    conditioning = options.get("conditioning_key") or "crossattn"
+    if conditioning not in ("crossattn", "hybrid_concat"):
+        raise ValueError(
+            f"conditioning_key {conditioning!r} is not supported; use 'crossattn' or "
+            "'hybrid_concat' (frame concatenation of DynamiCrafter has no deep tokens to decode)"
+        )
+    head = None
+    if conditioning == "hybrid_concat":
+        if options.get("image_cat_stage_config") is None:
+            raise ValueError("conditioning_key 'hybrid_concat' needs image_cat_stage_config")
+        head = resampler.config_from_original(_params(options["image_cat_stage_config"]))
+    null_texts = {"empty_seq": "empty", "zero_embed": "zeros"}
+    uncond_type = options.get("uncond_type", "empty_seq")
+    if uncond_type not in null_texts:
+        raise ValueError(f"uncond_type must be one of {list(null_texts)}, got {uncond_type!r}")
+    autoencoder = autoencoder_kl.config_from_original(
+        dict(_without_idle(_params(options["first_stage_config"])))
+    )
+    size = options.get("image_size")
+    size = (size, size) if isinstance(size, int) else size
+    return ClipDecoderConfig(
+        unet=unet3d.config_from_original(options["unet_config"], context_rule="per_frame"),
+        autoencoder=dataclasses.replace(autoencoder, scale_factor=options.get("scale_factor", 1.0)),
+        schedule=schedule_from_original(options),
+        num_tokens=tokenizer.num_tokens,
+        image_proj_type=options.get("image_proj_type"),
+        latent_head=head,
+        null_text=null_texts[uncond_type],
+        latent_size=None if size is None else tuple(size),
+    )
+
+
+def _params(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config.get("params", config)
+
+
+def _without_idle(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The autoencoder's node without what only its own training reads."""
+    return {k: v for k, v in config.items() if k not in ("monitor", "lossconfig", "ckpt_path")}

@@ -1,0 +1,210 @@
+"""Language models in Hugging Face folders: what `convert.gpt2` and `convert.llama` share."""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from convert import command
+from convert.plan import load_module, plan, shapes_of, write_module
+from convert.rules import ConversionError, Rules, to_numpy
+from convert.sources import LazyTensor, open_source
+from dicode_jax import config as config_lib
+from dicode_jax.data.text import IMAGE_TOKENS, TextTokenizer
+from dicode_jax.errors import UserError
+from dicode_jax.models.language_model import BodyConfig, build_body
+from dicode_jax.nn.layer_stack import with_scan_layers
+from dicode_jax.nn.rngs import ShapeRngs
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """A kind of language model.
+
+    Attributes:
+      name: Of its module, and the key of its licence note.
+      title: For messages.
+      config_from_original: Reads a `config.json`.
+      rules: The table for a configuration.
+      tables: Names that the token table may have.
+      is_tied: Whether the output matrix is the token table.
+    """
+
+    name: str
+    title: str
+    config_from_original: Callable[[Mapping[str, Any]], BodyConfig]
+    rules: Callable[[BodyConfig], Rules]
+    tables: tuple[str, ...]
+    is_tied: Callable[[BodyConfig], bool] = lambda cfg: True
+
+
+def from_torch(
+    family: Family, state_dict: Mapping[str, Any], config: Mapping[str, Any] | BodyConfig
+) -> nnx.Module:
+    """The body from an original state dict; `config` is the original's or ours.
+
+    Raises:
+      ValueError: The config has an option that is not supported.
+      ConversionError: Keys or shapes do not fit, or the head is not tied as the config says.
+    """
+    cfg = config if dataclasses.is_dataclass(config) else family.config_from_original(config)
+    _check_head(family, cfg, state_dict)
+    loop = loop_config(cfg)
+    model = load_module(lambda: build_body(loop, rngs=ShapeRngs()), state_dict, family.rules(cfg))
+    return with_scan_layers(model, cfg.scan_layers)
+
+
+def loop_config(cfg: BodyConfig) -> BodyConfig:
+    """The same sizes with one module per block: the form that the rules fill."""
+    return dataclasses.replace(cfg, scan_layers=False)
+
+
+def _check_head(family: Family, cfg: BodyConfig, state_dict: Mapping[str, Any]) -> None:
+    if family.is_tied(cfg):
+        check_tied_head(state_dict, "lm_head.weight", table_of(family, state_dict))
+
+
+def table_of(family: Family, state_dict: Mapping[str, Any]) -> str:
+    """Name of the token table in a state dict, empty when there is none."""
+    return next((name for name in family.tables if name in state_dict), "")
+
+
+def check_tied_head(state_dict: Mapping[str, Any], head: str, table: str) -> None:
+    """Refuses a file whose output matrix is not the token table, as an untied head would be lost.
+
+    Raises:
+      ConversionError: Both are present and differ.
+    """
+    if head in state_dict and table in state_dict:
+        left, right = state_dict[head], state_dict[table]
+        same = tuple(left.shape) == tuple(right.shape)
+        if not same or not np.array_equal(to_numpy(left), to_numpy(right)):
+            raise ConversionError(f"{head} is not tied to {table}: an untied head is not supported")
+
+
+def grow(tensor: LazyTensor, rows: int, *, std: float) -> LazyTensor:
+    """The table with more rows, drawn as the original draws new ones: normal, mean 0.
+
+    The draw is always the same.
+    """
+    count, width = tensor.shape
+
+    def read() -> np.ndarray:
+        new = np.random.default_rng(0).normal(0, std, (rows, width))
+        return np.concatenate([to_numpy(tensor), new.astype(tensor.dtype)])
+
+    return LazyTensor((count + rows, width), tensor.dtype, read)
+
+
+def main(family: Family, argv: Sequence[str] | None = None) -> int:
+    """The command `python -m convert.<family> FOLDER --out OUT`; returns its exit status."""
+    options = command.parser(
+        f"convert.{family.name}",
+        f"A Hugging Face folder of {family.title} to the body of a language model.",
+    )
+    options.add_argument(
+        "folder",
+        metavar="FOLDER",
+        type=pathlib.Path,
+        help="holds config.json and the weights: safetensors or .bin, in one file or in shards",
+    )
+    options.add_argument(
+        "--for-dicode",
+        action="store_true",
+        help=f"append {len(IMAGE_TOKENS)} rows for the image tokens to the token table, drawn as "
+        "the original draws them (normal with the config's initializer_range, always the same), "
+        "and the tokens to the tokenizer, if FOLDER holds one",
+    )
+    return command.run(lambda args, report: convert(family, args, report), options, argv)
+
+
+def convert(family: Family, args: argparse.Namespace, report: dict[str, Any]) -> None:
+    """Converts one folder; see `main`.
+
+    Raises:
+      UserError: Something is missing, damaged or not of this kind, or OUT is in the way.
+      ConversionError: The weights do not fit the config; lists all problems.
+    """
+    out = pathlib.Path(args.out)
+    command.check_folder(out, overwrite=args.overwrite)
+    cfg, std = _read_family(family, args.folder)
+    source = open_source(args.folder)
+    if cfg.num_layers > len(source):
+        raise UserError(
+            f"config.json names {cfg.num_layers} layers, but there are only {len(source)} tensors"
+        )
+    tensors: dict[str, Any] = dict(source)
+    text = None
+    if args.for_dicode:
+        cfg = dataclasses.replace(cfg, vocab_size=cfg.vocab_size + len(IMAGE_TOKENS))
+        for name in (table_of(family, tensors), "lm_head.weight"):
+            if name in tensors and len(tensors[name].shape) == 2:
+                tensors[name] = grow(tensors[name], len(IMAGE_TOKENS), std=std)
+        report["new_rows"] = {"count": len(IMAGE_TOKENS), "normal_std": std}
+        if any((args.folder / name).is_file() for name in _TOKENIZER_FILES):
+            text = TextTokenizer.from_file(args.folder)
+            if text.vocab_size != cfg.vocab_size:
+                raise UserError(
+                    f"the tokenizer in {args.folder} has {text.vocab_size} ids with the image "
+                    f"tokens, the token table {cfg.vocab_size} rows"
+                )
+    target = shapes_of(lambda: build_body(cfg, rngs=ShapeRngs()))
+    done = plan(tensors, family.rules(cfg), target)
+    report |= done.report() | {"left_out": source.left_out, "config": config_lib.to_dict(cfg)}
+    done.check()
+    _check_head(family, cfg, tensors)
+    report["sources"] = command.hashes(source)
+    with command.output_folder(out, overwrite=args.overwrite) as folder:
+        notes = command.metadata(family.name, report, report["sources"])
+        write_module(folder, done, cfg, dtype=args.dtype, metadata=notes)
+        if text is not None:
+            text.save(folder)
+        command.write_report(folder, report)
+    print(f"{out}: {family.title}, {report['parameters']:,} parameters")
+    if args.for_dicode:
+        print(
+            f"{len(IMAGE_TOKENS)} rows of the token table are new: normal, standard deviation {std}"
+        )
+        if text is None:
+            print(f"{args.folder} holds no tokenizer, so there is none in {out} either")
+
+
+def _read_family(family: Family, folder: pathlib.Path) -> tuple[BodyConfig, float]:
+    """The configuration in a folder, and the standard deviation of fresh weights."""
+    original = read_config(folder)
+    try:
+        cfg = family.config_from_original(original)
+        config_lib.from_dict(type(cfg), config_lib.to_dict(cfg))  # every value has its type
+        std = original.get("initializer_range", 0.02)
+        if not isinstance(std, float) or not 0 < std < 1:
+            raise ValueError(f"initializer_range must be between 0 and 1, got {std!r}")
+    except (UserError, ValueError, KeyError, TypeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        path = folder / "config.json"
+        raise UserError(f"{path} is not a config of {family.title}: {reason}") from error
+    return cfg, std
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """The `config.json` of a folder.
+
+    Raises:
+      UserError: There is none, or it is no JSON object.
+    """
+    path = folder / "config.json"
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"no config.json in {folder}: want a folder of Hugging Face") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return data

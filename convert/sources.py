@@ -1,0 +1,397 @@
+"""Checkpoints as lazy mappings: safetensors, sharded folders and torch files, read safely.
+
+Opening one reads names, shapes and dtypes; values are read when they are asked for. Torch files are
+pickles, so they are checked before torch sees them (a plain, uncompressed zip archive whose sizes
+add up) and then opened with `weights_only=True`, which runs no code of the file. Safetensors need
+no torch.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from tqdm import tqdm
+
+from dicode_jax.errors import UserError
+
+TORCH_SUFFIXES = (".bin", ".pt", ".ckpt", ".pth")
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+WRAPPERS = ("state_dict", "module")
+PREFIXES = ("_forward_module.", "module.")
+
+_MIN_TORCH = (2, 6)  # earlier releases could be made to run code in spite of weights_only
+_MAX_PICKLE = 1 << 26  # a table of contents of 3000 tensors is half a megabyte
+_REOPEN = 1 << 28  # bytes read from a memory map before it is renewed, which frees its pages
+_BLOCK = 1 << 22
+_DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
+    "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+_TORCH_DTYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
+    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
+    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is read when it is asked for.
+
+    Attributes:
+      shape: Its shape.
+      dtype: Numpy's, or bfloat16 of ml_dtypes.
+      read: Reads it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray] = dataclasses.field(repr=False)
+
+    def numpy(self) -> np.ndarray:
+        """The values, a fresh array. Raises UserError when they cannot be read any more."""
+        return self.read()
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Source(Mapping[str, LazyTensor]):
+    """The tensors of a checkpoint under their keys, wrappers taken off.
+
+    Attributes:
+      files: The files that hold them.
+      left_out: What stood beside the tensors (`optimizer_states`, ...) -> why it is not read.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, LazyTensor],
+        files: tuple[pathlib.Path, ...] = (),
+        left_out: Mapping[str, str] | None = None,
+    ):
+        self._tensors, self.files, self.left_out = dict(tensors), files, dict(left_out or {})
+
+    def __getitem__(self, key: str) -> LazyTensor:
+        return self._tensors[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def sha256(self, *, progress: bool = True) -> dict[str, str]:
+        """File name -> SHA-256, reading every file once; the checksums in zip archives are checked.
+
+        Raises:
+          UserError: A file is damaged or cannot be read.
+        """
+        total = sum(path.stat().st_size for path in self.files)
+        with tqdm(total=total, unit="B", unit_scale=True, desc="checking files",
+                  disable=None if progress else True) as bar:  # fmt: skip
+            return {path.name: _hash(path, bar) for path in self.files}
+
+
+def open_source(path: str | os.PathLike) -> Source:
+    """Opens a checkpoint: a safetensors or torch file, or a folder with one or with shards.
+
+    Raises:
+      UserError: There is none, or it is damaged, unsafe or no state dict.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.exists():
+        raise UserError(f"no checkpoint at {path}")
+    if path.suffix == ".safetensors":
+        tensors, left_out = _open_safetensors(path), {}
+    elif path.suffix in TORCH_SUFFIXES:
+        tensors, left_out = _open_torch(path)
+    else:
+        raise UserError(
+            f"{path} is neither .safetensors nor a torch file ({', '.join(TORCH_SUFFIXES)})"
+        )
+    if not tensors:
+        raise UserError(f"{path} holds no tensors")
+    return Source(_without_prefixes(path, tensors), (path,), left_out)
+
+
+def _open_folder(folder: pathlib.Path) -> Source:
+    for name in INDEX_FILES:
+        if (folder / name).is_file():
+            return _open_shards(folder / name)
+    for name in SINGLE_FILES:
+        if (folder / name).is_file():
+            return open_source(folder / name)
+    raise UserError(
+        f"no checkpoint in {folder}: want one of {', '.join(INDEX_FILES + SINGLE_FILES)}"
+    )
+
+
+def _open_shards(index: pathlib.Path) -> Source:
+    """All shards of an index; what the index says and what the shards hold must agree."""
+    try:
+        places = json.loads(index.read_text())["weight_map"]
+        names = sorted(set(places.values()))
+        bad = [name for name in names if pathlib.PurePath(name).name != name]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{index} is not an index of shards: {_line(error)}") from error
+    if bad:
+        raise UserError(f"{index} names a file outside its folder: {bad[0]!r}")
+    tensors, files, left_out = {}, [], {}
+    for name in names:
+        shard = open_source(index.parent / name)
+        for key in shard:
+            if places.get(key) != name:
+                raise UserError(f"{index} and {name} disagree about {key}")
+        tensors |= shard
+        files += shard.files
+        left_out |= shard.left_out
+    if absent := sorted(set(places) - set(tensors)):
+        raise UserError(
+            f"{index}: {absent[0]} is not in {places[absent[0]]} ({len(absent)} absent)"
+        )
+    return Source(tensors, (index, *files), left_out)
+
+
+def _open_safetensors(path: pathlib.Path) -> dict[str, LazyTensor]:
+    import safetensors
+
+    def reopen():
+        return safetensors.safe_open(path, framework="numpy")
+
+    try:
+        with reopen() as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            kinds = {key: (tuple(s.get_shape()), s.get_dtype()) for key, s in slices.items()}
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a whole safetensors file: {_line(error)}") from error
+    file = _Renewed(path, reopen)
+    out = {}
+    for key, (shape, kind) in kinds.items():
+        dtype = _dtype(path, key, kind)
+        read = lambda key=key, d=dtype: file.read(lambda f: _typed(f.get_tensor(key), d))  # noqa: E731
+        out[key] = LazyTensor(shape, dtype, read)
+    return out
+
+
+def _typed(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The array as `dtype`, where a release of safetensors gives bfloat16 as plain bytes."""
+    return array if array.dtype == dtype else array.view(dtype)
+
+
+def _open_torch(path: pathlib.Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+    torch = _torch()
+    _check_archive(path)
+    content, route = _load_torch(torch, path), ()
+    left_out = {}
+    while isinstance(content, Mapping) and (name := _wrapper(content)):
+        beside = f"beside the weights in {path.name}, no weights itself"
+        left_out |= dict.fromkeys(map(str, set(content) - {name}), beside)
+        content, route = content[name], (*route, name)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
+
+    def reopen():
+        tensors = _load_torch(torch, path)
+        for name in route:
+            tensors = tensors[name]
+        return tensors
+
+    file = _Renewed(path, reopen)
+    out = {}
+    for key, tensor in content.items():
+        if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
+            raise UserError(
+                f"{path} is no state dict: {key!r} is a {type(tensor).__name__}, not a tensor"
+            )
+        dtype = _plain_dtype(torch, path, key, tensor)
+        read = lambda key=key: file.read(lambda tensors: _from_torch(torch, tensors[key]))  # noqa: E731
+        out[key] = LazyTensor(tuple(tensor.shape), dtype, read)
+    return out, left_out
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            "torch files need PyTorch 2.6 or later: pip install 'dicode-jax[convert]'"
+        ) from error
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < _MIN_TORCH:
+        raise UserError(
+            f"PyTorch {torch.__version__} cannot read torch files safely; install 2.6 or later"
+        )
+    return torch
+
+
+def _check_archive(path: pathlib.Path) -> None:
+    """Refuses anything but the plain zip archive that `torch.save` writes."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+        if head[:2] != b"PK":
+            raise UserError(
+                f"{path} is not a torch file of PyTorch 1.6 or later"
+                + (" (it is empty)" if not head else "; save it again, or take the safetensors")
+            )
+        entries = _entries(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    names = [entry.filename for entry in entries]
+    tables = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+    if len(set(names)) != len(names) or len(tables) != 1:
+        raise UserError(f"{path} is a zip archive, but not one that torch.save wrote")
+    if any(e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1 for e in entries):
+        raise UserError(f"{path} holds compressed entries, which torch.save never writes: refused")
+    sizes = sum(entry.file_size for entry in entries)
+    if sizes > path.stat().st_size or tables[0].file_size > _MAX_PICKLE:
+        raise UserError(f"{path} claims implausible sizes ({sizes} bytes of content): refused")
+
+
+def _entries(path: pathlib.Path) -> list[zipfile.ZipInfo]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
+        raise UserError(f"{path} is truncated or damaged: {_line(error)}") from error
+
+
+def _load_torch(torch: Any, path: pathlib.Path) -> Any:
+    """What a file holds, its tensors in a memory map."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a hostile pickle can raise anything
+        text = str(error)
+        if "Unsupported global" in text or "GLOBAL" in text:
+            wanted = text.split("GLOBAL ", 1)[-1].split(" ", 1)[0]
+            raise UserError(
+                f"{path} wants to run code ({wanted}), which weights never need: refused"
+            ) from error
+        text = text.split("WeightsUnpickler error:")[-1].split("This file can still")[0]
+        raise UserError(f"{path} is damaged or no state dict: {_line(text or error)}") from error
+
+
+def _wrapper(content: Mapping) -> str | None:
+    return next((name for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
+
+
+def _plain_dtype(torch: Any, path: pathlib.Path, key: str, tensor: Any) -> np.dtype:
+    """The dtype of an ordinary tensor whose storage holds every one of its numbers."""
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if not plain or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
+        raise UserError(f"{path}: {key} is a sparse, quantised or otherwise unusual tensor")
+    dtype = _dtype(path, key, _TORCH_DTYPES.get(str(tensor.dtype).removeprefix("torch."), "?"))
+    if tensor.numel() * dtype.itemsize > tensor.untyped_storage().nbytes():
+        raise UserError(f"{path}: {key} claims {tuple(tensor.shape)}, more than is stored: refused")
+    return dtype
+
+
+def _dtype(path: pathlib.Path, key: str, kind: str) -> np.dtype:
+    if kind not in _DTYPES:
+        raise UserError(f"{path}: {key} has a dtype that is not supported ({kind})")
+    return np.dtype(_DTYPES[kind])
+
+
+def _from_torch(torch: Any, tensor: Any) -> np.ndarray:
+    """A copy that does not hold on to the memory map."""
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().copy().view(ml_dtypes.bfloat16)
+    return tensor.numpy().copy()
+
+
+class _Renewed:
+    """A memory-mapped file that is opened afresh from time to time, so that its pages are freed."""
+
+    def __init__(self, path: pathlib.Path, reopen: Callable[[], Any]):
+        self._path, self._reopen = path, reopen
+        self._file, self._read = None, 0
+
+    def read(self, get: Callable[[Any], np.ndarray]) -> np.ndarray:
+        try:
+            if self._file is None:
+                self._file = self._reopen()
+            array = get(self._file)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{self._path} cannot be read any more: {_line(error)}") from error
+        self._read += array.nbytes
+        if self._read > _REOPEN:
+            self._file, self._read = None, 0
+        return array
+
+
+def _without_prefixes(path: pathlib.Path, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Takes off what trainers put before every key."""
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+        elif stray := [key for key in tensors if key.startswith(prefix)]:
+            raise UserError(f"{path}: some keys start with {prefix} and some do not ({stray[0]})")
+    return tensors
+
+
+def _hash(path: pathlib.Path, bar: tqdm) -> str:
+    """SHA-256 of a file; of a torch file the checksum of every entry is compared on the way."""
+    digest = hashlib.sha256()
+    spans = _spans(path) if path.suffix in TORCH_SUFFIXES else []
+    try:
+        with path.open("rb") as file:
+            for start, size, name, wanted in spans:
+                _feed(file, start - file.tell(), digest, bar)
+                if _feed(file, size, digest, bar) != wanted:
+                    raise UserError(f"{path} is damaged: the checksum of {name} is wrong")
+            _feed(file, path.stat().st_size - file.tell(), digest, bar)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def _feed(file, count: int, digest, bar: tqdm) -> int:
+    """Hashes the next bytes of a file and gives their CRC-32."""
+    crc = 0
+    while count > 0 and (block := file.read(min(count, _BLOCK))):
+        digest.update(block)
+        crc = zlib.crc32(block, crc)
+        count -= len(block)
+        bar.update(len(block))
+    return crc
+
+
+def _spans(path: pathlib.Path) -> list[tuple[int, int, str, int]]:
+    """(start, size, name, CRC-32) of the content of every entry of a zip archive, in order."""
+    out, end = [], 0
+    with path.open("rb") as file:
+        for entry in sorted(_entries(path), key=lambda e: e.header_offset):
+            file.seek(entry.header_offset)
+            head = file.read(30)
+            if len(head) < 30 or head[:4] != b"PK\x03\x04" or entry.header_offset < end:
+                raise UserError(f"{path} is damaged: {entry.filename} is not where it should be")
+            start = entry.header_offset + 30 + sum(struct.unpack("<HH", head[26:30]))
+            end = start + entry.file_size
+            out.append((start, entry.file_size, entry.filename, entry.CRC))
+    return out
+
+
+def _line(error: BaseException | str) -> str:
+    """The message of an exception on one line, cut to a readable length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."

@@ -1,0 +1,296 @@
+"""Weights of this package as a state dict with the original key names.
+
+    python -m convert.to_torch converted/dicode --out dicode.safetensors
+    python -m convert.to_torch runs/lm/export --out agent.pt
+
+The tables of the converters, run backwards: what was trained here runs in the original code, and
+the way there and back is bitwise. MODEL is a model folder, of which every part goes into one file,
+or a single part. Not written, as nothing here trains them and the original takes them from
+elsewhere: CLIP's text tower and the constants made with it (DiCoDe), the agent's copy of the
+resampler, tied output matrices.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from convert import (
+    autoencoder_kl,
+    command,
+    dicode,
+    dicode_lm,
+    gpt2,
+    llama,
+    open_clip,
+    resampler,
+    unet3d,
+)
+from convert.plan import DTYPES, shapes_of, write_safetensors
+from convert.rules import Rules, original_names, prefixed, to_numpy
+from convert.sources import Source, open_source
+from dicode_jax import config as config_lib
+from dicode_jax import hub
+from dicode_jax.data.files import atomic_path, check_output
+from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
+from dicode_jax.errors import UserError
+from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from dicode_jax.models.clip import (
+    CLIP,
+    CLIPConfig,
+    CLIPText,
+    CLIPTextConfig,
+    CLIPVision,
+    CLIPVisionConfig,
+)
+from dicode_jax.models.dicode.ar import DiCoDeLM
+from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
+from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
+from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
+from dicode_jax.models.gpt2 import GPT2, GPT2Config
+from dicode_jax.models.llama import Llama, LlamaConfig
+from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
+from dicode_jax.nn.resampler import Resampler, ResamplerConfig
+from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.weights import CONFIG_FILE, WEIGHTS_FILE, read_metadata
+
+SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".ckpt")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """How one kind of module is written.
+
+    Attributes:
+      module: Its class.
+      rules: The converter's table for a configuration.
+      extras: Buffers that the original keeps beside its parameters.
+      constants: Paths that have no original name.
+    """
+
+    module: type
+    rules: Callable[[Any], Rules]
+    extras: Callable[[Any], Mapping[str, np.ndarray]] = lambda cfg: {}
+    constants: tuple[str, ...] = ()
+
+
+def _unet_rules(cfg: UNet3DConfig) -> Rules:
+    table = unet3d.rules(spatial_aware_conv=cfg.spatial_aware_conv)
+    return prefixed(table, dicode.UNET)
+
+
+def _schedule(cfg: ClipDecoderConfig) -> dict[str, np.ndarray]:
+    tables = {name: cfg.schedule.table(name) for name in PERSISTENT_BUFFERS}
+    return {name: np.asarray(table, np.float32) for name, table in tables.items()}
+
+
+def _normalizer(cfg: DiCoDeLMConfig) -> dict[str, np.ndarray]:
+    if cfg.pre_normalizer is None:
+        return {}
+    values = np.asarray(cfg.pre_normalizer, np.float32).reshape(1, -1, 1)
+    return {f"{dicode.LANGUAGE_MODEL}pre_normalizer": values}
+
+
+def _text_rules(cfg: CLIPTextConfig) -> Rules:
+    return prefixed(open_clip.TEXT_RULES, dicode.TEXT_TOWER)
+
+
+def _image_rules(cfg: CLIPVisionConfig) -> Rules:
+    return prefixed(open_clip.VISION_RULES, dicode.IMAGE_TOWER)
+
+
+KINDS: dict[type, Kind] = {
+    DeepTokenizerConfig: Kind(DeepTokenizer, lambda cfg: dicode.TOKENIZER_RULES),
+    ClipDecoderConfig: Kind(
+        ClipDecoder,
+        lambda cfg: dicode.decoder_rules({}, cfg),
+        extras=_schedule,
+        constants=("text_context", "null_tokens"),
+    ),
+    DiCoDeLMConfig: Kind(
+        DiCoDeLM,
+        lambda cfg: prefixed(dicode_lm.rules(cfg.body), dicode.LANGUAGE_MODEL),
+        extras=_normalizer,
+    ),
+    CLIPConfig: Kind(CLIP, lambda cfg: open_clip.CLIP_RULES),
+    CLIPTextConfig: Kind(CLIPText, _text_rules),
+    CLIPVisionConfig: Kind(CLIPVision, _image_rules),
+    UNet3DConfig: Kind(UNet3D, _unet_rules),
+    AutoencoderKLConfig: Kind(
+        AutoencoderKL, lambda cfg: prefixed(autoencoder_kl.RULES, dicode.AUTOENCODER)
+    ),
+    ResamplerConfig: Kind(Resampler, lambda cfg: prefixed(resampler.RULES, dicode.RESAMPLER)),
+    GPT2Config: Kind(GPT2, lambda cfg: gpt2.RULES),
+    LlamaConfig: Kind(Llama, llama.rules),
+}
+"""Configuration of a stored module -> how it is written; the parts of DynamiCrafter included."""
+
+
+def original_state_dict(
+    source: Mapping[str, Any], cfg: Any
+) -> dict[str, tuple[tuple[int, ...], np.dtype, Callable[[], np.ndarray]]]:
+    """A stored module under original names.
+
+    Args:
+      source: Dotted path -> tensor of the module.
+      cfg: Its configuration, one of `KINDS`.
+
+    Returns:
+      Original key -> shape, dtype, and a function that reads the values in the original layout.
+
+    Raises:
+      UserError: The tensors are not those of the configuration.
+    """
+    kind = KINDS[type(cfg)]
+    shapes = shapes_of(lambda: kind.module(cfg, rngs=ShapeRngs()))
+    if shapes != {path: tuple(tensor.shape) for path, tensor in source.items()}:
+        wrong = sorted(set(shapes) ^ set(source))
+        raise UserError(
+            f"the weights are not those of the config (first: {(wrong or ['shapes'])[0]})"
+        )
+    rules, names = kind.rules(cfg), _layers(cfg)
+    keep = _Last(source)
+    out: dict[str, Any] = {}
+    for path, shape in shapes.items():
+        if path in kind.constants:
+            continue
+        for name, index in names(path, shape):
+            key, rule = next(original_names(rules, name), (None, None))
+            if key is None or key in out:
+                raise UserError(f"{name} has no name of its own in the original code")
+            layer = shape if index is None else shape[1:]
+            like = rule.layout.inverse(np.broadcast_to(np.uint8(0), layer)).shape
+            read = lambda p=path, i=index, r=rule: r.layout.inverse(keep(p, i))  # noqa: E731
+            out[key] = (like, source[path].dtype, read)
+    for key, array in kind.extras(cfg).items():
+        out[key] = (array.shape, array.dtype, lambda a=array: a)
+    return out
+
+
+def _layers(cfg: Any) -> Callable[[str, tuple], Iterator[tuple[str, int | None]]]:
+    """Path of a stored target -> names that the rules know, with the layer where it is stacked."""
+    body = getattr(cfg, "body", cfg)
+    prefix = "body.blocks." if body is not cfg else "blocks."
+
+    def names(path: str, shape: tuple) -> Iterator[tuple[str, int | None]]:
+        if getattr(body, "scan_layers", False) and path.startswith(prefix):
+            rest = path.removeprefix(prefix)
+            yield from ((f"{prefix}{i}.{rest}", i) for i in range(shape[0]))
+        else:
+            yield path, None
+
+    return names
+
+
+class _Last:
+    """Reads tensors and keeps the last one, as the layers of a stack are asked for in turn."""
+
+    def __init__(self, source: Mapping[str, Any]):
+        self._source, self._path, self._array = source, None, None
+
+    def __call__(self, path: str, index: int | None) -> np.ndarray:
+        if path != self._path:
+            self._array = None
+            self._path, self._array = path, to_numpy(self._source[path])
+        return self._array if index is None else self._array[index]
+
+
+def read_config(folder: pathlib.Path) -> Any:
+    """The configuration of a stored module, whatever kind it is.
+
+    Raises:
+      UserError: It is none of `KINDS`.
+    """
+    try:
+        names = set(json.loads((folder / CONFIG_FILE).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"no configuration of a module in {folder}: {error}") from error
+    for config_type in KINDS:
+        fields = {field.name for field in dataclasses.fields(config_type)}
+        if fields == names or fields == names - {"kind"}:
+            return config_lib.from_json(config_type, folder / CONFIG_FILE)
+    raise UserError(f"{folder / CONFIG_FILE} is not of a module that has original names")
+
+
+def find_parts(model: pathlib.Path) -> list[pathlib.Path]:
+    """Folders of the modules of a model, or the folder itself if it is one module.
+
+    Raises:
+      UserError: There is none.
+    """
+    if (model / WEIGHTS_FILE).is_file():
+        return [model]
+    parts = sorted(path.parent for path in model.glob(f"*/{WEIGHTS_FILE}"))
+    if not parts:
+        raise UserError(f"{model} holds no weights")
+    return parts
+
+
+def convert(args: argparse.Namespace, report: dict[str, Any]) -> None:
+    """Writes the file; see the module's text.
+
+    Raises:
+      UserError: MODEL is no model, or the file is in the way or cannot be written.
+    """
+    out = check_output(args.out, SUFFIXES)
+    if out.exists() and not args.overwrite:
+        raise UserError(f"{out} is already there; choose another --out, or add --overwrite")
+    model = pathlib.Path(args.model)
+    model = model if (model / WEIGHTS_FILE).is_file() else hub.find_model(args.model)
+    tensors: dict[str, Any] = {}
+    sources: list[Source] = []
+    for folder in find_parts(model):
+        source = open_source(folder / WEIGHTS_FILE)
+        sources.append(source)
+        part = original_state_dict(source, read_config(folder))
+        if read_metadata(folder).get("origin") == "divot":  # has the UNet one level higher
+            part = {key.removeprefix("model."): value for key, value in part.items()}
+        if twice := sorted(set(part) & set(tensors)):
+            raise UserError(f"two parts of {model} hold {twice[0]}")
+        tensors |= part
+    if args.dtype is not None:
+        buffers = set(PERSISTENT_BUFFERS)
+        tensors = {
+            key: (shape, dtype if key in buffers else DTYPES[args.dtype], read)
+            for key, (shape, dtype, read) in tensors.items()
+        }
+    report |= {"keys": len(tensors), "parts": [str(s.files[0].parent.name) for s in sources]}
+    write(out, tensors, converter=report["converter"])
+    print(f"{out}: {len(tensors)} tensors under original names")
+
+
+def write(out: pathlib.Path, tensors: Mapping[str, Any], *, converter: str) -> None:
+    """Writes a state dict to a safetensors or a torch file, whole or not at all."""
+    pieces = {
+        key: (shape, dtype, lambda read=read: iter([read()]))
+        for key, (shape, dtype, read) in tensors.items()
+    }
+    header = {"format": "pt", "converter": converter}
+    if out.suffix == ".safetensors":
+        write_safetensors(out, pieces, metadata=header)
+        return
+    import torch
+    from safetensors.torch import load_file
+
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as folder:
+        middle = pathlib.Path(folder) / WEIGHTS_FILE  # read as a memory map by torch
+        write_safetensors(middle, pieces, metadata=header)
+        with atomic_path(out) as temporary:
+            torch.save(load_file(middle), temporary)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and gives its exit status."""
+    options = command.parser("convert.to_torch", __doc__, out="FILE", dtype=None)
+    options.add_argument("model", metavar="MODEL", help="model folder, a part of one, or a name")
+    return command.run(convert, options, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

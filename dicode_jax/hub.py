@@ -1,0 +1,177 @@
+"""Models by name: a folder, a model of the package, or `owner/name` on the Hugging Face Hub.
+
+Downloads are cached and resumed by `huggingface_hub`, which also honours `HF_HUB_OFFLINE`,
+`HF_HOME` and `HF_TOKEN`. Only safetensors, JSON and text are fetched or sent: no file that could
+hold code.
+"""
+
+import importlib.resources
+import os
+import pathlib
+import re
+
+from dicode_jax.errors import UserError
+
+__all__ = ["FILES", "download", "find_model", "upload"]
+
+ASSETS = "dicode_jax.assets"
+DEFAULT_MODEL = "shapes"
+CONFIG_FILE = "config.json"
+FILES = ("*.safetensors", "*.json", "*.txt", "*.md")
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def find_model(
+    path_or_name: str | os.PathLike | None = None,
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> pathlib.Path:
+    """The folder of a model; one on the Hub is downloaded, unless it is in the cache already.
+
+    Args:
+      path_or_name: A folder, the name of a packaged model, or `owner/name` on the Hub; None for the
+        packaged default. A folder wins over a model of the same name.
+      revision: Branch, tag or commit of a model on the Hub.
+      cache_dir: Where downloads are kept; None for the Hub's usual cache.
+      local_files_only: Take what is in the cache and ask nobody.
+      token: Access token; None for the one that `hf auth login` stored.
+
+    Raises:
+      UserError: There is no such model, it cannot be reached, or it holds no configuration.
+    """
+    name = str(path_or_name or DEFAULT_MODEL)
+    is_folder = path_or_name is not None and pathlib.Path(path_or_name).is_dir()
+    packaged = _packaged()
+    if not is_folder and name not in packaged and _HUB_NAME.fullmatch(name):
+        folder = download(
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        label = f"{name} on the Hub"
+    elif revision is not None:
+        raise UserError(f"{name} is not a model on the Hub: it has no revision {revision!r}")
+    elif is_folder:
+        folder = label = pathlib.Path(name)
+    elif name in packaged:
+        return packaged[name]
+    else:
+        raise UserError(
+            f"no model {name!r}: it is neither a folder, a packaged model "
+            f"({', '.join(sorted(packaged)) or 'there is none'}) nor a name owner/name on the Hub"
+        )
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"{label} is not a model of dicode_jax: it holds no {CONFIG_FILE}")
+    return folder
+
+
+def download(
+    name: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> pathlib.Path:
+    """Brings a model of the Hub into the cache and returns its folder there.
+
+    Raises:
+      UserError: There is no such model or revision, or it is neither cached nor within reach.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+            allow_patterns=list(FILES),
+            library_name="dicode_jax",
+        )
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"{name} wants its terms accepted: visit its page on the Hub, then run: hf auth login"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"there is no folder {name}, and no such model on the Hub (if it is private, run: "
+            "hf auth login)"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"{name} on the Hub has no revision {revision!r}") from error
+    except errors.LocalEntryNotFoundError as error:
+        which = name if revision is None else f"{name} at {revision!r}"
+        raise UserError(
+            f"there is no folder {name}; on the Hub, {which} is not in the cache, and the Hub "
+            "is not reached (no network, or offline mode)"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot download {name}: {_first_line(error)}") from error
+    return pathlib.Path(folder)
+
+
+def upload(
+    folder: str | os.PathLike,
+    name: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    commit_message: str = "Upload model",
+) -> str:
+    """Sends a model folder to the Hub, making the repository if need be, and returns its address.
+
+    Args:
+      folder: Holds a configuration; only safetensors, JSON and text files are sent.
+      name: `owner/name`.
+      private: Whether a new repository is private; None for the owner's default.
+      revision: Branch to commit to; None for the main one.
+      token: Access token; None for the one that `hf auth login` stored.
+
+    Raises:
+      UserError: The folder is not a model, the name is not of the form `owner/name`, or the Hub
+        refuses.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    folder = pathlib.Path(folder)
+    if not _HUB_NAME.fullmatch(name):
+        raise UserError(f"{name!r} is not a name on the Hub: want owner/name")
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"{folder} is not a model of dicode_jax: it holds no {CONFIG_FILE}")
+    api = huggingface_hub.HfApi(token=token, library_name="dicode_jax")
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            revision=revision,
+            commit_message=commit_message,
+            allow_patterns=list(FILES),
+        )
+    except errors.LocalTokenNotFoundError as error:
+        raise UserError("nobody is logged in to the Hub; run: hf auth login") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot upload to {name}: {_first_line(error)}") from error
+    return f"https://huggingface.co/{name}"
+
+
+def _packaged() -> dict[str, pathlib.Path]:
+    """Models in the package, by name."""
+    root = pathlib.Path(str(importlib.resources.files(ASSETS)))
+    return {path.parent.name: path.parent for path in root.glob(f"*/{CONFIG_FILE}")}
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

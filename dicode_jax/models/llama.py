@@ -1,0 +1,284 @@
+"""Llama 3 as a body without a head: embeddings in, hidden states out.
+
+Grattafiori et al., "The Llama 3 Herd of Models" (arXiv 2407.21783), and the 1B and 3B models of
+Llama 3.2: pre-norm blocks with RMSNorm, rotary positions with stretched low frequencies, grouped
+queries and a gated feed-forward part; no biases. Token embeddings are applied by the caller
+(`embed_tokens`), so that other vectors can stand in their place. The interface is that of
+`models.gpt2`, except that there is no dropout: `deterministic` and `rngs` change nothing.
+
+Letters: b batch, t positions computed now, s keys (or cache slots), h heads, g heads of keys and
+values, d model width, v vocabulary.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dicode_jax.nn import kv_cache
+from dicode_jax.nn.attention import dot_product_attention
+from dicode_jax.nn.kv_cache import KVCache
+from dicode_jax.nn.layer_stack import make_blocks, run_blocks
+from dicode_jax.nn.linear import Linear
+from dicode_jax.nn.masks import causal_mask
+from dicode_jax.nn.rotary import RotaryScaling, apply_rotary, rotary_frequencies, rotary_tables
+from dicode_jax.typing import Array, Bool, Float, Int, typechecked
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """Sizes of a Llama; the defaults are Llama 3.2 1B with its own vocabulary.
+
+    Attributes:
+      kind: Tells a stored configuration from those of other bodies.
+      num_layers: Number of blocks.
+      num_heads: Query heads of a block.
+      num_kv_heads: Heads of keys and values, each shared by `num_heads / num_kv_heads` query heads
+        in a row.
+      embed_dim: Model width.
+      head_dim: Width of a head, even; `embed_dim / num_heads` when None.
+      mlp_dim: Width inside the feed-forward part.
+      max_seq_len: Longest sequence.
+      vocab_size: Rows of the token table.
+      norm_eps: Epsilon of every norm.
+      rope_theta: Base of the rotary frequencies.
+      rope_scaling: Stretch of the low frequencies; None for none.
+      tie_embeddings: `logits` uses the token table; otherwise there is an output matrix.
+      scan_layers: Keep the blocks' parameters stacked on a leading axis and `lax.scan` over them:
+        the program stays small for deep models. On CPU a loop runs faster.
+      remat: Recompute each block in the backward pass instead of storing its activations.
+
+    Raises:
+      ValueError: A size is not positive, or sizes do not divide each other.
+    """
+
+    kind: Literal["llama"] = "llama"
+    num_layers: int = 16
+    num_heads: int = 32
+    num_kv_heads: int = 8
+    embed_dim: int = 2048
+    head_dim: int | None = None
+    mlp_dim: int = 8192
+    max_seq_len: int = 131_072
+    vocab_size: int = 128_256
+    norm_eps: float = 1e-5
+    rope_theta: float = 500_000.0
+    rope_scaling: RotaryScaling | None = RotaryScaling()
+    tie_embeddings: bool = True
+    scan_layers: bool = False
+    remat: bool = False
+
+    def __post_init__(self):
+        sizes = ("num_layers", "num_heads", "num_kv_heads", "embed_dim", "mlp_dim")
+        for name in (*sizes, "max_seq_len", "vocab_size", "norm_eps", "rope_theta"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({self.num_heads})"
+            )
+        if self.head_dim is None and self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"num_heads ({self.num_heads}) must divide embed_dim ({self.embed_dim}) "
+                "when head_dim is None"
+            )
+        if self.width_of_head < 1 or self.width_of_head % 2:
+            raise ValueError(f"the width of a head must be even, got {self.width_of_head}")
+
+    @property
+    def width_of_head(self) -> int:
+        """`head_dim`, or what follows from the other sizes."""
+        return self.embed_dim // self.num_heads if self.head_dim is None else self.head_dim
+
+
+class Attention(nnx.Module):
+    """Self-attention with rotary positions and fewer heads of keys and values than of queries."""
+
+    def __init__(self, cfg: LlamaConfig, **kwargs):
+        d, width = cfg.embed_dim, cfg.width_of_head
+        self.head_dim = width
+        self.q = _linear(d, cfg.num_heads * width, **kwargs)
+        self.k = _linear(d, cfg.num_kv_heads * width, **kwargs)
+        self.v = _linear(d, cfg.num_kv_heads * width, **kwargs)
+        self.out = _linear(cfg.num_heads * width, d, **kwargs)
+
+    def __call__(self, x, rotary, mask, past, length):
+        """Attends; `past` is None or this layer's `(k, v)` slots, into which new ones are written.
+
+        Args:
+          x: `[b, t, d]`.
+          rotary: Cosines and sines of the positions of `x`, see `nn.rotary.rotary_tables`.
+          mask: `[b|1, 1, t, s]`, where `s` is `t` without a past and the number of slots with one.
+          past: `(k, v)`, each `[b, s, g, head_dim]`, or None. Keys are stored turned.
+          length: Slots already in use.
+
+        Returns:
+          `([b, t, d], past)` with the new keys and values.
+        """
+        b, t, _ = x.shape
+        q, k, v = (y.reshape(b, t, -1, self.head_dim) for y in (self.q(x), self.k(x), self.v(x)))
+        q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
+        if past is not None:
+            past = tuple(
+                kv_cache.write(slots, new, length) for slots, new in zip(past, (k, v), strict=True)
+            )
+            k, v = (slots.astype(q.dtype) for slots in past)
+        y = dot_product_attention(q, k, v, mask=mask)
+        return self.out(y.reshape(b, t, -1)), past
+
+
+class MLP(nnx.Module):
+    """`down(silu(gate(x)) * up(x))`."""
+
+    def __init__(self, dim: int, mlp_dim: int, **kwargs):
+        self.gate = _linear(dim, mlp_dim, **kwargs)
+        self.up = _linear(dim, mlp_dim, **kwargs)
+        self.down = _linear(mlp_dim, dim, **kwargs)
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nnx.Module):
+    """`x + attention(norm(x))`, then `x + mlp(norm(x))`."""
+
+    def __init__(self, cfg: LlamaConfig, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs):
+        kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.attn_norm = nnx.RMSNorm(cfg.embed_dim, epsilon=cfg.norm_eps, **kwargs)
+        self.attn = Attention(cfg, **kwargs)
+        self.mlp_norm = nnx.RMSNorm(cfg.embed_dim, epsilon=cfg.norm_eps, **kwargs)
+        self.mlp = MLP(cfg.embed_dim, cfg.mlp_dim, **kwargs)
+
+    def __call__(self, x, rotary, mask, past, length):
+        """See `Attention.__call__`."""
+        y, past = self.attn(self.attn_norm(x), rotary, mask, past, length)
+        x = x + y
+        return x + self.mlp(self.mlp_norm(x)), past
+
+
+class Llama(nnx.Module):
+    """The stack of blocks between the embeddings and the final norm.
+
+    Example:
+      `hidden, cache = llama(llama.embed_tokens(ids), cache=llama.init_cache(batch=2, size=40))`
+    """
+
+    def __init__(self, cfg: LlamaConfig, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs):
+        kwargs = {"dtype": dtype, "param_dtype": param_dtype}
+        self.cfg, self.dtype = cfg, dtype
+        self.token_embed = nnx.Embed(  # kept in param_dtype, and so is the residual stream
+            cfg.vocab_size,
+            cfg.embed_dim,
+            embedding_init=nnx.initializers.normal(0.02),
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.blocks = make_blocks(
+            lambda rngs: Block(cfg, rngs=rngs, **kwargs),
+            cfg.num_layers,
+            scan_layers=cfg.scan_layers,
+            rngs=rngs,
+        )
+        self.final_norm = nnx.RMSNorm(cfg.embed_dim, epsilon=cfg.norm_eps, rngs=rngs, **kwargs)
+        if not cfg.tie_embeddings:
+            self.head = _linear(cfg.embed_dim, cfg.vocab_size, rngs=rngs, **kwargs)
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of embeddings and hidden states."""
+        return self.cfg.embed_dim
+
+    @property
+    def max_seq_len(self) -> int:
+        """Longest sequence."""
+        return self.cfg.max_seq_len
+
+    def embed_tokens(self, ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        """Word embeddings, without positions."""
+        return self.token_embed(ids)
+
+    def logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
+        """Scores over the vocabulary, by the token table or the output matrix."""
+        if self.cfg.tie_embeddings:
+            return self.token_embed.attend(hidden)
+        return self.head(hidden)
+
+    def init_cache(self, *, batch: int, size: int, dtype=None) -> KVCache:
+        """An empty cache of `size` slots; `dtype` is the compute type by default."""
+        return KVCache.empty(
+            num_layers=self.cfg.num_layers,
+            batch=batch,
+            size=size,
+            num_heads=self.cfg.num_kv_heads,
+            head_dim=self.cfg.width_of_head,
+            dtype=dtype or self.dtype or jnp.float32,
+            stacked=self.cfg.scan_layers,
+        )
+
+    @typechecked
+    def __call__(
+        self,
+        embeds: Float[Array, "b t d"],
+        positions: Int[Array, "#b t"] | None = None,
+        mask: Bool[Array, "#b 1 t s"] | None = None,
+        cache: KVCache | None = None,
+        *,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[Float[Array, "b t d"], KVCache | None]:
+        """Runs the blocks.
+
+        Args:
+          embeds: Token embeddings, or whatever stands in their place.
+          positions: Angles of the rotary embedding count these; they follow the cache (or start at
+            0) by default.
+          mask: True where a query sees a key, used as it is: it must hold causality too. With a
+            cache `s` is its number of slots. None is causal over everything so far.
+          cache: Past keys and values; new ones are written behind them.
+          deterministic: Without effect; there is no dropout.
+          rngs: Without effect.
+
+        Returns:
+          Hidden states after the final norm, and the cache (None without one).
+
+        Raises:
+          ValueError: The sequence is longer than `max_seq_len`, or the new positions do not fit in
+            the cache.
+        """
+        del deterministic, rngs
+        t = embeds.shape[1]
+        if positions is None and t > self.cfg.max_seq_len:
+            raise ValueError(
+                f"{t} positions, but the model has {self.cfg.max_seq_len} (max_seq_len); "
+                "shorten the sequence or slide a window over it"
+            )
+        length = jnp.zeros((), jnp.int32)
+        if cache is not None:
+            cache.check_room(t)
+            length = cache.length
+        if positions is None:
+            positions = length + jnp.arange(t)[None]
+        if mask is None:
+            mask = causal_mask(t, t if cache is None else cache.size, offset=length)
+        frequencies = rotary_frequencies(
+            self.cfg.width_of_head, theta=self.cfg.rope_theta, scaling=self.cfg.rope_scaling
+        )
+        rotary = rotary_tables(positions, frequencies)
+        x, cache = run_blocks(
+            self.blocks,
+            lambda block, x, past, _: block(x, rotary, mask, past, length),
+            embeds,
+            cache=cache,
+            remat=self.cfg.remat,
+        )
+        if cache is not None:
+            cache = dataclasses.replace(cache, length=length + t)
+        return self.final_norm(x), cache
+
+
+def _linear(in_dim: int, out_dim: int, **kwargs) -> Linear:
+    return Linear(
+        in_dim, out_dim, use_bias=False, kernel_init=nnx.initializers.normal(0.02), **kwargs
+    )

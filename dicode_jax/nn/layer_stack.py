@@ -1,0 +1,114 @@
+"""A stack of equal blocks: one module per block in a loop, or stacked parameters under `lax.scan`.
+
+The scan keeps the program small for deep models; on CPU the loop runs faster. Both hold the same
+weights and compute the same thing, with and without a cache of keys and values.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dicode_jax.nn.kv_cache import KVCache
+from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.typing import Array
+
+_Model = TypeVar("_Model", bound=nnx.Module)
+
+
+def make_blocks(
+    make: Callable[[nnx.Rngs], nnx.Module], num_layers: int, *, scan_layers: bool, rngs: nnx.Rngs
+) -> nnx.Module:
+    """`num_layers` blocks: an `nnx.List`, or one module whose parameters have a leading axis."""
+    if scan_layers:
+        return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(num_layers))
+    return nnx.List([make(rngs) for _ in range(num_layers)])
+
+
+def run_blocks(
+    blocks: nnx.Module,
+    call: Callable[[nnx.Module, Array, Any, Any], tuple[Array, Any]],
+    x: Array,
+    *,
+    cache: KVCache | None = None,
+    keys: Array | None = None,
+    remat: bool = False,
+) -> tuple[Array, KVCache | None]:
+    """Sends `x` through the blocks of `make_blocks`.
+
+    Args:
+      call: `(block, x, past, key)` to `(x, past)`; `past` is the block's `(k, v)` slots or None.
+      x: What goes into the first block.
+      cache: Past keys and values, of the same form (stacked or not) as the blocks.
+      keys: One random key per block, or None.
+      remat: Recompute each block in the backward pass instead of storing its activations.
+
+    Returns:
+      The output of the last block, and the cache with its new contents (its `length` is left to
+      the caller), None without one.
+    """
+    if isinstance(blocks, nnx.List):
+        pasts = []
+        for i, block in enumerate(blocks):
+            past = None if cache is None else (cache.k[i], cache.v[i])
+            key = None if keys is None else keys[i]
+            x, past = (_call_remat if remat else _call)(call, block, x, past, key)
+            pasts.append(past)
+        if cache is None:
+            return x, None
+        k, v = zip(*pasts, strict=True)
+        return x, dataclasses.replace(cache, k=k, v=v)
+
+    graph, state = nnx.split(blocks)
+
+    def body(x, layer):
+        state, past, key = layer
+        return call(nnx.merge(graph, state), x, past, key)
+
+    if remat:
+        body = jax.checkpoint(body, prevent_cse=False)
+    past = None if cache is None else (cache.k, cache.v)
+    x, past = jax.lax.scan(body, x, (state, past, keys))
+    return x, None if cache is None else dataclasses.replace(cache, k=past[0], v=past[1])
+
+
+def _call(call, block, x, past, key):
+    return call(block, x, past, key)
+
+
+def _call_remat(call, block, x, past, key):
+    graph, state = nnx.split(block)
+
+    @jax.checkpoint
+    def run(state, x, past, key):
+        return call(nnx.merge(graph, state), x, past, key)
+
+    return run(state, x, past, key)
+
+
+def with_scan_layers(model: _Model, scan_layers: bool = True) -> _Model:
+    """The same weights in the other storage: stacked blocks (`True`) or one module per block.
+
+    Args:
+      model: Has `cfg` with `num_layers` and `scan_layers`, `dtype`, and its stack as `blocks`.
+    """
+    if model.cfg.scan_layers == scan_layers:
+        return model
+    cfg = dataclasses.replace(model.cfg, scan_layers=scan_layers)
+    other = nnx.eval_shape(lambda: type(model)(cfg, dtype=model.dtype, rngs=ShapeRngs()))
+    graph, abstract = nnx.split(other)
+    leaves = dict(nnx.to_flat_state(nnx.state(model)))
+
+    def find(path):
+        if path[0] != "blocks":
+            return leaves[path]
+        if not scan_layers:
+            return jax.tree.map(lambda x: x[path[1]], leaves["blocks", *path[2:]])
+        layers = [leaves["blocks", i, *path[1:]] for i in range(cfg.num_layers)]
+        return jax.tree.map(lambda *xs: jnp.stack(xs), *layers)
+
+    flat = nnx.to_flat_state(abstract)
+    return nnx.merge(graph, nnx.from_flat_state([(path, find(path)) for path, _ in flat]))

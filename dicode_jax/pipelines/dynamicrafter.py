@@ -1,0 +1,362 @@
+"""Image to video, and the video between two images, with DynamiCrafter (arXiv 2310.12190).
+
+    pipe = DynamiCrafterPipeline.from_pretrained("models/dynamicrafter_512")
+    video = pipe(image, "waves roll in", seed=0)
+
+The image conditions twice: its CLIP tokens go through a resampler into one run of tokens for each
+frame, and its latents are concatenated to the noisy ones (of every frame, or of the first and the
+last in the interpolation model). Unlike the original's script, an image is scaled to cover the
+frame before it is cropped, so that a narrow one gets no black bars.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dicode_jax import config as config_lib
+from dicode_jax import hub, model_card, weights
+from dicode_jax.data.clip_text import ClipTokenizer
+from dicode_jax.data.transforms import clip_preprocess, resize_bilinear, to_float, to_uint8
+from dicode_jax.diffusion.schedules import NoiseSchedule
+from dicode_jax.diffusion.time_grid import ddim_time_grid
+from dicode_jax.errors import UserError
+from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from dicode_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
+from dicode_jax.models.latent_video import VideoSamplingConfig, fold, sample_keys, sample_latents
+from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
+from dicode_jax.nn.resampler import Resampler, ResamplerConfig
+from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.typing import Array, Float, UInt8
+
+PARTS: dict[str, tuple[type, type]] = {
+    "unet": (UNet3D, UNet3DConfig),
+    "autoencoder": (AutoencoderKL, AutoencoderKLConfig),
+    "text_tower": (CLIPText, CLIPTextConfig),
+    "image_tower": (CLIPVision, CLIPVisionConfig),
+    "resampler": (Resampler, ResamplerConfig),
+}
+TEXT_FOLDER = "text"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DynamiCrafterConfig:
+    """What a pipeline knows besides its parts.
+
+    Attributes:
+      frame_size: Height and width of the videos.
+      fps: Frames per second that videos are meant to be shown at.
+      interpolation: The model paints between two images; it concatenates the latents of both ends
+        only. Otherwise it goes on from one image.
+      schedule: Training noise schedule.
+      sampling: Sampling defaults.
+    """
+
+    frame_size: tuple[int, int] = (256, 256)
+    fps: float = 8.0
+    interpolation: bool = False
+    schedule: NoiseSchedule = NoiseSchedule()
+    sampling: VideoSamplingConfig = VideoSamplingConfig()
+
+
+class DynamiCrafterPipeline:
+    """Holds UNet, autoencoder, both CLIP towers, resampler and text tokenizer.
+
+    Args:
+      parts: A module for each name in `PARTS`.
+      text: Prompts to ids.
+      config: Sizes and sampling defaults.
+      metadata: Where the weights of each part come from (see `weights.read_metadata`).
+
+    Raises:
+      UserError: The parts do not fit together.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, nnx.Module],
+        *,
+        text: ClipTokenizer,
+        config: DynamiCrafterConfig,
+        metadata: Mapping[str, Mapping[str, str]] | None = None,
+    ):
+        self.parts, self.text, self.config = dict(parts), text, config
+        self.metadata = dict(metadata or {})
+        self._split = {name: nnx.split(module) for name, module in self.parts.items()}
+        _check_parts(self.parts, config)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_name: str | os.PathLike,
+        revision: str | None = None,
+        *,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        **options: Any,
+    ) -> "DynamiCrafterPipeline":
+        """Loads a folder that `convert.dynamicrafter` wrote, or a model of the Hub.
+
+        Args:
+          path_or_name: A folder, or `owner/name` on the Hugging Face Hub.
+          revision: Branch, tag or commit on the Hub.
+          dtype: Computing type; None for that of the parameters.
+          param_dtype: Type of the weights in memory.
+          options: Of `hub.find_model`: `cache_dir`, `local_files_only`, `token`.
+
+        Raises:
+          UserError: There is no such model, or its files are broken or do not fit together.
+        """
+        folder = hub.find_model(path_or_name, revision=revision, **options)
+        config = config_lib.from_json(DynamiCrafterConfig, folder / weights.CONFIG_FILE)
+        parts = {}
+        for name, (kind, config_type) in PARTS.items():
+            build = lambda cfg, kind=kind: kind(  # noqa: E731
+                cfg, dtype=dtype, param_dtype=param_dtype, rngs=ShapeRngs()
+            )
+            parts[name], _ = weights.load_module(
+                folder / name, build, config_type, param_dtype=param_dtype
+            )
+        vocab_size = parts["text_tower"].cfg.vocab_size
+        text = ClipTokenizer(None, vocab_size)
+        if (folder / TEXT_FOLDER).is_dir():
+            text = ClipTokenizer.from_file(folder / TEXT_FOLDER, vocab_size)
+        metadata = {name: weights.read_metadata(folder / name) for name in PARTS}
+        return cls(parts, text=text, config=config, metadata=metadata)
+
+    def save_pretrained(self, folder: str | os.PathLike, *, dtype: Any = None) -> None:
+        """Writes the pipeline as a folder, with a model card if it has none.
+
+        Args:
+          folder: Made if need be.
+          dtype: Storage type of the weights; as they are by default.
+        """
+        folder = pathlib.Path(folder)
+        for name, module in self.parts.items():
+            metadata = self.metadata.get(name)
+            weights.save_module(folder / name, module, module.cfg, dtype=dtype, metadata=metadata)
+        self.text.save(folder / TEXT_FOLDER)
+        config_lib.to_json(self.config, folder / weights.CONFIG_FILE)
+        model_card.write(folder)
+
+    def __call__(
+        self,
+        image: UInt8[np.ndarray, "*b h w 3"],
+        prompt: str | Sequence[str] = "",
+        *,
+        last_image: UInt8[np.ndarray, "*b h w 3"] | None = None,
+        num_frames: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
+        eta: float | None = None,
+        fs: int | None = None,
+        seed: int = 0,
+    ) -> UInt8[np.ndarray, "b f h w 3"]:
+        """Paints a video for each image.
+
+        The same image and prompt at the same place, with the same seed, give the same video,
+        whatever else is in the batch. An option that is None takes the model's default.
+
+        Args:
+          image: First frame (of the interpolation model too), of any size, in [0, 255]; one or a
+            batch.
+          prompt: What happens; one for all images, or one for each.
+          last_image: Last frame, for the interpolation model alone, which needs it. The first image
+            again makes a loop.
+          num_frames: Frames of the video. Models were trained on 16; with another number every
+            frame sees the image tokens of all 16, as in the original.
+          num_inference_steps: Diffusion steps.
+          guidance_scale: Strength of prompt and image tokens; 1 for none.
+          guidance_rescale: 0 to 1, see `dicode_jax.diffusion.guidance.rescale_guidance`.
+          eta: 0 for the same path from the same noise, 1 for fresh noise at every step.
+          fs: Frame stride for the 256 model (1 to 6, larger for more motion), frames per second for
+            the others (smaller for more motion).
+          seed: Of all randomness.
+
+        Returns:
+          Frames in [0, 255] of the model's size.
+
+        Raises:
+          UserError: An image or an option is impossible.
+        """
+        latents = self.sample_latents(
+            image,
+            prompt,
+            last_image=last_image,
+            seed=seed,
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            eta=eta,
+            fs=fs,
+        )
+        return np.asarray(_decode(*self._of("autoencoder"), latents))
+
+    def sample_latents(
+        self,
+        image: UInt8[np.ndarray, "*b h w 3"],
+        prompt: str | Sequence[str] = "",
+        *,
+        last_image: UInt8[np.ndarray, "*b h w 3"] | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> Float[Array, "b f y x c"]:
+        """The scaled latents of what `__call__` paints; it takes the same arguments.
+
+        Raises:
+          UserError: An image or an option is impossible.
+        """
+        images = self._fit(image, "image")
+        prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
+        if len(prompts) != len(images):
+            raise UserError(f"{len(images)} image(s) and {len(prompts)} prompts: give one for each")
+        lasts = self._last_images(last_image, images)
+        sampling = self._sampling(options)
+        length = self.parts["text_tower"].cfg.max_seq_len
+        ids = self.text(["", *prompts], length)
+        keys = sample_keys(seed, len(images))
+        context, null_context = _contexts(
+            *self._of("text_tower", "image_tower", "resampler"), jnp.asarray(ids), images
+        )
+        concat = _concat(
+            *self._of("autoencoder"), images, lasts, keys, num_frames=sampling.num_frames
+        )
+        return _sample(
+            *self._of("unet"),
+            context,
+            null_context,
+            concat,
+            keys,
+            schedule=self.config.schedule,
+            sampling=sampling,
+        )
+
+    def _of(self, *names: str) -> tuple[tuple, tuple]:
+        """Graphs and states of some parts."""
+        graphs, states = zip(*(self._split[name] for name in names), strict=True)
+        return graphs, states
+
+    def _fit(self, image, name: str) -> Float[Array, "b y x 3"]:
+        """Images [b, h, w, 3] of the model's size in [-1, 1], scaled to cover it and cropped."""
+        image = np.asarray(image)
+        if image.dtype != np.uint8 or image.ndim not in (3, 4) or image.shape[-1] != 3:
+            raise UserError(
+                f"{name} is uint8 [h, w, 3] or a batch, got {image.dtype} {image.shape}"
+            )
+        if 0 in image.shape:
+            raise UserError(f"{name} is empty: {image.shape}")
+        batch = image if image.ndim == 4 else image[None]
+        return _cover(jnp.asarray(batch), size=self.config.frame_size)
+
+    def _last_images(self, last_image, images):
+        if self.config.interpolation and last_image is None:
+            raise UserError(
+                "this model paints between two images: pass last_image (the first again for a loop)"
+            )
+        if not self.config.interpolation and last_image is not None:
+            raise UserError("this model goes on from one image; last_image is for interpolation")
+        if last_image is None:
+            return None
+        lasts = self._fit(last_image, "last_image")
+        if len(lasts) != len(images):
+            raise UserError(f"{len(images)} image(s) and {len(lasts)} last image(s)")
+        return lasts
+
+    def _sampling(self, changes: Mapping[str, Any]) -> VideoSamplingConfig:
+        given = {name: value for name, value in changes.items() if value is not None}
+        try:
+            sampling = dataclasses.replace(self.config.sampling, **given)
+            schedule = self.config.schedule
+            ddim_time_grid(sampling.spacing, sampling.num_inference_steps, schedule.num_timesteps)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        if self.config.interpolation and sampling.num_frames < 2:
+            raise UserError(f"num_frames must be at least 2, got {sampling.num_frames}")
+        return sampling
+
+
+def _check_parts(parts: Mapping[str, nnx.Module], config: DynamiCrafterConfig) -> None:
+    """Raises UserError when the parts cannot work together."""
+    if missing := [name for name in PARTS if name not in parts]:
+        raise UserError(f"a DynamiCrafter pipeline needs {', '.join(missing)}")
+    unet, resampler, autoencoder = (
+        parts[name].cfg for name in ("unet", "resampler", "autoencoder")
+    )
+    text, image = parts["text_tower"].cfg, parts["image_tower"].cfg
+    step = autoencoder.downsampling * unet.downsampling
+    for wrong, line in (
+        (unet.in_channels != 2 * autoencoder.embed_dim, "the UNet must take two sets of latents"),
+        (
+            unet.out_channels != autoencoder.embed_dim,
+            "the UNet must give the autoencoder's latents",
+        ),
+        (resampler.embed_dim != image.embed_dim, "the resampler does not read the image tower"),
+        (unet.context_dim != resampler.output_dim, "the UNet does not read the resampler"),
+        (unet.context_dim != text.embed_dim, "the UNet does not read the text tower"),
+        (unet.text_context_len != text.max_seq_len, "the UNet expects another length of text"),
+        (any(side % step for side in config.frame_size), f"frame_size must divide by {step}"),
+    ):
+        if wrong:
+            raise UserError(f"the parts of this model do not fit together: {line}")
+
+
+@functools.partial(jax.jit, static_argnames=("size",))
+def _cover(images, *, size):
+    """uint8 images to [-1, 1], scaled to cover `size` and cropped to its middle."""
+    h, w = images.shape[1:3]
+    scale = max(size[0] / h, size[1] / w)
+    scaled = [max(round(side * scale), wanted) for side, wanted in zip((h, w), size)]
+    images = to_float(images)
+    if (h, w) != tuple(scaled):
+        images = resize_bilinear(images, tuple(scaled), antialias=True)
+    top, left = ((side - wanted) // 2 for side, wanted in zip(scaled, size))
+    return images[:, top : top + size[0], left : left + size[1]]
+
+
+@functools.partial(jax.jit, static_argnames=("graphs",))
+def _contexts(graphs, states, ids, images):
+    """Context of every sample, and that of the empty prompt and a grey image, [b, l, d] each.
+
+    The first row of `ids` is the empty prompt.
+    """
+    text_tower, image_tower, resampler = map(nnx.merge, graphs, states)
+    images = jnp.concatenate([jnp.zeros_like(images[:1]), images])
+    pixels = clip_preprocess(images, image_tower.cfg.image_size)
+    text, tokens = text_tower(ids, "penultimate"), resampler(image_tower(pixels))
+    context = jnp.concatenate([text, tokens.astype(text.dtype)], axis=1)
+    return context[1:], jnp.broadcast_to(context[:1], context[1:].shape)
+
+
+@functools.partial(jax.jit, static_argnames=("graphs", "num_frames"))
+def _concat(graphs, states, images, lasts, keys, *, num_frames):
+    """Latents [b, f, h, w, c] that go beside the noisy ones."""
+    (autoencoder,) = map(nnx.merge, graphs, states)
+    first = autoencoder.encode_latents(images[:, None], fold(keys, 2))
+    if lasts is None:
+        return jnp.repeat(first, num_frames, axis=1)
+    last = autoencoder.encode_latents(lasts[:, None], fold(keys, 3))
+    b, _, *shape = first.shape
+    middle = jnp.zeros((b, num_frames - 2, *shape), first.dtype)
+    return jnp.concatenate([first, middle, last], axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("graphs", "schedule", "sampling"))
+def _sample(graphs, states, context, null_context, concat, keys, *, schedule, sampling):
+    (unet,) = map(nnx.merge, graphs, states)
+    shape = concat.shape[2:]
+    return sample_latents(unet, schedule, context, null_context, concat, keys, shape, sampling)
+
+
+@functools.partial(jax.jit, static_argnames=("graphs",))
+def _decode(graphs, states, latents):
+    (autoencoder,) = map(nnx.merge, graphs, states)
+    return to_uint8(autoencoder.decode_latents(latents, per_frame=True))

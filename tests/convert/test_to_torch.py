@@ -1,0 +1,167 @@
+"""`python -m convert.to_torch`: the way to original names and back is bitwise for every kind."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+from tiny import random_module, tiny_pipeline
+
+from convert import command, dicode_command, to_torch
+from convert.plan import plan, shapes_of
+from convert.sources import open_source
+from dicode_jax import weights
+from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
+from dicode_jax.models.clip import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
+from dicode_jax.models.dicode.decoder import ClipDecoderConfig
+from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
+from dicode_jax.models.gpt2 import GPT2Config
+from dicode_jax.models.llama import LlamaConfig
+from dicode_jax.models.unet3d import UNet3DConfig
+from dicode_jax.nn.resampler import ResamplerConfig
+from dicode_jax.nn.rngs import ShapeRngs
+
+SYSTEM = pathlib.Path(__file__).parents[1] / "golden" / "dicode" / "system"
+VISION = CLIPVisionConfig(
+    image_size=8, patch_size=4, embed_dim=6, num_layers=2, num_heads=2, output_dim=5
+)
+TEXT = CLIPTextConfig(
+    max_seq_len=7, vocab_size=11, embed_dim=4, num_layers=2, num_heads=2, output_dim=5
+)
+RESAMPLER = ResamplerConfig(
+    dim=8, depth=2, head_dim=4, num_heads=3, num_queries=4, embed_dim=6, output_dim=10,
+    extra_self_attn=True, self_attn_over_batch=True, extra_output_proj=True,
+)  # fmt: skip
+UNET = UNet3DConfig(
+    in_channels=5, out_channels=4, model_channels=8, channel_mult=(1, 2), num_res_blocks=1,
+    attention_resolutions=(1,), head_dim=4, context_dim=10, num_groups=4, text_context_len=7,
+)  # fmt: skip
+AUTOENCODER = AutoencoderKLConfig(
+    channels=8, channel_mult=(1, 2), num_res_blocks=1, num_groups=4, attn_resolutions=(128,)
+)
+BODY = GPT2Config(num_layers=3, num_heads=2, embed_dim=6, max_seq_len=9, vocab_size=80)
+LLAMA = LlamaConfig(
+    num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, embed_dim=8, mlp_dim=10,
+    vocab_size=12, max_seq_len=16, tie_embeddings=False,
+)  # fmt: skip
+CONFIGS = {
+    "tokenizer": DeepTokenizerConfig(
+        vision=VISION, resampler=RESAMPLER, use_vae=True, vae_decoder=True
+    ),
+    "decoder": ClipDecoderConfig(
+        unet=UNET,
+        autoencoder=AUTOENCODER,
+        num_tokens=4,
+        latent_head=ResamplerConfig(
+            dim=8, depth=1, head_dim=4, num_heads=1, num_queries=4, embed_dim=10, output_dim=4,
+            output_shape=(4, 4, 1),
+        ),
+    ),
+    "language_model": DiCoDeLMConfig(
+        body=BODY, num_tokens=3, token_dim=5, max_keyframes=4, num_mixtures=2, image_token_id=79,
+        pad_token_id=13, pre_normalizer=(1.0, 2.0, 3.5),
+    ),
+    "stacked": DiCoDeLMConfig(
+        body=GPT2Config(**{**vars(BODY), "scan_layers": True}), num_tokens=3, token_dim=5,
+        loss="vae", latent_dim=2, image_token_id=79, pad_token_id=13,
+    ),
+    "clip": CLIPConfig(vision=VISION, text=TEXT),
+    "text_tower": TEXT,
+    "image_tower": VISION,
+    "unet": UNET,
+    "autoencoder": AUTOENCODER,
+    "resampler": RESAMPLER,
+    "gpt2": BODY,
+    "gpt2_stacked": GPT2Config(**{**vars(BODY), "scan_layers": True}),
+    "llama": LLAMA,
+    "llama_agent": DiCoDeLMConfig(
+        body=LLAMA, num_tokens=3, token_dim=5, image_token_id=11, pad_token_id=3
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_way_to_original_names_and_back_is_bitwise(name, tmp_path):
+    cfg = CONFIGS[name]
+    kind = to_torch.KINDS[type(cfg)]
+    module = random_module(lambda: kind.module(cfg, rngs=nnx.Rngs(0)))
+    weights.save_module(tmp_path / "ours", module, cfg)
+    out = tmp_path / "original.safetensors"
+    assert to_torch.main([str(tmp_path / "ours"), "--out", str(out)]) == 0
+    source = open_source(out)
+    extras = kind.extras(cfg)
+    for key, array in extras.items():
+        np.testing.assert_array_equal(source[key].numpy(), array, err_msg=key)
+    tensors = {key: tensor for key, tensor in source.items() if key not in extras}
+    constants = {path: np.asarray(weights.named_arrays(module)[path]) for path in kind.constants}
+    shapes = shapes_of(lambda: kind.module(cfg, rngs=ShapeRngs()))
+    stacked = {"stacked": ("body.blocks",), "gpt2_stacked": ("blocks",)}.get(name, ())
+    back = plan(tensors | constants, kind.rules(cfg), shapes, stacked=stacked).check()
+    assert not back.skipped
+    for path, array in weights.named_arrays(module).items():
+        got = back.array(path)
+        assert got.dtype == array.dtype
+        np.testing.assert_array_equal(got, array, err_msg=path)
+
+
+def test_names_are_those_of_the_original(tmp_path):
+    """The whole official checkpoint: converted, written back, and compared key for key."""
+    models = tmp_path / "models"
+    models.mkdir()
+    weights_file = SYSTEM / "weights.safetensors"
+    (models / "pytorch_model.safetensors").write_bytes(weights_file.read_bytes())
+    options = json.loads((SYSTEM / "config.json").read_text())["system"]
+    (models / "config.json").write_text(json.dumps(options))  # JSON is YAML
+    done = dicode_command.main(
+        ["--tokenizer", str(models / "pytorch_model.safetensors"), "--out", str(tmp_path / "out"),
+         "--yaml", str(models / "config.json")]
+    )  # fmt: skip
+    assert done == 0
+    file = tmp_path / "original.safetensors"
+    assert to_torch.main([str(tmp_path / "out"), "--out", str(file)]) == 0
+    original, got = load_file(weights_file), load_file(file)
+    assert set(got) <= set(original)
+    for key, array in got.items():
+        assert array.shape == original[key].shape, key
+        if key in to_torch.PERSISTENT_BUFFERS:  # computed from the configuration
+            np.testing.assert_allclose(array, original[key], rtol=1e-5, atol=1e-7, err_msg=key)
+        else:
+            np.testing.assert_array_equal(array, original[key].astype(np.float32), err_msg=key)
+    left = {key.split(".")[0] for key in set(original) - set(got)}
+    assert left == {"cond_stage_model", "embedder", "llm_agent"}
+    embedder = {k for k in set(original) - set(got) if k.startswith("embedder.")}
+    assert not [key for key in embedder if ".visual." in key]
+
+
+@pytest.mark.torch
+def test_a_pipeline_goes_to_one_torch_file_in_half_precision(tmp_path):
+    torch = pytest.importorskip("torch")
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    out = tmp_path / "all.pt"
+    args = [str(tmp_path / "model"), "--out", str(out), "--dtype", "float16"]
+    assert to_torch.main(args) == 0
+    content = torch.load(out, weights_only=True)
+    assert {key.split(".")[0] for key in content} >= {"model", "first_stage_model", "llm_agent"}
+    kinds = {str(v.dtype) for k, v in content.items() if k not in to_torch.PERSISTENT_BUFFERS}
+    assert kinds == {"torch.float16"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.pt", "model"]
+
+
+def test_what_is_in_the_way_or_no_model_is_refused(tmp_path, capsys):
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(b"mine")
+    for args, message in (
+        ([str(tmp_path), "--out", str(file)], "already there"),
+        ([str(tmp_path), "--out", str(tmp_path / "a.npz")], "extension"),
+        ([str(tmp_path), "--out", str(tmp_path / "b.pt")], "not a model"),
+        (["nowhere", "--out", str(tmp_path / "b.pt")], "no model"),
+    ):
+        assert to_torch.main(args) == 2
+        line = capsys.readouterr().err
+        assert message in line
+        assert line.count("\n") == 1
+    assert file.read_bytes() == b"mine"
+    assert command.REPORT_FILE not in {path.name for path in tmp_path.iterdir()}
