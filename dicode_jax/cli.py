@@ -139,13 +139,18 @@ def _describe(folder: pathlib.Path) -> None:
     from dicode_jax import model_card
     from dicode_jax.weights import CONFIG_FILE
 
+    config = None
+    if (folder / "decoder").is_dir() and (folder / CONFIG_FILE).is_file():
+        from dicode_jax.pipelines.dicode import check_folder
+
+        config = check_folder(folder)
     parts = model_card.inspect(folder)
     for part in parts:
         print(f"{part.name:<16} {part.num_parameters:>13,} parameters, {', '.join(part.dtypes)}")
     size = sum(part.num_bytes for part in parts)
     print(f"{'in all':<16} {sum(p.num_parameters for p in parts):>13,}, {size / 1e6:,.1f} MB")
-    if (folder / "decoder" / CONFIG_FILE).is_file() and (folder / CONFIG_FILE).is_file():
-        _describe_dicode(folder)
+    if config is not None:
+        _describe_dicode(folder, config)
     for name in dict.fromkeys(part.metadata.get("converter") for part in parts):
         if name is not None:
             print(f"{'converted by':<16} {name}")
@@ -156,14 +161,12 @@ def _describe(folder: pathlib.Path) -> None:
         print(f"{'licence':<16} {note}")
 
 
-def _describe_dicode(folder: pathlib.Path) -> None:
+def _describe_dicode(folder: pathlib.Path, config) -> None:
     """Sizes of a clip and of a keyframe, and the sampling defaults."""
     from dicode_jax import config as config_lib
     from dicode_jax.models.dicode.decoder import ClipDecoderConfig
-    from dicode_jax.pipelines.dicode import PipelineConfig
     from dicode_jax.weights import CONFIG_FILE
 
-    config = config_lib.from_json(PipelineConfig, folder / CONFIG_FILE)
     decoder = config_lib.from_json(ClipDecoderConfig, folder / "decoder" / CONFIG_FILE)
     size, sampling = config.frame_size, config.sampling
     print(

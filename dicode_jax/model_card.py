@@ -75,7 +75,7 @@ def inspect(folder: str | os.PathLike) -> list[Part]:
     if (folder / weights.WEIGHTS_FILE).is_file():
         found.append(folder / weights.WEIGHTS_FILE)
     if not found:
-        raise UserError(f"{folder} holds no weights")
+        raise UserError(f"{folder} is not a model: it holds no weights")
     return [_inspect(path) for path in found]
 
 

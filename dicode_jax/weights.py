@@ -137,18 +137,8 @@ def load_module(
     graph, abstract = nnx.split(nnx.eval_shape(lambda: build(config)))
     arrays = read_arrays(folder / WEIGHTS_FILE)
     flat = [(path, ".".join(map(str, path)), leaf) for path, leaf in nnx.to_flat_state(abstract)]
-    problems = [f"missing {name}" for _, name, _ in flat if name not in arrays]
-    problems += [f"unknown {name}" for name in sorted(set(arrays) - {name for _, name, _ in flat})]
-    problems += [
-        f"{name} has shape {tuple(arrays[name].shape)}, the config wants {tuple(leaf.shape)}"
-        for _, name, leaf in flat
-        if name in arrays and arrays[name].shape != leaf.shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(
-            f"{folder / WEIGHTS_FILE} does not fit its config: {'; '.join(problems[:3])}{more}"
-        )
+    shapes = {name: array.shape for name, array in arrays.items()}
+    _check_shapes(folder / WEIGHTS_FILE, shapes, {name: leaf.shape for _, name, leaf in flat})
 
     def place(name, leaf):
         array = arrays[name]
@@ -157,3 +147,34 @@ def load_module(
 
     state = nnx.from_flat_state([(path, place(name, leaf)) for path, name, leaf in flat])
     return nnx.merge(graph, state), config
+
+
+def check_module(
+    folder: str | pathlib.Path, build: Callable[[Any], nnx.Module], config_type: type
+) -> None:
+    """Whether `load_module` would load a folder, by its config and the weights' header alone.
+
+    Raises:
+      UserError: As `load_module` does.
+    """
+    folder = pathlib.Path(folder)
+    config = config_lib.from_json(config_type, folder / CONFIG_FILE)
+    abstract = nnx.state(nnx.eval_shape(lambda: build(config)))
+    wanted = {".".join(map(str, p)): leaf.shape for p, leaf in nnx.to_flat_state(abstract)}
+    arrays, _ = read_header(folder / WEIGHTS_FILE)
+    _check_shapes(
+        folder / WEIGHTS_FILE, {name: shape for name, (_, shape) in arrays.items()}, wanted
+    )
+
+
+def _check_shapes(path: pathlib.Path, held: dict[str, tuple], wanted: dict[str, tuple]) -> None:
+    problems = [f"missing {name}" for name in wanted if name not in held]
+    problems += [f"unknown {name}" for name in sorted(set(held) - set(wanted))]
+    problems += [
+        f"{name} has shape {tuple(held[name])}, the config wants {tuple(shape)}"
+        for name, shape in wanted.items()
+        if name in held and tuple(held[name]) != tuple(shape)
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{path} does not fit its config: {'; '.join(problems[:3])}{more}")

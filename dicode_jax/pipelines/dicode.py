@@ -45,7 +45,11 @@ from dicode_jax.typing import Array, Float, UInt8
 
 Progress = Callable[[str, int, int], None]  # (what, done, of how many)
 
-PARTS = ("tokenizer", "decoder", "language_model")
+PARTS = {
+    "tokenizer": (DeepTokenizer, DeepTokenizerConfig),
+    "decoder": (ClipDecoder, ClipDecoderConfig),
+    "language_model": (DiCoDeLM, DiCoDeLMConfig),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,13 +162,12 @@ class DiCoDePipeline:
             token=token,
         )
         config = config_lib.from_json(PipelineConfig, folder / weights.CONFIG_FILE)
-        load = functools.partial(_load, dtype=dtype, param_dtype=param_dtype)
-        decoder = load(folder / "decoder", ClipDecoder, ClipDecoderConfig)
+        decoder = _load(folder, "decoder", dtype, param_dtype)
         tokenizer = language_model = text = None
         if (folder / "tokenizer").is_dir():
-            tokenizer = load(folder / "tokenizer", DeepTokenizer, DeepTokenizerConfig)
+            tokenizer = _load(folder, "tokenizer", dtype, param_dtype)
         if (folder / "language_model").is_dir():
-            language_model = load(folder / "language_model", DiCoDeLM, DiCoDeLMConfig)
+            language_model = _load(folder, "language_model", dtype, param_dtype)
             text = TextTokenizer.from_file(folder / "text")
         return cls(
             tokenizer=tokenizer,
@@ -413,10 +416,28 @@ class DiCoDePipeline:
         return config
 
 
-def _load(folder: pathlib.Path, kind: type, config_type: type, *, dtype, param_dtype) -> nnx.Module:
-    options = {"dtype": dtype, "param_dtype": param_dtype}
-    build = lambda cfg: kind(cfg, **options, rngs=ShapeRngs())  # noqa: E731
-    return weights.load_module(folder, build, config_type, param_dtype=param_dtype)[0]
+def check_folder(folder: str | os.PathLike) -> PipelineConfig:
+    """The config of a pipeline folder that `from_pretrained` would load; no weights are read.
+
+    Raises:
+      UserError: A part or the vocabulary is missing, or weights do not fit their config.
+    """
+    folder = pathlib.Path(folder)
+    config = config_lib.from_json(PipelineConfig, folder / weights.CONFIG_FILE)
+    for name, (kind, config_type) in PARTS.items():
+        if name == "decoder" or (folder / name).is_dir():
+            build = lambda cfg, kind=kind: kind(cfg, rngs=ShapeRngs())  # noqa: E731
+            weights.check_module(folder / name, build, config_type)
+    if (folder / "language_model").is_dir():
+        TextTokenizer.from_file(folder / "text")
+    return config
+
+
+def _load(folder: pathlib.Path, name: str, dtype: Any, param_dtype: Any) -> nnx.Module:
+    kind, config_type = PARTS[name]
+    options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": ShapeRngs()}
+    build = lambda cfg: kind(cfg, **options)  # noqa: E731
+    return weights.load_module(folder / name, build, config_type, param_dtype=param_dtype)[0]
 
 
 def _sample_keys(seed: int, count: int, stream: int) -> Array:
