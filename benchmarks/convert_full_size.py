@@ -1,6 +1,6 @@
 """Converts full-size checkpoints of random weights: wall time, peak memory, and a first clip.
 
-    python -m benchmarks.convert_full_size --workdir /tmp/full_size
+    python -m benchmarks.convert_full_size --workdir full_size
 
 Writes float16 files with the 2535 keys of the official tokenizer (5.2 GB) and the 498 of the
 language model (1.8 GB), converts them with `python -m convert.dicode` in a process of its own,
