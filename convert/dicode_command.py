@@ -36,7 +36,7 @@ from dicode_jax.models.dicode.tokenizer import DeepTokenizer
 from dicode_jax.models.gpt2 import GPT2Config
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines.dicode import PipelineConfig
-from dicode_jax.weights import CONFIG_FILE
+from dicode_jax.weights import write_config
 
 TOKENIZER_FILES = ("pytorch_model.bin", "pytorch_model.safetensors", "model.safetensors")
 LM_FILES = ("gpt2_large.bin", "gpt2_large.pt", "gpt2_large.safetensors")
@@ -127,7 +127,7 @@ def convert(args: argparse.Namespace, report: dict[str, Any]) -> None:
         if text is not None:
             text.save(folder / "text")
         if system is not None:
-            config_lib.to_json(pipeline_config(system.config), folder / CONFIG_FILE)
+            write_config(folder, pipeline_config(system.config), notes)
         model_card.write(folder, name=out.name)
         command.write_report(folder, report)
     for name, part in report["parts"].items():

@@ -16,7 +16,6 @@ from convert import autoencoder_kl, buffers, command, found, resampler, unet3d
 from convert.plan import Plan, plan, shapes_of, write_module
 from convert.rules import ConversionError, prefixed
 from convert.sources import open_source
-from dicode_jax import config as config_lib
 from dicode_jax import model_card, weights
 from dicode_jax.errors import UserError
 from dicode_jax.nn.rngs import ShapeRngs
@@ -100,7 +99,7 @@ def convert(args: argparse.Namespace, report: dict[str, Any]) -> None:
         for name, made in plans.items():
             cfg = configs[name].config
             write_module(folder / name, made, cfg, dtype=args.dtype, metadata=header)
-        config_lib.to_json(config, folder / weights.CONFIG_FILE)
+        weights.write_config(folder, config, header)
         model_card.write(folder, name=out.name)
         command.write_report(folder, report)
     print(f"wrote {out}: Divot's de-tokenizer")

@@ -25,7 +25,6 @@ from convert.original_yaml import read_options
 from convert.plan import Plan, plan, shapes_of, write_module
 from convert.rules import ConversionError, Rule, Rules, prefixed, to_numpy
 from convert.sources import LazyTensor, open_source
-from dicode_jax import config as config_lib
 from dicode_jax import model_card, weights
 from dicode_jax.data.clip_text import ClipTokenizer
 from dicode_jax.diffusion.schedules import NoiseSchedule
@@ -337,12 +336,11 @@ def convert(args: argparse.Namespace, report: dict[str, Any]) -> None:
         for part, (made, config, origin) in parts.items():
             header = command.metadata(origin, report, sha256)
             write_module(folder / part, made, config, dtype=args.dtype, metadata=header)
-        if args.for_dicode:
-            config_lib.to_json(PipelineConfig(), folder / weights.CONFIG_FILE)
-        else:
-            config_lib.to_json(_pipeline_config(variant), folder / weights.CONFIG_FILE)
-            if text is not None:
-                text.save(folder / pipeline.TEXT_FOLDER)
+        settings = PipelineConfig() if args.for_dicode else _pipeline_config(variant)
+        notes = command.metadata("dynamicrafter", report, sha256)
+        weights.write_config(folder, settings, notes)
+        if text is not None and not args.for_dicode:
+            text.save(folder / pipeline.TEXT_FOLDER)
         model_card.write(folder, name=out.name)
         command.write_report(folder, report)
     what = "start of DiCoDe's tokenizer training" if args.for_dicode else "pipeline"

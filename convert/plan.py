@@ -21,10 +21,9 @@ from flax import nnx
 from tqdm import tqdm
 
 from convert.rules import ConversionError, Layout, Rules, Skip, Split, original_names, to_numpy
-from dicode_jax import config as config_lib
 from dicode_jax.data.files import atomic_path
 from dicode_jax.errors import UserError
-from dicode_jax.weights import CONFIG_FILE, WEIGHTS_FILE
+from dicode_jax.weights import WEIGHTS_FILE, write_config
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -320,7 +319,8 @@ def write_module(
       folder: Made if need be; gets `model.safetensors` and `config.json`.
       config: The dataclass that builds the module.
       dtype: Storage type, one of `DTYPES`.
-      metadata: Origin, converter and hashes for the file's header (`command.metadata`).
+      metadata: Origin, converter and hashes for the file's header and the config's notes
+        (`command.metadata`).
       progress: Show a bar with bytes.
 
     Raises:
@@ -337,7 +337,7 @@ def write_module(
     }
     header = {**(metadata or {}), "format": "dicode_jax"}
     write_safetensors(folder / WEIGHTS_FILE, arrays, metadata=header, progress=progress)
-    config_lib.to_json(config, folder / CONFIG_FILE)
+    write_config(folder, config, metadata)
 
 
 Pieces = Callable[[], Iterable[np.ndarray]]

@@ -208,7 +208,8 @@ def read_config(folder: pathlib.Path) -> Any:
       UserError: It is none of `KINDS`.
     """
     try:
-        names = set(json.loads((folder / CONFIG_FILE).read_text()))
+        stored = json.loads((folder / CONFIG_FILE).read_text())
+        names = {name for name in stored if not name.startswith("_")}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"no configuration of a module in {folder}: {error}") from error
     for config_type in KINDS:

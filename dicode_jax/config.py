@@ -9,7 +9,7 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import dacite
@@ -100,11 +100,19 @@ def _tuples(value: Any) -> Any:
     return value
 
 
-def to_json(config: Any, path: str | pathlib.Path) -> None:
-    """Writes the config as indented JSON, whole or not at all."""
+def to_json(
+    config: Any, path: str | pathlib.Path, *, notes: Mapping[str, Any] | None = None
+) -> None:
+    """Writes the config as indented JSON, whole or not at all.
+
+    Args:
+      notes: Facts that are no settings, such as where weights come from. Their names get a leading
+        underscore, by which `from_json` knows to leave them out.
+    """
     path = pathlib.Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    data = {f"_{name}": value for name, value in (notes or {}).items()} | to_dict(config)
+    temporary.write_text(json.dumps(data, indent=2) + "\n")
     temporary.replace(path)
 
 
@@ -121,4 +129,6 @@ def from_json(kind: type[Config], path: str | pathlib.Path) -> Config:
         raise UserError(f"no configuration at {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
+    if isinstance(data, dict):
+        data = {name: value for name, value in data.items() if not name.startswith("_")}
     return from_dict(kind, data)

@@ -47,7 +47,8 @@ def save_module(
       module: Its arrays are stored under their dotted paths.
       config: The dataclass that builds the module again.
       dtype: Storage type of floating-point arrays; as they are by default.
-      metadata: Where the weights come from, kept in the file's header (see `read_metadata`).
+      metadata: Where the weights come from, kept in the file's header (see `read_metadata`) and as
+        notes of the config.
     """
     from safetensors.flax import save_file
 
@@ -59,7 +60,15 @@ def save_module(
         arrays[path] = array.astype(dtype) if dtype is not None and is_float else array
     with atomic_path(folder / WEIGHTS_FILE) as temporary:
         save_file(arrays, temporary, metadata={**(metadata or {}), "format": "dicode_jax"})
-    config_lib.to_json(config, folder / CONFIG_FILE)
+    write_config(folder, config, metadata)
+
+
+def write_config(
+    folder: str | pathlib.Path, config: Any, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes `config.json`, with the origin of the weights (see `read_metadata`) as notes."""
+    notes = {n: json.loads(v) if n == "sources" else v for n, v in (metadata or {}).items()}
+    config_lib.to_json(config, pathlib.Path(folder) / CONFIG_FILE, notes=notes)
 
 
 def read_arrays(path: str | pathlib.Path) -> dict[str, jax.Array]:

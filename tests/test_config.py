@@ -1,6 +1,7 @@
 """Config files, overrides and JSON."""
 
 import dataclasses
+import json
 from typing import Literal
 
 import pytest
@@ -117,3 +118,10 @@ def test_file_without_get_config_is_an_error(tmp_path):
     (tmp_path / "c.py").write_text("x = 1\n")
     with pytest.raises(UserError, match="get_config"):
         config_lib.load_config_file(tmp_path / "c.py")
+
+
+def test_notes_are_written_beside_the_settings_and_not_read_as_such(tmp_path):
+    config = Inner(rate=0.25)
+    config_lib.to_json(config, tmp_path / "c.json", notes={"sources": "abc"})
+    assert json.loads((tmp_path / "c.json").read_text())["_sources"] == "abc"
+    assert config_lib.from_json(Inner, tmp_path / "c.json") == config

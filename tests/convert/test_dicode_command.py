@@ -86,6 +86,10 @@ def test_the_official_layout_becomes_a_pipeline(models, options, weights, tmp_pa
     data = json.loads(report.read_text())
     assert data == json.loads((out / "conversion.json").read_text())
     assert len(data["sources"]["pytorch_model.safetensors"]) == 64
+    for config in (out / "config.json", out / "decoder" / "config.json"):
+        notes = json.loads(config.read_text())
+        assert notes["_sources"] == data["sources"]
+        assert notes["_converter"] == data["converter"]
     reports = [*data["parts"].values(), data["empty_prompt"]]
     used = sum(part["used"] + len(part["skipped"]) for part in reports)
     assert used + len(data["skipped"]) - 2 == len(weights)  # two constants are computed
