@@ -6,8 +6,8 @@ python -m train.ar --config configs/shapes_ar.py --workdir runs/ar_pairs
 python -m train.ar --config configs/shapes_ar.py --workdir runs/ar --init runs/ar_pairs/model \
     --num-keyframes 4 --cached-videos 16000 --num-steps 800 --batch-size 32 --optim.lr 3e-3
 
-Measured: loss -1.72 on held-out captions after the first (45 minutes on one CPU core), -2.03 after
-the second (12 minutes).
+Measured: loss -1.72 on held-out captions after the first (47 minutes on one CPU core), -2.03 after
+the second (15 minutes).
 """
 
 from configs import shapes_parts
