@@ -1,0 +1,41 @@
+"""What one training trains: a model, which of it learns, its loss, and how it is written out."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from dicode_jax.typing import Array, PyTree
+
+Path = tuple[Any, ...]  # of a variable in a module, as `nnx.to_flat_state` gives it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A training without its data and its loop: pure parts, from which any device mesh can be served.
+
+    Attributes:
+      name: For the progress bar.
+      config: The resolved config; has `optim`, `num_steps`, `batch_size`, `ema_decay`, `seed` and
+        `sharding`.
+      create: Builds the model fresh. Works under `jax.eval_shape` (with `ShapeRngs`) and `jax.jit`.
+      load: Reads what does not start fresh (frozen parts, weights that are gone on from): arrays by
+        path of the variable. Empty when everything is fresh.
+      is_trained: Filter on `(path, variable)`: whether the optimiser steps it.
+      loss_fn: `(model, batch, key) -> (loss, metrics)`, all scalars; pure.
+      batch_shapes: Shapes and types of a batch of the given size, without `ids`.
+      export: Writes the model as folders that the pipelines and other trainings read.
+    """
+
+    name: str
+    config: Any
+    create: Callable[[nnx.Rngs], nnx.Module]
+    load: Callable[[], Mapping[Path, np.ndarray | Array]]
+    is_trained: Callable[[Path, Any], bool]
+    loss_fn: Callable[[nnx.Module, PyTree, Array], tuple[Array, Mapping[str, Array]]]
+    batch_shapes: Callable[[int], dict[str, jax.ShapeDtypeStruct]]
+    export: Callable[[nnx.Module, pathlib.Path], None]
