@@ -16,7 +16,7 @@ Path = tuple[Any, ...]  # of a variable in a module, as `nnx.to_flat_state` give
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A training without its data and its loop: pure parts, from which any device mesh can be served.
+    """A training without its data and its loop: pure parts that any device mesh can serve.
 
     Attributes:
       name: For the progress bar.
