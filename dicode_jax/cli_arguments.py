@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 
+from dicode_jax import cli_runs
 from dicode_jax.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")  # as data.video, which is slow to import
@@ -21,6 +22,7 @@ examples:
   dicode encode in.mp4 --out tokens.safetensors
   dicode decode tokens.safetensors --out out.mp4
   dicode info
+  dicode metrics runs/ar --out curves.png
 
 dicode COMMAND --help explains the options of a command."""
 
@@ -113,6 +115,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         metavar="PATH",
         help="a model folder, a packaged name or owner/name on the Hub (default: the packaged one)",
     )
+    cli_runs.add_parsers(command)
     return parser
 
 

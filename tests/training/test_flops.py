@@ -101,7 +101,7 @@ def test_a_loop_of_unknown_length_is_refused_only_when_it_multiplies_matrices():
         return jax.lax.while_loop(lambda s: s.sum() < limit, lambda s: s @ w, w)
 
     w = jax.ShapeDtypeStruct((3, 3), jnp.float32)
-    with pytest.raises(ValueError, match="while.*lax.scan"):
+    with pytest.raises(ValueError, match=r"while.*lax\.scan"):
         count_flops(until, w, 1.0)
     harmless = lambda x: jax.lax.while_loop(lambda s: s < 9, lambda s: s + 1, x)  # noqa: E731
     assert count_flops(harmless, 1.0).total == 0
