@@ -6,6 +6,7 @@ task files (`train/ar.py` and its neighbours) build one and hand it to `run`.
 
 import argparse
 import dataclasses
+import functools
 import pathlib
 import sys
 import time
@@ -90,14 +91,14 @@ def run(task: Task, options: RunOptions) -> float:
     tx = make_optimizer(config.optim, config.num_steps)
     rng = jax.random.key(config.seed)
     state = create_state(task.trained, tx, rng, use_ema=config.ema_decay > 0)
-    train_step = make_train_step(
+    step_fn = make_train_step(
         task.graph,
-        task.frozen,
         task.loss_fn,
         tx,
         make_schedule(config.optim, config.num_steps),
         ema_decay=config.ema_decay,
     )
+    train_step = functools.partial(jax.jit(step_fn, donate_argnums=0), frozen=task.frozen)
 
     # Restore
     checkpoints = Checkpointer(workdir)
@@ -127,7 +128,7 @@ def run(task: Task, options: RunOptions) -> float:
     since, since_step, loss = time.perf_counter(), step, float("nan")
     try:
         while step < num_steps:
-            state, metrics = train_step(state, next(task.batches))
+            state, metrics = train_step(state, batch=next(task.batches))
             step += 1
             bar.update()
             last = step == num_steps

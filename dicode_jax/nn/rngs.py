@@ -1,4 +1,4 @@
-"""Keys for modules of which only the shapes matter."""
+"""Keys for modules that are built under a trace."""
 
 import jax
 from flax import nnx
@@ -26,3 +26,28 @@ class ShapeRngs:
     def split(self, count: int) -> nnx.Rngs:
         """Streams for `count` copies of a module that `nnx.vmap` builds."""
         return nnx.Rngs(0).split(count)
+
+
+class TracedRngs:
+    """Gives the keys of `nnx.Rngs(seed)`, for building a large module inside `jax.jit`.
+
+    It counts in Python, so tracing takes time in proportion to the number of parameters (see
+    `ShapeRngs`). Make it inside the traced function.
+    """
+
+    def __init__(self, seed: int):
+        self._key, self._count = jax.random.key(seed), 0
+
+    def __call__(self) -> jax.Array:
+        key = jax.random.fold_in(self._key, self._count)
+        self._count += 1
+        return key
+
+    def __getattr__(self, stream: str) -> "TracedRngs":
+        if stream.startswith("_"):
+            raise AttributeError(stream)
+        return self
+
+    def split(self, count: int) -> nnx.Rngs:
+        """Streams for `count` copies of a module that `nnx.vmap` builds."""
+        return nnx.Rngs(default=jax.random.split(self(), count))

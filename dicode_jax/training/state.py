@@ -1,6 +1,5 @@
-"""The state of a run and the pure, donated step that advances it."""
+"""The state of a run and the pure step that advances it."""
 
-import functools
 from collections.abc import Callable, Mapping
 
 import flax.struct
@@ -9,11 +8,14 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from dicode_jax.sharding import BATCH, constrain
 from dicode_jax.typing import Array, PyTree
 
 Metrics = Mapping[str, Array]
 # (model, batch, key) -> (loss, metrics)
 LossFn = Callable[[nnx.Module, PyTree, Array], tuple[Array, Metrics]]
+# (state, frozen, batch) -> (state, metrics)
+TrainStep = Callable[["TrainState", PyTree, PyTree], tuple["TrainState", Metrics]]
 
 
 @flax.struct.dataclass
@@ -26,6 +28,8 @@ class TrainState:
       opt_state: Optax state.
       ema: Moving average of `params`, or None.
       rng: Typed PRNG key of the run; the key of a step is `fold_in(rng, step)`.
+      skipped: How many of the steps changed nothing because loss or gradients were not finite,
+        int32 scalar.
     """
 
     step: Array
@@ -33,61 +37,112 @@ class TrainState:
     opt_state: PyTree
     ema: PyTree
     rng: Array
+    skipped: Array
 
 
 def create_state(
     params: PyTree, tx: optax.GradientTransformation, rng: Array, *, use_ema: bool
 ) -> TrainState:
     """The state of a run before its first step."""
-    ema = jax.tree.map(jnp.copy, params) if use_ema else None
     return TrainState(
-        step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params), ema=ema, rng=rng
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=tx.init(params),
+        ema=jax.tree.map(jnp.copy, params) if use_ema else None,
+        rng=rng,
+        skipped=jnp.zeros((), jnp.int32),
     )
 
 
 def make_train_step(
     graph: nnx.GraphDef,
-    frozen: PyTree,
     loss_fn: LossFn,
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     *,
     ema_decay: float = 0.0,
-) -> Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]:
-    """Compiles one training step; the state is donated.
+    accumulate_steps: int = 1,
+    shardings: PyTree = None,
+) -> TrainStep:
+    """One training step as a pure function; the caller compiles it (and donates the state).
+
+    A step whose loss or gradients are not finite leaves parameters, optimiser and average as they
+    were, bit for bit; it counts in `step` and in `skipped`.
 
     Args:
       graph: Graph definition of the model, split into `(trained, frozen)`.
-      frozen: State of the parameters that are not trained.
       loss_fn: `(model, batch, key) -> (loss, metrics)`.
       ema_decay: Decay of the moving average; it ramps up as (1 + step) / (10 + step). 0 keeps none.
+      accumulate_steps: Parts that a batch is worked off in, one after the other; part `i` has every
+        `accumulate_steps`-th row from row `i` on and the key `fold_in(key, i)`. Gradients, loss and
+        metrics are means over the parts: those of the whole batch, if the loss is a mean over rows.
+      shardings: Of the parameters, which the gradients take too; None leaves it to the compiler.
 
     Returns:
-      `step(state, batch) -> (state, metrics)`; metrics hold `loss`, `grad_norm`, `lr` and what the
-      loss reports.
+      `step(state, frozen, batch) -> (state, metrics)`; metrics hold `loss`, `grad_norm`, `lr`,
+      `finite` (1.0 or 0.0) and what the loss reports.
     """
 
-    def loss_of(params, frozen, batch, rng):
-        return loss_fn(nnx.merge(graph, params, frozen), batch, rng)
+    def loss_of(params, frozen, batch, key):
+        return loss_fn(nnx.merge(graph, params, frozen), batch, key)
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    def grad_fn(*args):
+        out, grads = jax.value_and_grad(loss_of, has_aux=True)(*args)
+        if shardings is not None:
+            grads = jax.lax.with_sharding_constraint(grads, shardings)
+        return out, grads
+
+    def gradients(params, frozen, batch, key):
+        if accumulate_steps == 1:
+            return grad_fn(params, frozen, batch, key)
+
+        def add_part(total, part):
+            batch, index = part
+            result = grad_fn(params, frozen, batch, jax.random.fold_in(key, index))
+            return jax.tree.map(lambda a, b: a + b / accumulate_steps, total, result), None
+
+        parts = jax.tree.map(lambda x: _split_rows(x, accumulate_steps), batch)
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(grad_fn, params, frozen, first, key)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+        return jax.lax.scan(add_part, zeros, (parts, jnp.arange(accumulate_steps)))[0]
+
     def train_step(state: TrainState, frozen: PyTree, batch: PyTree):
-        rng = jax.random.fold_in(state.rng, state.step)
-        grad_fn = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, metrics), grads = grad_fn(state.params, frozen, batch, rng)
+        key = jax.random.fold_in(state.rng, state.step)
+        (loss, metrics), grads = gradients(state.params, frozen, batch, key)
+        grad_norm = optax.global_norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
             decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
             ema = optax.incremental_update(params, ema, 1.0 - decay)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        params, opt_state, ema = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state, ema),
+            (state.params, state.opt_state, state.ema),
+        )
         metrics = {
             "loss": loss,
             **metrics,
-            "grad_norm": optax.global_norm(grads),
-            "lr": schedule(state.step),
+            "grad_norm": grad_norm,
+            "lr": schedule(state.step - state.skipped),  # the optimiser counts its own steps
+            "finite": finite.astype(jnp.float32),
         }
-        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema=ema,
+            skipped=state.skipped + jnp.where(finite, 0, 1).astype(jnp.int32),
+        )
         return state, metrics
 
-    return lambda state, batch: train_step(state, frozen, batch)
+    return train_step
+
+
+def _split_rows(x: Array, parts: int) -> Array:
+    """`[b, ...]` to `[parts, b/parts, ...]` in strides, so that rows stay on their devices."""
+    x = x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+    return constrain(x, None, BATCH)
