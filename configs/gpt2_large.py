@@ -8,9 +8,9 @@ length are ours; the release does not say.
 """
 
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
+from dicode_jax.models.dicode.stages.configs import ARTrainConfig
 from dicode_jax.models.gpt2 import GPT2Config
 from dicode_jax.training.optim import OptimConfig
-from train.configs import ARTrainConfig
 
 
 def get_config() -> ARTrainConfig:

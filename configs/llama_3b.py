@@ -11,9 +11,9 @@ are ours.
 """
 
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
+from dicode_jax.models.dicode.stages.configs import ARTrainConfig
 from dicode_jax.models.llama import LlamaConfig
 from dicode_jax.training.optim import OptimConfig
-from train.configs import ARTrainConfig
 
 
 def get_config() -> ARTrainConfig:

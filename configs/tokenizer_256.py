@@ -8,10 +8,10 @@ start from DynamiCrafter's weights (arXiv 2412.04446, section 3.1; the released 
 """
 
 from dicode_jax.models.dicode.decoder import ClipDecoderConfig
+from dicode_jax.models.dicode.stages.configs import TokenizerTrainConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
 from dicode_jax.models.unet3d import UNet3DConfig
 from dicode_jax.training.optim import OptimConfig
-from train.configs import TokenizerTrainConfig
 
 
 def get_config() -> TokenizerTrainConfig:

@@ -71,20 +71,21 @@ def write_config(
     config_lib.to_json(config, pathlib.Path(folder) / CONFIG_FILE, notes=notes)
 
 
-def read_arrays(path: str | pathlib.Path) -> dict[str, jax.Array]:
-    """Reads a safetensors file.
+def read_arrays(
+    path: str | pathlib.Path, *, on_host: bool = False
+) -> dict[str, jax.Array | np.ndarray]:
+    """Reads a safetensors file, onto the default device or `on_host` as NumPy arrays.
 
     Raises:
       UserError: The file is missing or is not a whole safetensors file.
     """
-    from safetensors import SafetensorError
-    from safetensors.flax import load_file
+    from safetensors import SafetensorError, flax, numpy
 
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"no weights at {path}")
     try:
-        return load_file(path)
+        return (numpy if on_host else flax).load_file(path)
     except (SafetensorError, json.JSONDecodeError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error})") from error
 
@@ -127,6 +128,7 @@ def load_module(
     config_type: type,
     *,
     param_dtype=jnp.float32,
+    on_host: bool = False,
 ) -> tuple[nnx.Module, Any]:
     """Reads what `save_module` wrote, without allocating the module twice.
 
@@ -134,6 +136,7 @@ def load_module(
       build: Makes the module from its config; it runs under `nnx.eval_shape`.
       config_type: The dataclass of the config.
       param_dtype: Type of floating-point arrays in memory.
+      on_host: Keeps the arrays as NumPy's, for models that no single device holds.
 
     Returns:
       The module and its config.
@@ -144,7 +147,7 @@ def load_module(
     folder = pathlib.Path(folder)
     config = config_lib.from_json(config_type, folder / CONFIG_FILE)
     graph, abstract = nnx.split(nnx.eval_shape(lambda: build(config)))
-    arrays = read_arrays(folder / WEIGHTS_FILE)
+    arrays = read_arrays(folder / WEIGHTS_FILE, on_host=on_host)
     flat = [(path, ".".join(map(str, path)), leaf) for path, leaf in nnx.to_flat_state(abstract)]
     shapes = {name: array.shape for name, array in arrays.items()}
     _check_shapes(folder / WEIGHTS_FILE, shapes, {name: leaf.shape for _, name, leaf in flat})
@@ -152,7 +155,8 @@ def load_module(
     def place(name, leaf):
         array = arrays[name]
         is_float = np.issubdtype(leaf.dtype, np.floating)
-        return leaf.replace(array.astype(param_dtype if is_float else leaf.dtype))
+        dtype = param_dtype if is_float else leaf.dtype
+        return leaf.replace(array.astype(dtype, copy=False) if on_host else array.astype(dtype))
 
     state = nnx.from_flat_state([(path, place(name, leaf)) for path, name, leaf in flat])
     return nnx.merge(graph, state), config

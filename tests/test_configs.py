@@ -13,8 +13,8 @@ from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import is_constant
 from dicode_jax.models.dicode.representation import RepresentationModel
+from dicode_jax.models.dicode.stages import configs as kinds
 from dicode_jax.nn.rngs import ShapeRngs
-from train import configs as kinds
 from train.decoder import VideoTokenizer
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"

@@ -21,13 +21,13 @@ from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig, to_uint8
 from dicode_jax.models.dicode.generate import generate
+from dicode_jax.models.dicode.stages.configs import ARTrainConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.models.language_model import BodyConfig, build_body, compare_bodies
 from dicode_jax.nn.layer_stack import with_scan_layers
 from dicode_jax.nn.rngs import ShapeRngs
 from train import loop
 from train.cache import Cache
-from train.configs import ARTrainConfig
 
 
 class _Reader(nnx.Module):

@@ -13,8 +13,8 @@ from flax import nnx
 
 from dicode_jax.data import batches
 from dicode_jax.models.autoencoder_kl import AutoencoderKL
+from dicode_jax.models.dicode.stages.configs import AutoencoderTrainConfig
 from train import loop
-from train.configs import AutoencoderTrainConfig
 
 
 def loss_fn(config: AutoencoderTrainConfig, model: AutoencoderKL, batch, rng):

@@ -20,10 +20,10 @@ from dicode_jax.models.dicode.decoder import (
     decode_latents,
     to_uint8,
 )
+from dicode_jax.models.dicode.stages.configs import TokenizerTrainConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer
 from train import loop
 from train.cache import Cache
-from train.configs import TokenizerTrainConfig
 
 
 class VideoTokenizer(nnx.Module):

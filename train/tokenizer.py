@@ -26,10 +26,10 @@ from dicode_jax.models.dicode.representation import (
     RepresentationModel,
     probe_loss,
 )
+from dicode_jax.models.dicode.stages.configs import RepresentationTrainConfig, TokenizerTrainConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.nn.rngs import ShapeRngs
 from train import decoder, loop
-from train.configs import RepresentationTrainConfig, TokenizerTrainConfig
 from train.decoder import VideoTokenizer
 
 

@@ -12,10 +12,10 @@ from convert import hugging_face, llama
 from dicode_jax import weights
 from dicode_jax.data import text
 from dicode_jax.errors import UserError
+from dicode_jax.models.dicode.stages.configs import ARTrainConfig
 from dicode_jax.models.language_model import compare_bodies
 from dicode_jax.models.llama import LlamaConfig, RotaryScaling
 from train import ar
-from train.configs import ARTrainConfig
 
 BASE = text.train_small().vocab_size - len(text.IMAGE_TOKENS)
 

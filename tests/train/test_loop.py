@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
+from dicode_jax.models.dicode.stages.configs import AutoencoderTrainConfig
 from dicode_jax.training.logs import read_metrics
 from dicode_jax.training.optim import OptimConfig
 from train import autoencoder, loop
-from train.configs import AutoencoderTrainConfig
 
 TINY = AutoencoderTrainConfig(
     model=AutoencoderKLConfig(

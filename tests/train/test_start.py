@@ -9,8 +9,8 @@ from tiny import tiny_pipeline
 
 from dicode_jax import weights
 from dicode_jax.errors import UserError
+from dicode_jax.models.dicode.stages.configs import TokenizerTrainConfig
 from train import tokenizer
-from train.configs import TokenizerTrainConfig
 
 
 @pytest.fixture(scope="module")

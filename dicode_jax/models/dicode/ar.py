@@ -25,7 +25,7 @@ from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.language_model import LanguageModelBody, build_body
 from dicode_jax.nn.activations import gelu
 from dicode_jax.nn.linear import Linear
-from dicode_jax.nn.masks import causal_mask, key_mask
+from dicode_jax.nn.masks import causal_mask, key_mask, segment_mask
 from dicode_jax.typing import Array, Bool, Float, Int, PRNGKeyArray, typechecked
 
 
@@ -103,8 +103,9 @@ class Sequence:
 class DiCoDeLM(nnx.Module):
     """Body, input and output MLP, and the tables of keyframes and places.
 
-    Train with `loss` (every keyframe valid or a valid prefix, the fast layout) or by calling the
-    model with explicit masks (the reference's interface); generate with `models.dicode.generate`.
+    Train with `loss` (every keyframe valid or a valid prefix, the fast layout), with `packed_loss`
+    (several videos in a row), or by calling the model with explicit masks (the reference's
+    interface); generate with `models.dicode.generate`.
     """
 
     def __init__(self, cfg: DiCoDeLMConfig, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs):
@@ -157,6 +158,10 @@ class DiCoDeLM(nnx.Module):
                 "(max_keyframes); use fewer, or generate by a sliding window"
             )
         return self.frame_embed[...][:num_keyframes, None] + self.place_embed[...]
+
+    def positions_at(self, numbers: Int[Array, "b k"]) -> Float[Array, "b k n d"]:
+        """Keyframe and place embeddings of keyframes of any number below `max_keyframes`."""
+        return self.frame_embed[...][numbers][:, :, None] + self.place_embed[...]
 
     @typechecked
     def loss(
@@ -214,6 +219,62 @@ class DiCoDeLM(nnx.Module):
         """Word embedding of `<img>`."""
         embed = self.body.embed_tokens(jnp.full((1, 1), self.cfg.image_token_id, jnp.int32))
         return embed if dtype is None else embed.astype(dtype)
+
+    @typechecked
+    def packed_loss(
+        self,
+        input_ids: Int[Array, "b t"],
+        deep_tokens: Float[Array, "b k n z"],
+        *,
+        segment_ids: Int[Array, "b t"],
+        positions: Int[Array, "b t"],
+        token_mask: Bool[Array, "b t"],
+        frame_segments: Int[Array, "b k"],
+        inputs: Float[Array, "b k n z"] | None = None,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> LMOutput:
+        """Loss on rows that hold several videos, as `data.packing.pack_row` lays them out.
+
+        Attention stays inside a video, and the body's positions and the numbers of keyframes count
+        from its beginning: a video is seen as it is alone, and the loss is the mean over all
+        tokens of the row's videos (over videos with `balance_samples`).
+
+        Args:
+          input_ids: Text and `<img>`; anything where a deep token goes.
+          deep_tokens: Tokens of the keyframes of all videos, one after another.
+          segment_ids: Which video a position belongs to, 0 for none.
+          positions: Of each position in its video.
+          token_mask: Where deep tokens go.
+          frame_segments: Which video a keyframe belongs to, 0 for none; those come last. A video
+            must not have more keyframes than the table has rows.
+          inputs: As in `loss`.
+          deterministic: As in `loss`.
+          rngs: As in `loss`.
+          key: As in `loss`.
+        """
+        same = frame_segments[:, :, None] == frame_segments[:, None, :]
+        sequence = self.sequence(
+            input_ids,
+            deep_tokens,
+            token_mask=token_mask,
+            frame_mask=frame_segments > 0,
+            frame_numbers=jnp.tril(same, -1).sum(-1),
+            inputs=inputs,
+        )
+        mask = causal_mask(input_ids.shape[1]) & segment_mask(segment_ids)
+        hidden, _ = self.body(
+            sequence.embeds, positions, mask, deterministic=deterministic, rngs=rngs
+        )
+        return self._losses(
+            self.read(hidden, sequence),
+            sequence.token_embeds,
+            sequence.targets,
+            sequence.valid,
+            key,
+            samples=frame_segments[:, : sequence.valid.shape[1]],
+        )
 
     @typechecked
     def __call__(
@@ -283,8 +344,13 @@ class DiCoDeLM(nnx.Module):
         frame_mask: Bool[Array, "b k"] | None = None,
         query_mask: Bool[Array, "b t"] | None = None,
         given_frame_mask: Bool[Array, "b k"] | None = None,
+        frame_numbers: Int[Array, "b k"] | None = None,
+        inputs: Float[Array, "b k n z"] | None = None,
     ) -> Sequence:
-        """Puts deep tokens into their slots; arguments as in `__call__`."""
+        """Puts deep tokens into their slots; arguments as in `__call__` and `loss`.
+
+        `frame_numbers` are rows of the keyframe table; by default they count valid keyframes.
+        """
         if (query_mask is None) != (given_frame_mask is None):
             raise ValueError("query mode needs both query_mask and given_frame_mask")
         b, k, n, _ = deep_tokens.shape
@@ -301,10 +367,20 @@ class DiCoDeLM(nnx.Module):
         first = jnp.argsort(~valid, axis=1, stable=True)[:, : t // n]  # valid keyframes in front
         k = first.shape[1]
         valid, given = (jnp.take_along_axis(m, first, axis=1) for m in (valid, given))
-        targets = jnp.take_along_axis(deep_tokens, first[..., None, None], axis=1)
-        targets = jax.lax.stop_gradient(self.normalize(targets))
-        token_embeds = self.embed_deep_tokens(targets)
-        placed = self._detached(token_embeds) + self.positions_of(k)
+
+        def detached_tokens(tokens):
+            picked = jnp.take_along_axis(tokens, first[..., None, None], axis=1)
+            return jax.lax.stop_gradient(self.normalize(picked))
+
+        targets = detached_tokens(deep_tokens)
+        token_embeds = self.embed_deep_tokens(
+            targets if inputs is None else detached_tokens(inputs)
+        )
+        if frame_numbers is None:
+            placed = self._detached(token_embeds) + self.positions_of(k)
+        else:
+            numbers = jnp.take_along_axis(frame_numbers, first, axis=1)
+            placed = self._detached(token_embeds) + self.positions_at(numbers)
         if query_mask is not None:
             order = jnp.argsort(~given, axis=1, stable=True)
             placed = jnp.take_along_axis(placed, order[..., None, None], axis=1)
@@ -330,7 +406,9 @@ class DiCoDeLM(nnx.Module):
     def _detached(self, embeds: Array) -> Array:
         return jax.lax.stop_gradient(embeds) if self.cfg.rec_loss_weight > 0 else embeds
 
-    def _losses(self, hidden, token_embeds, targets, valid, key, noise=None) -> LMOutput:
+    def _losses(
+        self, hidden, token_embeds, targets, valid, key, noise=None, samples=None
+    ) -> LMOutput:
         cfg = self.cfg
         pred = self.output_mlp(hidden)
         llm_loss = rec_loss = kl_loss = jnp.zeros((), jnp.float32)
@@ -342,6 +420,7 @@ class DiCoDeLM(nnx.Module):
                 num_mixtures=cfg.num_mixtures,
                 with_mse_and_l1=cfg.gmm_with_mse_and_l1,
                 balance=cfg.balance_samples,
+                samples=samples,
             )
         elif cfg.loss == "vae":
             if noise is None:

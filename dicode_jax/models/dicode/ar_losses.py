@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dicode_jax.distributions.gaussian_mixture import GaussianMixture
-from dicode_jax.typing import Array, Bool, Float, typechecked
+from dicode_jax.typing import Array, Bool, Float, Int, typechecked
 
 VECTOR_LOSSES = ("mse", "l1", "cosine", "l1l2", "l1l2cos")
 LOSSES = (*VECTOR_LOSSES, "gmm", "vae")
@@ -88,6 +88,7 @@ def mixture_loss(
     num_mixtures: int,
     with_mse_and_l1: bool = False,
     balance: bool = False,
+    samples: Int[Array, "b k"] | None = None,
 ) -> Float[Array, ""]:
     """Negative log-likelihood of a Gaussian mixture, divided by the size of a vector.
 
@@ -98,6 +99,7 @@ def mixture_loss(
       num_mixtures: Number of components.
       with_mse_and_l1: Add both distances of the mixture's expected value.
       balance: Every sample counts the same, however many valid keyframes it has.
+      samples: Which sample of its row a keyframe belongs to, for `balance`; None when a row is one.
     """
     mixture = GaussianMixture.from_params(raw, num_mixtures)
     target = target.astype(jnp.float32)
@@ -105,9 +107,15 @@ def mixture_loss(
     if balance:
         b, k, n = log_prob.shape
         valid = jnp.ones((b, k), bool) if mask is None else mask
-        share = n / (n * valid.sum(1, keepdims=True) + 1e-6)  # of a keyframe in its sample
+        if samples is None:
+            size, count = valid.sum(1, keepdims=True), b
+        else:
+            same = (samples[:, :, None] == samples[:, None, :]) & valid[:, None, :]
+            size = same.sum(-1)  # valid keyframes in the sample of each
+            count = jnp.where(valid, 1 / jnp.maximum(size, 1), 0.0).sum()
+        share = n / (n * size + 1e-6)  # of a keyframe in its sample
         weighted = jnp.where(valid[..., None], log_prob * share[..., None], 0.0)
-        loss = -weighted.sum() / (b * n)
+        loss = -weighted.sum() / (jnp.maximum(count, 1) * n)
     else:
         loss = -masked_mean(log_prob, mask)
     loss = loss / target.shape[-1]

@@ -53,10 +53,10 @@ class RepresentationConfig:
 class RepresentationModel(nnx.Module):
     """Deep tokenizer, the head that reads its tokens back, and linear probes."""
 
-    def __init__(self, cfg: RepresentationConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: RepresentationConfig, *, dtype=None, rngs: nnx.Rngs):
         self.cfg = cfg
-        self.tokenizer = DeepTokenizer(cfg.tokenizer, rngs=rngs)
-        self.head = Resampler(cfg.head, rngs=rngs)
+        self.tokenizer = DeepTokenizer(cfg.tokenizer, dtype=dtype, rngs=rngs)
+        self.head = Resampler(cfg.head, dtype=dtype, rngs=rngs)
         self.probes = nnx.List(
             [Linear(cfg.tokenizer.token_dim, count, rngs=rngs) for count in cfg.probe_classes]
         )

@@ -355,8 +355,39 @@ def tokenizer_loss(
     latents = jax.lax.stop_gradient(
         decoder.autoencoder.encode_latents(video, noise=draws.posterior_noise, per_frame=per_frame)
     )
-    _, drop_image = drop_masks(draws.uniform_drop, cfg.uncond_prob)
     keyframes = select_keyframes(video, decoder.cfg.image_proj_type)
+    loss, metrics = keyframe_loss(
+        tokenizer,
+        decoder,
+        latents,
+        keyframes,
+        draws,
+        cfg,
+        step=step,
+        fs=fs,
+        text_context=text_context,
+        deterministic=deterministic,
+        rngs=rngs,
+    )
+    return loss, metrics | {"latents": latents}
+
+
+def keyframe_loss(
+    tokenizer: DeepTokenizer,
+    decoder: ClipDecoder,
+    latents: Float[Array, "b f h w c"],
+    keyframes: Float[Array, "b k y x 3"],
+    draws: Draws,
+    cfg: TokenizerLossConfig,
+    *,
+    step: int | Array = 0,
+    fs: Int[Array, " b"] | None = None,
+    text_context: Float[Array, "b l d"] | None = None,
+    deterministic: bool = False,
+    rngs: nnx.Rngs | None = None,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """`tokenizer_loss` on clean scaled latents and the keyframes that are read, in [-1, 1]."""
+    _, drop_image = drop_masks(draws.uniform_drop, cfg.uncond_prob)
     # A zeroed keyframe is mid-grey; its tokens are what guidance calls unconditional.
     keyframes = jnp.where(drop_image[:, None, None, None, None], 0.0, keyframes)
     if cfg.extra == "vae":
@@ -382,4 +413,4 @@ def tokenizer_loss(
         deterministic=deterministic,
         rngs=rngs,
     )
-    return loss, metrics | {"latents": latents, "tokens": tokens}
+    return loss, metrics | {"tokens": tokens}

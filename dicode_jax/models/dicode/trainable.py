@@ -4,14 +4,17 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from dicode_jax.nn import lora
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainableParts:
     """A predicate on parameter paths; the defaults are those of the release.
 
     Always frozen: both CLIP towers, the autoencoder, the decoder's stored constants. Always
-    trained: the latent head and the projections of a token posterior, where there are any. The
-    original runs a UNet that is not fully trained without dropout.
+    trained: the projections of a token posterior, where there are any. The original runs a UNet
+    that is not fully trained without dropout. Low-rank adapters and the switch of the latent head
+    are ours.
 
     Attributes:
         unet: the whole UNet.
@@ -19,14 +22,28 @@ class TrainableParts:
             residual stage.
         image_projections: without ``unet``: the key and value projections of deep tokens.
         resampler: the tokenizer's resampler.
+        latent_head: the decoder's latent head, where there is one.
+        lora_rank: rank of trained additions to the UNet's attention projections, which are folded
+            into the weights at export; 0 for none. Needs ``unet`` off.
+        lora_alpha: the additions are scaled by ``lora_alpha / lora_rank``.
     """
 
     unet: bool = True
     first_block: bool = True
     image_projections: bool = True
     resampler: bool = True
+    latent_head: bool = True
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
 
     def __post_init__(self):
+        if self.lora_rank < 0 or not self.lora_alpha > 0:
+            raise ValueError(
+                "lora_rank must not be negative and lora_alpha must be positive, got "
+                f"{self.lora_rank} and {self.lora_alpha}"
+            )
+        if self.lora_rank and self.unet:
+            raise ValueError("lora_rank trains beside a frozen UNet: set unet to False")
         if self.unet and not (self.first_block and self.image_projections):
             raise ValueError(
                 "unet=True trains first_block and image_projections too: leave both True, got "
@@ -43,11 +60,15 @@ class TrainableParts:
         parts = [str(part) for part in path]
         if "unet" in parts:
             return self.unet or self._in_unet(parts[parts.index("unet") + 1 :])
-        if "latent_head" in parts or "vae_projector" in parts:
+        if "latent_head" in parts:
+            return self.latent_head
+        if "vae_projector" in parts:
             return True
         return "resampler" in parts and self.resampler
 
     def _in_unet(self, parts: list[str]) -> bool:
+        if parts[-1] in lora.NAMES:
+            return True
         first = parts[0] == "init_attention" or parts[:2] in (
             ["down_stages", "0"],
             ["down_stages", "1"],

@@ -1,0 +1,68 @@
+"""Training of the KL-VAE on frames: squared and absolute error, and the KL term."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dicode_jax import weights
+from dicode_jax.data.transforms import to_float, to_uint8
+from dicode_jax.models.autoencoder_kl import AutoencoderKL
+from dicode_jax.models.dicode.stages import examples, parts
+from dicode_jax.models.dicode.stages.configs import AutoencoderTrainConfig
+from dicode_jax.training.stage import Stage
+from dicode_jax.typing import Array, Float, UInt8
+
+
+def make_stage(config: AutoencoderTrainConfig) -> Stage:
+    """Trains every parameter; batches are `image` uint8 [b, h, w, 3]."""
+    dtype = parts.compute_dtype(config)
+
+    def load():
+        return {} if config.init is None else parts.leaves(parts.load_autoencoder(config.init))
+
+    return Stage(
+        name="autoencoder",
+        config=config,
+        create=lambda rngs: AutoencoderKL(config.model, dtype=dtype, rngs=rngs),
+        load=load,
+        is_trained=lambda path, _: True,
+        loss_fn=functools.partial(loss_fn, config),
+        batch_shapes=lambda b: {
+            "image": jax.ShapeDtypeStruct(parts.image_shape(config, b), jnp.uint8)
+        },
+        export=functools.partial(export, config),
+    )
+
+
+def loss_fn(
+    config: AutoencoderTrainConfig, model: AutoencoderKL, batch, key: Array
+) -> tuple[Array, dict[str, Array]]:
+    """Reconstruction of sampled latents plus the KL term; pixels in [-1, 1]."""
+    images = to_float(batch["image"])
+    posterior = model.encode(images)
+    error = model.decode(posterior.sample(key)).astype(jnp.float32) - images
+    mse, l1 = jnp.mean(jnp.square(error)), jnp.mean(jnp.abs(error))
+    kl = jnp.mean(posterior.kl()) / posterior.mean[0].size
+    loss = mse + config.l1_weight * l1 + config.kl_weight * kl
+    psnr = 10 * jnp.log10(4.0 / mse)
+    return loss, {"mse": mse, "psnr": psnr, "kl": kl, "std": jnp.exp(0.5 * posterior.logvar).mean()}
+
+
+def reconstruct(
+    model: AutoencoderKL, images: UInt8[Array, "b h w 3"]
+) -> tuple[Float[Array, "b y x c"], UInt8[Array, "b h w 3"]]:
+    """Means of the latents, and the images that they give back."""
+    latents = model.encode(to_float(images)).mode()
+    return latents, to_uint8(model.decode(latents))
+
+
+def export(config: AutoencoderTrainConfig, model: AutoencoderKL, folder: pathlib.Path) -> None:
+    """Writes the model; its config holds the scale that gives latents unit variance."""
+    images = examples.fixed(examples.frames(config, "validation"), 64)["image"]
+    latents, _ = nnx.jit(reconstruct)(model, images)
+    scaled = dataclasses.replace(config.model, scale_factor=float(1 / jnp.std(latents)))
+    weights.save_module(folder, model, scaled)
