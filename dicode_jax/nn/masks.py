@@ -31,6 +31,12 @@ def key_mask(valid: Bool[Array, "b s"]) -> Bool[Array, "b 1 1 s"]:
 
 
 @typechecked
+def segment_mask(segments: Int[Array, "b t"]) -> Bool[Array, "b 1 t t"]:
+    """Queries see keys of their own segment only: several sequences packed into one row."""
+    return (segments[:, :, None] == segments[:, None, :])[:, None]
+
+
+@typechecked
 def positions_from_valid(valid: Bool[Array, "b t"]) -> Int[Array, "b t"]:
     """Positions that count valid tokens only: 0 at the first valid token of a row.
 
