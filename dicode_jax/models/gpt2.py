@@ -22,6 +22,7 @@ from dicode_jax.nn.kv_cache import KVCache
 from dicode_jax.nn.layer_stack import make_blocks, run_blocks
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.masks import causal_mask
+from dicode_jax.nn.remat import Remat
 from dicode_jax.typing import Array, Bool, Float, Int, typechecked
 
 
@@ -42,7 +43,8 @@ class GPT2Config:
       layer_norm_eps: Epsilon of every norm.
       scan_layers: Keep the blocks' parameters stacked on a leading axis and `lax.scan` over them:
         the program stays small for deep models. On CPU a loop runs faster.
-      remat: Recompute each block in the backward pass instead of storing its activations.
+      remat: What of each block the backward pass computes again: `none` (or False), `full` (or
+        True), or a policy between, see `nn.remat`.
 
     Raises:
       ValueError: A size is not positive, or `num_heads` does not divide `embed_dim`.
@@ -58,7 +60,7 @@ class GPT2Config:
     dropout: float = 0.0
     layer_norm_eps: float = 1e-5
     scan_layers: bool = False
-    remat: bool = False
+    remat: Remat = False
 
     def __post_init__(self):
         for name in ("num_layers", "num_heads", "embed_dim", "max_seq_len", "vocab_size"):

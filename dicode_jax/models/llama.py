@@ -23,6 +23,7 @@ from dicode_jax.nn.kv_cache import KVCache
 from dicode_jax.nn.layer_stack import make_blocks, run_blocks
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.masks import causal_mask
+from dicode_jax.nn.remat import Remat
 from dicode_jax.nn.rotary import RotaryScaling, apply_rotary, rotary_frequencies, rotary_tables
 from dicode_jax.typing import Array, Bool, Float, Int, typechecked
 
@@ -48,7 +49,8 @@ class LlamaConfig:
       tie_embeddings: `logits` uses the token table; otherwise there is an output matrix.
       scan_layers: Keep the blocks' parameters stacked on a leading axis and `lax.scan` over them:
         the program stays small for deep models. On CPU a loop runs faster.
-      remat: Recompute each block in the backward pass instead of storing its activations.
+      remat: What of each block the backward pass computes again: `none` (or False), `full` (or
+        True), or a policy between, see `nn.remat`.
 
     Raises:
       ValueError: A size is not positive, or sizes do not divide each other.
@@ -68,7 +70,7 @@ class LlamaConfig:
     rope_scaling: RotaryScaling | None = RotaryScaling()
     tie_embeddings: bool = True
     scan_layers: bool = False
-    remat: bool = False
+    remat: Remat = False
 
     def __post_init__(self):
         sizes = ("num_layers", "num_heads", "num_kv_heads", "embed_dim", "mlp_dim")

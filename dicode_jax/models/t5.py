@@ -19,6 +19,7 @@ from dicode_jax.nn.attention import dot_product_attention
 from dicode_jax.nn.layer_stack import make_blocks, run_blocks
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.masks import key_mask
+from dicode_jax.nn.remat import Remat
 from dicode_jax.typing import Array, Bool, Float, Int, typechecked
 
 
@@ -37,7 +38,8 @@ class T5EncoderConfig:
       max_distance: Distances from here on share one bucket.
       norm_eps: Epsilon of every norm.
       scan_layers: Keep the blocks' parameters stacked on a leading axis and `lax.scan` over them.
-      remat: Recompute each block in the backward pass instead of storing its activations.
+      remat: What of each block the backward pass computes again: `none` (or False), `full` (or
+        True), or a policy between, see `nn.remat`.
 
     Raises:
       ValueError: A size is not positive, or `num_buckets` and `max_distance` do not go together.
@@ -53,7 +55,7 @@ class T5EncoderConfig:
     max_distance: int = 128
     norm_eps: float = 1e-6
     scan_layers: bool = False
-    remat: bool = False
+    remat: Remat = False
 
     def __post_init__(self):
         sizes = ("num_layers", "num_heads", "embed_dim", "head_dim", "mlp_dim", "vocab_size")

@@ -17,6 +17,7 @@ from flax import nnx
 from dicode_jax.nn.embeddings import timestep_embedding
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.norm import GroupNorm
+from dicode_jax.nn.remat import Remat, checkpoint
 from dicode_jax.nn.resnet import Downsample, Upsample, fan_in_uniform, group_norm_per_image
 from dicode_jax.nn.spatiotemporal import (
     CONV_NORM_EPS,
@@ -71,7 +72,8 @@ class UNet3DConfig:
         dropout: rate in the residual blocks.
         temporal_dropout: rate in the temporal convolutions.
         num_groups: groups of every group norm; the original has 32.
-        remat: recomputes every block in the backward pass instead of storing it.
+        remat: what of every block the backward pass computes again: `none` (or False), `full` (or
+            True), or a policy between, see `nn.remat`.
     """
 
     in_channels: int = 4
@@ -106,7 +108,7 @@ class UNet3DConfig:
     dropout: float = 0.1
     temporal_dropout: float = 0.1
     num_groups: int = 32
-    remat: bool = False
+    remat: Remat = False
 
     def __post_init__(self):
         if not self.channel_mult or self.channel_mult[0] != 1:
@@ -254,7 +256,7 @@ class UNet3D(nnx.Module):
         def run(stage: Stage, h: Array, embed: Array, text: Array, image, rngs) -> Array:
             return stage(h, embed, text, image, deterministic=deterministic, rngs=rngs)
 
-        run = nnx.remat(run) if self.cfg.remat else run
+        run = checkpoint(run, self.cfg.remat, transform=nnx.remat)
         h, skips = x, []
         for i, stage in enumerate(self.down_stages):
             h = run(stage, h, embed, text, image, rngs)

@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from dicode_jax.nn.kv_cache import KVCache
+from dicode_jax.nn.remat import Remat, checkpoint
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.typing import Array
 
@@ -35,7 +37,7 @@ def run_blocks(
     *,
     cache: KVCache | None = None,
     keys: Array | None = None,
-    remat: bool = False,
+    remat: Remat = False,
 ) -> tuple[Array, KVCache | None]:
     """Sends `x` through the blocks of `make_blocks`.
 
@@ -44,7 +46,7 @@ def run_blocks(
       x: What goes into the first block.
       cache: Past keys and values, of the same form (stacked or not) as the blocks.
       keys: One random key per block, or None.
-      remat: Recompute each block in the backward pass instead of storing its activations.
+      remat: What of each block the backward pass computes again, see `nn.remat.checkpoint`.
 
     Returns:
       The output of the last block, and the cache with its new contents (its `length` is left to
@@ -55,7 +57,7 @@ def run_blocks(
         for i, block in enumerate(blocks):
             past = None if cache is None else (cache.k[i], cache.v[i])
             key = None if keys is None else keys[i]
-            x, past = (_call_remat if remat else _call)(call, block, x, past, key)
+            x, past = _call(call, block, x, past, key, remat)
             pasts.append(past)
         if cache is None:
             return x, None
@@ -68,25 +70,21 @@ def run_blocks(
         state, past, key = layer
         return call(nnx.merge(graph, state), x, past, key)
 
-    if remat:
-        body = jax.checkpoint(body, prevent_cse=False)
+    body = checkpoint(body, remat, prevent_cse=False)
     past = None if cache is None else (cache.k, cache.v)
     x, past = jax.lax.scan(body, x, (state, past, keys))
     return x, None if cache is None else dataclasses.replace(cache, k=past[0], v=past[1])
 
 
-def _call(call, block, x, past, key):
-    return call(block, x, past, key)
-
-
-def _call_remat(call, block, x, past, key):
+def _call(call, block, x, past, key, remat):
+    if remat in (False, "none"):
+        return call(block, x, past, key)
     graph, state = nnx.split(block)
 
-    @jax.checkpoint
     def run(state, x, past, key):
         return call(nnx.merge(graph, state), x, past, key)
 
-    return run(state, x, past, key)
+    return checkpoint(run, remat)(state, x, past, key)
 
 
 def with_scan_layers(model: _Model, scan_layers: bool = True) -> _Model:
@@ -108,7 +106,9 @@ def with_scan_layers(model: _Model, scan_layers: bool = True) -> _Model:
         if not scan_layers:
             return jax.tree.map(lambda x: x[path[1]], leaves["blocks", *path[2:]])
         layers = [leaves["blocks", i, *path[1:]] for i in range(cfg.num_layers)]
-        return jax.tree.map(lambda *xs: jnp.stack(xs), *layers)
+        is_on_host = isinstance(jax.tree.leaves(layers)[0], np.ndarray)
+        stack = np.stack if is_on_host else jnp.stack
+        return jax.tree.map(lambda *xs: stack(xs), *layers)
 
     flat = nnx.to_flat_state(abstract)
     return nnx.merge(graph, nnx.from_flat_state([(path, find(path)) for path, _ in flat]))

@@ -9,77 +9,116 @@ import optax
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW, or Muon beside it, with warm-up and a schedule.
+    """An optimiser with clipping before it, warm-up and a schedule.
 
     Attributes:
-      optimizer: `adamw`, or `muon`: kernels of linear layers and convolutions take orthogonalised
-        steps (with the size of Adam's, so that `lr` means the same), everything else Adam's with
-        Nesterov's momentum.
+      optimizer: `adamw`; `lion`, which wants about a tenth of its `lr` and ten times its decay;
+        `adafactor`, which keeps a row and a column of second moments in place of a matrix; `sgd`
+        with Nesterov's momentum; or `muon`: kernels of linear layers and convolutions take
+        orthogonalised steps (with the size of Adam's, so that `lr` means the same), everything else
+        Adam's with Nesterov's momentum.
       lr: Peak learning rate.
       warmup_steps: Steps of linear warm-up from 0.
-      schedule: After the warm-up `constant`, or `cosine` down to `final_lr_ratio` at the end.
+      schedule: After the warm-up `constant`; `cosine` down to `final_lr_ratio` at the end; or
+        `wsd`: constant, and linear down to `final_lr_ratio` over the last `decay_steps`.
       final_lr_ratio: Last learning rate over the peak.
-      b1: Decay of AdamW's first moment.
-      b2: Decay of AdamW's second moment.
-      weight_decay: Decoupled weight decay: under `adamw` on arrays of two or more axes, under
-        `muon` on what it steps itself.
+      decay_steps: Length of the last part of `wsd`; None takes a tenth of the run.
+      b1: Decay of the first moment; the momentum of `sgd`. Not read by `adafactor`.
+      b2: Decay of the second moment (of `lion`: of its one moment). Not read by `sgd` and
+        `adafactor`.
+      weight_decay: Decoupled weight decay (times the learning rate) on arrays of two or more axes,
+        under `muon` on what it steps itself.
       clip_norm: Largest global norm of the gradients; 0 turns clipping off.
+      accumulate_steps: Parts that a batch is worked off in, to need less memory; it divides the
+        batch size.
     """
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon", "lion", "adafactor", "sgd"] = "adamw"
     lr: float = 1e-4
     warmup_steps: int = 100
-    schedule: Literal["constant", "cosine"] = "cosine"
+    schedule: Literal["constant", "cosine", "wsd"] = "cosine"
     final_lr_ratio: float = 0.02
+    decay_steps: int | None = None
     b1: float = 0.9
     b2: float = 0.999
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    accumulate_steps: int = 1
 
     def __post_init__(self):
         if not self.lr > 0:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if self.warmup_steps < 0 or self.clip_norm < 0 or self.weight_decay < 0:
             raise ValueError("warmup_steps, clip_norm and weight_decay must not be negative")
+        if not 0 <= self.final_lr_ratio <= 1:
+            raise ValueError(f"final_lr_ratio must be in 0..1, got {self.final_lr_ratio}")
+        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
+            raise ValueError(f"b1 and b2 must be in [0, 1), got {self.b1} and {self.b2}")
+        if self.decay_steps is not None and self.decay_steps < 0:
+            raise ValueError(f"decay_steps must not be negative, got {self.decay_steps}")
+        if self.accumulate_steps < 1:
+            raise ValueError(f"accumulate_steps must be at least 1, got {self.accumulate_steps}")
 
 
 def make_schedule(config: OptimConfig, num_steps: int) -> optax.Schedule:
     """Learning rate by step for a run of `num_steps`."""
     warmup = min(config.warmup_steps, max(num_steps - 1, 0))
+    steps = max(num_steps - warmup, 1)  # after the warm-up
     if config.schedule == "constant":
         after = optax.constant_schedule(config.lr)
+    elif config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(config.lr, steps, alpha=config.final_lr_ratio)
     else:
-        after = optax.cosine_decay_schedule(
-            config.lr, max(num_steps - warmup, 1), alpha=config.final_lr_ratio
-        )
+        decay = num_steps // 10 if config.decay_steps is None else config.decay_steps
+        decay = max(min(decay, steps), 1)
+        last = config.lr * config.final_lr_ratio
+        after = optax.linear_schedule(config.lr, last, decay, transition_begin=steps - decay)
     if warmup == 0:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, config.lr, warmup), after], [warmup])
 
 
 def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransformation:
-    """Clipping, then AdamW or Muon."""
-    schedule = make_schedule(config, num_steps)
-    if config.optimizer == "muon":
-        tx = optax.contrib.muon(
-            schedule,
-            adam_b1=config.b1,
-            adam_b2=config.b2,
-            weight_decay=config.weight_decay,
-            consistent_rms=0.2,
-            muon_weight_dimension_numbers=_kernels,
-        )
-    else:
-        tx = optax.adamw(
-            schedule,
-            b1=config.b1,
-            b2=config.b2,
-            weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda x: x.ndim >= 2, params),
-        )
+    """Clipping, then the optimiser."""
+    tx = _make_steps(config, make_schedule(config, num_steps))
     if config.clip_norm == 0:
         return tx
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
+
+
+def _make_steps(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    decay = config.weight_decay
+    if config.optimizer == "muon":
+        return optax.contrib.muon(
+            schedule,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            weight_decay=decay,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=_kernels,
+        )
+    if config.optimizer in ("adamw", "lion"):
+        make = optax.adamw if config.optimizer == "adamw" else optax.lion
+        return make(schedule, b1=config.b1, b2=config.b2, weight_decay=decay, mask=_matrices)
+    # Optax's own `adafactor` does not multiply the decay by the learning rate, and its `sgd` has
+    # none: both are put together here, so that `weight_decay` means the same everywhere.
+    if config.optimizer == "adafactor":
+        direction = [
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            optax.scale_by_param_block_rms(),
+        ]
+    else:
+        direction = [optax.trace(config.b1, nesterov=True)]
+    return optax.chain(
+        *direction,
+        optax.add_decayed_weights(decay, mask=_matrices),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _matrices(params):
+    return jax.tree.map(lambda x: x.ndim >= 2, params)
 
 
 def _kernels(params):

@@ -219,7 +219,7 @@ class ARTrainConfig(_RunConfig):
 
     @property
     def has_cache(self) -> bool:
-        """Whether the data set is a token cache, by its kind or, with `auto`, by what lies there."""
+        """Whether the data set is a token cache, by its kind or by what lies there."""
         if self.data.kind == "auto":
             return (pathlib.Path(self.data.path) / "manifest.json").is_file()
         return self.data.kind == "cache"
