@@ -20,6 +20,7 @@ MAX_LINES = 520  # 500 is the aim; a little room, so that a docstring never has 
 # Import name -> distribution name, where they differ.
 DISTRIBUTIONS = {
     "PIL": "pillow",
+    "absl": "absl-py",
     "orbax": "orbax-checkpoint",
     "tensorboardX": "tensorboardx",
     "yaml": "pyyaml",

@@ -7,14 +7,18 @@ import grain
 import numpy as np
 
 from dicode_jax.data import synthetic
+from dicode_jax.data.sources_shapes import FRAME_LABELS, frame_labels
 from dicode_jax.data.text import TextTokenizer
 
-# The labels of a scene that a single frame shows, in this order.
-FRAME_LABELS = {
-    "color": tuple(synthetic.COLORS),
-    "shape": synthetic.SHAPES,
-    "background": tuple(synthetic.BACKGROUNDS),
-}
+__all__ = [
+    "FRAME_LABELS",
+    "FrameSource",
+    "KeyframeSource",
+    "Source",
+    "make_batches",
+    "psnr",
+    "to_unit_range",
+]
 
 
 class Source(Protocol):
@@ -50,10 +54,7 @@ class FrameSource:
         scene = synthetic.sample_scene(rng, self.split)
         times = rng.uniform(0.0, 10.0, size=1)
         image = synthetic.render_at(scene, times, frame_size=self.frame_size)[0]
-        labels = [
-            known.index(getattr(scene.attributes, name)) for name, known in FRAME_LABELS.items()
-        ]
-        return {"image": image, "labels": np.asarray(labels, np.int32)}
+        return {"image": image, "labels": frame_labels(scene)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ class DataConfig:
         cache.
       kind: What `path` is; `auto` tells by its form.
       video_column: Column of a table that names the file; None finds the usual ones.
-      caption_column: Column of a table with the caption; None finds the usual ones.
+      caption_column: Column of a table with the caption; None finds the usual ones, "" reads none.
       root: Folder that the files of a table are relative to; None for the table's own.
       num_frames: Frames per clip.
       fps: Frames per second that are taken, by the time stamps of the file; None goes by
@@ -24,6 +24,8 @@ class DataConfig:
       resize: `stretch` both sides to the frame size as DiCoDe does, or `crop`: the short side to
         the frame size, then a square.
       crop: Which square: `center` or `random` (seeded).
+      min_clip: Share of a clip's frames that a video must hold; its last frame is repeated for the
+        others. A shorter one counts as unreadable.
       validation: Share of the examples that is held out, chosen by a hash of their names; the
         synthetic world holds out captions instead.
       shuffle: Seeded order, another one in each epoch; False reads in order.
@@ -43,6 +45,7 @@ class DataConfig:
     clip_start: Literal["random", "start", "center"] = "random"
     resize: Literal["stretch", "crop"] = "crop"
     crop: Literal["center", "random"] = "center"
+    min_clip: float = 0.5
     validation: float = 0.01
     shuffle: bool = True
     num_workers: int = 0
@@ -56,6 +59,8 @@ class DataConfig:
             raise ValueError(f"fps must lie between 0 and 1000, got {self.fps}")
         if self.frame_stride is not None and self.frame_stride < 1:
             raise ValueError(f"frame_stride must be at least 1, got {self.frame_stride}")
+        if not 0 < self.min_clip <= 1:
+            raise ValueError(f"min_clip must lie above 0 and at most be 1, got {self.min_clip}")
         if not 0 <= self.validation < 1 or not 0 <= self.max_broken <= 1:
             raise ValueError("validation and max_broken are shares between 0 and 1")
         if self.num_frames < 1 or self.num_workers < 0 or self.prefetch < 1:

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from dicode_jax.data.container import check_complete, check_index, open_container, upright
 from dicode_jax.data.files import atomic_path, check_output
 from dicode_jax.errors import UserError
 
@@ -28,10 +29,6 @@ KEYFRAME_INTERVAL = 2.0  # seconds
 DEFAULT_FPS = 8
 H264_CRF = 10  # what the original demo writes with
 
-# FFmpeg opens any .txt as a video of its letters; that is not what anyone means here.
-_TEXT_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}
-# These index their frames and fail by themselves when cut, or cannot tell at all.
-_SELF_CHECKING = {"mov", "mp4", "gif", "mpegts"}
 _LONGEST_GAP = 3600.0  # seconds between two frames, beyond which the time stamps are wrong
 _LOSSLESS_PIXELS = 128 * 128  # webp frames up to this size lose nothing
 
@@ -259,24 +256,9 @@ def _existing(path: str | os.PathLike) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _opened(path: pathlib.Path):
-    """Opens a file and finds its moving picture; FFmpeg's errors become one line."""
-    try:
-        # Nothing that a playlist names is fetched.
-        with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
-            streams = [s for s in container.streams.video if not _is_cover(s)]
-            if container.format.name in _TEXT_FORMATS:
-                raise UserError(f"{path} is a text file, not a video")
-            if not streams:
-                kinds = {stream.type for stream in container.streams}
-                what = "sound but no picture" if "audio" in kinds else "no picture"
-                raise UserError(f"{path} holds {what}; give a video file")
-            _check_index(path, streams[0])
-            yield container, streams[0]
-    except av.error.FFmpegError as error:
-        raise UserError(
-            f"{path} cannot be read as a video, or is cut short or damaged "
-            f"({error.strerror or type(error).__name__})"
-        ) from error
+    with open_container(str(path), path) as (container, stream):
+        check_index(path, stream, path.stat().st_size)
+        yield container, stream
 
 
 def _decoded_frames(path: pathlib.Path) -> Iterator[Frame]:
@@ -294,55 +276,25 @@ def _decoded_frames(path: pathlib.Path) -> Iterator[Frame]:
             for frame in packet.decode():
                 time = frame.time if frame.time is not None else (time + step if count else 0.0)
                 lasts = frame.duration * frame.time_base if frame.duration else None
-                yield Frame(image=_upright(frame), time=time, duration=float(lasts or step))
+                yield Frame(image=upright(frame), time=time, duration=float(lasts or step))
                 count += 1
-        _check_complete(path, container, stream, packets, end, step)
+        _check_gif(path, container)
+        check_complete(path, container, stream, packets=packets, end=end, step=step)
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    """Pixels as they are to be shown: the file's rotation (counter-clockwise) is applied."""
-    turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
-
-
-def _check_index(path: pathlib.Path, stream) -> None:
-    """A file that lists its frames in front must be long enough to hold them."""
-    needed = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
-    if needed > (size := path.stat().st_size):
-        raise UserError(f"{path} is cut short: {size} of {needed} bytes are there")
-
-
-def _check_complete(path, container, stream, packets: int, end: float, step: float) -> None:
-    """Compares what came with what the header promised, in formats that end silently when cut."""
-    names = set(container.format.name.split(","))
-    if "gif" in names:
-        with path.open("rb") as file:
-            file.seek(-min(64, path.stat().st_size), os.SEEK_END)
-            if not file.read().rstrip(b"\0\r\n ").endswith(b";"):
-                raise UserError(f"{path} is cut short: the end of the animation is missing")
-    if names & _SELF_CHECKING:
+def _check_gif(path: pathlib.Path, container) -> None:
+    if container.format.name != "gif":
         return
-    if stream.frames:
-        if packets < 0.98 * stream.frames - 1:
-            raise UserError(f"{path} is cut short: {packets} of {stream.frames} frames are there")
-        return
-    start = (container.start_time or 0) / av.time_base
-    promised = (container.duration or 0) / av.time_base
-    if promised - (end - start) > max(3 * step, 0.03 * promised):
-        raise UserError(
-            f"{path} is cut short: it ends after {end - start:.1f} of {promised:.1f} seconds"
-        )
+    with path.open("rb") as file:
+        file.seek(-min(64, path.stat().st_size), os.SEEK_END)
+        if not file.read().rstrip(b"\0\r\n ").endswith(b";"):
+            raise UserError(f"{path} is cut short: the end of the animation is missing")
 
 
 def _duration(container, stream) -> float | None:
     if stream.duration:
         return float(stream.duration * stream.time_base)
     return container.duration / av.time_base if container.duration else None
-
-
-def _is_cover(stream) -> bool:
-    """Whether a video stream is only the picture on a sound file."""
-    return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
 def _is_webp(path: pathlib.Path) -> bool:

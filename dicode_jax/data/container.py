@@ -1,0 +1,96 @@
+"""Video containers as FFmpeg opens them, checked for what it does not report itself."""
+
+import contextlib
+import os
+from typing import IO
+
+import av
+import numpy as np
+from jaxtyping import UInt8
+
+from dicode_jax.errors import UserError
+
+# FFmpeg opens any .txt as a video of its letters; that is not what anyone means here.
+_TEXT_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}
+# These index their frames and fail by themselves when cut, or cannot tell at all.
+_SELF_CHECKING = {"mov", "mp4", "gif", "mpegts"}
+
+
+@contextlib.contextmanager
+def open_container(file: str | IO[bytes], name: str | os.PathLike):
+    """Opens a file and gives `(container, stream)` of its moving picture.
+
+    Args:
+      file: a path, or an open file.
+      name: what errors call it.
+
+    Raises:
+      UserError: FFmpeg cannot open the file, or fails later inside the block; or it holds no moving
+        picture.
+    """
+    try:
+        # Nothing that a playlist names is fetched.
+        with av.open(file, options={"protocol_whitelist": "file"}) as container:
+            streams = [s for s in container.streams.video if not _is_cover(s)]
+            if container.format.name in _TEXT_FORMATS:
+                raise UserError(f"{name} is a text file, not a video")
+            if not streams:
+                kinds = {stream.type for stream in container.streams}
+                what = "sound but no picture" if "audio" in kinds else "no picture"
+                raise UserError(f"{name} holds {what}; give a video file")
+            yield container, streams[0]
+    except av.error.FFmpegError as error:
+        raise UserError(
+            f"{name} cannot be read as a video, or is cut short or damaged "
+            f"({error.strerror or type(error).__name__})"
+        ) from error
+
+
+def upright(frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
+    """Pixels as they are to be shown: the file's rotation (counter-clockwise) is applied."""
+    turns = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+
+
+def check_index(name: str | os.PathLike, stream, size: int) -> None:
+    """A file that lists its frames in front must be long enough to hold them.
+
+    Raises:
+      UserError: its `size` bytes are too few.
+    """
+    needed = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    if needed > size:
+        raise UserError(f"{name} is cut short: {size} of {needed} bytes are there")
+
+
+def check_complete(
+    name: str | os.PathLike, container, stream, *, packets: int, end: float, step: float
+) -> None:
+    """Compares what came with what the header promised, in formats that end silently when cut.
+
+    Args:
+      name: what the error calls the file.
+      packets: how many came of the moving picture.
+      end: when the last of any stream was over, in seconds.
+      step: seconds between two frames.
+
+    Raises:
+      UserError: something is missing.
+    """
+    if set(container.format.name.split(",")) & _SELF_CHECKING:
+        return
+    if stream.frames:
+        if packets < 0.98 * stream.frames - 1:
+            raise UserError(f"{name} is cut short: {packets} of {stream.frames} frames are there")
+        return
+    start = (container.start_time or 0) / av.time_base
+    promised = (container.duration or 0) / av.time_base
+    if promised - (end - start) > max(3 * step, 0.03 * promised):
+        raise UserError(
+            f"{name} is cut short: it ends after {end - start:.1f} of {promised:.1f} seconds"
+        )
+
+
+def _is_cover(stream) -> bool:
+    """Whether a video stream is only the picture on a sound file."""
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)

@@ -1,0 +1,204 @@
+"""What a training example is before it is read: a name, its captions, and where its pixels are.
+
+Nothing here, in the sources and in `clips` imports jax, so that worker processes stay light.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Int, UInt64
+
+from dicode_jax.data.synthetic import Scene
+from dicode_jax.errors import UserError
+
+VIDEO_SUFFIXES = frozenset(
+    (
+        *(".3gp", ".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),
+        *(".mts", ".ogv", ".ts", ".webm", ".wmv"),
+    )
+)
+IMAGE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
+CAPTION_SUFFIXES = (".txt", ".json")
+
+# Fields of a JSON object that hold captions, the first that is there counts; `name` is WebVid's.
+CAPTION_FIELDS = ("captions", "caption", "text", "texts", "sentence", "description", "name")
+
+
+class BrokenRecord(UserError):
+    """A record that cannot be read: one line with its name and what is wrong.
+
+    A stream replaces such an example and counts it; every other error stops the run.
+    """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MediaFile:
+    """Pixels in a file, or in a part of one.
+
+    Attributes:
+      path: The file.
+      offset: Where they begin, in bytes.
+      size: How many bytes they are; None for the rest of the file.
+      suffix: Kind of the media, such as `.mp4`.
+    """
+
+    path: str
+    suffix: str
+    offset: int = 0
+    size: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MediaBytes:
+    """Pixels that are already in memory, as the bytes of a media file of kind `suffix`."""
+
+    data: bytes
+    suffix: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """One video or picture of a data set.
+
+    Attributes:
+      name: Unique in its source, and the same wherever the data lie: a path relative to the root, a
+        key in a shard.
+      captions: All that are known; empty where none is.
+      media: Where the pixels are, or the scene that is drawn.
+    """
+
+    name: str
+    captions: tuple[str, ...]
+    media: MediaFile | MediaBytes | Scene
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is a picture, which gives one keyframe and no clip."""
+        return not isinstance(self.media, Scene) and self.media.suffix in IMAGE_SUFFIXES
+
+
+class ClipSource(Protocol):
+    """Random access to the records of a data set; cheap to pickle, and reads no pixels.
+
+    Attributes:
+      left_out: One line for each thing that was found and is not a record, such as a shard that is
+        cut short.
+    """
+
+    left_out: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """The name of a record, without its captions."""
+        ...
+
+    def record(self, index: int) -> Record:
+        """Looks a record up.
+
+        Raises:
+          BrokenRecord: Its captions cannot be read.
+        """
+        ...
+
+
+class Subset:
+    """Some records of a source, in the order of `indices`."""
+
+    def __init__(self, source: ClipSource, indices: Int[np.ndarray, " n"]):
+        self.left_out = source.left_out
+        self._source, self._indices = source, np.asarray(indices, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._indices[index]))
+
+    def record(self, index: int) -> Record:
+        return self._source.record(int(self._indices[index]))
+
+
+class Strings(Sequence[str]):
+    """Many strings in one piece of memory: 8 bytes each beyond their letters, quick to pickle."""
+
+    def __init__(self, strings: Iterable[str]):
+        encoded = [string.encode("utf-8", "surrogateescape") for string in strings]
+        self._ends = np.cumsum([0, *map(len, encoded)])
+        self._data = b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index):
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is outside {len(self)} strings")
+        index %= len(self)
+        start, end = self._ends[index], self._ends[index + 1]
+        return self._data[start:end].decode("utf-8", "surrogateescape")
+
+
+def name_hash(name: str) -> int:
+    """64 bits that a name always gives; they decide on which side of a split it is."""
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+def in_validation(hashes: UInt64[np.ndarray, " n"], share: float) -> np.ndarray:
+    """Which names (as `name_hash` gives them) are held out: about `share` of them, bool [n]."""
+    return np.asarray(hashes, np.uint64) < np.uint64(min(int(share * 2**64), 2**64 - 1))
+
+
+def suffix_of(path: str) -> str:
+    """The extension in lower case, with its dot."""
+    return os.path.splitext(path)[1].lower()
+
+
+def captions_from_text(text: str) -> tuple[str, ...]:
+    """One caption per line that is not blank."""
+    return tuple(line for line in map(str.strip, text.splitlines()) if line)
+
+
+def captions_from_value(value: object) -> tuple[str, ...]:
+    """Captions in a value of JSON or of a table: a string, a list, or an object with a field.
+
+    Raises:
+      ValueError: It is none of these.
+    """
+    if isinstance(value, dict):
+        found = [value[field] for field in CAPTION_FIELDS if field in value]
+        return captions_from_value(found[0]) if found else ()
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (value.strip(),) if value.strip() else ()
+    if isinstance(value, list):
+        return tuple(caption for item in value for caption in captions_from_value(item))
+    raise ValueError(f"want a caption or a list of captions, got {type(value).__name__}")
+
+
+def parse_captions(name: str, parts: Iterable[tuple[str, bytes]]) -> tuple[str, ...]:
+    """The captions of a record from its `(suffix, bytes)` parts, each once.
+
+    Raises:
+      BrokenRecord: A part is not UTF-8, not JSON, or holds something else.
+    """
+    captions: list[str] = []
+    for suffix, data in parts:
+        try:
+            text = data.decode("utf-8-sig")
+            is_json = suffix == ".json"
+            found = captions_from_value(json.loads(text)) if is_json else captions_from_text(text)
+        except (ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            raise BrokenRecord(
+                f"{name}: its caption ({suffix}) cannot be read: {reason}"
+            ) from error
+        captions += found
+    return tuple(dict.fromkeys(captions))

@@ -1,0 +1,237 @@
+"""A table of videos: CSV, TSV or JSON lines, one row per caption, WebVid's columns too.
+
+Only the place of every row is kept in memory; a row is read again when its record is asked for.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from dicode_jax.data.records import (
+    CAPTION_FIELDS,
+    IMAGE_SUFFIXES,
+    MEDIA_SUFFIXES,
+    BrokenRecord,
+    MediaFile,
+    Record,
+    captions_from_value,
+    name_hash,
+    suffix_of,
+)
+from dicode_jax.errors import UserError
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+VIDEO_FIELDS = ("video", "video_path", "path", "file", "file_name", "filename", "filepath", "image")
+WEBVID_ID, WEBVID_FOLDER = "videoid", "page_dir"
+_SHOWN_ERRORS = 5
+
+csv.field_size_limit(2**24)
+
+
+class TableSource:
+    """Rows that name files; rows of the same file are one record with several captions.
+
+    WebVid's rows name `PAGE_DIR/VIDEOID.mp4`, which is looked for below `root` and `root/videos`,
+    then as `VIDEOID.mp4`.
+    """
+
+    def __init__(self, path, root, columns, video_column, caption_column):
+        self.left_out: tuple[str, ...] = ()
+        self._path, self._root, self._columns = path, root, columns
+        self._video_column, self._caption_column = video_column, caption_column
+        self._places = np.zeros(0, np.int64)  # of rows in the file, those of a record together
+        self._ends = np.zeros(1, np.int64)  # record i has the places ends[i] to ends[i + 1]
+
+    @classmethod
+    def open(
+        cls,
+        path: str,
+        *,
+        root: str | None,
+        video_column: str | None,
+        caption_column: str | None,
+        images: bool,
+    ) -> tuple["TableSource", np.ndarray]:
+        """Goes through the table once; returns hashes of the names too.
+
+        Raises:
+          UserError: There is no such table, or its columns do not tell which is which.
+        """
+        if not os.path.isfile(path):
+            raise UserError(f"there is no table {path}")
+        rows = _rows(path)
+        try:
+            columns = next(rows)[1]
+            source = cls(path, root or os.path.dirname(path) or ".", columns, None, None)
+            source._video_column = _find_video_column(path, columns, video_column)
+            source._caption_column = _find_caption_column(path, columns, caption_column)
+            return source, source._index(rows, images)
+        except StopIteration:
+            raise UserError(f"{path} is empty") from None
+        except (csv.Error, UnicodeDecodeError, OSError) as error:
+            raise UserError(f"{path} cannot be read as a table: {error}") from error
+
+    def _index(self, rows, images: bool) -> np.ndarray:
+        places, hashes, wrong, count = [], [], [], 0
+        for number, (place, row) in enumerate(rows, start=1):
+            name = self._name_in(row) if isinstance(row, dict) else None
+            if name is None or suffix_of(name) not in MEDIA_SUFFIXES:
+                count += 1
+                if len(wrong) < _SHOWN_ERRORS:
+                    why = row if isinstance(row, str) else f"names no video or picture ({name})"
+                    wrong.append(f"{self._path}, row {number}: {why}")
+            elif images or suffix_of(name) not in IMAGE_SUFFIXES:
+                if name.startswith(("http://", "https://")):
+                    raise UserError(
+                        f"{self._path} names web addresses ({name}); download the videos and give "
+                        "the column of local files as video_column"
+                    )
+                places.append(place)
+                hashes.append(name_hash(name))
+        if count > len(wrong):
+            wrong.append(f"{self._path}: {count - len(wrong)} more rows like these")
+        self.left_out = tuple(wrong)
+        # Rows of one file side by side, files in the order in which they come first.
+        hashes = np.array(hashes, np.uint64)
+        _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+        order = np.argsort(first[group], kind="stable")
+        self._places = np.array(places, np.int64)[order]
+        _, counts = np.unique(first[group], return_counts=True)
+        self._ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return hashes[order][self._ends[:-1]]
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def name(self, index: int) -> str:
+        return self._name_in(self._read(self._places[self._ends[index]]))
+
+    def record(self, index: int) -> Record:
+        start, end = self._ends[index], self._ends[index + 1]
+        rows = [self._read(place) for place in self._places[start:end]]
+        name = self._name_in(rows[0])
+        captions: list[str] = []
+        for row in rows if self._caption_column else ():
+            try:
+                captions += captions_from_value(row.get(self._caption_column))
+            except ValueError as error:
+                raise BrokenRecord(f"{name}: {error} in {self._caption_column}") from error
+        media = MediaFile(path=self._find(name), suffix=suffix_of(name))
+        return Record(name=name, captions=tuple(dict.fromkeys(captions)), media=media)
+
+    def _name_in(self, row: dict) -> str | None:
+        value = row.get(self._video_column)
+        if value in (None, "") or isinstance(value, list | dict):
+            return None
+        if self._video_column != WEBVID_ID:
+            return str(value)
+        folder = str(row.get(WEBVID_FOLDER) or "")
+        return f"{folder}/{value}.mp4" if folder else f"{value}.mp4"
+
+    def _find(self, name: str) -> str:
+        path = os.path.join(self._root, name)
+        if self._video_column == WEBVID_ID:
+            places = (name, f"videos/{name}", os.path.basename(name))
+            candidates = [os.path.join(self._root, place) for place in places]
+            path = next(filter(os.path.isfile, candidates), path)
+        return path
+
+    def _read(self, place: int) -> dict:
+        with open(self._path, "rb") as file:
+            file.seek(int(place))
+            if suffix_of(self._path) in (".jsonl", ".ndjson"):
+                return json.loads(file.readline())
+            cells = next(csv.reader(_text(file), **_dialect(self._path)))
+            return dict(zip(self._columns, cells, strict=False))
+
+
+def _rows(path: str) -> Iterator[tuple[int, object]]:
+    """First `(0, columns)`, then place in bytes and row; a string says what is wrong with one."""
+    with open(path, "rb") as file:
+        if suffix_of(path) in (".jsonl", ".ndjson"):
+            yield from _json_rows(file)
+            return
+        position = 3 if file.read(3) == b"\xef\xbb\xbf" else 0
+        file.seek(position)
+        lines = _Counted(_text(file), position)
+        columns, place = None, position
+        for cells in csv.reader(lines, **_dialect(path)):
+            if columns is None:
+                columns = [cell.strip() for cell in cells]
+                yield 0, columns
+            elif cells:
+                yield place, dict(zip(columns, cells, strict=False))
+            place = lines.position
+
+
+def _json_rows(file) -> Iterator[tuple[int, object]]:
+    """The columns of JSON lines are those of the first row."""
+    place, started = 0, False
+    for line in file:
+        if line.strip():
+            try:
+                row = json.loads(line)
+                row = row if isinstance(row, dict) else "is not a JSON object"
+            except ValueError as error:
+                row = f"is not JSON: {error}"
+            if not started:
+                started = True
+                yield 0, list(row) if isinstance(row, dict) else []
+            yield place, row
+        place += len(line)
+
+
+class _Counted:
+    """Lines of text, with the number of bytes that have been handed on."""
+
+    def __init__(self, lines: Iterator[str], position: int):
+        self._lines, self.position = lines, position
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.position += len(line.encode())
+        return line
+
+
+def _text(file) -> Iterator[str]:
+    return (line.decode() for line in file)
+
+
+def _dialect(path: str) -> dict[str, str]:
+    return {"delimiter": "\t"} if suffix_of(path) == ".tsv" else {}
+
+
+def _find_video_column(path: str, columns: list[str], given: str | None) -> str:
+    if given is not None:
+        if given not in columns:
+            raise UserError(f"{path} has no column {given!r}; it has {', '.join(columns)}")
+        return given
+    found = [name for name in (*VIDEO_FIELDS, WEBVID_ID) if name in columns]
+    if not found:
+        raise UserError(
+            f"{path}: which column names the file? Give it as video_column; there are "
+            f"{', '.join(columns)}"
+        )
+    return found[0]
+
+
+def _find_caption_column(path: str, columns: list[str], given: str | None) -> str | None:
+    if given == "":
+        return None
+    if given is not None:
+        if given not in columns:
+            raise UserError(f"{path} has no column {given!r}; it has {', '.join(columns)}")
+        return given
+    found = [name for name in CAPTION_FIELDS if name in columns]
+    if not found:
+        raise UserError(
+            f"{path}: which column holds the caption? Give it as caption_column ('' for none); "
+            f"there are {', '.join(columns)}"
+        )
+    return found[0]
