@@ -1,5 +1,6 @@
 """NNX modules as safetensors: arrays named by their path, and a `config.json` beside them."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ from dicode_jax.data.files import atomic_path
 from dicode_jax.errors import UserError
 
 __all__ = [
+    "hash_module",
     "load_module",
     "named_arrays",
     "read_arrays",
@@ -160,6 +162,35 @@ def load_module(
 
     state = nnx.from_flat_state([(path, place(name, leaf)) for path, name, leaf in flat])
     return nnx.merge(graph, state), config
+
+
+def hash_module(folder: str | pathlib.Path) -> str:
+    """SHA-256 of what a stored module computes: its config, and its arrays in their stored types.
+
+    Notes on where weights come from do not count, nor does the order of the arrays in the file.
+
+    Raises:
+      UserError: A file is missing or broken.
+    """
+    folder = pathlib.Path(folder)
+    path = folder / WEIGHTS_FILE
+    read_header(path)  # says what is wrong with it
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"no configuration at {folder / CONFIG_FILE} ({error})") from error
+    settings = {name: value for name, value in config.items() if not name.startswith("_")}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        for name, array in sorted(header.items()):
+            digest.update(f"{name} {array['dtype']} {array['shape']}".encode())
+            begin, end = array["data_offsets"]
+            file.seek(8 + length + begin)
+            digest.update(file.read(end - begin))
+    return digest.hexdigest()
 
 
 def check_module(

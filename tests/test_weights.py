@@ -81,3 +81,21 @@ def test_weights_file_has_the_permissions_of_any_new_file(folder, tmp_path):
     (tmp_path / "plain").touch()
     mode = (tmp_path / "plain").stat().st_mode
     assert (folder / weights.WEIGHTS_FILE).stat().st_mode == mode
+
+
+def test_hash_follows_config_and_numbers_but_not_notes(folder, tmp_path_factory):
+    def stored(module, config=CONFIG, **options):
+        other = tmp_path_factory.mktemp("other")
+        weights.save_module(other, module, config, **options)
+        return weights.hash_module(other)
+
+    base = weights.hash_module(folder)
+    same = Resampler(CONFIG, rngs=nnx.Rngs(3))
+    assert stored(same, metadata={"source": "elsewhere"}) == base
+    assert stored(same, dtype=jnp.float16) != base
+    assert stored(same, dataclasses.replace(CONFIG, num_heads=1, head_dim=8)) != base
+    same.proj_in.bias[0] += 1e-6
+    assert stored(same) != base
+    (folder / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match="not a whole safetensors"):
+        weights.hash_module(folder)

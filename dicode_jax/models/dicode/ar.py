@@ -223,12 +223,12 @@ class DiCoDeLM(nnx.Module):
     @typechecked
     def packed_loss(
         self,
-        input_ids: Int[Array, "b t"],
-        deep_tokens: Float[Array, "b k n z"],
         *,
+        input_ids: Int[Array, "b t"],
         segment_ids: Int[Array, "b t"],
         positions: Int[Array, "b t"],
         token_mask: Bool[Array, "b t"],
+        tokens: Float[Array, "b k n z"],
         frame_segments: Int[Array, "b k"],
         inputs: Float[Array, "b k n z"] | None = None,
         deterministic: bool = True,
@@ -243,10 +243,10 @@ class DiCoDeLM(nnx.Module):
 
         Args:
           input_ids: Text and `<img>`; anything where a deep token goes.
-          deep_tokens: Tokens of the keyframes of all videos, one after another.
           segment_ids: Which video a position belongs to, 0 for none.
           positions: Of each position in its video.
           token_mask: Where deep tokens go.
+          tokens: Deep tokens of the keyframes of all videos, one after another.
           frame_segments: Which video a keyframe belongs to, 0 for none; those come last. A video
             must not have more keyframes than the table has rows.
           inputs: As in `loss`.
@@ -257,7 +257,7 @@ class DiCoDeLM(nnx.Module):
         same = frame_segments[:, :, None] == frame_segments[:, None, :]
         sequence = self.sequence(
             input_ids,
-            deep_tokens,
+            tokens,
             token_mask=token_mask,
             frame_mask=frame_segments > 0,
             frame_numbers=jnp.tril(same, -1).sum(-1),

@@ -65,8 +65,7 @@ def pack(rows, row_length=45, max_frames=7):
 
 @nnx.jit
 def packed_loss(model, batch):
-    batch = dict(batch)
-    return model.packed_loss(batch.pop("input_ids"), batch.pop("tokens"), **batch)
+    return model.packed_loss(**batch)
 
 
 @nnx.jit
@@ -131,9 +130,7 @@ def test_noisy_inputs_change_what_is_read_and_not_what_is_predicted():
 
     @nnx.jit
     def noisy_loss(model, batch):
-        batch = dict(batch)
-        tokens = batch.pop("tokens")
-        return model.packed_loss(batch.pop("input_ids"), tokens, inputs=tokens + 0.5, **batch)
+        return model.packed_loss(inputs=batch["tokens"] + 0.5, **batch)
 
     out, single = noisy_loss(model, batch), each_alone(model, rows, added=0.5)
     wanted = single.pred[single.valid]

@@ -21,6 +21,7 @@ from dicode_jax.models.dicode.stages.configs import ARTrainConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.models.language_model import BodyConfig, build_body, compare_bodies
 from dicode_jax.nn.layer_stack import with_scan_layers
+from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.training.stage import Path, Stage
 from dicode_jax.typing import Array, Float, Int, UInt8
 
@@ -153,7 +154,7 @@ def load_body(config: ARTrainConfig) -> nnx.Module:
     Raises:
       UserError: It is another body than the config's.
     """
-    make = lambda cfg: build_body(cfg, rngs=parts.ShapeRngs())  # noqa: E731
+    make = lambda cfg: build_body(cfg, rngs=ShapeRngs())  # noqa: E731
     body, _ = weights.load_module(config.body_init, make, BodyConfig, on_host=True)
     if (fault := compare_bodies(body.cfg, config.model.body)) is not None:
         raise UserError(f"{config.body_init} holds another body than --config's: {fault}")
@@ -204,7 +205,7 @@ def loss_fn(
         "key": latent_key,
     }
     if config.packed:
-        out = model.lm.packed_loss({**batch, "tokens": tokens}, **options)
+        out = model.lm.packed_loss(**{**batch, "tokens": tokens}, **options)
     else:
         out = model.lm.loss(batch["text_ids"], tokens, frame_mask=batch["frame_mask"], **options)
     return out.loss, {}
