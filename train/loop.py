@@ -1,24 +1,40 @@
-"""The loop that all trainings share: restore, step, log, sample, save.
+"""The loop that all trainings share: restore, step, look, log, evaluate, sample, save.
 
-A training is a `Task`: what is trained, on what, with which loss, and how its samples look. The
-task files (`train/ar.py` and its neighbours) build one and hand it to `run`.
+A training is a `Task`: a stage, its data, and how its results are looked at. The files beside this
+one (`train/ar.py` and its neighbours) build one from a config; `main` does the rest.
 """
 
 import argparse
+import collections
+import contextlib
 import dataclasses
-import functools
+import math
+import os
 import pathlib
+import shutil
+import signal
 import sys
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
 from flax import nnx
 
 from dicode_jax import config as config_lib
+from dicode_jax.checkpoint import Checkpointer
 from dicode_jax.errors import UserError
+from dicode_jax.sharding import gather_to_host, global_batch, make_mesh
+from dicode_jax.training import flops
+from dicode_jax.training.logs import MetricsLog
+from dicode_jax.training.nonfinite import NonFiniteGuard
+from dicode_jax.training.profile import Profile
+from dicode_jax.training.progress import Progress
+from dicode_jax.training.setup import Prepared, prepare
+from dicode_jax.training.signals import StopSignals
+from dicode_jax.training.stage import Stage
+from dicode_jax.training.state import TrainState
+from dicode_jax.training.workdir import claim, hold
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,12 +42,19 @@ class RunOptions:
     """What the command line says about a run, whatever is trained.
 
     Attributes:
-      workdir: Folder of the run: `config.json`, `metrics.jsonl`, `checkpoints/`, `samples/`,
-        `model/`.
+      workdir: Folder of the run: `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`,
+        `samples/`, `model/`.
       steps: Stop after this many steps in all; None takes the config's.
-      log_every: Steps between two log lines.
+      log_every: Steps between two lines of the log.
       checkpoint_every: Steps between two checkpoints.
       sample_every: Steps between two sample sheets.
+      eval_every: Steps between two evaluations; None evaluates at every checkpoint.
+      keep: How many of the latest checkpoints stay; the one with the best evaluation stays too.
+      on_nonfinite: `stop` at a loss or gradient that is not finite, or `skip` the step.
+      max_nonfinite: How many steps may be skipped in all.
+      profile: Write a trace of a few steps to `workdir/profile`.
+      wandb: Project of Weights & Biases to log to as well.
+      peak_tflops: What one device can do, for `mfu`; None looks it up.
     """
 
     workdir: pathlib.Path
@@ -39,155 +62,263 @@ class RunOptions:
     log_every: int = 50
     checkpoint_every: int = 500
     sample_every: int = 500
+    eval_every: int | None = None
+    keep: int = 2
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    max_nonfinite: int = 100
+    profile: bool = False
+    wandb: str | None = None
+    peak_tflops: float | None = None
+
+
+class Batches(Protocol):
+    """Endless batches whose place can be saved: `dicode_jax.data.stream.BatchStream`."""
+
+    def next(self) -> dict[str, np.ndarray]: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @dataclasses.dataclass(kw_only=True)
 class Task:
     """Everything that one training needs.
 
+    With several processes `evaluate` and `sample` are called on all of them, with the same model;
+    only process 0 writes files.
+
     Attributes:
-      name: For the progress bar.
-      config: The resolved config; has `num_steps`, `optim`, `seed` and `ema_decay`.
-      graph: Graph definition of the model, split into `(trained, frozen)`.
-      trained: State that is trained.
-      frozen: State that is not.
-      loss_fn: `(model, batch, key) -> (loss, metrics)`.
-      batches: Checkpointable iterator of dictionaries of arrays.
-      sample: `(model, folder, step) -> metrics` writes a sample sheet; None for no samples.
-      export: `(model, folder) -> None` writes the weights for later use.
+      stage: What is trained, with which loss, and how it is written out.
+      batches: This process's rows of every batch, and their `ids`.
+      evaluate: `model -> metrics` on held-out data; `validation_loss` tells the best checkpoint.
+      sample: `(model, folder, step) -> None` writes a sample sheet.
+      units: What a step works off, for the rates: `{"tokens": 8192, "clips": 32}`.
     """
 
-    name: str
-    config: Any
-    graph: nnx.GraphDef
-    trained: nnx.State
-    frozen: nnx.State
-    loss_fn: Callable
-    batches: Any
-    sample: Callable[[nnx.Module, pathlib.Path, int], dict[str, float]] | None = None
-    export: Callable[[nnx.Module, pathlib.Path], None] | None = None
+    stage: Stage
+    batches: Batches
+    evaluate: Callable[[nnx.Module], Mapping[str, float]] | None = None
+    sample: Callable[[nnx.Module, pathlib.Path, int], None] | None = None
+    units: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
-def run(task: Task, options: RunOptions) -> float:
-    """Trains until the last step; goes on where an earlier run in the same folder stopped.
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its last step, the loss of it, and the signal that stopped it, if any."""
 
-    Returns:
-      The last loss.
+    step: int
+    loss: float
+    stopped_by: signal.Signals | None = None
+
+
+def run(task: Task, options: RunOptions) -> Outcome:
+    """Trains until the last step or a signal; goes on where an earlier run in the folder stopped.
 
     Raises:
-      UserError: The folder cannot be written or belongs to another config; the loss is not finite.
+      UserError: The folder cannot be written, its disk is full, a loss is not finite, too much of
+        the data is broken; whatever the reason, the last good checkpoint stays.
     """
-    from tqdm import tqdm
+    with contextlib.ExitStack() as stack:
+        stack.callback(task.batches.close)
+        stack.enter_context(hold(options.workdir))
+        checkpoints = Checkpointer(options.workdir, keep=options.keep)
+        name, workdir = task.stage.name, options.workdir
+        num_steps = options.steps or task.stage.config.num_steps
+        done = checkpoints.latest_step or 0
+        if done >= num_steps:
+            print(f"{name}: {workdir} is already at step {done} of {num_steps}; nothing to do")
+            return Outcome(done, float("nan"))
+        prepared, state = _start(task, checkpoints)
+        loop = _Loop(task, options, checkpoints, prepared, state, num_steps, stack)
+        outcome = loop.run()
+        if outcome.stopped_by is None:
+            _export(task.stage, prepared, loop.state, workdir)
+        return outcome
 
-    from dicode_jax.checkpoint import Checkpointer
-    from dicode_jax.training.logs import MetricsLog
-    from dicode_jax.training.optim import make_optimizer, make_schedule
-    from dicode_jax.training.state import create_state, make_train_step
 
-    config, workdir = task.config, options.workdir
-    num_steps = options.steps or config.num_steps
-
-    # Optimiser and state
-    tx = make_optimizer(config.optim, config.num_steps)
-    rng = jax.random.key(config.seed)
-    state = create_state(task.trained, tx, rng, use_ema=config.ema_decay > 0)
-    step_fn = make_train_step(
-        task.graph,
-        task.loss_fn,
-        tx,
-        make_schedule(config.optim, config.num_steps),
-        ema_decay=config.ema_decay,
+def _start(task: Task, checkpoints: Checkpointer) -> tuple[Prepared, TrainState]:
+    """The compiled step and the state to go on from; moves the data to where it was."""
+    prepared = prepare(task.stage, make_mesh(task.stage.config.sharding))
+    checkpoints.require_space(prepared.state, whole_run=True)
+    if checkpoints.latest_step is None:
+        return prepared, prepared.state
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), prepared.state
     )
-    train_step = functools.partial(jax.jit(step_fn, donate_argnums=0), frozen=task.frozen)
-
-    # Restore
-    checkpoints = Checkpointer(workdir)
-    if checkpoints.latest_step is not None:
-        state = checkpoints.restore(state, task.batches)
-        print(f"{task.name}: resumed from step {int(state.step)} in {workdir}", flush=True)
-    step = int(state.step)
-    if step >= num_steps:
-        print(f"{task.name}: {workdir} is already at step {step} of {num_steps}; nothing to do")
-        checkpoints.close()
-        return float("nan")
-
-    def model_of(state) -> nnx.Module:
-        params = state.params if state.ema is None else state.ema
-        return nnx.merge(task.graph, params, task.frozen)
-
-    def save(state) -> None:
-        checkpoints.save(int(state.step), state, task.batches)
-        if task.export is not None:
-            task.export(model_of(state), workdir / "model")
-
-    # Loop
-    log = MetricsLog(workdir)
-    bar = tqdm(
-        total=num_steps, initial=step, desc=task.name, unit="step", mininterval=1.0, file=sys.stderr
-    )
-    since, since_step, loss = time.perf_counter(), step, float("nan")
-    try:
-        while step < num_steps:
-            state, metrics = train_step(state, batch=next(task.batches))
-            step += 1
-            bar.update()
-            last = step == num_steps
-            samples = task.sample is not None and (step % options.sample_every == 0 or last)
-            if step % options.log_every == 0 or samples or last:
-                values = {name: float(value) for name, value in metrics.items()}
-                loss = values["loss"]
-                if not np.isfinite(loss):
-                    raise UserError(
-                        f"{task.name}: the loss is {loss} at step {step}; the last checkpoint is "
-                        f"step {checkpoints.latest_step}. Lower --optim.lr or look at the data"
-                    )
-                values["steps_per_second"] = (step - since_step) / (time.perf_counter() - since)
-                if samples:
-                    values |= task.sample(model_of(state), workdir / "samples", step)
-                since, since_step = time.perf_counter(), step
-                log.write(step, values)
-                bar.set_postfix(loss=f"{loss:.4g}", lr=f"{values['lr']:.2g}", refresh=False)
-            if step % options.checkpoint_every == 0 or last:
-                save(state)
-        checkpoints.wait()
-    finally:
-        bar.close()
-        log.close()
-        checkpoints.close()
-    return loss
+    jax.tree.map(lambda x: x.delete(), prepared.state)  # room for what is read
+    state, position = checkpoints.restore(abstract)
+    task.batches.restore(position)
+    return prepared, state
 
 
-def claim(workdir: pathlib.Path, config: Any) -> None:
-    """Makes the folder and writes the config, or checks that it is the one of the earlier run."""
-    try:
-        (workdir / "samples").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {workdir}: {error.strerror}") from error
-    path = workdir / "config.json"
-    if not path.is_file():
-        config_lib.to_json(config, path)
-        return
-    earlier = _leaves(config_lib.to_dict(config_lib.from_json(type(config), path)))
-    now = _leaves(config_lib.to_dict(config))
-    changed = [
-        f"{k} {earlier.get(k)} -> {now.get(k)}"
-        for k in sorted({*earlier, *now})
-        if earlier.get(k) != now.get(k)
-    ]
-    if changed:
-        raise UserError(
-            f"{workdir} holds a run of another config ({'; '.join(changed[:5])}); "
-            "take another --workdir"
+@dataclasses.dataclass(frozen=True)
+class _Started:
+    """A step that the devices may still be busy with."""
+
+    step: int
+    metrics: Mapping[str, Any]
+    ids: Sequence[str]
+    batch: Mapping[str, np.ndarray]
+
+
+class _Loop:
+    """Steps, the newest of which is still being computed while the one before it is looked at.
+
+    So the devices never wait, and yet every step is looked at. Before anything is saved, all steps
+    have been: without `--on-nonfinite=skip` a checkpoint never lies behind a step that was not
+    finite.
+    """
+
+    def __init__(self, task, options, checkpoints, prepared, state, num_steps, stack):
+        self.task, self.options, self.checkpoints = task, options, checkpoints
+        self.prepared, self.state, self.num_steps = prepared, state, num_steps
+        self.step, self.loss = int(state.step), float("nan")
+        self.started: collections.deque[_Started] = collections.deque()
+        self.guard = NonFiniteGuard(
+            options.workdir,
+            action=options.on_nonfinite,
+            limit=options.max_nonfinite,
+            skipped=int(state.skipped),
         )
+        peak = _peak(options)
+        self.progress = Progress(
+            task.stage.name,
+            num_steps,
+            step=self.step,
+            units=task.units,
+            flops=peak and _count_flops(task.stage, prepared),
+            peak=peak,
+        )
+        stack.callback(self.progress.close)
+        if self.step:
+            self.progress.write(f"resumed from step {self.step} in {options.workdir}")
+        self.log = None
+        if jax.process_index() == 0:
+            self.log = MetricsLog(
+                options.workdir,
+                first_step=self.step + 1,
+                wandb_project=options.wandb,
+                config=config_lib.to_dict(task.stage.config),
+            )
+            stack.callback(self.log.close)
+        folder = options.workdir / "profile" if options.profile else None
+        profile = Profile(folder, first=self.step, notify=self.progress.write)
+        self.profile = stack.enter_context(profile)
+        self.signals = stack.enter_context(StopSignals(self.progress.write))
+
+    def run(self) -> Outcome:
+        task, workdir = self.task, self.options.workdir
+        stopped_by = None
+        while self.step < self.num_steps and stopped_by is None:
+            self.profile.before(self.step + 1, self.look)
+            self.start_step()
+            stopped_by = self.signals.stop_after(self.step)
+            evaluates = task.evaluate is not None and self.is_due(self.options.eval_every)
+            samples = task.sample is not None and self.is_due(self.options.sample_every)
+            saves = self.is_due(self.options.checkpoint_every) or stopped_by is not None
+            self.look(ahead=1)
+            self.checkpoints.check()
+            evaluation = self.evaluate() if evaluates else {}
+            if evaluates or samples or saves:
+                self.look(extra=evaluation)
+            with self.progress.pause():
+                if saves:
+                    is_ranked = math.isfinite(evaluation.get("validation_loss", math.nan))
+                    self.checkpoints.save(
+                        self.step,
+                        self.state,
+                        task.batches.state(),
+                        evaluation if is_ranked else None,
+                    )
+                if samples:
+                    with jax.set_mesh(self.prepared.mesh):
+                        task.sample(
+                            self.prepared.model_of(self.state), workdir / "samples", self.step
+                        )
+        self.checkpoints.close()
+        return Outcome(self.step, self.loss, stopped_by)
+
+    def is_due(self, every: int | None) -> bool:
+        every = every or self.options.checkpoint_every
+        return self.step % every == 0 or self.step == self.num_steps
+
+    def start_step(self) -> None:
+        batch = self.task.batches.next()
+        ids = batch.pop("ids")
+        with jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1):
+            arrays = global_batch(batch, self.prepared.mesh)
+            self.state, metrics = self.prepared.train_step(self.state, arrays)
+        self.step += 1
+        self.started.append(_Started(self.step, metrics, ids, batch))
+
+    def look(self, *, ahead: int = 0, extra: Mapping[str, float] | None = None) -> None:
+        """Waits for all steps but the newest `ahead`, checks and logs them.
+
+        Args:
+          extra: Goes into the line of the newest step.
+        """
+        while len(self.started) > ahead:
+            started = self.started.popleft()
+            fetched = jax.device_get(dict(started.metrics))
+            metrics = {name: float(value) for name, value in fetched.items()}
+            is_finite = self.guard.check(started.step, metrics, started.ids, started.batch)
+            self.loss = metrics["loss"]
+            self.progress.advance(metrics)
+            is_due = started.step % self.options.log_every == 0 or started.step == self.num_steps
+            if is_due or extra or not is_finite:
+                metrics |= {"skipped": self.guard.skipped} | self.progress.rates() | (extra or {})
+                del metrics["finite"]
+                if self.log is not None:
+                    self.log.write(started.step, metrics)
+
+    def evaluate(self) -> dict[str, float]:
+        jax.block_until_ready(self.started[-1].metrics)  # its time is the step's, not ours
+        with self.progress.pause(), jax.set_mesh(self.prepared.mesh):
+            metrics = self.task.evaluate(self.prepared.model_of(self.state))
+        return {name: float(value) for name, value in metrics.items()}
 
 
-def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    out = {}
-    for key, value in tree.items():
-        out |= _leaves(value, f"{prefix}{key}.")
-    return out
+def _export(stage: Stage, prepared: Prepared, state: TrainState, workdir: pathlib.Path) -> None:
+    """Writes `workdir/model` anew, whole or not at all."""
+    graph, arrays = nnx.split(prepared.model_of(state))
+    model = nnx.merge(graph, gather_to_host(arrays))
+    if jax.process_index() != 0:
+        return
+    fresh, target, earlier = (workdir / name for name in (".model.tmp", "model", ".model.old"))
+    try:
+        for leftover in (fresh, earlier):
+            shutil.rmtree(leftover, ignore_errors=True)
+        stage.export(model, fresh)
+        if target.exists():
+            target.rename(earlier)
+        fresh.rename(target)
+        shutil.rmtree(earlier, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {target}: {error.strerror}; the checkpoint is whole, and "
+            f"`dicode export {workdir} --out MODEL` writes the model elsewhere"
+        ) from error
+
+
+def _peak(options: RunOptions) -> float | None:
+    """FLOPs per second of all devices, None when unknown."""
+    one = flops.peak_flops(jax.devices()[0])
+    if options.peak_tflops is not None:
+        one = options.peak_tflops * 1e12
+    return one and one * jax.device_count()
+
+
+def _count_flops(stage: Stage, prepared: Prepared) -> float | None:
+    """Of one step over all devices; None when a loop's length is known only when it runs."""
+    plan, batch = prepared.plan, stage.batch_shapes(stage.config.batch_size)
+    try:
+        with jax.set_mesh(prepared.mesh):
+            return flops.count_flops(plan.step, plan.state, plan.frozen, batch).model
+    except ValueError:
+        return None
 
 
 def main(
@@ -205,23 +336,10 @@ def main(
       argv: Arguments, those of the process by default.
 
     Returns:
-      The exit status: 0, 2 after a mistake of the user, 130 after Ctrl-C.
+      The exit status: 0 at the end and after SIGTERM, 2 after a mistake of the user, 130 after
+      Ctrl-C.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {prog}",
-        description=build.__doc__.splitlines()[0],
-        epilog="Any field of the config can be overridden: --optim.lr 1e-4. "
-        "`--config FILE --help-config` lists them.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", required=True, help="config file, such as configs/shapes_ar.py")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
-    parser.add_argument("--steps", type=_positive, help="stop after N steps in all")
-    parser.add_argument("--log-every", type=_positive, default=50, metavar="N")
-    parser.add_argument("--checkpoint-every", type=_positive, default=500, metavar="N")
-    parser.add_argument("--sample-every", type=_positive, default=500, metavar="N")
-    parser.add_argument("--help-config", action="store_true", help="list the fields of the config")
-    args, overrides = parser.parse_known_args(argv)
+    args, overrides = _parser(prog, build).parse_known_args(argv)
     try:
         config = config_lib.load_config_file(args.config)
         if not isinstance(config, config_types):
@@ -231,24 +349,69 @@ def main(
             )
         overrides = ["--help"] if args.help_config else overrides
         config = config_lib.parse_overrides(config, overrides, prog=f"python -m {prog}")
-        options = RunOptions(
-            workdir=args.workdir,
-            steps=args.steps,
-            log_every=args.log_every,
-            checkpoint_every=args.checkpoint_every,
-            sample_every=args.sample_every,
-        )
+        names = {field.name for field in dataclasses.fields(RunOptions)}
+        options = RunOptions(**{k: v for k, v in vars(args).items() if k in names})
         _use_compilation_cache()
-        claim(args.workdir, config)
-        loss = run(build(config, args.workdir), options)
+        claim(options.workdir, config)
+        outcome = run(build(config, options.workdir), options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _leave(2, f"error: {error}")
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from the last checkpoint in {args.workdir}")
-        return 130
-    print(f"{prog}: done, last loss {loss:.6g}; everything is in {args.workdir}")
+        return _leave(
+            130, f"stopped; the same command goes on from the last checkpoint in {args.workdir}"
+        )
+    if outcome.stopped_by is not None:
+        print(
+            f"{prog}: {outcome.stopped_by.name} at step {outcome.step}, which is saved; the same "
+            f"command goes on from there in {options.workdir}"
+        )
+        return 130 if outcome.stopped_by == signal.SIGINT else 0
+    print(f"{prog}: done, last loss {outcome.loss:.6g}; everything is in {options.workdir}")
     return 0
+
+
+def _parser(prog: str, build: Callable) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {prog}",
+        description=build.__doc__.splitlines()[0],
+        epilog="Any field of the config can be overridden: --optim.lr 1e-4. "
+        "`--config FILE --help-config` lists them.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--config", required=True, help="config file, such as configs/shapes_ar.py")
+    add("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+    add("--steps", type=_positive, metavar="N", help="stop after N steps in all")
+    add("--log-every", type=_positive, default=50, metavar="N", help="steps between log lines")
+    add("--checkpoint-every", type=_positive, default=500, metavar="N")
+    add("--sample-every", type=_positive, default=500, metavar="N")
+    add("--eval-every", type=_positive, metavar="N", help="default: at every checkpoint")
+    add("--keep", type=_positive, default=2, metavar="N", help="latest checkpoints that stay")
+    add(
+        "--on-nonfinite",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what a loss or gradient that is not finite does to the run (default: stop)",
+    )
+    add(
+        "--max-nonfinite", type=_positive, default=100, metavar="N", help="steps that skip may skip"
+    )
+    add("--profile", action="store_true", help="write a trace of a few steps to WORKDIR/profile")
+    add("--wandb", nargs="?", const="dicode", metavar="PROJECT", help="log to Weights & Biases too")
+    add("--peak-tflops", type=float, metavar="X", help="what one device can do, for the mfu")
+    add("--help-config", action="store_true", help="list the fields of the config")
+    return parser
+
+
+def _leave(status: int, line: str) -> int:
+    """Says why a run ends early; with several processes ends this one at once.
+
+    The others would else wait for it in their next common computation, and it for them at the exit.
+    """
+    print(line, file=sys.stderr, flush=True)
+    if jax.process_count() > 1:
+        os._exit(status)
+    return status
 
 
 def _use_compilation_cache() -> None:

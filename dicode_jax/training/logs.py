@@ -3,46 +3,85 @@
 import json
 import pathlib
 from collections.abc import Mapping
-
-import numpy as np
+from typing import Any
 
 from dicode_jax.errors import UserError
+from dicode_jax.training.nonfinite import finite_only
+
+__all__ = ["MetricsLog", "read_metrics"]
 
 
 class MetricsLog:
     """Appends to `WORKDIR/metrics.jsonl` and to event files in `WORKDIR/tensorboard`.
 
-    Numbers keep their full precision. Lines of a run that was stopped and resumed follow each
-    other; a step that was done twice appears twice, and the later line counts.
+    Numbers keep their full precision; infinities and NaN are left out. Lines of a run that was
+    stopped and resumed follow each other; a step that was done twice appears twice, and the later
+    line counts. A line that a kill cut in half is ended, so that the next one stands by itself.
+
+    Args:
+      workdir: Folder of the run.
+      first_step: The step that a resumed run does first; TensorBoard then hides what an earlier
+        run wrote from there on.
+      wandb_project: Also log to this project of Weights & Biases, always to the same run of it.
+      config: What Weights & Biases shows as the run's settings.
 
     Raises:
-      UserError: The folder cannot be written.
+      UserError: The folder cannot be written, or wandb is not installed.
     """
 
-    def __init__(self, workdir: pathlib.Path):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        first_step: int = 1,
+        wandb_project: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ):
         from tensorboardX import SummaryWriter
 
+        self._workdir = workdir
+        self._wandb = None
+        if wandb_project is not None:
+            self._wandb = _start_wandb(workdir, wandb_project, config or {})
+        path = workdir / "metrics.jsonl"
         try:
-            self._file = (workdir / "metrics.jsonl").open("a")
+            is_torn = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
+            self._file = path.open("a")
+            if is_torn:
+                self._file.write("\n")
+            self._board = SummaryWriter(
+                str(workdir / "tensorboard"),
+                purge_step=first_step if first_step > 1 else None,
+                flush_secs=10,
+            )
         except OSError as error:
             raise UserError(f"cannot write to {workdir}: {error.strerror}") from error
-        self._board = SummaryWriter(str(workdir / "tensorboard"))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Logs one step; every value is a number."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        """Logs one step; every value is a number.
+
+        Raises:
+          UserError: The disk does not take it.
+        """
+        metrics = finite_only(metrics)
+        try:
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self._workdir / 'metrics.jsonl'}: {error.strerror}"
+            ) from error
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
-
-    def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Shows an image [h, w, 3] uint8 in TensorBoard."""
-        self._board.add_image(name, image, step, dataformats="HWC")
+        if self._wandb is not None:
+            self._wandb.log(metrics, step=step)
 
     def close(self) -> None:
-        """Flushes both."""
+        """Flushes all."""
         self._file.close()
         self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict]:
@@ -55,3 +94,21 @@ def read_metrics(path: str | pathlib.Path) -> list[dict]:
             continue
         by_step[record["step"]] = record
     return [by_step[step] for step in sorted(by_step)]
+
+
+def _start_wandb(workdir: pathlib.Path, project: str, config: Mapping[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("--wandb needs wandb: pip install 'dicode-jax[wandb]'") from None
+    path = workdir / "wandb_id.txt"
+    if not path.is_file():
+        path.write_text(wandb.util.generate_id())
+    return wandb.init(
+        project=project,
+        id=path.read_text().strip(),
+        name=workdir.name,
+        dir=str(workdir),
+        config=dict(config),
+        resume="allow",
+    )

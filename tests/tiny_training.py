@@ -1,0 +1,142 @@
+"""A training of a few milliseconds a step, as a command line, for tests that stop and kill runs."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import sys
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dicode_jax.sharding import ShardingConfig
+from dicode_jax.training.optim import OptimConfig
+from dicode_jax.training.stage import Stage
+from train import loop
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TinyConfig:
+    """Settings; the last ones make things happen.
+
+    Attributes:
+      width: Of the hidden layer.
+      poison: Batches (by number) that hold an infinity.
+      evaluate: Whether there is a validation loss, `1 / step`, and samples.
+      sleep: Seconds that the data takes for a batch.
+    """
+
+    width: int = 8
+    num_steps: int = 40
+    batch_size: int = 4
+    optim: OptimConfig = OptimConfig(lr=3e-3, warmup_steps=5)
+    ema_decay: float = 0.9
+    sharding: ShardingConfig = ShardingConfig()
+    seed: int = 3
+    poison: tuple[int, ...] = ()
+    evaluate: bool = False
+    sleep: float = 0.0
+
+
+class TinyModel(nnx.Module):
+    def __init__(self, config: TinyConfig, *, rngs: nnx.Rngs):
+        self.up = nnx.Linear(6, config.width, rngs=rngs)
+        self.down = nnx.Linear(config.width, 3, rngs=rngs)
+
+
+class TinyBatches:
+    """Batch `n` is a function of `n`; every one that is read is also written to a file."""
+
+    def __init__(self, config: TinyConfig, record: pathlib.Path | None = None):
+        self.config, self.record, self.position, self.is_open = config, record, 0, True
+
+    def next(self) -> dict[str, np.ndarray]:
+        n, size = self.position, self.config.batch_size
+        rng = np.random.default_rng((self.config.seed, n))
+        x = rng.normal(size=(size, 6)).astype(np.float32)
+        batch = {
+            "x": x,
+            "y": np.tanh(x[:, :3] - x[:, 3:]),
+            "ids": [f"clip {i}" for i in rng.integers(999, size=size)],
+        }
+        if n in self.config.poison:
+            batch["x"][0, 0] = np.inf
+        if jax.process_count() > 1:
+            rows = slice(jax.process_index(), None, jax.process_count())
+            batch = {name: value[rows] for name, value in batch.items()}
+        if self.record is not None:
+            line = {"batch": n, "ids": batch["ids"], "crc": zlib.crc32(batch["x"].tobytes())}
+            with self.record.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        self.position += 1
+        return batch
+
+    def state(self):
+        return {"next_batch": self.position}
+
+    def restore(self, state):
+        self.position = state["next_batch"]
+
+    def close(self):
+        self.is_open = False
+
+
+def loss_fn(model: TinyModel, batch, key):
+    hidden = jnp.tanh(model.up(batch["x"]))
+    hidden = hidden + 0.1 * jax.random.normal(key, hidden.shape)
+    loss = jnp.mean(jnp.square(model.down(hidden) - batch["y"]))
+    return loss, {"largest": jnp.max(jnp.abs(hidden))}
+
+
+def export(model: TinyModel, folder: pathlib.Path) -> None:
+    folder.mkdir()
+    np.savez(folder / "model.npz", up=model.up.kernel[...], down=model.down.kernel[...])
+
+
+def make_stage(config: TinyConfig) -> Stage:
+    f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    return Stage(
+        name="tiny",
+        config=config,
+        create=lambda rngs: TinyModel(config, rngs=rngs),
+        load=dict,
+        is_trained=lambda path, _: True,
+        loss_fn=loss_fn,
+        batch_shapes=lambda b: {"x": f32((b, 6)), "y": f32((b, 3))},
+        export=export,
+    )
+
+
+def build(config: TinyConfig, workdir: pathlib.Path) -> loop.Task:
+    """Trains almost nothing."""
+    steps = iter(range(1, 10**6))
+    evaluate = lambda model: {"validation_loss": abs(next(steps) - 2.5)}  # noqa: E731
+    return loop.Task(
+        stage=make_stage(config),
+        batches=TinyBatches(config, workdir / f"batches_{jax.process_index()}.jsonl"),
+        evaluate=evaluate if config.evaluate else None,
+        units={"tokens": 100.0 * config.batch_size},
+    )
+
+
+def write_config(folder: pathlib.Path) -> pathlib.Path:
+    """A config file for the command line."""
+    path = folder / "tiny_config.py"
+    path.write_text("from tiny_training import TinyConfig\n\nget_config = TinyConfig\n")
+    return path
+
+
+def main(argv: list[str]) -> int:
+    return loop.main("tiny_training", build, (TinyConfig,), argv)
+
+
+def run_child(argv: list[str], log: str) -> None:
+    """Body of a process started by `multiprocessing`: the command line, with output to a file."""
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    sys.exit(main(argv))
