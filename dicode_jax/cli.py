@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
-from dicode_jax import cli_runs
+from dicode_jax import cli_data, cli_runs
 from dicode_jax.cli_arguments import MAX_CLIPS, VIDEO_SUFFIXES, make_parser
 from dicode_jax.errors import UserError
 
@@ -309,6 +309,7 @@ _COMMANDS = {
     "encode": _encode,
     "decode": _decode,
     "info": _info,
+    "data": cli_data.data,
     "metrics": cli_runs.metrics,
 }
 

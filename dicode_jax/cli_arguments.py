@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 
-from dicode_jax import cli_runs
+from dicode_jax import cli_data, cli_runs
 from dicode_jax.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")  # as data.video, which is slow to import
@@ -22,6 +22,7 @@ examples:
   dicode encode in.mp4 --out tokens.safetensors
   dicode decode tokens.safetensors --out out.mp4
   dicode info
+  dicode data inspect videos/ --sheet sheet.png
   dicode metrics runs/ar --out curves.png
 
 dicode COMMAND --help explains the options of a command."""
@@ -115,6 +116,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         metavar="PATH",
         help="a model folder, a packaged name or owner/name on the Hub (default: the packaged one)",
     )
+    cli_data.add_parsers(command)
     cli_runs.add_parsers(command)
     return parser
 

@@ -166,16 +166,42 @@ def probe(record: Record) -> MediaInfo:
     Raises:
       BrokenRecord: The file cannot be read.
     """
+    sizes: list[tuple[int, int]] = []
+
+    def note(image: Image.Image) -> np.ndarray:
+        sizes.append(image.size)
+        return np.zeros((1, 1, 3), np.uint8)
+
     with _reader(record) as reader:
-        sizes: list[tuple[int, int]] = []
-
-        def note(image: Image.Image) -> np.ndarray:
-            sizes.append(image.size)
-            return np.zeros((1, 1, 3), np.uint8)
-
-        reader.frames_at(reader.times[[0, -1]], note)
+        reader.frames_at(reader.times[:1], note)
+        reader.frames_at(reader.times[-1:], note)
         (width, height), count, length = sizes[0], len(reader.times), reader.length
     return MediaInfo(width=width, height=height, num_frames=count, duration=length)
+
+
+def frames_there(info: MediaInfo, cfg: DataConfig) -> int:
+    """How many frames of a clip that starts at 0 a video shows, `cfg.num_frames` at most."""
+    if cfg.fps is None:
+        return min(cfg.num_frames, -(-info.num_frames // cfg.frame_stride))
+    return int(np.sum(np.arange(cfg.num_frames) / cfg.fps < info.duration))
+
+
+def read_overview(record: Record, count: int, height: int = 112) -> UInt8[np.ndarray, "f h w 3"]:
+    """Up to `count` frames from the first to the last, uncut, for people to look at.
+
+    Raises:
+      BrokenRecord: The file cannot be read.
+    """
+    if isinstance(record.media, Scene):
+        return synthetic.render(record.media, num_frames=count)[0]
+
+    def fit(image: Image.Image) -> np.ndarray:
+        width = max(1, round(height * image.width / image.height))
+        return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+
+    with _reader(record) as reader:
+        count = min(count, len(reader.times))
+        return reader.frames_at(np.linspace(0, reader.times[-1], count), fit)
 
 
 # Choosing

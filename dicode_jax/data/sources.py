@@ -16,13 +16,13 @@ from dicode_jax.data.sources_folder import FolderSource
 from dicode_jax.data.sources_shapes import ShapesSource
 from dicode_jax.data.sources_table import TABLE_SUFFIXES, TableSource
 from dicode_jax.data.sources_tar import TarSource
+from dicode_jax.data.token_cache import is_cache
 from dicode_jax.errors import UserError
 
 __all__ = ["ClipSource", "Record", "kind_of", "open_source", "shard_paths"]
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _ARRAY_RECORD = re.compile(r"\.array_?record(-\d+-of-\d+)?$", re.IGNORECASE)
-CACHE_MANIFEST = "manifest.json"
 
 
 def open_source(
@@ -94,7 +94,9 @@ def kind_of(cfg: DataConfig) -> str:
         names = [entry.name for entry in os.scandir(path)]
         has_records = any(_ARRAY_RECORD.search(name) for name in names)
         if has_records:
-            return "cache" if CACHE_MANIFEST in names else "array_record"
+            # One that is not finished has no manifest yet.
+            is_begun = any(name.startswith("tokens-") for name in names)
+            return "cache" if is_begun or is_cache(path) else "array_record"
         return "tar" if any(suffix_of(name) == ".tar" for name in names) else "folder"
     if suffix_of(cfg.path) in TABLE_SUFFIXES:
         return "table"
