@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import sys
+import time
 import zlib
 
 import jax
@@ -13,10 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dicode_jax.data.stream import BatchStream
 from dicode_jax.sharding import ShardingConfig
 from dicode_jax.training.optim import OptimConfig
 from dicode_jax.training.stage import Stage
 from train import loop
+
+LENGTH = 37  # examples; no multiple of the batch size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,41 +52,41 @@ class TinyModel(nnx.Module):
         self.down = nnx.Linear(config.width, 3, rngs=rngs)
 
 
+def make_example(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    x = (index / LENGTH + rng.normal(size=6)).astype(np.float32)
+    return {"x": x, "y": np.tanh(x[:3] - x[3:])}
+
+
 class TinyBatches:
-    """Batch `n` is a function of `n`; every one that is read is also written to a file."""
+    """A stream whose batches are also written to a file, as the loop reads them."""
 
-    def __init__(self, config: TinyConfig, record: pathlib.Path | None = None):
-        self.config, self.record, self.position, self.is_open = config, record, 0, True
+    def __init__(self, config: TinyConfig, record: pathlib.Path):
+        self.config, self.record = config, record
+        self.stream = BatchStream(
+            make_example,
+            LENGTH,
+            names=lambda index: f"clip {index}",
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )
+        self.state, self.restore, self.close = (
+            self.stream.state,
+            self.stream.restore,
+            self.stream.close,
+        )
 
-    def next(self) -> dict[str, np.ndarray]:
-        n, size = self.position, self.config.batch_size
-        rng = np.random.default_rng((self.config.seed, n))
-        x = rng.normal(size=(size, 6)).astype(np.float32)
-        batch = {
-            "x": x,
-            "y": np.tanh(x[:, :3] - x[:, 3:]),
-            "ids": [f"clip {i}" for i in rng.integers(999, size=size)],
-        }
-        if n in self.config.poison:
+    def __next__(self) -> dict[str, np.ndarray]:
+        number = self.state()["next_batch"]
+        batch = next(self.stream)
+        if number in self.config.poison:
             batch["x"][0, 0] = np.inf
-        if jax.process_count() > 1:
-            rows = slice(jax.process_index(), None, jax.process_count())
-            batch = {name: value[rows] for name, value in batch.items()}
-        if self.record is not None:
-            line = {"batch": n, "ids": batch["ids"], "crc": zlib.crc32(batch["x"].tobytes())}
-            with self.record.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-        self.position += 1
+        time.sleep(self.config.sleep)
+        crc = zlib.crc32(batch["x"].tobytes())
+        with self.record.open("a") as file:
+            file.write(
+                json.dumps({"batch": number, "ids": batch["ids"].tolist(), "crc": crc}) + "\n"
+            )
         return batch
-
-    def state(self):
-        return {"next_batch": self.position}
-
-    def restore(self, state):
-        self.position = state["next_batch"]
-
-    def close(self):
-        self.is_open = False
 
 
 def loss_fn(model: TinyModel, batch, key):

@@ -74,7 +74,7 @@ class RunOptions:
 class Batches(Protocol):
     """Endless batches whose place can be saved: `dicode_jax.data.stream.BatchStream`."""
 
-    def next(self) -> dict[str, np.ndarray]: ...
+    def __next__(self) -> dict[str, np.ndarray]: ...
 
     def state(self) -> dict[str, Any]: ...
 
@@ -246,7 +246,7 @@ class _Loop:
         return self.step % every == 0 or self.step == self.num_steps
 
     def start_step(self) -> None:
-        batch = self.task.batches.next()
+        batch = next(self.task.batches)
         ids = batch.pop("ids")
         with jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1):
             arrays = global_batch(batch, self.prepared.mesh)
