@@ -1,68 +1,72 @@
 """Examples that a frozen model encodes once, kept on disk beside a run."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import jax
 import numpy as np
 
-from dicode_jax.data.batches import Source
+from dicode_jax.data.files import atomic_path
+from dicode_jax.data.stream import BatchStream
 from dicode_jax.errors import UserError
+
+Encode = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
 class Cache:
-    """The first examples of a source, encoded; floating-point arrays are kept in float16.
+    """The first examples of a stream, encoded; floating-point arrays are kept in float16.
 
-    The file is written when it is whole, so that a stopped run leaves none. It is read again by a
-    run that goes on, whose config (`train.loop.claim`) says that nothing has changed.
+    The file is written by process 0, when it is whole, so that a stopped run leaves none. It is
+    read again by a run that goes on, whose config says that nothing has changed.
 
     Args:
-      path: The `.npz` file.
-      source: Examples before encoding.
-      encode: Turns a list of examples into arrays whose first axis runs over them.
+      path: The `.npz` file, in a folder that all processes see.
+      stream: Gives the examples before encoding, whole batches to one process; it is closed.
+      encode: Turns a batch into arrays whose first axis runs over examples.
       count: How many examples are kept.
-      batch_size: Examples per call of `encode`.
+
+    Attributes:
+      arrays: By name, `[count, ...]`.
+      names: What each example was read from, `[count]`.
 
     Raises:
       UserError: The file holds another number of examples.
     """
 
-    def __init__(
-        self,
-        path: pathlib.Path,
-        source: Source,
-        encode: Callable[[list[dict[str, np.ndarray]]], dict[str, np.ndarray]],
-        *,
-        count: int,
-        batch_size: int,
-    ):
-        if not path.is_file():
-            _write(path, source, encode, count, batch_size)
+    def __init__(self, path: pathlib.Path, stream: BatchStream, encode: Encode, *, count: int):
+        if not path.is_file() and jax.process_index() == 0:
+            _write(path, stream, encode, count)
+        stream.close()
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices(str(path))
         with np.load(path) as file:
             self.arrays = dict(file)
-        held = {len(array) for array in self.arrays.values()}
-        if held != {count}:
+        self.names = self.arrays.pop("ids")
+        if len(self.names) != count:
             raise UserError(
-                f"{path} holds {max(held)} examples, the config wants {count}; delete it"
+                f"{path} holds {len(self.names)} examples, the config wants {count}; delete it"
             )
 
-    def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {name: array[index] for name, array in self.arrays.items()}
+def _write(path: pathlib.Path, stream: BatchStream, encode: Encode, count: int) -> None:
+    from tqdm import tqdm
 
-
-def _write(path, source, encode, count, batch_size) -> None:
-    from tqdm import trange
-
-    parts = []
-    for start in trange(0, count, batch_size, desc="encoding", unit="batch"):
-        encoded = encode([source[i] for i in range(start, start + batch_size)])
-        encoded = {name: np.asarray(array) for name, array in encoded.items()}
-        is_float = {name: array.dtype.kind == "f" for name, array in encoded.items()}
-        parts.append({n: a.astype(np.float16) if is_float[n] else a for n, a in encoded.items()})
+    parts, done = [], 0
+    with tqdm(total=count, desc="encoding", unit="example") as bar:
+        while done < count:
+            batch = next(stream)
+            ids = batch.pop("ids")
+            encoded = {name: np.asarray(array) for name, array in encode(batch).items()}
+            is_float = {name: array.dtype.kind in "fV" for name, array in encoded.items()}
+            parts.append(
+                {n: a.astype(np.float16) if is_float[n] else a for n, a in encoded.items()}
+                | {"ids": ids}
+            )
+            bar.update(min(len(ids), count - done))
+            done += len(ids)
     whole = {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, **whole)
-    temporary.replace(path)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **whole)

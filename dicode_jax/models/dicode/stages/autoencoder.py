@@ -6,13 +6,16 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+import numpy as np
 
 from dicode_jax import weights
+from dicode_jax.data.examples import FrameReader, first_batches
+from dicode_jax.data.sources import open_source
 from dicode_jax.data.transforms import to_float, to_uint8
 from dicode_jax.models.autoencoder_kl import AutoencoderKL
-from dicode_jax.models.dicode.stages import examples, parts
+from dicode_jax.models.dicode.stages import parts
 from dicode_jax.models.dicode.stages.configs import AutoencoderTrainConfig
+from dicode_jax.training.evaluate import look
 from dicode_jax.training.stage import Stage
 from dicode_jax.typing import Array, Float, UInt8
 
@@ -61,8 +64,16 @@ def reconstruct(
 
 
 def export(config: AutoencoderTrainConfig, model: AutoencoderKL, folder: pathlib.Path) -> None:
-    """Writes the model; its config holds the scale that gives latents unit variance."""
-    images = examples.fixed(examples.frames(config, "validation"), 64)["image"]
-    latents, _ = nnx.jit(reconstruct)(model, images)
-    scaled = dataclasses.replace(config.model, scale_factor=float(1 / jnp.std(latents)))
+    """Writes the model; its config holds the scale that gives latents of held-out data variance 1.
+
+    Raises:
+      UserError: The data set is not there any more.
+    """
+    data = config.data
+    source = open_source(data, split="validation", seed=config.seed)
+    source = source if len(source) else open_source(data, split="train", seed=config.seed)
+    read = FrameReader(data=data, frame_size=config.frame_size)
+    (batch,) = first_batches(source, read, data, 1, batch_size=64, seed=config.seed)
+    latents, _ = look(reconstruct)(model, batch["image"])
+    scaled = dataclasses.replace(config.model, scale_factor=float(1 / np.std(latents)))
     weights.save_module(folder, model, scaled)

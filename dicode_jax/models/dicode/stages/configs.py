@@ -120,6 +120,8 @@ class TokenizerTrainConfig(_RunConfig):
       trainable: Which parts are trained, beside what `representation` freezes.
       loss: Condition dropping and regularisers.
       fs: Frame stride that the UNet is told; None for the stride that each clip was read with.
+      sample_steps: Sampling steps of the sample sheet.
+      sample_guidance: Guidance scale of the sample sheet; 1 for none.
     """
 
     tokenizer: DeepTokenizerConfig = dataclasses.field(default_factory=DeepTokenizerConfig)
@@ -131,11 +133,15 @@ class TokenizerTrainConfig(_RunConfig):
     trainable: TrainableParts = TrainableParts()
     loss: TokenizerLossConfig = dataclasses.field(default_factory=TokenizerLossConfig)
     fs: int | None = 6
+    sample_steps: int = 25
+    sample_guidance: float = 1.0
 
     def __post_init__(self):
         super().__post_init__()
         if self.cached_clips and self.autoencoder is None and self.init is None:
             raise ValueError("cached_clips needs a trained autoencoder: give autoencoder or init")
+        if self.has_frozen_tokenizer and self.representation is None and self.init is None:
+            raise ValueError("trainable.resampler False needs a tokenizer that is ready: give init")
         if self.loss.extra == "vae" and not self.tokenizer.use_vae:
             raise ValueError("loss.extra 'vae' needs tokenizer.use_vae")
 

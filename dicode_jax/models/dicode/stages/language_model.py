@@ -10,11 +10,18 @@ from flax import nnx
 
 from dicode_jax import weights
 from dicode_jax.data.text import TextTokenizer, train_small
-from dicode_jax.data.transforms import to_float, to_uint8
+from dicode_jax.data.transforms import to_float
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
-from dicode_jax.models.dicode.decoder import ClipDecoder
+from dicode_jax.models.dicode.decoder import (
+    ClipDecoder,
+    ClipDecoderConfig,
+    SamplingConfig,
+    decode_clip,
+    decode_latents,
+    to_uint8,
+)
 from dicode_jax.models.dicode.generate import generate
 from dicode_jax.models.dicode.stages import parts
 from dicode_jax.models.dicode.stages.configs import ARTrainConfig
@@ -204,24 +211,53 @@ def loss_fn(
         "rngs": nnx.Rngs(dropout=dropout_key),
         "key": latent_key,
     }
-    if config.packed:
+    if "segment_ids" in batch:
         out = model.lm.packed_loss(**{**batch, "tokens": tokens}, **options)
     else:
         out = model.lm.loss(batch["text_ids"], tokens, frame_mask=batch["frame_mask"], **options)
     return out.loss, {}
 
 
-def paint(
-    lm: DiCoDeLM, decoder: ClipDecoder, text_ids: Int[Array, "b l"]
-) -> UInt8[Array, "b k h w 3"]:
-    """The first two keyframes after each caption, as the latent head sees them."""
+def encode(
+    tokenizer: DeepTokenizer, keyframes: UInt8[Array, "b k h w 3"]
+) -> Float[Array, "b k n z"]:
+    """Deep tokens of keyframes."""
+    return tokenizer(to_float(keyframes))
+
+
+def load_decoder(config: ARTrainConfig) -> ClipDecoder | None:
+    """What paints sample sheets: the decoder beside the tokenizer, None when there is none."""
+    folder = pathlib.Path(config.tokenizer or "") / "decoder"
+    if config.tokenizer is None or not folder.is_dir():
+        return None
+    return parts.on_device(parts.load(folder, ClipDecoder, ClipDecoderConfig)[0])
+
+
+def generate_tokens(
+    config: ARTrainConfig, lm: DiCoDeLM, text_ids: Int[Array, "b l"]
+) -> Float[Array, "b k n z"]:
+    """Deep tokens of the first keyframes after each caption, with fixed noise."""
+    k = min(max(config.num_keyframes, 2), 4, config.model.max_keyframes)
     keys = jax.random.split(jax.random.key(0), len(text_ids))
-    return show(decoder, generate(lm, text_ids, num_keyframes=2, keys=keys))
+    return generate(lm, text_ids, num_keyframes=k, keys=keys).astype(jnp.float32)
 
 
-def show(decoder: ClipDecoder, tokens: Float[Array, "b k n z"]) -> UInt8[Array, "b k h w 3"]:
-    """Keyframes from deep tokens, as the latent head sees them."""
-    return to_uint8(decoder.autoencoder.decode_latents(decoder.latent_images(tokens)))
+def show(
+    config: ARTrainConfig, decoder: ClipDecoder, tokens: Float[Array, "b k n z"]
+) -> UInt8[Array, "b f h w 3"]:
+    """Keyframes as the latent head sees them; without one, the clip between the first two."""
+    if decoder.cfg.latent_head is not None:
+        latents = decoder.latent_images(tokens)
+    else:
+        sampling = SamplingConfig(
+            num_frames=decoder.cfg.unet.temporal_length or config.data.num_frames,
+            num_inference_steps=25,
+            guidance_scale=1.0,
+            fs=decoder.cfg.unet.default_fs,
+        )
+        keys = jax.random.split(jax.random.key(0), len(tokens))
+        latents = decode_clip(decoder, tokens[:, :2], keys, sampling)
+    return to_uint8(decode_latents(decoder, latents))
 
 
 def export(config: ARTrainConfig, model: Reader, folder: pathlib.Path) -> None:

@@ -3,6 +3,7 @@
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -35,6 +36,12 @@ def load(folder: str | pathlib.Path, kind: Any, config_type: type) -> tuple[nnx.
     return weights.load_module(
         folder, lambda cfg: kind(cfg, rngs=ShapeRngs()), config_type, on_host=True
     )
+
+
+def on_device(module: nnx.Module) -> nnx.Module:
+    """The module with its arrays on the default device."""
+    graph, state = nnx.split(module)
+    return nnx.merge(graph, jax.device_put(state))
 
 
 def load_same(folder: str | pathlib.Path, kind: Any, config: Any) -> nnx.Module:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dicode_jax import weights
-from dicode_jax.data.batches import FRAME_LABELS
+from dicode_jax.data.sources import kind_of
+from dicode_jax.data.sources_shapes import FRAME_LABELS
 from dicode_jax.data.transforms import to_float, to_uint8
 from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
@@ -40,7 +41,7 @@ def make_stage(config: RepresentationTrainConfig) -> Stage:
     Raises:
       UserError: Probes are asked for on data without labels; no autoencoder is where it should be.
     """
-    if config.has_labels and config.data.path != "shapes":
+    if config.has_labels and kind_of(config.data) != "shapes":
         raise UserError(
             "the probes know the synthetic world only: with other data give --probe-weight 0"
         )

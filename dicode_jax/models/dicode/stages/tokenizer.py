@@ -15,7 +15,7 @@ from flax import nnx
 
 from dicode_jax import weights
 from dicode_jax.data.transforms import to_float
-from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
+from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.models.dicode import tokenizer_loss
 from dicode_jax.models.dicode.decoder import (
     ClipDecoder,
@@ -30,6 +30,7 @@ from dicode_jax.models.dicode.stages.configs import TokenizerTrainConfig
 from dicode_jax.models.dicode.stages.representation import load_representation
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.nn import lora
+from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.training.stage import Path, Stage
 from dicode_jax.typing import Array, UInt8
 
@@ -137,7 +138,7 @@ def load_start(config: TokenizerTrainConfig) -> dict[Path, Array]:
         ("tokenizer", DeepTokenizer, config.tokenizer),
         ("decoder", ClipDecoder, decoder_config(config)),
     ):
-        make = lambda _, kind=kind, cfg=cfg: kind(cfg, rngs=parts.ShapeRngs())  # noqa: E731
+        make = lambda _, kind=kind, cfg=cfg: kind(cfg, rngs=ShapeRngs())  # noqa: E731
         module, _ = weights.load_module(folder / name, make, type(cfg), on_host=True)
         arrays |= parts.leaves(module, name)
     return arrays
@@ -175,7 +176,7 @@ def loss_fn(
     draw_key, dropout_key = jax.random.split(key)
     decoder = model.decoder
     b = batch["fs"].shape[0]
-    if config.cached_clips:
+    if "latents" in batch:
         latents = batch["latents"].astype(jnp.float32)
         shape = latents.shape
     else:
@@ -218,22 +219,56 @@ def loss_fn(
     return loss, {name: metrics[name] for name in names}
 
 
+class Encoder(nnx.Module):
+    """The frozen parts that cached clips are made with; no tokenizer where it learns."""
+
+    def __init__(self, autoencoder: AutoencoderKL, tokenizer: DeepTokenizer | None):
+        self.autoencoder, self.tokenizer = autoencoder, tokenizer
+
+
+def load_encoder(config: TokenizerTrainConfig) -> Encoder:
+    """The parts as they were stored, on the default device.
+
+    Raises:
+      UserError: A part is missing, or of other sizes than the config's.
+    """
+    arrays = load(config)
+
+    def part(module: nnx.Module, *prefix: str) -> nnx.Module:
+        graph, abstract = nnx.split(module)
+        flat = nnx.to_flat_state(abstract)
+        leaves = [(p, v.replace(jnp.asarray(arrays[(*prefix, *p)]))) for p, v in flat]
+        return nnx.merge(graph, nnx.from_flat_state(leaves))
+
+    shapes = nnx.eval_shape(
+        lambda: VideoTokenizer(config.tokenizer, decoder_config(config), rngs=ShapeRngs())
+    )
+    tokenizer = part(shapes.tokenizer, "tokenizer") if config.has_frozen_tokenizer else None
+    return Encoder(part(shapes.decoder.autoencoder, "decoder", "autoencoder"), tokenizer)
+
+
 def encode(
-    config: TokenizerTrainConfig, model: VideoTokenizer, video: UInt8[Array, "b f h w 3"]
+    config: TokenizerTrainConfig, encoder: Encoder, video: UInt8[Array, "b f h w 3"]
 ) -> dict[str, Array]:
     """What cached clips hold for each clip: scaled latents, and deep tokens or keyframes."""
     keyframes = tokenizer_loss.select_keyframes(video, config.decoder.image_proj_type)
-    latents = model.decoder.autoencoder.encode_latents(to_float(video))
-    if config.has_frozen_tokenizer:
-        return {"latents": latents, "tokens": model.tokenizer(to_float(keyframes))}
-    return {"latents": latents, "keyframes": keyframes}
+    latents = encoder.autoencoder.encode_latents(to_float(video), per_frame=True)
+    if encoder.tokenizer is None:
+        return {"latents": latents, "keyframes": keyframes}
+    return {"latents": latents, "tokens": encoder.tokenizer(to_float(keyframes))}
 
 
 def reconstruct(
-    model: VideoTokenizer, video: UInt8[Array, "b f h w 3"], sampling: SamplingConfig
+    config: TokenizerTrainConfig, model: VideoTokenizer, video: UInt8[Array, "b f h w 3"]
 ) -> UInt8[Array, "b f h w 3"]:
     """Clips through their keyframes' deep tokens and back, with fixed noise."""
-    keyframes = tokenizer_loss.select_keyframes(video, model.decoder.cfg.image_proj_type)
+    sampling = SamplingConfig(
+        num_frames=video.shape[1],
+        num_inference_steps=config.sample_steps,
+        guidance_scale=config.sample_guidance,
+        fs=config.decoder.unet.default_fs if config.fs is None else config.fs,
+    )
+    keyframes = tokenizer_loss.select_keyframes(video, config.decoder.image_proj_type)
     keys = jax.random.split(jax.random.key(0), video.shape[0])
     latents = decode_clip(model.decoder, model.tokenizer(to_float(keyframes)), keys, sampling)
     return to_uint8(decode_latents(model.decoder, latents))
