@@ -138,9 +138,8 @@ def like_params(tree: PyTree, params: PyTree, shardings: PyTree, mesh: Mesh) -> 
 
 def dotted_path(key_path: Sequence[Any]) -> str:
     """Path of a leaf as rules see it, such as `lm.body.blocks.attn.qkv.kernel`."""
-    names = [
-        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in key_path
-    ]
+    kinds = ("key", "name", "idx")  # of dictionaries, attributes and sequences
+    names = [str(getattr(key, k)) for key in key_path for k in kinds if hasattr(key, k)]
     return ".".join(names).removesuffix(".value")  # a variable holds its array as `value`
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from flax import nnx
 
 from dicode_jax import config as config_lib
+from dicode_jax import distributed
 from dicode_jax.checkpoint import Checkpointer
 from dicode_jax.errors import UserError
 from dicode_jax.sharding import gather_to_host, global_batch, make_mesh
@@ -341,6 +342,7 @@ def main(
     """
     args, overrides = _parser(prog, build).parse_known_args(argv)
     try:
+        distributed.initialize(args.coordinator, args.num_processes, args.process_id)
         config = config_lib.load_config_file(args.config)
         if not isinstance(config, config_types):
             wanted = " or ".join(kind.__name__ for kind in config_types)
@@ -400,6 +402,7 @@ def _parser(prog: str, build: Callable) -> argparse.ArgumentParser:
     add("--wandb", nargs="?", const="dicode", metavar="PROJECT", help="log to Weights & Biases too")
     add("--peak-tflops", type=float, metavar="X", help="what one device can do, for the mfu")
     add("--help-config", action="store_true", help="list the fields of the config")
+    distributed.add_arguments(parser)
     return parser
 
 
