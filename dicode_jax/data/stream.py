@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import grain
 import numpy as np
@@ -107,16 +107,24 @@ class BatchStream:
         """
         if self._iterator is None:
             self._iterator = self._start()
-        made: _Made = next(self._iterator)
+        try:
+            made: _Made = next(self._iterator)
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise UserError(
+                "a worker process was killed; it may have run out of memory, or of shared memory "
+                "(docker: --shm-size). Take fewer --data.num-workers or smaller batches"
+            ) from error
         self._next_batch += 1
-        for name, reason in made.broken:
+        for name, reason in made["broken"]:
             if name not in self._broken:
                 _log.warning("left out: %s", reason)
             self._broken[name] = self._broken.get(name, 0) + 1
-        if made.error is not None:
-            raise UserError(made.error)
+        if made["error"]:
+            raise UserError(made["error"])
         self._check_broken()
-        return made.arrays | {"ids": np.array(made.ids)}
+        return made["arrays"] | {"ids": np.array(made["ids"])}
 
     def state(self) -> dict[str, Any]:
         """Where the stream is, ready for JSON: `next_batch`, and how often which name failed."""
@@ -200,14 +208,13 @@ class _ReadRecord:
         return self.read(self.source.record(index), rng)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Made:
-    """What a worker hands over for one batch; `error` is what stops the run."""
+class _Made(TypedDict):
+    """What a worker hands over for one batch; Grain puts the arrays of a dict in shared memory."""
 
     arrays: dict[str, np.ndarray]
-    ids: tuple[str, ...]
-    broken: tuple[tuple[str, str], ...]
-    error: str | None = None
+    ids: list[str]
+    broken: list[tuple[str, str]]  # name and what is wrong with it
+    error: str  # what stops the run, or ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -238,8 +245,8 @@ class _Rows:
                 ids.append(self.names(index))
             arrays = _stack(examples, ids)
         except UserError as error:
-            return _Made(arrays={}, ids=(), broken=tuple(broken), error=str(error))
-        return _Made(arrays=arrays, ids=tuple(ids), broken=tuple(broken))
+            return _Made(arrays={}, ids=[], broken=broken, error=str(error))
+        return _Made(arrays=arrays, ids=ids, broken=broken, error="")
 
     def _order(self):
         order = grain.MapDataset.range(self.length)
