@@ -192,18 +192,26 @@ def prepare(stage: Stage, mesh: Mesh) -> Prepared:
       UserError: As `plan_stage`; or what is loaded does not fit the model.
     """
     plan = plan_stage(stage, mesh)
-    params, frozen = _fill(
-        stage,
-        (plan.state.params, plan.frozen),
-        (plan.shardings.state.params, plan.shardings.frozen),
-    )
+    params, frozen = _fill(stage, plan)
     # Donated: parameters go into the state instead of being copied.
     create = jax.jit(plan.create, donate_argnums=0, out_shardings=plan.shardings.state)
     return Prepared(plan=plan, state=create(params), frozen=frozen)
 
 
-def _fill(stage: Stage, abstract: tuple, shardings: tuple) -> tuple:
+def create_model(stage: Stage, mesh: Mesh) -> nnx.Module:
+    """The model of a stage before its first step, as `prepare` makes it, without an optimiser.
+
+    Raises:
+      UserError: As `prepare`.
+    """
+    plan = plan_stage(stage, mesh)
+    return nnx.merge(plan.graph, *_fill(stage, plan))
+
+
+def _fill(stage: Stage, plan: Plan) -> tuple:
     """The states `(trained, frozen)` with numbers: loaded where there are such, else fresh."""
+    abstract = (plan.state.params, plan.frozen)
+    shardings = (plan.shardings.state.params, plan.shardings.frozen)
     shapes = _arrays(abstract[0]) + _arrays(abstract[1])
     places = jax.tree.leaves(shardings)
     loaded = dict(stage.load())
