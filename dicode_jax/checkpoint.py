@@ -1,6 +1,7 @@
-"""Training checkpoints: Orbax for the state, JSON for the place in the data, in `WORKDIR/checkpoints`."""
+"""Training checkpoints: Orbax for the state, JSON for the place in the data."""
 
 import errno
+import math
 import pathlib
 import shutil
 from collections.abc import Mapping
@@ -41,7 +42,12 @@ class Checkpointer:
         self.folder = pathlib.Path(workdir).resolve() / "checkpoints"
         self.keep = keep
         self._pending: int | None = None
-        negative = lambda metrics: -metrics[best]  # noqa: E731  (Orbax keeps the largest)
+        self._best = best
+
+        def quality(metrics: Mapping[str, float | None]) -> float:
+            value = metrics[best]
+            return -math.inf if value is None else -value  # Orbax keeps the largest
+
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
@@ -50,12 +56,10 @@ class Checkpointer:
                     preservation_policy=policies.AnyPreservationPolicy(
                         [
                             policies.LatestN(keep),
-                            policies.BestN(
-                                get_metric_fn=negative, n=1, keep_checkpoints_without_metrics=False
-                            ),
+                            policies.BestN(get_metric_fn=quality, n=1),
                         ]
                     ),
-                    best_fn=negative,  # without it the metrics are not stored
+                    best_fn=quality,  # without it the metrics are not stored
                     cleanup_tmp_directories=True,  # what a killed run was just writing
                 ),
             )
@@ -100,7 +104,8 @@ class Checkpointer:
 
         Args:
           position: The place in the data, ready for JSON.
-          metrics: Numbers by which the best checkpoint is told; None for a step without.
+          metrics: What was measured at this step; a checkpoint without the metric `best`, or with
+            one that is not finite, is not a candidate for the best one.
 
         Raises:
           UserError: The disk is full, this save or the one before it failed, or the folder holds
@@ -114,9 +119,11 @@ class Checkpointer:
             state=ocp.args.StandardSave(_without_keys(state)),
             data=ocp.args.JsonSave(dict(position)),
         )
+        value = (metrics or {}).get(self._best, math.nan)
+        stored = {self._best: value if math.isfinite(value) else None}
         self._pending = step
         try:
-            saved = self._manager.save(step, args=args, metrics=metrics and dict(metrics))
+            saved = self._manager.save(step, args=args, metrics=stored)
         except _FAILURES as error:
             raise self._failed(error) from error
         if not saved:

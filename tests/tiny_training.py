@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import pathlib
+import signal
 import sys
 import time
 import zlib
@@ -143,4 +144,5 @@ def run_child(argv: list[str], log: str) -> None:
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # multiprocessing's children ignore it
     sys.exit(main(argv))

@@ -8,7 +8,6 @@ import argparse
 import collections
 import contextlib
 import dataclasses
-import math
 import os
 import pathlib
 import shutil
@@ -227,13 +226,8 @@ class _Loop:
                 self.look(extra=evaluation)
             with self.progress.pause():
                 if saves:
-                    is_ranked = math.isfinite(evaluation.get("validation_loss", math.nan))
-                    self.checkpoints.save(
-                        self.step,
-                        self.state,
-                        task.batches.state(),
-                        evaluation if is_ranked else None,
-                    )
+                    position = task.batches.state()
+                    self.checkpoints.save(self.step, self.state, position, evaluation)
                 if samples:
                     with jax.set_mesh(self.prepared.mesh):
                         task.sample(
