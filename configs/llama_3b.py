@@ -1,8 +1,10 @@
 r"""Deep tokens after text with Llama 3.2 3B; tokens and head as in the release.
 
 python -m convert.llama HF_FOLDER --for-dicode --out runs/llama_3b_body
-python -m train.ar --config configs/llama_3b.py --workdir runs/llama_3b --tokenizer MODEL_FOLDER \
-    --body_init runs/llama_3b_body --text_tokenizer runs/llama_3b_body
+python -m train.encode --config configs/llama_3b.py --tokenizer TOKENIZER \
+    --data.path VIDEOS --data.kind auto --out cache
+python -m train.ar --config configs/llama_3b.py --workdir runs/llama_3b --tokenizer TOKENIZER \
+    --data.path cache --body-init runs/llama_3b_body --text-tokenizer runs/llama_3b_body
 
 3,335,874,576 parameters: Llama 3,212,952,576, input MLP 12,589,056, output MLP 110,185,488 and the
 tables of keyframes and places 147,456. Not trained here yet: it needs accelerators. The paper
@@ -10,30 +12,18 @@ trains such a model but releases neither its weights nor its settings: optimiser
 are ours.
 """
 
-from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
+from configs import language_models
 from dicode_jax.models.dicode.stages.configs import ARTrainConfig
 from dicode_jax.models.llama import LlamaConfig
-from dicode_jax.training.optim import OptimConfig
 
 
 def get_config() -> ARTrainConfig:
-    return ARTrainConfig(
-        model=DiCoDeLMConfig(
-            body=LlamaConfig(
-                num_layers=28,
-                num_heads=24,
-                embed_dim=3072,
-                vocab_size=128_322,  # 128256 of Llama 3 and 66 image tokens
-                scan_layers=True,
-                remat=True,
-            ),
-            image_token_id=128_257,
-            pad_token_id=128_001,
-        ),
-        text_length=80,
-        num_keyframes=25,
-        optim=OptimConfig(lr=5e-5, warmup_steps=2_000, weight_decay=0.1),
-        num_steps=100_000,
-        batch_size=256,
-        frame_size=256,
+    body = LlamaConfig(
+        num_layers=28,
+        num_heads=24,
+        embed_dim=3072,
+        vocab_size=language_models.LLAMA_VOCAB_SIZE,
+        scan_layers=True,
+        remat="full",
     )
+    return language_models.llama(body, lr=5e-5)

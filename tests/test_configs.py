@@ -1,47 +1,75 @@
-"""Every config file builds its models, by shapes alone."""
+"""Every config file builds its training, by shapes alone."""
 
+import dataclasses
 import math
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import pytest
 from flax import nnx
 
 from dicode_jax import config as config_lib
-from dicode_jax.models.autoencoder_kl import AutoencoderKL
-from dicode_jax.models.dicode.ar import DiCoDeLM
+from dicode_jax.errors import UserError
+from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import is_constant
-from dicode_jax.models.dicode.representation import RepresentationModel
-from dicode_jax.models.dicode.stages import configs as kinds
+from dicode_jax.models.dicode.stages import build_stage
+from dicode_jax.models.dicode.stages.configs import ARTrainConfig
 from dicode_jax.nn.rngs import ShapeRngs
-from train.decoder import VideoTokenizer
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 FILES = sorted(p for p in FOLDER.glob("*.py") if "get_config" in p.read_text())
+NAMES = {path.stem for path in FILES}
+
+
+def load(name, tmp_path):
+    """The config, with stored configs of the earlier runs that it asks for."""
+    config = config_lib.load_config_file(FOLDER / f"{name}.py")
+    if isinstance(config, ARTrainConfig) and not config.reads_tokens:
+        reader = config_lib.load_config_file(FOLDER / f"{name.split('_')[0]}_tokenizer.py")
+        (tmp_path / "tokenizer").mkdir()
+        config_lib.to_json(reader.tokenizer, tmp_path / "tokenizer" / "config.json")
+        config = dataclasses.replace(config, tokenizer=str(tmp_path))
+    if getattr(config, "autoencoder", None):
+        config_lib.to_json(AutoencoderKLConfig(num_groups=8), tmp_path / "config.json")
+        config = dataclasses.replace(config, autoencoder=str(tmp_path))
+    return config
 
 
 def build(config):
-    rngs = ShapeRngs()
-    if isinstance(config, kinds.AutoencoderTrainConfig):
-        return AutoencoderKL(config.model, rngs=rngs)
-    if isinstance(config, kinds.RepresentationTrainConfig):
-        return RepresentationModel(config.model, rngs=rngs)
-    if isinstance(config, kinds.TokenizerTrainConfig):
-        return VideoTokenizer(config, rngs=rngs)
-    return DiCoDeLM(config.model, rngs=rngs)
+    stage = build_stage(config)
+    return stage, nnx.eval_shape(lambda: stage.create(ShapeRngs()))
 
 
 def count(module):
     return sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(module)))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-def test_config_builds_under_eval_shape_and_survives_json(path, tmp_path):
-    config = config_lib.load_config_file(path)
-    assert count(nnx.eval_shape(lambda: build(config))) > 100_000
-    config_lib.to_json(config, tmp_path / "config.json")
-    assert config_lib.from_json(type(config), tmp_path / "config.json") == config
+def test_the_papers_range_is_there():
+    wanted = {"gpt2_small", "gpt2_medium", "gpt2_large", "gpt2_xl", "llama_1b", "llama_3b"}
+    shapes = {"shapes_autoencoder", "shapes_representation", "shapes_tokenizer", "shapes_ar"}
+    assert wanted | shapes | {"tokenizer_256"} <= NAMES
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_config_survives_json_and_its_loss_has_a_gradient_for_all_that_is_trained(name, tmp_path):
+    config = load(name, tmp_path)
+    config_lib.to_json(config, tmp_path / "run.json")
+    assert config_lib.from_json(type(config), tmp_path / "run.json") == config
+    stage, model = build(config)
+    graph, trained, frozen = nnx.split(model, stage.is_trained, ...)
+    assert count(trained) > 100_000
+
+    def loss(trained, frozen, batch):
+        return stage.loss_fn(nnx.merge(graph, trained, frozen), batch, jax.random.key(0))
+
+    step = jax.value_and_grad(loss, has_aux=True)
+    (value, metrics), grads = jax.eval_shape(step, trained, frozen, stage.batch_shapes(2))
+    assert (value.shape, value.dtype) == ((), jnp.float32)
+    assert all(metric.shape == () for metric in metrics.values())
+    # Whatever the computation runs in, parameters and so their gradients are float32.
+    assert {leaf.dtype for leaf in jax.tree.leaves((grads, trained))} == {jnp.dtype("float32")}
 
 
 def test_a_body_that_was_stored_without_its_kind_is_gpt2():
@@ -51,9 +79,28 @@ def test_a_body_that_was_stored_without_its_kind_is_gpt2():
     assert config_lib.from_dict(DiCoDeLMConfig, data) == config
 
 
+def test_a_mistyped_override_names_the_nearest_field(capsys, tmp_path):
+    config = load("gpt2_small", tmp_path)
+    with pytest.raises(SystemExit):
+        config_lib.parse_overrides(config, ["--optim.lrr=1e-4"], prog="train.ar")
+    assert "--optim.lr" in capsys.readouterr().err
+    changed = config_lib.parse_overrides(config, ["--optim.lr=1e-4"], prog="train.ar")
+    assert changed == dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=1e-4))
+
+
+def test_probes_are_refused_on_data_without_labels(tmp_path):
+    config = load("shapes_representation", tmp_path)
+    (tmp_path / "videos").mkdir()
+    videos = dataclasses.replace(config.data, path=str(tmp_path / "videos"))
+    with pytest.raises(UserError, match="give --probe-weight 0"):
+        build_stage(dataclasses.replace(config, data=videos))
+    stage = build_stage(dataclasses.replace(config, data=videos, probe_weight=0.0))
+    assert set(stage.batch_shapes(2)) == {"image"}
+
+
 def test_tokenizer_256_has_the_released_parameter_counts():
     config = config_lib.load_config_file(FOLDER / "tokenizer_256.py")
-    model = nnx.eval_shape(lambda: build(config))
+    _, model = build(config)
     assert count(model.decoder.unet) == 1_438_843_476
     assert count(model.decoder.autoencoder) == 83_653_863
     assert count(model.tokenizer.resampler) == 48_541_696
@@ -68,7 +115,7 @@ def test_tokenizer_256_has_the_released_parameter_counts():
 
 def test_gpt2_large_has_the_released_parameter_counts():
     config = config_lib.load_config_file(FOLDER / "gpt2_large.py")
-    model = nnx.eval_shape(lambda: build(config))
+    model = build(config)[1].lm
     assert count(model.body) == 774_114_560
     assert count(model.input_mlp) == 2_951_680
     assert count(model.output_mlp) == 43_635_984
@@ -81,7 +128,7 @@ def test_gpt2_large_has_the_released_parameter_counts():
 )
 def test_llama_has_the_published_parameter_counts_and_66_more_rows(name, published, width):
     config = config_lib.load_config_file(FOLDER / f"{name}.py")
-    model = nnx.eval_shape(lambda: build(config))
+    model = build(config)[1].lm
     parts = (model.body, model.input_mlp, model.output_mlp)
     counts = [published + 66 * width, *(count(part) for part in parts[1:]), 48 * width]
     assert count(model.body) == counts[0]

@@ -279,6 +279,6 @@ def export(config: TokenizerTrainConfig, model: VideoTokenizer, folder: pathlib.
     lora.fold(model.decoder.unet)
     if not config.has_frozen_tokenizer:
         null_tokens = nnx.jit(DeepTokenizer.null_tokens)(model.tokenizer)
-        model.decoder.null_tokens[...] = null_tokens.astype(jnp.float32)
+        model.decoder.null_tokens.set_value(null_tokens.astype(jnp.float32))
     weights.save_module(folder / "tokenizer", model.tokenizer, config.tokenizer)
     weights.save_module(folder / "decoder", model.decoder, model.decoder.cfg)

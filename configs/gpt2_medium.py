@@ -1,0 +1,18 @@
+r"""Deep tokens after text with GPT-2 medium (355M).
+
+python -m convert.gpt2 HF_FOLDER --for-dicode --out runs/gpt2_medium_body
+python -m train.encode --config configs/gpt2_medium.py --tokenizer TOKENIZER \
+    --data.path VIDEOS --data.kind auto --out cache
+python -m train.ar --config configs/gpt2_medium.py --workdir runs/gpt2_medium --data.path cache \
+    --tokenizer TOKENIZER --body-init runs/gpt2_medium_body \
+    --text-tokenizer runs/gpt2_medium_body
+
+Not trained here yet: it needs accelerators. Optimiser, batch and length are ours.
+"""
+
+from configs import language_models
+from dicode_jax.models.dicode.stages.configs import ARTrainConfig
+
+
+def get_config() -> ARTrainConfig:
+    return language_models.gpt2(num_layers=24, num_heads=16, embed_dim=1024, lr=4e-4)

@@ -1,0 +1,17 @@
+r"""Deep tokens after text with GPT-2 XL (1.56B).
+
+python -m convert.gpt2 HF_FOLDER --for-dicode --out runs/gpt2_xl_body
+python -m train.encode --config configs/gpt2_xl.py --tokenizer TOKENIZER \
+    --data.path VIDEOS --data.kind auto --out cache
+python -m train.ar --config configs/gpt2_xl.py --workdir runs/gpt2_xl --tokenizer TOKENIZER \
+    --data.path cache --body-init runs/gpt2_xl_body --text-tokenizer runs/gpt2_xl_body
+
+Not trained here yet: it needs accelerators. Optimiser, batch and length are ours.
+"""
+
+from configs import language_models
+from dicode_jax.models.dicode.stages.configs import ARTrainConfig
+
+
+def get_config() -> ARTrainConfig:
+    return language_models.gpt2(num_layers=48, num_heads=25, embed_dim=1600, lr=2e-4)
