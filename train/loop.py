@@ -347,13 +347,13 @@ def main(
         config = config_lib.parse_overrides(config, overrides, prog=f"python -m {prog}")
         names = {field.name for field in dataclasses.fields(RunOptions)}
         options = RunOptions(**{k: v for k, v in vars(args).items() if k in names})
-        _use_compilation_cache()
+        use_compilation_cache()
         claim(options.workdir, config)
         outcome = run(build(config, options.workdir), options)
     except UserError as error:
-        return _leave(2, f"error: {error}")
+        return leave(2, f"error: {error}")
     except KeyboardInterrupt:
-        return _leave(
+        return leave(
             130, f"stopped; the same command goes on from the last checkpoint in {args.workdir}"
         )
     if outcome.stopped_by is not None:
@@ -377,21 +377,19 @@ def _parser(prog: str, build: Callable) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--config", required=True, help="config file, such as configs/shapes_ar.py")
     add("--workdir", required=True, type=pathlib.Path, help="folder of the run")
-    add("--steps", type=_positive, metavar="N", help="stop after N steps in all")
-    add("--log-every", type=_positive, default=50, metavar="N", help="steps between log lines")
-    add("--checkpoint-every", type=_positive, default=500, metavar="N")
-    add("--sample-every", type=_positive, default=500, metavar="N")
-    add("--eval-every", type=_positive, metavar="N", help="default: at every checkpoint")
-    add("--keep", type=_positive, default=2, metavar="N", help="latest checkpoints that stay")
+    add("--steps", type=positive, metavar="N", help="stop after N steps in all")
+    add("--log-every", type=positive, default=50, metavar="N", help="steps between log lines")
+    add("--checkpoint-every", type=positive, default=500, metavar="N")
+    add("--sample-every", type=positive, default=500, metavar="N")
+    add("--eval-every", type=positive, metavar="N", help="default: at every checkpoint")
+    add("--keep", type=positive, default=2, metavar="N", help="latest checkpoints that stay")
     add(
         "--on-nonfinite",
         choices=("stop", "skip"),
         default="stop",
         help="what a loss or gradient that is not finite does to the run (default: stop)",
     )
-    add(
-        "--max-nonfinite", type=_positive, default=100, metavar="N", help="steps that skip may skip"
-    )
+    add("--max-nonfinite", type=positive, default=100, metavar="N", help="steps that skip may skip")
     add("--profile", action="store_true", help="write a trace of a few steps to WORKDIR/profile")
     add("--wandb", nargs="?", const="dicode", metavar="PROJECT", help="log to Weights & Biases too")
     add("--peak-tflops", type=float, metavar="X", help="what one device can do, for the mfu")
@@ -400,7 +398,7 @@ def _parser(prog: str, build: Callable) -> argparse.ArgumentParser:
     return parser
 
 
-def _leave(status: int, line: str) -> int:
+def leave(status: int, line: str) -> int:
     """Says why a run ends early; with several processes ends this one at once.
 
     The others would else wait for it in their next common computation, and it for them at the exit.
@@ -411,7 +409,7 @@ def _leave(status: int, line: str) -> int:
     return status
 
 
-def _use_compilation_cache() -> None:
+def use_compilation_cache() -> None:
     """Keeps compiled programs between runs, unless the environment already says where."""
     if not jax.config.jax_compilation_cache_dir:
         folder = pathlib.Path.home() / ".cache" / "dicode_jax"
@@ -419,7 +417,7 @@ def _use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
