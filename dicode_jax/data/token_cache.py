@@ -139,12 +139,17 @@ def _close(writer: Any, path: pathlib.Path) -> None:
         raise UserError(f"cannot write {path}: {' '.join(str(error).split())}") from error
 
 
-def is_finished(path: pathlib.Path) -> bool:
-    """Whether an earlier run wrote this shard: its index is there and says the shard's size."""
+def read_index(path: pathlib.Path) -> dict[str, Any] | None:
+    """The index of a finished shard; None when the shard is not there or not whole.
+
+    Returns:
+      `names`, `num_keyframes`, `broken` (name -> reason), `bytes` and `sha256`.
+    """
     index = path.with_suffix(".json")
     if not index.is_file() or not path.is_file():
-        return False
-    return _read_json(index)["bytes"] == path.stat().st_size
+        return None
+    found = _read_json(index)
+    return found if found["bytes"] == path.stat().st_size else None
 
 
 def write_manifest(folder: pathlib.Path, num_shards: int, about: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ Letters: l text ids, k keyframes, n deep tokens of a keyframe, z their width.
 
 import dataclasses
 import functools
+import json
 import pathlib
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +19,7 @@ from dicode_jax import weights
 from dicode_jax.data.clips import read_keyframes
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.packing import pack_row, plan_rows, video_length
-from dicode_jax.data.records import ClipSource, in_validation, name_hash
+from dicode_jax.data.records import BrokenRecord, ClipSource, in_validation, name_hash
 from dicode_jax.data.sources import open_source
 from dicode_jax.data.stream import BatchStream
 from dicode_jax.data.text import TextTokenizer
@@ -87,6 +88,43 @@ class VideoExamples:
             "text_ids": text_ids,
             "keyframes": frames["keyframes"],
             "frame_mask": frames["frame_mask"],
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideosToEncode:
+    """Whole videos on their way into a token cache, those at `indices`; broken ones say so.
+
+    What is read of a video depends on the seed and its own index alone.
+    """
+
+    source: ClipSource
+    indices: np.ndarray
+    data: DataConfig
+    frame_size: int
+    num_keyframes: int
+    seed: int
+
+    def __call__(self, place: int, _: np.random.Generator) -> dict[str, np.ndarray]:
+        """`keyframes` uint8 [k, h, w, 3] without padding, `times` float64 [k], and `info`.
+
+        `info` is JSON text: `name`, `captions` and `source`, or `name` and what is `broken`.
+        """
+        index = int(self.indices[place])
+        rng = np.random.default_rng((self.seed, index))
+        try:
+            record = self.source.record(index)
+            frames = read_keyframes(record, self.data, self.frame_size, rng, self.num_keyframes)
+        except BrokenRecord as error:
+            info = {"name": self.source.name(index), "broken": str(error)}
+            return {"info": np.array(json.dumps(info))}
+        path = getattr(record.media, "path", record.name)
+        info = {"name": record.name, "captions": record.captions, "source": path}
+        mask = frames["frame_mask"]
+        return {
+            "info": np.array(json.dumps(info)),
+            "keyframes": frames["keyframes"][mask],
+            "times": frames["times"][mask].astype(np.float64),
         }
 
 
