@@ -27,7 +27,7 @@ from dicode_jax.data.synthetic import Scene
 from dicode_jax.data.video import KEYFRAME_INTERVAL
 from dicode_jax.errors import UserError
 
-_ROUNDING = 0.005  # seconds; formats round time stamps, gif to hundredths
+_ROUNDING = 0.0051  # seconds; formats round time stamps, gif to hundredths
 _SEEK_FROM = 1.0  # seconds; an earlier frame is reached sooner by decoding from the beginning
 _LONGEST_GAP = 3600.0  # seconds between two frames, beyond which the time stamps are wrong
 _SCENE_CLIPS = 10  # clips of a scene, among which `clip_start="random"` chooses
@@ -287,7 +287,7 @@ class _Video:
         if len(steps) and steps.max() > _LONGEST_GAP:
             raise BrokenRecord(f"{name}: jumps by {steps.max():.0f} s; its time stamps are wrong")
         step = float(np.median(steps)) if len(steps) else (last or 0.0)
-        self._step = step
+        self._step, self._rounding = step, min(_ROUNDING, step / 10)
         self.length = float(self.times[-1]) + (min(last, 2 * step) if last else step)
 
     def frames_at(self, targets: Float[np.ndarray, " n"], fit: _Fit) -> UInt8[np.ndarray, "n ..."]:
@@ -310,9 +310,9 @@ class _Video:
                 container.seek(int(place), stream=stream)
             shown, shown_time, pixels = None, 0.0, None
             for time, frame in _decoded(container, stream, self._origin):
-                if shown is None and time > targets[0] + _ROUNDING and self._seekable:
+                if shown is None and time > targets[0] + self._rounding and self._seekable:
                     return None
-                while len(found) < len(targets) and time > targets[len(found)] + _ROUNDING:
+                while len(found) < len(targets) and time > targets[len(found)] + self._rounding:
                     pixels = fit(_image(shown or frame)) if pixels is None else pixels
                     found.append(pixels)
                 if len(found) == len(targets):
@@ -320,7 +320,7 @@ class _Video:
                 shown, shown_time, pixels = frame, time, None
             if shown is None:
                 raise BrokenRecord(f"{self._name}: nothing in it can be decoded")
-            at = np.searchsorted(self.times, targets[-1] + _ROUNDING, side="right") - 1
+            at = np.searchsorted(self.times, targets[-1] + self._rounding, side="right") - 1
             if self.times[at] - shown_time > 2 * self._step + _ROUNDING:
                 raise BrokenRecord(
                     f"{self._name}: is cut short or damaged: decoding ends after "
@@ -334,6 +334,8 @@ class _Video:
         if isinstance(self._file, io.BytesIO):
             self._file.seek(0)
         with open_container(self._file, self._name) as (container, stream):
+            if stream.codec_context is None:
+                raise BrokenRecord(f"{self._name}: is of a codec that is not known here")
             stream.codec_context.thread_count = 1
             yield container, stream
 

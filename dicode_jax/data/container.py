@@ -29,8 +29,9 @@ def open_container(file: str | IO[bytes], name: str | os.PathLike):
         picture.
     """
     try:
-        # Nothing that a playlist names is fetched.
-        with av.open(file, options={"protocol_whitelist": "file"}) as container:
+        # Nothing that a playlist names is fetched; titles in another encoding do no harm.
+        options = {"protocol_whitelist": "file"}
+        with av.open(file, options=options, metadata_errors="replace") as container:
             streams = [s for s in container.streams.video if not _is_cover(s)]
             if container.format.name in _TEXT_FORMATS:
                 raise UserError(f"{name} is a text file, not a video")
