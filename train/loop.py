@@ -13,12 +13,15 @@ import pathlib
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dicode_jax import config as config_lib
 from dicode_jax import distributed
@@ -193,6 +196,7 @@ class _Loop:
             peak=peak,
         )
         stack.callback(self.progress.close)
+        stack.enter_context(logging_redirect_tqdm())  # warnings go above the bar
         if self.step:
             self.progress.write(f"resumed from step {self.step} in {options.workdir}")
         self.log = None
@@ -259,7 +263,11 @@ class _Loop:
             started = self.started.popleft()
             fetched = jax.device_get(dict(started.metrics))
             metrics = {name: float(value) for name, value in fetched.items()}
-            is_finite = self.guard.check(started.step, metrics, started.ids, started.batch)
+            try:
+                is_finite = self.guard.check(started.step, metrics, started.ids, started.batch)
+            except UserError:
+                self.checkpoints.wait()  # a save that is going on is of an earlier step: keep it
+                raise
             self.loss = metrics["loss"]
             self.progress.advance(metrics)
             is_due = started.step % self.options.log_every == 0 or started.step == self.num_steps
@@ -280,8 +288,12 @@ def _export(stage: Stage, prepared: Prepared, state: TrainState, workdir: pathli
     """Writes `workdir/model` anew, whole or not at all."""
     graph, arrays = nnx.split(prepared.model_of(state))
     model = nnx.merge(graph, gather_to_host(arrays))
-    if jax.process_index() != 0:
-        return
+    if jax.process_index() == 0:
+        _write_model(stage, model, workdir)
+    multihost_utils.sync_global_devices("model")  # nobody leaves before it is written
+
+
+def _write_model(stage: Stage, model: nnx.Module, workdir: pathlib.Path) -> None:
     fresh, target, earlier = (workdir / name for name in (".model.tmp", "model", ".model.old"))
     try:
         for leftover in (fresh, earlier):
@@ -356,14 +368,21 @@ def main(
         return leave(
             130, f"stopped; the same command goes on from the last checkpoint in {args.workdir}"
         )
-    if outcome.stopped_by is not None:
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()  # ours, or that of a process that is gone
+        return leave(1, "error: this process ends, and with it the run")
+    if jax.process_index() != 0:
+        pass
+    elif outcome.stopped_by is not None:
         print(
             f"{prog}: {outcome.stopped_by.name} at step {outcome.step}, which is saved; the same "
             f"command goes on from there in {options.workdir}"
         )
-        return 130 if outcome.stopped_by == signal.SIGINT else 0
-    print(f"{prog}: done, last loss {outcome.loss:.6g}; everything is in {options.workdir}")
-    return 0
+    else:
+        print(f"{prog}: done, last loss {outcome.loss:.6g}; everything is in {options.workdir}")
+    return 130 if outcome.stopped_by == signal.SIGINT else 0
 
 
 def _parser(prog: str, build: Callable) -> argparse.ArgumentParser:
@@ -404,7 +423,7 @@ def leave(status: int, line: str) -> int:
     The others would else wait for it in their next common computation, and it for them at the exit.
     """
     print(line, file=sys.stderr, flush=True)
-    if jax.process_count() > 1:
+    if jax.distributed.is_initialized():
         os._exit(status)
     return status
 
@@ -418,6 +437,7 @@ def use_compilation_cache() -> None:
 
 
 def positive(text: str) -> int:
+    """A number of at least 1, for argparse."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
