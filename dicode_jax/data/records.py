@@ -96,7 +96,7 @@ class ClipSource(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """The name of a record, without its captions."""
+        """The name of a record, also of one that is broken."""
         ...
 
     def record(self, index: int) -> Record:

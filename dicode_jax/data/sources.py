@@ -2,6 +2,7 @@
 
 import glob
 import itertools
+import logging
 import os
 import pathlib
 import re
@@ -21,6 +22,7 @@ from dicode_jax.errors import UserError
 
 __all__ = ["ClipSource", "Record", "kind_of", "open_source", "shard_paths"]
 
+_log = logging.getLogger(__name__)
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _ARRAY_RECORD = re.compile(r"\.array_?record(-\d+-of-\d+)?$", re.IGNORECASE)
 
@@ -32,7 +34,7 @@ def open_source(
     seed: int = 0,
     images: bool = True,
 ) -> ClipSource:
-    """Lists a data set; no pixels are read.
+    """Lists a data set; no pixels are read. What is no record is named in the log for `train`.
 
     Args:
       split: `validation` is the share `cfg.validation` of the records, by a hash of their names,
@@ -70,6 +72,9 @@ def open_source(
         what = "videos" if not images else "videos and no pictures"
         more = f" ({source.left_out[0]})" if source.left_out else ""
         raise UserError(f"there are no {what} in {cfg.path}{more}")
+    if split == "train":
+        for line in source.left_out:
+            _log.warning("left out: %s", line)
     if split == "all" or (split == "train" and cfg.validation == 0):
         return source
     held_out = in_validation(hashes, cfg.validation)

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from dicode_jax.data.records import (
     name_hash,
 )
 from dicode_jax.errors import UserError
+
+_MAX_OPEN = 64  # shards at a time
 
 
 def pack(name: str, captions: Sequence[str], suffix: str, data: bytes) -> bytes:
@@ -74,11 +77,15 @@ class ArrayRecordSource:
     Which records are held out goes by shard and number, so that opening reads no record.
     """
 
-    left_out: tuple[str, ...] = ()
-
     def __init__(self, paths: list[str], counts: list[int]):
+        self.left_out = tuple(
+            f"{path} is no whole ArrayRecord file: no record is found in it"
+            for path, count in zip(paths, counts, strict=True)
+            if not count
+        )
         self._paths, self._ends = paths, np.cumsum(counts)
-        self._readers: dict[int, object] = {}
+        self._readers: dict[int, Any] = {}
+        self._name = (-1, "")  # of the record that was read last: it is asked for next
 
     @classmethod
     def open(cls, paths: list[str]) -> tuple["ArrayRecordSource", np.ndarray]:
@@ -87,7 +94,11 @@ class ArrayRecordSource:
         Raises:
           UserError: A file is no whole ArrayRecord.
         """
-        counts = [_open(path).num_records() for path in paths]
+        counts = []
+        for path in paths:
+            reader = _open(path)
+            counts.append(reader.num_records())
+            reader.close()
         source = cls(paths, counts)
         places = (source._where(*source._place(i)) for i in range(len(source)))
         return source, np.array([name_hash(place) for place in places], np.uint64)
@@ -96,19 +107,29 @@ class ArrayRecordSource:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def name(self, index: int) -> str:
-        return self.record(index).name
+        place, name = self._name
+        if place == index:
+            return name
+        try:
+            return self.record(index).name
+        except BrokenRecord:
+            return self._where(*self._place(index))
 
     def record(self, index: int) -> Record:
         shard, number = self._place(index)
         where = self._where(shard, number)
         if shard not in self._readers:
+            if len(self._readers) >= _MAX_OPEN:
+                self._readers.pop(next(iter(self._readers))).close()
             self._readers[shard] = _open(self._paths[shard])
         try:
             (data,) = self._readers[shard].read([number])
         except (IndexError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise BrokenRecord(f"{where}: cannot be read ({reason})") from error
-        return unpack(where, data)
+        record = unpack(where, data)
+        self._name = (index, record.name)
+        return record
 
     def _place(self, index: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self._ends, index, side="right"))
@@ -125,7 +146,8 @@ def _open(path: str):
     from array_record.python.array_record_module import ArrayRecordReader
 
     try:
-        return ArrayRecordReader(path)
+        # No reading ahead: records are read in random order.
+        return ArrayRecordReader(path, options="readahead_buffer_size:0")
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not a whole ArrayRecord file ({reason})") from error
