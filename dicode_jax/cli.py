@@ -311,6 +311,7 @@ _COMMANDS = {
     "info": _info,
     "data": cli_data.data,
     "metrics": cli_runs.metrics,
+    "export": cli_runs.export,
 }
 
 

@@ -1,4 +1,4 @@
-"""Commands about trainings: `dicode metrics`."""
+"""Commands about trainings: `dicode metrics` and `dicode export`."""
 
 import argparse
 import pathlib
@@ -29,6 +29,33 @@ def add_parsers(command) -> None:
         help="the last N logged steps as they are (default: means over parts of the whole run)",
     )
 
+    sub = command(
+        "export",
+        "make a model of a training's checkpoint",
+        "A run of the language model is put together with the tokenizer it was trained on.",
+    )
+    sub.add_argument(
+        "checkpoint", metavar="CKPT", help="folder of a run, or one of its checkpoints"
+    )
+    sub.add_argument("--out", required=True, metavar="MODEL", help="the folder to make")
+    sub.add_argument(
+        "--step", type=_count, metavar="N", help="which checkpoint (default: the newest)"
+    )
+    sub.add_argument(
+        "--no-ema", action="store_true", help="the last weights, not their moving average"
+    )
+    sub.add_argument(
+        "--tokenizer",
+        metavar="DIR",
+        help="folder with `tokenizer` and `decoder` (default: the one that the run names)",
+    )
+    sub.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="storage type of the weights (default: float32)",
+    )
+
 
 def metrics(args: argparse.Namespace) -> None:
     """Prints a table of what a run logged, and draws its curves."""
@@ -53,6 +80,25 @@ def metrics(args: argparse.Namespace) -> None:
         with atomic_path(args.out) as temporary:
             curves.plot(records, temporary, title=str(args.workdir))
         print(f"{args.out}: curves")
+
+
+def export(args: argparse.Namespace) -> None:
+    """Writes a pipeline folder from a checkpoint."""
+    from dicode_jax.pipelines.export import export
+
+    done = export(
+        args.checkpoint,
+        args.out,
+        step=args.step,
+        use_ema=not args.no_ema,
+        tokenizer=args.tokenizer,
+        dtype=args.dtype,
+    )
+    hint = "parts that trainings read"
+    if done.is_pipeline:
+        command = 'generate "..."' if done.has_language_model else "reconstruct VIDEO"
+        hint = f"dicode {command} --model {args.out} --out out.mp4"
+    print(f"{args.out}: step {done.step}; {hint}")
 
 
 def _count(text: str) -> int:

@@ -40,9 +40,9 @@ class Reader(nnx.Module):
         self, lm: DiCoDeLMConfig, tokenizer: DeepTokenizerConfig | None, *, dtype=None, rngs
     ):
         self.lm = DiCoDeLM(lm, dtype=dtype, rngs=rngs)
-        self.tokenizer = None
-        if tokenizer is not None:
-            self.tokenizer = DeepTokenizer(tokenizer, dtype=dtype, rngs=rngs)
+        self.tokenizer = (
+            None if tokenizer is None else DeepTokenizer(tokenizer, dtype=dtype, rngs=rngs)
+        )
 
 
 def make_stage(config: ARTrainConfig) -> Stage:
