@@ -12,6 +12,7 @@ import time
 import numpy as np
 import tiny_training
 
+from dicode_jax.checkpoint import find_checkpoints
 from dicode_jax.training.logs import read_metrics
 
 UNFINISHED = "*.orbax-checkpoint-tmp*"
@@ -56,13 +57,18 @@ class Launcher:
         child.start()
         return child
 
-    def start_two(self, workdir: pathlib.Path, *options: str) -> list:
-        """Starts a run of two processes that find each other on loopback."""
+    def start_many(self, workdir: pathlib.Path, count: int, *options: str) -> list:
+        """Starts a run of several processes, which find each other on loopback."""
+        if count == 1:
+            return [self.start(workdir, *options)]
         with socket.socket() as free:
             free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        where = ("--coordinator", f"localhost:{port}", "--num-processes", "2", "--process-id")
-        return [self.start(workdir, *options, *where, str(i), process=i) for i in range(2)]
+            port = str(free.getsockname()[1])
+        where = ("--coordinator", f"localhost:{port}", "--num-processes", str(count))
+        return [
+            self.start(workdir, *options, *where, "--process-id", str(i), process=i)
+            for i in range(count)
+        ]
 
 
 def finish(process, timeout: float = 120) -> int:
@@ -72,6 +78,11 @@ def finish(process, timeout: float = 120) -> int:
         process.kill()
         raise TimeoutError("the run did not end")
     return process.exitcode
+
+
+def finish_all(processes, timeout: float = 120) -> list[int]:
+    """Exit statuses of several processes."""
+    return [finish(process, timeout) for process in processes]
 
 
 def wait_for(condition, process, timeout: float = 60) -> bool:
@@ -94,46 +105,55 @@ def unfinished(workdir: pathlib.Path) -> list[pathlib.Path]:
     return list((workdir / "checkpoints").glob(UNFINISHED))
 
 
-def whole(workdir: pathlib.Path) -> list[str]:
-    return sorted(path.name for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+def whole(workdir: pathlib.Path) -> list[int]:
+    return find_checkpoints(workdir / "checkpoints")
 
 
 def run_with_kills(
-    launch: Launcher, workdir: pathlib.Path, options: list[str], *, kills: list[str], seed: int
+    launch: Launcher,
+    workdir: pathlib.Path,
+    options: list[str],
+    *,
+    kills: list[str],
+    seed: int,
+    processes: int = 1,
 ) -> Counts:
     """A run that is killed again and again, and then left to its end.
 
     Args:
-      kills: The moment of each kill. `start`: anywhere in the first second of the process, `step`:
-        after some steps, `later`: some steps after a checkpoint became whole, `save`: while one is
-        being written.
+      kills: The moment of each kill. `start`: anywhere in the first second, `step`: after some
+        steps, `later`: some steps after a checkpoint became whole, `save`: while one is written.
+      processes: Of the run; they are killed in random order, within 30 ms.
     """
     rng = np.random.default_rng(seed)
     counts = Counts()
     metrics = workdir / "metrics.jsonl"
     for kill in kills:
         before = (set(unfinished(workdir)), whole(workdir))
-        process = launch.start(workdir, *options)
+        started = launch.start_many(workdir, processes, *options)
         reached = True
         if kill == "start":
             time.sleep(rng.uniform(0, 1.0))
         if kill == "save":
-            reached = wait_for(lambda old=before[0]: set(unfinished(workdir)) - old, process)
+            reached = wait_for(lambda old=before[0]: set(unfinished(workdir)) - old, started[0])
             time.sleep(rng.uniform(0, 0.02))
         if kill == "later":
-            reached = wait_for(lambda old=before[1]: whole(workdir) != old, process)
+            reached = wait_for(lambda old=before[1]: whole(workdir) != old, started[0])
         if kill in ("step", "later"):
             lines = count_lines(metrics) + int(rng.integers(1, 9))
-            reached = reached and wait_for(lambda n=lines: count_lines(metrics) >= n, process)
+            reached = reached and wait_for(lambda n=lines: count_lines(metrics) >= n, started[0])
             time.sleep(rng.uniform(0, 0.01))
-        os.kill(process.pid, signal.SIGKILL)
-        if finish(process) != -signal.SIGKILL or not reached:
+        for i in rng.permutation(processes):
+            os.kill(started[i].pid, signal.SIGKILL)
+            time.sleep(rng.uniform(0, 0.03) if processes > 1 else 0)
+        killed = [status == -signal.SIGKILL for status in finish_all(started)]
+        if not any(killed) or not reached:
             break  # it had come to its end before
         counts.kills += 1
         counts.in_save += bool(unfinished(workdir))
         counts.before_first_checkpoint += not whole(workdir)
-    status = finish(launch.start(workdir, *options))
-    assert status == 0, pathlib.Path(f"{workdir}_0.log").read_text()[-2000:]
+    statuses = finish_all(launch.start_many(workdir, processes, *options))
+    assert statuses == [0] * processes, pathlib.Path(f"{workdir}_0.log").read_text()[-2000:]
     counts.steps_done_twice = count_lines(metrics) - len(read_metrics(metrics))
     return counts
 

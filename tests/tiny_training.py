@@ -63,6 +63,7 @@ class TinyBatches:
 
     def __init__(self, config: TinyConfig, record: pathlib.Path):
         self.config, self.record = config, record
+        self.before = lambda number: None
         self.stream = BatchStream(
             make_example,
             LENGTH,
@@ -78,6 +79,7 @@ class TinyBatches:
 
     def __next__(self) -> dict[str, np.ndarray]:
         number = self.state()["next_batch"]
+        self.before(number)
         batch = next(self.stream)
         if number in self.config.poison:
             batch["x"][0, 0] = np.inf

@@ -371,8 +371,12 @@ def main(
     except Exception:
         if not jax.distributed.is_initialized():
             raise
-        traceback.print_exc()  # ours, or that of a process that is gone
-        return leave(1, "error: this process ends, and with it the run")
+        traceback.print_exc()  # a bug here, or another process that is gone
+        return leave(
+            1,
+            "error: this process ends, and with it the whole run; started again on all hosts, it "
+            "goes on from its last checkpoint",
+        )
     if jax.process_index() != 0:
         pass
     elif outcome.stopped_by is not None:

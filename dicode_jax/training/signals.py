@@ -50,9 +50,11 @@ class StopSignals:
             return self._received
         from jax.experimental import multihost_utils
 
-        if multihost_utils.reached_preemption_sync_point(step):
-            return self._received or signal.SIGTERM
-        return None
+        if not multihost_utils.reached_preemption_sync_point(step):
+            return None
+        if self._received is None:
+            self._notify(f"SIGTERM of some process: saving step {step} on all, then stopping")
+        return self._received or signal.SIGTERM
 
     def _receive(self, number: int, _frame) -> None:
         is_first, number = self._received is None, signal.Signals(number)

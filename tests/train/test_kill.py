@@ -1,5 +1,8 @@
 """A run that is killed again and again does, in the end, what one that was left alone does."""
 
+import os
+import signal
+
 import kills
 import pytest
 
@@ -11,18 +14,46 @@ def launch(tmp_path_factory):
     return kills.Launcher(tmp_path_factory.mktemp("runs"))
 
 
-@pytest.fixture(scope="module")
-def unbroken(launch):
-    workdir = launch.folder / "unbroken"
-    assert kills.finish(launch.start(workdir, *OPTIONS)) == 0
+def unbroken(launch, processes):
+    workdir = launch.folder / f"unbroken_{processes}"
+    statuses = kills.finish_all(launch.start_many(workdir, processes, *OPTIONS))
+    assert statuses == [0] * processes
     return workdir
 
 
-def test_killed_run_has_the_losses_batches_and_weights_of_an_unbroken_one(launch, unbroken):
-    plan = ["step", "later", "save", "later", "start", "save"]
-    counts = kills.run_with_kills(launch, launch.folder / "killed", OPTIONS, kills=plan, seed=1)
+def test_killed_run_has_the_losses_batches_and_weights_of_an_unbroken_one(launch):
+    workdir = launch.folder / "killed"
+    plan = ["step", "later", "save", "later", "save"]
+    counts = kills.run_with_kills(launch, workdir, OPTIONS, kills=plan, seed=1)
     assert counts.kills == len(plan)
     assert counts.in_save >= 1
     assert counts.before_first_checkpoint < 3
-    assert counts.steps_done_twice > 0
-    assert kills.differences(unbroken, launch.folder / "killed") == []
+    assert kills.differences(unbroken(launch, 1), workdir) == []
+
+
+def test_two_processes_stop_together_and_go_on_exactly(launch):
+    workdir = launch.folder / "two"
+    metrics = workdir / "metrics.jsonl"
+
+    def start_and_wait(steps):
+        lines = kills.count_lines(metrics) + steps
+        started = launch.start_many(workdir, 2, *OPTIONS, "--sleep", "0.01")
+        assert kills.wait_for(lambda: kills.count_lines(metrics) >= lines, started[0])
+        return started
+
+    # A scheduler tells only one of them: both save after the same step.
+    started = start_and_wait(steps=3)
+    os.kill(started[1].pid, signal.SIGTERM)
+    assert kills.finish_all(started) == [0, 0]
+    assert kills.whole(workdir)[-1] == kills.count_lines(metrics)
+    # One of them dies: the other ends too.
+    started = start_and_wait(steps=2)
+    os.kill(started[0].pid, signal.SIGKILL)
+    assert kills.finish(started[1], timeout=60) not in (0, None)
+    # Both are killed while they save.
+    plan = ["save"]
+    counts = kills.run_with_kills(
+        launch, workdir, [*OPTIONS, "--sleep", "0.01"], kills=plan, seed=2, processes=2
+    )
+    assert counts.kills == 1
+    assert kills.differences(unbroken(launch, 2), workdir) == []

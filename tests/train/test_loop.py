@@ -1,107 +1,288 @@
-"""The shared training loop: logs, checkpoints, resuming, and what it refuses."""
+"""The shared training loop: logs, checkpoints, resuming, stopping, and what it refuses."""
 
 import dataclasses
 import json
+import os
+import signal
+import sys
+import types
 
+import jax
 import numpy as np
 import pytest
+import tiny_training
+from tiny_training import TinyConfig
 
-from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
-from dicode_jax.models.dicode.stages.configs import AutoencoderTrainConfig
-from dicode_jax.training.logs import read_metrics
-from dicode_jax.training.optim import OptimConfig
-from train import autoencoder, loop
+from dicode_jax import checkpoint
+from dicode_jax.checkpoint import find_checkpoints
+from dicode_jax.errors import UserError
+from dicode_jax.sharding import ShardingConfig
+from dicode_jax.training.logs import MetricsLog, read_metrics
+from dicode_jax.training.workdir import claim, hold
+from train import loop
 
-TINY = AutoencoderTrainConfig(
-    model=AutoencoderKLConfig(
-        channels=8, channel_mult=(1, 2), num_res_blocks=1, resolution=16, num_groups=4
-    ),
-    optim=OptimConfig(lr=2e-3, warmup_steps=2),
-    num_steps=6,
-    batch_size=3,
-    frame_size=16,
-)
+TINY = TinyConfig(num_steps=12)
+NUMBERS = ("loss", "grad_norm", "lr", "largest")
 
 
-def train(workdir, steps=None, config=TINY):
-    options = loop.RunOptions(
-        workdir=workdir, steps=steps, log_every=1, checkpoint_every=2, sample_every=6
-    )
-    workdir.mkdir(parents=True, exist_ok=True)
-    loop.claim(workdir, config)
-    return loop.run(autoencoder.build(config, workdir), options)
+@pytest.fixture(scope="module", autouse=True)
+def _compile_once(tmp_path_factory):
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    earlier = [getattr(jax.config, name) for name in names]
+    for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0.0)):
+        jax.config.update(name, value)
+    yield
+    for name, value in zip(names, earlier):
+        jax.config.update(name, value)
 
 
-def losses(workdir):
-    return [record["loss"] for record in read_metrics(workdir / "metrics.jsonl")]
+def train(workdir, config=TINY, at=None, **options):
+    """A run; `at` gives functions by number of a batch, called when the loop asks for it."""
+    claim(workdir, config)
+    task = tiny_training.build(config, workdir)
+    if at:
+        task.batches.before = lambda number: at.get(number, lambda: None)()
+    options = {"log_every": 1, "checkpoint_every": 4} | options
+    return loop.run(task, loop.RunOptions(workdir=workdir, **options))
+
+
+def numbers(workdir):
+    return [
+        tuple(record[name] for name in NUMBERS)
+        for record in read_metrics(workdir / "metrics.jsonl")
+    ]
 
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    train(workdir)
+    outcome = train(workdir)
+    assert (outcome.step, outcome.stopped_by) == (12, None)
     return workdir
 
 
-def test_run_leaves_config_metrics_checkpoints_samples_and_weights(whole_run):
-    assert json.loads((whole_run / "config.json").read_text())["num_steps"] == 6
+def test_run_leaves_config_metrics_events_checkpoints_and_weights(whole_run):
+    assert json.loads((whole_run / "config.json").read_text())["num_steps"] == 12
     records = read_metrics(whole_run / "metrics.jsonl")
-    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
-    assert {"loss", "lr", "grad_norm", "psnr"} <= set(records[0])
-    assert (whole_run / "checkpoints" / "6").is_dir()
-    assert (whole_run / "samples" / "000006.png").stat().st_size > 0
-    assert (whole_run / "model" / "model.safetensors").is_file()
+    assert [record["step"] for record in records] == list(range(1, 13))
+    assert {*NUMBERS, "skipped"} <= set(records[0])
+    assert list((whole_run / "tensorboard").glob("events*"))
+    assert find_checkpoints(whole_run / "checkpoints") == [8, 12]
+    assert (whole_run / "model" / "model.npz").is_file()
+    assert not list(whole_run.glob(".model*"))
 
 
 def test_stopped_run_goes_on_with_the_same_losses(whole_run, tmp_path):
-    train(tmp_path / "parts", steps=2)
-    train(tmp_path / "parts", steps=4)
-    train(tmp_path / "parts")
-    assert losses(tmp_path / "parts") == losses(whole_run)  # bitwise: same data, same keys
+    for steps in (3, 8, None):  # not at the steps of checkpoints
+        train(tmp_path / "parts", steps=steps, keep=1)
+    assert numbers(tmp_path / "parts") == numbers(whole_run)  # bitwise: same data, same keys
 
 
 def test_run_that_is_done_does_nothing(whole_run, capsys):
     before = (whole_run / "metrics.jsonl").read_text()
-    assert np.isnan(train(whole_run))
+    assert np.isnan(train(whole_run).loss)
     assert "nothing to do" in capsys.readouterr().out
     assert (whole_run / "metrics.jsonl").read_text() == before
 
 
-def test_workdir_of_another_config_is_refused_with_the_field_named(whole_run):
-    other = dataclasses.replace(TINY, batch_size=5)
-    with pytest.raises(loop.UserError, match="batch_size 3 -> 5"):
-        train(whole_run, config=other)
+def test_log_every_and_the_last_step_are_logged(tmp_path):
+    train(tmp_path / "run", dataclasses.replace(TINY, num_steps=7), log_every=3)
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [record["step"] for record in records] == [3, 6, 7]
 
 
-def test_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
-    config = dataclasses.replace(TINY, optim=OptimConfig(lr=1e30, warmup_steps=0, clip_norm=0))
-    with pytest.raises(loop.UserError, match=r"the loss is (nan|inf) at step \d"):
-        train(tmp_path / "nan", config=config)
+# Another config, another run
 
 
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["--config", "nowhere.py", "--workdir", "w"], "no config file at nowhere.py"),
-        (["--config", "configs/gpt2_large.py", "--workdir", "w"], "wants AutoencoderTrainConfig"),
-    ],
-)
-def test_command_line_says_in_one_line_what_is_wrong(argv, message, capsys, tmp_path, monkeypatch):
-    argv = [str(tmp_path / "w") if a == "w" else a for a in argv]
-    status = loop.main("train.autoencoder", autoencoder.build, (AutoencoderTrainConfig,), argv)
-    error = capsys.readouterr().err
-    assert status == 2
-    assert message in error
-    assert error.count("\n") == 1
+def test_workdir_of_another_config_is_refused_with_the_fields_named(whole_run):
+    other = dataclasses.replace(TINY, batch_size=5, width=9)
+    with pytest.raises(UserError, match=r"batch_size 4 -> 5; width 8 -> 9\); take another"):
+        claim(whole_run, other)
+
+
+def test_fields_that_do_not_touch_the_result_may_change(tmp_path):
+    claim(tmp_path, TINY)
+    other = dataclasses.replace(TINY, sharding=ShardingConfig(fsdp=2))
+    claim(tmp_path, other)
+    assert json.loads((tmp_path / "config.json").read_text())["sharding"]["fsdp"] == 2
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    claim(tmp_path, TINY)
+    with (
+        hold(tmp_path),
+        pytest.raises(UserError, match="another run is at work"),
+        hold(tmp_path),
+    ):
+        pass
+    with hold(tmp_path):  # it was given back
+        pass
 
 
 def test_unwritable_workdir_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(loop.UserError, match="cannot write"):
-        loop.claim(tmp_path / "file" / "run", TINY)
+    with pytest.raises(UserError, match="cannot write"):
+        claim(tmp_path / "file" / "run", TINY)
 
 
-def test_torn_last_line_of_the_metrics_is_skipped(tmp_path):
+# Steps that are not finite
+
+
+@pytest.fixture(scope="module")
+def poisoned():
+    return dataclasses.replace(TINY, poison=(7,))  # step 8, after which a checkpoint is due
+
+
+def test_step_that_is_not_finite_stops_the_run_and_keeps_its_batch(poisoned, tmp_path):
+    for _ in range(2):  # the same command stops at the same step
+        with pytest.raises(UserError, match=r"step 8 is not finite .*gradients nan") as info:
+            train(tmp_path, poisoned)
+    assert "\n" not in str(info.value)
+    assert find_checkpoints(tmp_path / "checkpoints") == [4]
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")][-1] == 7
+    records = [json.loads(line) for line in (tmp_path / "batches_0.jsonl").open()]
+    (wanted,) = {tuple(record["ids"]) for record in records if record["batch"] == 7}
+    with np.load(tmp_path / "nonfinite" / "step_000008.npz") as kept:
+        assert tuple(kept["ids"]) == wanted
+        assert all(name in str(info.value) for name in wanted)
+        assert kept["x"][0, 0] == np.inf
+        assert kept["y"].shape == (4, 3)
+
+
+def test_skipped_step_is_counted_and_the_run_goes_on(poisoned, tmp_path):
+    train(tmp_path, poisoned, on_nonfinite="skip", steps=9)
+    train(tmp_path, poisoned, on_nonfinite="skip")
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [record["skipped"] for record in records] == [0] * 7 + [1] * 5
+    assert "grad_norm" not in records[7]
+    assert all(np.isfinite(record["loss"]) for record in records if record["step"] != 8)
+
+
+def test_no_more_than_max_nonfinite_steps_are_skipped(tmp_path):
+    config = dataclasses.replace(TINY, poison=(2, 5, 6))
+    with pytest.raises(UserError, match=r"step 7 .*number 3 of them, --max-nonfinite is 2"):
+        train(tmp_path, config, on_nonfinite="skip", max_nonfinite=2)
+
+
+# Stopping
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_the_run_goes_on_exactly(number, whole_run, tmp_path):
+    kill = lambda: os.kill(os.getpid(), number)  # noqa: E731
+    outcome = train(tmp_path, at={6: kill})
+    assert (outcome.step, outcome.stopped_by) == (7, number)
+    assert find_checkpoints(tmp_path / "checkpoints")[-1] == 7
+    assert not (tmp_path / "model").exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    train(tmp_path)
+    assert numbers(tmp_path) == numbers(whole_run)
+
+
+def test_repeated_sigterm_changes_nothing_and_second_ctrl_c_does(tmp_path):
+    def kill(*numbers):
+        return lambda: [os.kill(os.getpid(), number) for number in numbers]
+
+    outcome = train(tmp_path, at={6: kill(signal.SIGTERM, signal.SIGTERM)})
+    assert (outcome.step, outcome.stopped_by) == (7, signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, at={8: kill(signal.SIGINT, signal.SIGINT)})
+    assert find_checkpoints(tmp_path / "checkpoints")[-1] == 7
+
+
+# Evaluation, the best checkpoint, rates
+
+
+def test_checkpoint_with_the_smallest_validation_loss_stays(tmp_path):
+    train(tmp_path, dataclasses.replace(TINY, evaluate=True), checkpoint_every=2, keep=1)
+    losses = {r["step"]: r.get("validation_loss") for r in read_metrics(tmp_path / "metrics.jsonl")}
+    assert [losses[step] for step in (2, 4, 6, 8, 10, 12)] == [1.5, 0.5, 0.5, 1.5, 2.5, 3.5]
+    assert losses[3] is None
+    assert find_checkpoints(tmp_path / "checkpoints") == [6, 12]
+
+
+def test_share_of_the_peak_comes_from_counted_flops(tmp_path):
+    train(tmp_path, peak_tflops=1e-3)
+    record = read_metrics(tmp_path / "metrics.jsonl")[-1]
+    # Two products with weights forward, their gradients for the weights, one for the inputs.
+    step = 2 * TINY.batch_size * (2 * (6 * 8 + 8 * 3) + 8 * 3)
+    share = step / (1e9 * jax.device_count())
+    assert record["mfu"] == pytest.approx(share * record["steps_per_second"])
+    assert record["tokens_per_second"] == pytest.approx(400 * record["steps_per_second"])
+
+
+def test_profile_writes_a_trace(tmp_path):
+    train(tmp_path, profile=True)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+# Disk
+
+
+def test_full_disk_stops_the_run_with_the_last_checkpoint_named(tmp_path, monkeypatch):
+    free = iter([10**9, 10**9, 100])  # at the start, and at each save
+    usage = lambda _: types.SimpleNamespace(free=next(free))  # noqa: E731
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", usage)
+    with pytest.raises(UserError, match=r"100 B free.*the last checkpoint is 4\)"):
+        train(tmp_path)
+    assert find_checkpoints(tmp_path / "checkpoints") == [4]
+
+
+def test_disk_that_cannot_hold_the_run_is_refused_before_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match=r"4 checkpoints of .* must fit"):
+        train(tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+# Logs
+
+
+def test_torn_last_line_is_skipped_and_the_next_one_is_not_glued_to_it(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 3.0}\n{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     assert read_metrics(path) == [{"step": 1, "loss": 2.0}]
+    log = MetricsLog(tmp_path, first_step=2)
+    log.write(2, {"loss": 1.0, "bad": float("nan")})
+    log.close()
+    assert read_metrics(path) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+
+
+def test_wandb_gets_the_same_numbers_and_goes_on_with_its_run(tmp_path, monkeypatch):
+    started, logged = [], []
+    run = types.SimpleNamespace(
+        log=lambda values, step: logged.append((step, values)), finish=lambda: None
+    )
+    fake = types.SimpleNamespace(
+        util=types.SimpleNamespace(generate_id=lambda: f"id{len(started)}"),
+        init=lambda **options: started.append(options) or run,
+    )
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for step in (1, 2):
+        log = MetricsLog(tmp_path, wandb_project="films", config={"lr": 1})
+        log.write(step, {"loss": 4.0})
+        log.close()
+    assert logged == [(1, {"loss": 4.0}), (2, {"loss": 4.0})]
+    assert [options["id"] for options in started] == ["id0", "id0"]
+    assert started[0]["project"] == "films"
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"dicode-jax\[wandb\]"):
+        MetricsLog(tmp_path, wandb_project="films")
+
+
+# Command line
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("nowhere.py", "no config file at nowhere.py"),
+        ("configs/gpt2_large.py", "configures ARTrainConfig; tiny_training wants TinyConfig"),
+    ],
+)
+def test_command_line_says_in_one_line_what_is_wrong(config, message, capsys, tmp_path):
+    status = tiny_training.main(["--config", config, "--workdir", str(tmp_path / "w")])
+    error = capsys.readouterr().err
+    assert status == 2
+    assert message in error
+    assert error.count("\n") == 1
