@@ -95,7 +95,9 @@ def encode(config: ARTrainConfig, options: EncodeOptions) -> dict[str, Any]:
     claim(options.out, about)
     shards = [shard_path(options.out, i, num_shards) for i in range(num_shards)]
     with hold(options.out):
-        if not token_cache.is_cache(options.out) or options.retry_broken:
+        if options.retry_broken:
+            forget_broken(options.out, shards)
+        if not token_cache.is_cache(options.out):
             encode_shards(config, options, source, shards)
             finish(options.out, shards, about, config.data.max_broken)
     return token_cache.TokenCache(options.out).manifest
@@ -164,6 +166,17 @@ def claim(out: pathlib.Path, about: Mapping[str, Any]) -> None:
         raise UserError(f"{out} holds another cache ({'; '.join(changed)}); take another --out")
 
 
+def forget_broken(out: pathlib.Path, shards: Sequence[pathlib.Path]) -> None:
+    """Takes away the shards that lack broken videos."""
+    if jax.process_count() > 1:
+        raise UserError("--retry-broken is for one process; start this without the others")
+    (out / token_cache.MANIFEST).unlink(missing_ok=True)
+    for shard in shards:
+        index = token_cache.read_index(shard)
+        if index is not None and index["broken"]:
+            shard.with_suffix(".json").unlink()
+
+
 class Tally:
     """What this process has read so far, also in runs before: how much, and what was broken."""
 
@@ -203,7 +216,7 @@ def encode_shards(
     tally, todo = Tally(config.data.max_broken), []
     for i in range(jax.process_index(), len(shards), jax.process_count()):
         index = token_cache.read_index(shards[i])
-        if index is None or (options.retry_broken and index["broken"]):
+        if index is None:
             todo.append(i)
         else:
             tally.add(len(index["names"]) + len(index["broken"]), index["broken"])
