@@ -203,7 +203,8 @@ def loss_fn(
     tokens = jax.lax.stop_gradient(tokens)
     inputs = None
     if config.input_noise and not deterministic:
-        scale = config.input_noise * jnp.std(tokens)
+        valid = batch["frame_segments"] > 0 if config.packed else batch["frame_mask"]
+        scale = config.input_noise * jnp.std(tokens, where=valid[..., None, None])
         inputs = tokens + scale * jax.random.normal(noise_key, tokens.shape)
     options = {
         "inputs": inputs,
