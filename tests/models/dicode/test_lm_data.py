@@ -1,11 +1,14 @@
 """Examples of the language model: from videos, from a token cache, and packed."""
 
 import dataclasses
+import functools
 import types
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
 
 from dicode_jax.data import token_cache
 from dicode_jax.data.config import DataConfig
@@ -16,6 +19,7 @@ from dicode_jax.data.token_cache import CachedVideo
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode import lm_data
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
+from dicode_jax.models.dicode.stages import language_model
 from dicode_jax.models.dicode.stages.configs import ARTrainConfig
 from dicode_jax.models.gpt2 import GPT2Config
 
@@ -223,3 +227,20 @@ def test_what_does_not_fit_is_refused_on_one_line(config, tmp_path):
     captions = lm_data.Captions(tokenizer=TEXT, length=L)
     with pytest.raises(UserError, match=r"the caption of odd\.mp4: .* never seen: '7'"):
         captions(record.name, record.captions, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_noise_on_inputs_is_measured_on_keyframes_that_are_there(config, packed):
+    config = dataclasses.replace(config, packed=packed, input_noise=0.5, num_keyframes=4)
+    batch = next(lm_data.open_batches(config, lm_data.open_examples(config, TEXT)))
+    batch.pop("ids")
+    there = batch["frame_segments"] > 0 if packed else batch["frame_mask"]
+    assert not there.all()
+    spoilt = np.where(there[..., None, None], batch["tokens"], 1e3).astype(ml_dtypes.bfloat16)
+    model = language_model.Reader(config.model, None, rngs=nnx.Rngs(0))
+    loss = nnx.jit(functools.partial(language_model.loss_fn, config))
+    clean, other = (
+        loss(model, batch | {"tokens": tokens}, jax.random.key(0))[0]
+        for tokens in (batch["tokens"], spoilt)
+    )
+    np.testing.assert_allclose(clean, other, rtol=1e-6)
