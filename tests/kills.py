@@ -45,7 +45,8 @@ class Launcher:
             str(path) for path in (pathlib.Path(__file__).parents[1], pathlib.Path(__file__).parent)
         )
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["tiny_training"])
+        # tensorboardX is slow to import when torch is there.
+        self._context.set_forkserver_preload(["tiny_training", "tensorboardX"])
 
     def start(self, workdir: pathlib.Path, *options: str, process: int = 0):
         """Starts a run; its output goes to `WORKDIR_PROCESS.log`."""
