@@ -10,13 +10,13 @@ manifest as soon as all shards are there. A stopped run loses the shards that it
 """
 
 import argparse
-import collections
 import dataclasses
 import hashlib
 import json
 import pathlib
 import sys
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -233,12 +233,13 @@ def encode_shards(
         unit="video",
         file=sys.stderr,
     )
+    seen = Counter(keyframes=0, broken=0)
     try:
         for i, indices in zip(todo, ranges, strict=True):
             for left_by_a_kill in options.out.glob(f".{shards[i].stem}-*"):
                 left_by_a_kill.unlink()
             read = (next_video(stream) for _ in indices)
-            videos = show(with_tokens(read, tokens_of, config.batch_size), bar)
+            videos = show(with_tokens(read, tokens_of, config.batch_size), bar, seen)
             token_cache.write_shard(shards[i], videos)
             tally.add(len(indices), token_cache.read_index(shards[i])["broken"])
     finally:
@@ -312,7 +313,7 @@ def with_tokens(
 
     Every call has `batch_size` keyframes; the last ones are filled up with zeros.
     """
-    waiting: collections.deque = collections.deque()
+    waiting: deque = deque()
     frames, tokens = [], []
 
     def finished() -> Iterator[CachedVideo | BrokenVideo]:
@@ -351,17 +352,16 @@ def with_tokens(
     yield from finished()
 
 
-def show(videos: Iterable[CachedVideo | BrokenVideo], bar: tqdm) -> Iterator:
-    """Passes videos on and tells the bar: what is broken, and keyframes per second."""
-    num_broken = num_keyframes = 0
+def show(videos: Iterable[CachedVideo | BrokenVideo], bar: tqdm, seen: Counter) -> Iterator:
+    """Passes videos on, counts keyframes and what is broken, and tells the bar."""
     for video in videos:
         if isinstance(video, BrokenVideo):
-            num_broken += 1
+            seen["broken"] += 1
             bar.write(f"left out: {video.reason}", file=sys.stderr)
         else:
-            num_keyframes += len(video.tokens)
+            seen["keyframes"] += len(video.tokens)
         bar.update()
-        bar.set_postfix(broken=num_broken, keyframes=num_keyframes, refresh=False)
+        bar.set_postfix(seen, refresh=False)
         yield video
 
 
