@@ -17,7 +17,7 @@ from dicode_jax.data.text import TextTokenizer
 from dicode_jax.models.dicode import lm_data
 from dicode_jax.models.dicode.stages import build_stage, language_model, parts
 from dicode_jax.models.dicode.stages.configs import ARTrainConfig
-from dicode_jax.training.evaluate import Evaluation, look
+from dicode_jax.training.evaluate import Evaluation, jit_local, look
 from train import data, loop
 from train.cache import Cache
 
@@ -65,7 +65,7 @@ class Encode:
 
     def __init__(self, config: ARTrainConfig):
         self._tokenizer = parts.on_device(language_model.load_tokenizer(config))
-        self._encode = look(language_model.encode)
+        self._encode = jit_local(language_model.encode)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The batch with `tokens` in place of `keyframes`."""
@@ -104,7 +104,7 @@ def make_sample(config: ARTrainConfig, text: TextTokenizer, examples: lm_data.Ex
     one = {"process_index": 0, "process_count": 1}
     (batch,) = data.take(open_in_order(config, examples, batch_size=count, **one), 1)
     write = look(functools.partial(language_model.generate_tokens, config))
-    show = look(functools.partial(language_model.show, config))
+    show = jit_local(functools.partial(language_model.show, config))
     text_ids, truth = batch["text_ids"], batch.get("keyframes")
     if config.sample_prompts:
         text_ids = text.encode(list(config.sample_prompts), config.text_length).ids
@@ -115,7 +115,7 @@ def make_sample(config: ARTrainConfig, text: TextTokenizer, examples: lm_data.Ex
     def sample(model: nnx.Module, folder: pathlib.Path, step: int) -> None:
         from dicode_jax.data.video import contact_sheet
 
-        painted = np.asarray(show(decoder, write(model.lm, text_ids)))
+        painted = show(decoder, write(model.lm, text_ids))
         if jax.process_index() != 0:
             return
         captions = [text.decode(ids) for ids in text_ids]

@@ -23,7 +23,7 @@ from dicode_jax.data.examples import ClipReader, FrameReader
 from dicode_jax.data.stream import BatchStream, open_stream
 from dicode_jax.models.dicode.stages import build_stage, representation, tokenizer
 from dicode_jax.models.dicode.stages.configs import RepresentationTrainConfig, TokenizerTrainConfig
-from dicode_jax.training.evaluate import Evaluation, look
+from dicode_jax.training.evaluate import Evaluation, jit_local, look
 from train import data, loop
 from train.cache import Cache
 
@@ -96,7 +96,7 @@ def cached_clips(
 ) -> BatchStream:
     """Batches of clips that are encoded once, by the frozen parts alone."""
     encoder = tokenizer.load_encoder(config)
-    encode = look(functools.partial(tokenizer.encode, config))
+    encode = jit_local(functools.partial(tokenizer.encode, config))
     stream = open_stream(
         source,
         read,

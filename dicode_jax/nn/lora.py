@@ -96,7 +96,11 @@ def _find(model: nnx.Module, kind: type) -> list[tuple[tuple, nnx.Module]]:
 
 
 def _replace(model: nnx.Module, path: tuple, make: Callable[[nnx.Module], nnx.Module]) -> None:
-    parent = model
-    for part in path[:-1]:
-        parent = parent[part] if isinstance(parent, nnx.List) else getattr(parent, part)
-    setattr(parent, path[-1], make(getattr(parent, path[-1])))
+    *parents, name = path
+    node = model
+    for part in parents:
+        node = node[part] if isinstance(node, nnx.List) else getattr(node, part)
+    if isinstance(node, nnx.List):
+        node[name] = make(node[name])
+    else:
+        setattr(node, name, make(getattr(node, name)))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from dicode_jax.sharding import gather_to_host, global_batch
+from dicode_jax.sharding import ShardingConfig, gather_to_host, global_batch, make_mesh
 from dicode_jax.typing import Array, PyTree
 
 
@@ -25,9 +25,26 @@ def jit_model(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def look(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`jit_model` with whole arrays in host memory as results; all processes call it together."""
+    """`jit_model` for the model of a run: results are whole arrays in host memory.
+
+    All processes must call it together, with the model that they share.
+    """
     compiled = jit_model(function)
     return lambda model, *arrays: gather_to_host(compiled(model, *arrays))
+
+
+def jit_local(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`jit_model` for a model that this process has for itself; results are in host memory.
+
+    It runs on the first device of the process, whatever mesh a run has set.
+    """
+    compiled = jit_model(function)
+
+    def call(model: nnx.Module, *arrays: PyTree):
+        with jax.set_mesh(make_mesh(ShardingConfig(), jax.local_devices()[:1])):
+            return jax.device_get(compiled(model, *arrays))
+
+    return call
 
 
 class Evaluation:

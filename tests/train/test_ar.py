@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from flax import nnx
 from hugging_face_folder import draw, write_folder
 from tiny import tiny_pipeline
 
@@ -12,6 +11,7 @@ from convert import hugging_face, llama
 from dicode_jax import weights
 from dicode_jax.data import text
 from dicode_jax.errors import UserError
+from dicode_jax.models.dicode.stages import build_stage
 from dicode_jax.models.dicode.stages.configs import ARTrainConfig
 from dicode_jax.models.language_model import compare_bodies
 from dicode_jax.models.llama import LlamaConfig, RotaryScaling
@@ -82,26 +82,41 @@ def config(pipe, body, tmp_path_factory):
     )
 
 
-def test_training_starts_from_a_converted_body_however_its_layers_are_kept(config, body, tmp_path):
-    task = ar.build(config, tmp_path)
-    model = nnx.merge(task.graph, task.trained, task.frozen)
+def test_training_starts_from_a_converted_body_however_its_layers_are_kept(config, body):
+    arrays = build_stage(config).load()
+    got = {".".join(map(str, path[2:])): x for path, x in arrays.items() if path[1] == "body"}
     stored = weights.read_arrays(body / weights.WEIGHTS_FILE)
-    got = weights.named_arrays(model.lm.body)
-    assert model.lm.body.cfg == config.model.body
     np.testing.assert_array_equal(got["token_embed.embedding"], stored["token_embed.embedding"])
     for i in range(2):
         want = stored[f"blocks.{i}.attn.q.kernel"]
         np.testing.assert_array_equal(got["blocks.attn.q.kernel"][i], want)
+    assert isinstance(got["blocks.attn.q.kernel"], np.ndarray)  # no device holds the whole model
 
 
-def test_another_body_or_text_is_refused_with_the_difference(config, tmp_path):
+def test_an_earlier_run_is_gone_on_from_whatever_its_dropout(pipe, config, tmp_path):
+    weights.save_module(tmp_path, pipe.language_model, pipe.language_model.cfg)
+    body = dataclasses.replace(pipe.language_model.cfg.body, dropout=0.1, remat="dots")
+    model = dataclasses.replace(pipe.language_model.cfg, body=body)
+    again = dataclasses.replace(config, model=model, init=str(tmp_path), body_init=None)
+    arrays = build_stage(again).load()
+    stored = weights.named_arrays(pipe.language_model)
+    np.testing.assert_array_equal(arrays["lm", "frame_embed"], stored["frame_embed"])
+    wider = dataclasses.replace(again, model=dataclasses.replace(model, num_mixtures=3))
+    with pytest.raises(UserError, match="other sizes than --config's: its tokens or its head"):
+        build_stage(wider).load()
+
+
+def test_another_body_text_or_tokenizer_is_refused_with_the_difference(config, tmp_path):
     other = dataclasses.replace(config.model.body, rope_scaling=RotaryScaling())
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, body=other))
     with pytest.raises(UserError, match="holds another body than --config's: rope_scaling None"):
-        ar.build(other, tmp_path)
+        build_stage(other).load()
     moved = dataclasses.replace(config.model, pad_token_id=3)
     with pytest.raises(UserError, match=r"pads with id \d+ .* config says 3 and"):
         ar.build(dataclasses.replace(config, model=moved), tmp_path)
+    wide = dataclasses.replace(config, model=dataclasses.replace(config.model, token_dim=9))
+    with pytest.raises(UserError, match=r"3 tokens of width 8 .* says 3 of width 9"):
+        build_stage(wide)
     with pytest.raises(ValueError, match="leave body_init out"):
         dataclasses.replace(config, init="runs/ar/model")
 

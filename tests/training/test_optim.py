@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dicode_jax.training.optim import OptimConfig, make_optimizer
+from dicode_jax.training.optim import OptimConfig, make_optimizer, make_schedule
 
 PARAMS = {
     "linear": {"kernel": jnp.ones((8, 6)), "bias": jnp.ones(6)},
@@ -51,7 +51,11 @@ def test_muon_leaves_everything_else_to_adam(path):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "kept"), [("adamw", ["linear.bias"]), ("muon", ["linear.bias", "embed"])]
+    ("optimizer", "kept"),
+    [
+        *((name, ["linear.bias"]) for name in ("adamw", "lion", "adafactor", "sgd")),
+        ("muon", ["linear.bias", "embed"]),
+    ],
 )
 def test_weight_decay_spares_what_it_should(optimizer, kept):
     with_decay = step(optimizer, weight_decay=0.1)
@@ -60,3 +64,61 @@ def test_weight_decay_spares_what_it_should(optimizer, kept):
     flat = {jax.tree_util.keystr(p, simple=True, separator="."): x for p, x in
             jax.tree_util.tree_leaves_with_path(same)}  # fmt: skip
     assert sorted(name for name, value in flat.items() if value) == sorted(kept)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "adafactor", "sgd"])
+def test_decay_takes_the_learning_rate_times_the_weight(optimizer):
+    with_decay = step(optimizer, weight_decay=0.1)["linear"]["kernel"]
+    without = step(optimizer, weight_decay=0.0)["linear"]["kernel"]
+    np.testing.assert_allclose(with_decay - without, -0.01 * 0.1, rtol=1e-3)  # weights of 1
+
+
+def test_first_steps_are_those_of_the_papers():
+    grads = jax.random.normal(jax.random.key(1), (5, 6))
+    for optimizer, wanted in [
+        ("lion", -0.01 * np.sign(grads)),
+        ("sgd", -0.01 * (1 + 0.9) * np.asarray(grads)),  # Nesterov looks one step ahead
+    ]:
+        config = OptimConfig(
+            optimizer=optimizer, lr=0.01, warmup_steps=0, schedule="constant", clip_norm=0.0,
+            weight_decay=0.0,
+        )  # fmt: skip
+        tx = make_optimizer(config, 10)
+        params = jnp.ones((5, 6))
+        updates, _ = tx.update(grads, tx.init(params), params)
+        np.testing.assert_allclose(updates, wanted, rtol=1e-5)
+
+
+def test_adafactor_keeps_rows_and_columns_in_place_of_a_matrix():
+    params = {"kernel": jnp.ones((256, 128))}
+    sizes = {}
+    for optimizer in ("adafactor", "adamw"):
+        state = make_optimizer(OptimConfig(optimizer=optimizer), 10).init(params)
+        sizes[optimizer] = sum(x.size for x in jax.tree.leaves(state))
+    assert sizes["adamw"] > 2 * 256 * 128
+    assert sizes["adafactor"] < 1.1 * (256 + 128) + 10
+
+
+def test_wsd_warms_up_stays_and_falls_in_a_line():
+    config = OptimConfig(lr=2.0, schedule="wsd", warmup_steps=4, decay_steps=10, final_lr_ratio=0.1)
+    rates = np.array([float(make_schedule(config, 40)(i)) for i in range(41)])
+    np.testing.assert_allclose(rates[:5], [0, 0.5, 1, 1.5, 2])
+    np.testing.assert_allclose(rates[4:31], 2.0)
+    np.testing.assert_allclose(rates[30:], np.linspace(2.0, 0.2, 11), rtol=1e-6)
+    tenth = OptimConfig(lr=2.0, schedule="wsd", warmup_steps=0, final_lr_ratio=0.0)
+    rates = [float(make_schedule(tenth, 40)(i)) for i in (35, 36, 38, 40)]
+    np.testing.assert_allclose(rates, [2, 2, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": 0.0}, "lr must be positive, got 0.0"),
+        ({"b1": 1.0}, "b1 and b2"),
+        ({"accumulate_steps": 0}, "accumulate_steps must be at least 1"),
+        ({"final_lr_ratio": 2.0}, "final_lr_ratio must be in 0..1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        OptimConfig(**options)

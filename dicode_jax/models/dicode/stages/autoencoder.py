@@ -15,7 +15,7 @@ from dicode_jax.data.transforms import to_float, to_uint8
 from dicode_jax.models.autoencoder_kl import AutoencoderKL
 from dicode_jax.models.dicode.stages import parts
 from dicode_jax.models.dicode.stages.configs import AutoencoderTrainConfig
-from dicode_jax.training.evaluate import look
+from dicode_jax.training.evaluate import jit_local
 from dicode_jax.training.stage import Stage
 from dicode_jax.typing import Array, Float, UInt8
 
@@ -74,6 +74,6 @@ def export(config: AutoencoderTrainConfig, model: AutoencoderKL, folder: pathlib
     source = source if len(source) else open_source(data, split="train", seed=config.seed)
     read = FrameReader(data=data, frame_size=config.frame_size)
     (batch,) = first_batches(source, read, data, 1, batch_size=64, seed=config.seed)
-    latents, _ = look(reconstruct)(model, batch["image"])
+    latents, _ = jit_local(reconstruct)(model, batch["image"])
     scaled = dataclasses.replace(config.model, scale_factor=float(1 / np.std(latents)))
     weights.save_module(folder, model, scaled)

@@ -142,6 +142,8 @@ class TokenizerTrainConfig(_RunConfig):
             raise ValueError("cached_clips needs a trained autoencoder: give autoencoder or init")
         if self.has_frozen_tokenizer and self.representation is None and self.init is None:
             raise ValueError("trainable.resampler False needs a tokenizer that is ready: give init")
+        if self.loss.extra != "none" and self.loss.extra_scheduler != "constant":
+            raise ValueError("a run's extra_scheduler must be constant: its loss knows no step")
         if self.loss.extra == "vae" and not self.tokenizer.use_vae:
             raise ValueError("loss.extra 'vae' needs tokenizer.use_vae")
 
