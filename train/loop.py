@@ -8,6 +8,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 import shutil
@@ -110,10 +111,10 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its last step, the loss of it, and the signal that stopped it, if any."""
+    """How a run ended: its last step, that step's loss, and the signal that stopped it, if any."""
 
     step: int
-    loss: float
+    loss: float = float("nan")
     stopped_by: signal.Signals | None = None
 
 
@@ -131,10 +132,13 @@ def run(task: Task, options: RunOptions) -> Outcome:
         name, workdir = task.stage.name, options.workdir
         num_steps = options.steps or task.stage.config.num_steps
         done = checkpoints.latest_step or 0
-        if done >= num_steps:
+        if done >= num_steps and _is_exported(checkpoints, workdir):
             print(f"{name}: {workdir} is already at step {done} of {num_steps}; nothing to do")
-            return Outcome(done, float("nan"))
+            return Outcome(done)
         prepared, state = _start(task, checkpoints)
+        if done >= num_steps:  # stopped after its last step, before the model was written
+            _export(task.stage, prepared, state, workdir)
+            return Outcome(done)
         loop = _Loop(task, options, checkpoints, prepared, state, num_steps, stack)
         outcome = loop.run()
         if outcome.stopped_by is None:
@@ -284,6 +288,11 @@ class _Loop:
         return {name: float(value) for name, value in metrics.items()}
 
 
+def _is_exported(checkpoints: Checkpointer, workdir: pathlib.Path) -> bool:
+    model, latest = workdir / "model", checkpoints.folder / str(checkpoints.latest_step)
+    return model.is_dir() and model.stat().st_mtime >= latest.stat().st_mtime
+
+
 def _export(stage: Stage, prepared: Prepared, state: TrainState, workdir: pathlib.Path) -> None:
     """Writes `workdir/model` anew, whole or not at all."""
     graph, arrays = nnx.split(prepared.model_of(state))
@@ -385,7 +394,8 @@ def main(
             f"command goes on from there in {options.workdir}"
         )
     else:
-        print(f"{prog}: done, last loss {outcome.loss:.6g}; everything is in {options.workdir}")
+        loss = f", last loss {outcome.loss:.6g}" if math.isfinite(outcome.loss) else ""
+        print(f"{prog}: done{loss}; everything is in {options.workdir}")
     return 130 if outcome.stopped_by == signal.SIGINT else 0
 
 

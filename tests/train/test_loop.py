@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import sys
 import types
@@ -83,6 +84,18 @@ def test_run_that_is_done_does_nothing(whole_run, capsys):
     assert np.isnan(train(whole_run).loss)
     assert "nothing to do" in capsys.readouterr().out
     assert (whole_run / "metrics.jsonl").read_text() == before
+
+
+def test_model_is_written_by_the_next_start_when_a_kill_came_before_it(whole_run, tmp_path):
+    train(tmp_path)
+    shutil.rmtree(tmp_path / "model")
+    train(tmp_path)
+    with (
+        np.load(tmp_path / "model/model.npz") as new,
+        np.load(whole_run / "model/model.npz") as old,
+    ):
+        for name in old:
+            np.testing.assert_array_equal(new[name], old[name])
 
 
 def test_log_every_and_the_last_step_are_logged(tmp_path):
