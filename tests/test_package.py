@@ -162,7 +162,7 @@ def test_every_import_is_declared(project):
     extras = project["optional-dependencies"]
     # beartype is imported by `typing.py` when tests switch shape checks on.
     allowed = {
-        "dicode_jax": declared | {"beartype"} | names(extras["app"]),
+        "dicode_jax": declared | {"beartype"} | names(extras["app"]) | names(extras["wandb"]),
         "train": declared,
         "configs": declared,
         "convert": declared | names(extras["convert"]),
