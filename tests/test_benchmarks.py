@@ -1,0 +1,41 @@
+"""What the benchmarks measure is what they say; how fast it is, no test asks."""
+
+import sys
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from benchmarks import train_step
+from dicode_jax.models.dicode.stages import build_stage
+from dicode_jax.models.gpt2 import GPT2, GPT2Config
+from dicode_jax.nn.rngs import ShapeRngs
+
+
+def test_loss_is_the_mean_over_predictions_of_the_next_token():
+    sizes = GPT2Config(num_layers=1, num_heads=2, embed_dim=8, max_seq_len=6, vocab_size=11)
+    model = GPT2(sizes, rngs=nnx.Rngs(0))
+    ids = np.random.default_rng(0).integers(0, 11, (3, 5), dtype=np.int32)
+    loss, _ = train_step.cross_entropy(model, {"ids": ids}, None)
+    hidden, _ = model(model.embed_tokens(ids))
+    scores = np.exp(np.asarray(hidden @ model.token_embed.embedding[...].T, np.float64))
+    shares = scores / scores.sum(-1, keepdims=True)
+    rows, columns = np.indices((3, 4))
+    want = -np.log(shares[rows, columns, ids[:, 1:]]).mean()
+    np.testing.assert_allclose(loss, want, rtol=1e-5)
+
+
+def test_without_pytorch_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(SystemExit, match=r"pip install -e .*bench") as exit_:
+        train_step.compare_language_models(1)
+    assert "\n" not in str(exit_.value)
+
+
+def test_small_tokenizer_has_the_parts_of_the_large_one():
+    paths = []
+    for config in (train_step.small_tokenizer_config(), train_step.tokenizer_256.get_config()):
+        model = nnx.eval_shape(lambda c=config: build_stage(c).create(ShapeRngs()))
+        paths.append({path for path, _ in nnx.to_flat_state(nnx.state(model))})
+    small, large = ({path for path in found if path[1] != "vision"} for found in paths)
+    assert small == large
