@@ -22,7 +22,6 @@ from dicode_jax.data.records import (
     captions_from_value,
     name_hash,
 )
-from dicode_jax.errors import UserError
 
 _MAX_OPEN = 64  # shards at a time
 
@@ -77,29 +76,22 @@ class ArrayRecordSource:
     Which records are held out goes by shard and number, so that opening reads no record.
     """
 
-    def __init__(self, paths: list[str], counts: list[int]):
-        self.left_out = tuple(
-            f"{path} is no whole ArrayRecord file: no record is found in it"
-            for path, count in zip(paths, counts, strict=True)
-            if not count
-        )
+    def __init__(self, paths: list[str], counts: list[int], left_out: tuple[str, ...] = ()):
+        self.left_out = left_out
         self._paths, self._ends = paths, np.cumsum(counts)
         self._readers: dict[int, Any] = {}
         self._name = (-1, "")  # of the record that was read last: it is asked for next
 
     @classmethod
     def open(cls, paths: list[str]) -> tuple["ArrayRecordSource", np.ndarray]:
-        """Counts the records of all shards; returns hashes of their places too.
-
-        Raises:
-          UserError: A file is no whole ArrayRecord.
-        """
-        counts = []
+        """Counts the records of all shards; returns hashes of their places too."""
+        counts, left_out = [], []
         for path in paths:
-            reader = _open(path)
-            counts.append(reader.num_records())
-            reader.close()
-        source = cls(paths, counts)
+            count, fault = _count(path)
+            counts.append(count)
+            if fault:
+                left_out.append(f"{path} is not a whole ArrayRecord file ({fault})")
+        source = cls(paths, counts, tuple(left_out))
         places = (source._where(*source._place(i)) for i in range(len(source)))
         return source, np.array([name_hash(place) for place in places], np.uint64)
 
@@ -120,7 +112,7 @@ class ArrayRecordSource:
         where = self._where(shard, number)
         if shard not in self._readers:
             if len(self._readers) >= _MAX_OPEN:
-                self._readers.pop(next(iter(self._readers))).close()
+                self._readers.pop(next(iter(self._readers)))
             self._readers[shard] = _open(self._paths[shard])
         try:
             (data,) = self._readers[shard].read([number])
@@ -142,12 +134,19 @@ class ArrayRecordSource:
         return self.__dict__ | {"_readers": {}}
 
 
+def _count(path: str) -> tuple[int, str]:
+    """How many records a shard has, or 0 and what is wrong with it."""
+    reader = _open(path)
+    try:
+        count = reader.num_records()
+        reader.close()  # tells what was wrong
+    except (RuntimeError, ValueError, OSError) as error:
+        return 0, " ".join(str(error).split())
+    return count, "" if count else "there is no record in it"
+
+
 def _open(path: str):
     from array_record.python.array_record_module import ArrayRecordReader
 
-    try:
-        # No reading ahead: records are read in random order.
-        return ArrayRecordReader(path, options="readahead_buffer_size:0")
-    except (RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not a whole ArrayRecord file ({reason})") from error
+    # No reading ahead: records are read in random order.
+    return ArrayRecordReader(path, options="readahead_buffer_size:0")

@@ -142,18 +142,23 @@ def _members_of(path: str) -> tuple[str, list[tuple[str, int, int]]]:
 
 
 def _scan(path: str, size: int) -> tuple[str, list[tuple[str, int, int]]]:
-    members, fault = [], ""
+    members, fault, end = [], "", 0
     wanted = VIDEO_SUFFIXES | IMAGE_SUFFIXES | set(CAPTION_SUFFIXES)
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 tar.members.clear()  # tarfile would keep every header
                 base = os.path.basename(member.name)
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 whole = member.offset_data + member.size <= size
                 if not whole:
                     fault = f"{path} is cut short inside {member.name}"
                 elif member.isreg() and not base.startswith(".") and suffix_of(base) in wanted:
                     members.append((member.name, member.offset_data, member.size))
+            tar.fileobj.seek(end)
+            # tarfile takes a header that is cut for the end of the archive.
+            if not fault and tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                fault = f"{path} is cut short: its end mark is missing"
     except tarfile.ReadError as error:
         if not members:
             raise UserError(
