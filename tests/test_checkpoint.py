@@ -64,7 +64,7 @@ def test_nothing_is_left_of_a_save_that_was_killed(tmp_path):
     saver = Checkpointer(tmp_path)
     saver.save(1, make_state(1), {})
     saver.close()
-    torn = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    torn = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
     torn.mkdir()
     (torn / "state").write_text("half")
     again = Checkpointer(tmp_path)

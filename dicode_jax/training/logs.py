@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,8 +38,6 @@ class MetricsLog:
         wandb_project: str | None = None,
         config: Mapping[str, Any] | None = None,
     ):
-        from tensorboardX import SummaryWriter
-
         self._workdir = workdir
         self._wandb = None
         if wandb_project is not None:
@@ -49,7 +48,7 @@ class MetricsLog:
             self._file = path.open("a")
             if is_torn:
                 self._file.write("\n")
-            self._board = SummaryWriter(
+            self._board = _summary_writer()(
                 str(workdir / "tensorboard"),
                 purge_step=first_step if first_step > 1 else None,
                 flush_secs=10,
@@ -94,6 +93,22 @@ def read_metrics(path: str | pathlib.Path) -> list[dict]:
             continue
         by_step[record["step"]] = record
     return [by_step[step] for step in sorted(by_step)]
+
+
+def _summary_writer() -> type:
+    """TensorboardX's writer; without torch, which it would import wherever it is installed.
+
+    That takes seconds and loads torch's CUDA libraries beside those of JAX.
+    """
+    is_hidden = "torch" not in sys.modules
+    if is_hidden:
+        sys.modules["torch"] = None  # an import of it then fails, as if it were not there
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if is_hidden:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def _start_wandb(workdir: pathlib.Path, project: str, config: Mapping[str, Any]) -> Any:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import types
 
@@ -259,6 +260,16 @@ def test_torn_last_line_is_skipped_and_the_next_one_is_not_glued_to_it(tmp_path)
     log.write(2, {"loss": 1.0, "bad": float("nan")})
     log.close()
     assert read_metrics(path) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+
+
+def test_logging_does_not_import_torch(tmp_path):
+    code = "import pathlib, sys; from dicode_jax.training.logs import MetricsLog; "
+    code += (
+        "log = MetricsLog(pathlib.Path(sys.argv[1])); log.write(1, {'loss': 2.0}); log.close(); "
+    )
+    code += "sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert list((tmp_path / "tensorboard").glob("events*"))
 
 
 def test_wandb_gets_the_same_numbers_and_goes_on_with_its_run(tmp_path, monkeypatch):
