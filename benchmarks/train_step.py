@@ -6,8 +6,15 @@
 The first steps GPT-2 small (124 M parameters, 4 x 256 positions, float32, AdamW, cross-entropy over
 the vocabulary) here and in PyTorch, from the same weights, on the same batches, in one process, in
 turns, and compares the losses of all steps as well as the times. The second steps a tokenizer of
-`configs/tokenizer_256.py`'s form at a smaller size and times its parts. Both use the cores that the
-process may (`taskset -c 0` for one); other work on them spoils the figures.
+`configs/tokenizer_256.py`'s form at a smaller size and times its parts.
+
+Both use the cores that the process may (`taskset -c 0` for one). Other work on these spoils the
+times, though less the CPU times. A virtual machine may take long to give memory to a process, which
+each step asks for anew; with
+
+    MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000
+
+in front of the command (glibc) both keep theirs from step to step.
 """
 
 import argparse
@@ -22,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tqdm
 from flax import nnx
 
 from configs import tokenizer_256
@@ -38,6 +46,7 @@ from dicode_jax.training.state import create_state, make_train_step
 
 LR, WEIGHT_DECAY = 1e-4, 0.01
 BATCH = (4, 256)  # rows and positions
+WARM_UP = 2  # rounds that compile, and in which the memory settles
 
 
 # Language model
@@ -112,30 +121,26 @@ def compare_language_models(rounds: int) -> None:
     del weights
 
     rng = np.random.default_rng(0)
-    times, losses = {name: [] for name in steps}, {name: [] for name in steps}
-    for i in range(rounds + 1):  # the first round compiles and warms up
+    walls, cpus, losses = ({name: [] for name in steps} for _ in range(3))
+    for i in tqdm.trange(WARM_UP + rounds, desc="rounds"):
         ids = rng.integers(0, options.vocab_size, BATCH, dtype=np.int32)
         for name in (list(steps), list(steps)[::-1])[i % 2]:
-            start = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             losses[name].append(steps[name](ids))
-            times[name].append(time.perf_counter() - start)
+            walls[name].append(time.perf_counter() - wall)
+            cpus[name].append(time.process_time() - cpu)
     np.testing.assert_allclose(*losses.values(), rtol=1e-4)  # the work is the same
 
-    print(f"GPT-2 small, {BATCH[0]} x {BATCH[1]} positions, float32, AdamW, {num_threads} cores")
-    print(
-        f"jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}"
-    )
-    middle = {}
+    print(f"GPT-2 small, {BATCH[0]} x {BATCH[1]} positions, float32, AdamW, {num_threads} core(s)")
+    versions = f"jax {jax.__version__}, torch {torch.__version__}"
+    print(f"{versions}, transformers {transformers.__version__}; medians of {rounds} steps")
     for name in steps:
-        measured = times[name][1:]
-        middle[name] = statistics.median(measured)
-        print(
-            f"{name:<13} {middle[name]:6.2f} s a step (median of {rounds}; "
-            f"{min(measured):.2f} to {max(measured):.2f}; first {times[name][0]:.1f}), "
-            f"{BATCH[0] * BATCH[1] / middle[name]:.0f} tokens/s, "
-            f"{flops / middle[name] / 1e9:.0f} GFLOP/s"
-        )
-    print(f"ratio {middle['transformers'] / middle['dicode_jax']:.2f} (above 1: ours is faster)")
+        wall, cpu = (statistics.median(x[name][WARM_UP:]) for x in (walls, cpus))
+        rates = f"{BATCH[0] * BATCH[1] / wall:.0f} tokens/s, {flops / wall / 1e9:.0f} GFLOP/s"
+        print(f"{name:<13} {wall:6.2f} s a step, {cpu:6.2f} s of CPU time, {rates}")
+    for what, times in (("step", walls), ("CPU time", cpus)):
+        ours, theirs = (statistics.median(times[name][WARM_UP:]) for name in steps)
+        print(f"ratio of {what}: {theirs / ours:.2f} (above 1: ours is faster)")
 
 
 # Tokenizer
