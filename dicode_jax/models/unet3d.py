@@ -26,6 +26,7 @@ from dicode_jax.nn.spatiotemporal import (
     TemporalTransformer,
     VideoResnetBlock,
 )
+from dicode_jax.sharding import BATCH, constrain
 from dicode_jax.typing import Array, Float, Int, typechecked
 
 CONTEXT_RULES = ("per_frame", "length")
@@ -254,7 +255,9 @@ class UNet3D(nnx.Module):
         text, image = self._split_context(context, num_frames=x.shape[1])
 
         def run(stage: Stage, h: Array, embed: Array, text: Array, image, rngs) -> Array:
-            return stage(h, embed, text, image, deterministic=deterministic, rngs=rngs)
+            h = constrain(h, BATCH)  # or the compiler splits channels, as it finds weights split
+            h = stage(h, embed, text, image, deterministic=deterministic, rngs=rngs)
+            return constrain(h, BATCH)
 
         run = checkpoint(run, self.cfg.remat, transform=nnx.remat)
         h, skips = x, []

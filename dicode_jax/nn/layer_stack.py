@@ -16,6 +16,7 @@ from flax import nnx
 from dicode_jax.nn.kv_cache import KVCache
 from dicode_jax.nn.remat import Remat, checkpoint
 from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.sharding import BATCH, constrain
 from dicode_jax.typing import Array
 
 _Model = TypeVar("_Model", bound=nnx.Module)
@@ -57,7 +58,7 @@ def run_blocks(
         for i, block in enumerate(blocks):
             past = None if cache is None else (cache.k[i], cache.v[i])
             key = None if keys is None else keys[i]
-            x, past = _call(call, block, x, past, key, remat)
+            x, past = _call(call, block, constrain(x, BATCH), past, key, remat)
             pasts.append(past)
         if cache is None:
             return x, None
@@ -66,9 +67,11 @@ def run_blocks(
 
     graph, state = nnx.split(blocks)
 
+    # The compiler would rather split x as it finds the weights split, and keep the whole batch.
     def body(x, layer):
         state, past, key = layer
-        return call(nnx.merge(graph, state), x, past, key)
+        x, past = call(nnx.merge(graph, state), constrain(x, BATCH), past, key)
+        return constrain(x, BATCH), past
 
     body = checkpoint(body, remat, prevent_cse=False)
     past = None if cache is None else (cache.k, cache.v)
