@@ -98,6 +98,19 @@ def wait_for(condition, process, timeout: float = 60) -> bool:
     raise TimeoutError("waited in vain")
 
 
+def wait_for_end_of_group(group: int, timeout: float = 20) -> bool:
+    """Whether all processes of a group end by themselves."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    os.killpg(group, signal.SIGKILL)
+    return False
+
+
 def count_lines(path: pathlib.Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 

@@ -33,6 +33,7 @@ class TinyConfig:
       poison: Batches (by number) that hold an infinity.
       evaluate: Whether there is a validation loss, `1 / step`, and samples.
       sleep: Seconds that the data takes for a batch.
+      num_workers: Processes that make batches.
     """
 
     width: int = 8
@@ -45,6 +46,7 @@ class TinyConfig:
     poison: tuple[int, ...] = ()
     evaluate: bool = False
     sleep: float = 0.0
+    num_workers: int = 0
 
 
 class TinyModel(nnx.Module):
@@ -70,6 +72,7 @@ class TinyBatches:
             names=lambda index: f"clip {index}",
             batch_size=config.batch_size,
             seed=config.seed,
+            num_workers=config.num_workers,
         )
         self.state, self.restore, self.close = (
             self.stream.state,
@@ -143,6 +146,7 @@ def main(argv: list[str]) -> int:
 
 def run_child(argv: list[str], log: str) -> None:
     """Body of a process started by `multiprocessing`: the command line, with output to a file."""
+    os.setpgid(0, 0)  # so that a signal can go to it and its workers
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)

@@ -8,7 +8,11 @@ and workers.
 
 import dataclasses
 import logging
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -156,7 +160,8 @@ class BatchStream:
                 grain.MultiprocessingOptions(
                     num_workers=self._num_workers,
                     per_worker_buffer_size=-(-self._prefetch // self._num_workers),
-                )
+                ),
+                worker_init_fn=_start_worker,
             )
         )
 
@@ -278,6 +283,22 @@ def _stack(examples: Sequence[Example], ids: Sequence[str]) -> dict[str, np.ndar
             raise ValueError(f"{name} has shapes {sorted(shapes)} in one batch of {list(ids)}")
         arrays[name] = np.stack(rows)
     return arrays
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Leaves signals to the main process and ends with it.
+
+    Ctrl-C and schedulers signal whole groups of processes; the main one may still need batches to
+    end in good order. When it is killed, nobody else would end its workers.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+    def end_with_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _let_grain_start_workers() -> None:

@@ -57,3 +57,24 @@ def test_two_processes_stop_together_and_go_on_exactly(launch):
     )
     assert counts.kills == 1
     assert kills.differences(unbroken(launch, 2), workdir) == []
+
+
+def test_workers_outlive_a_signal_to_all_and_not_a_killed_run(launch):
+    workdir = launch.folder / "workers"
+    options = [*OPTIONS, "--sleep", "0.01", "--num-workers", "1"]
+    metrics = workdir / "metrics.jsonl"
+
+    def start():
+        lines = kills.count_lines(metrics) + 2
+        started = launch.start(workdir, *options)
+        assert kills.wait_for(lambda: kills.count_lines(metrics) >= lines, started)
+        return started
+
+    started = start()
+    os.killpg(started.pid, signal.SIGTERM)  # as SLURM and terminals do
+    assert kills.finish(started) == 0
+    assert kills.whole(workdir)[-1] == kills.count_lines(metrics)
+    started = start()
+    started.kill()
+    kills.finish(started)
+    assert kills.wait_for_end_of_group(started.pid)
