@@ -157,8 +157,12 @@ def claim(out: pathlib.Path, about: Mapping[str, Any]) -> None:
         {**plan, **plan["settings"], **plan["settings"]["data"], "settings": None, "data": None}
         for plan in (json.loads(path.read_text()), about)
     )
+
+    def short(value: Any) -> Any:
+        return value[:12] if isinstance(value, str) and len(value) == 64 else value  # a hash
+
     changed = [
-        f"{name} {earlier.get(name)} -> {now.get(name)}"
+        f"{name} {short(earlier.get(name))} -> {short(now.get(name))}"
         for name in sorted({*earlier, *now})
         if earlier.get(name) != now.get(name)
     ]

@@ -240,6 +240,10 @@ def open_examples(
         choose=train,
     )
     if not config.has_cache:
+        if any(pathlib.Path(config.data.path).glob("tokens-*.array_record")):
+            raise UserError(
+                f"the token cache {config.data.path} is not finished: run train.encode again"
+            )
         if config.packed:
             raise UserError(
                 "packed rows need to know how long the videos are: encode them first "

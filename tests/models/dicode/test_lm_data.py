@@ -223,6 +223,10 @@ def test_what_does_not_fit_is_refused_on_one_line(config, tmp_path):
     wider = dataclasses.replace(config, model=dataclasses.replace(config.model, token_dim=Z + 1))
     with pytest.raises(UserError, match="2 tokens of width 3 per keyframe, the model reads 2 of"):
         lm_data.open_examples(wider, TEXT)
+    token_cache.shard_path(tmp_path, 0, 2).touch()
+    begun = dataclasses.replace(config, data=DataConfig(path=str(tmp_path)))
+    with pytest.raises(UserError, match="is not finished: run train"):
+        lm_data.open_examples(begun, TEXT)
     record = types.SimpleNamespace(name="odd.mp4", captions=("été 7",))
     captions = lm_data.Captions(tokenizer=TEXT, length=L)
     with pytest.raises(UserError, match=r"the caption of odd\.mp4: .* never seen: '7'"):
