@@ -7,7 +7,8 @@ python -m train.ar --config configs/gpt2_medium.py --workdir runs/gpt2_medium --
     --tokenizer TOKENIZER --body-init runs/gpt2_medium_body \
     --text-tokenizer runs/gpt2_medium_body
 
-Not trained here yet: it needs accelerators. Optimiser, batch and length are ours.
+391,692,304 parameters. Not trained here yet: it needs accelerators. Optimiser, batch and length
+are ours.
 """
 
 from configs import language_models

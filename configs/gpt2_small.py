@@ -6,7 +6,8 @@ python -m train.encode --config configs/gpt2_small.py --tokenizer TOKENIZER \
 python -m train.ar --config configs/gpt2_small.py --workdir runs/gpt2_small --tokenizer TOKENIZER \
     --data.path cache --body-init runs/gpt2_small_body --text-tokenizer runs/gpt2_small_body
 
-Not trained here yet: it needs accelerators. Optimiser, batch and length are ours.
+151,706,640 parameters. Not trained here yet: it needs accelerators. Optimiser, batch and length
+are ours.
 """
 
 from configs import language_models

@@ -6,7 +6,8 @@ python -m train.encode --config configs/gpt2_xl.py --tokenizer TOKENIZER \
 python -m train.ar --config configs/gpt2_xl.py --workdir runs/gpt2_xl --tokenizer TOKENIZER \
     --data.path cache --body-init runs/gpt2_xl_body --text-tokenizer runs/gpt2_xl_body
 
-Not trained here yet: it needs accelerators. Optimiser, batch and length are ours.
+1,617,043,984 parameters. Not trained here yet: it needs accelerators. Optimiser, batch and length
+are ours.
 """
 
 from configs import language_models
