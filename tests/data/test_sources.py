@@ -12,7 +12,7 @@ from media_files import greys, mp4_bytes, number_of, write_tar
 from dicode_jax.data import sources_array_record, sources_tar
 from dicode_jax.data.clips import read_frame
 from dicode_jax.data.config import DataConfig
-from dicode_jax.data.records import BrokenRecord, Strings, captions_from_value
+from dicode_jax.data.records import BrokenRecord, Strings, captions_from_value, name_hash
 from dicode_jax.data.sources import kind_of, open_source
 from dicode_jax.errors import UserError
 
@@ -122,6 +122,10 @@ def test_a_split_goes_by_names_alone(tmp_path):
     assert 20 <= len(held_out) <= 60  # 40 by expectation, 6 by standard deviation
     more = split("two", "validation")
     assert more & set(names) == held_out
+
+
+def test_a_name_stays_on_its_side_for_ever():
+    assert name_hash("dogs/1.mp4") == 16190808110064574337  # 0.878 of 2**64
 
 
 def test_nothing_or_a_share_that_takes_nothing_is_an_empty_validation(tmp_path):
