@@ -83,6 +83,8 @@ def encode(config: ARTrainConfig, options: EncodeOptions) -> dict[str, Any]:
       UserError: Too many videos are broken, the folder holds another cache or cannot be written,
         or data or tokenizer cannot be opened.
     """
+    if config.data.kind == "cache":  # of a config that is meant for training on what is made here
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, kind="auto"))
     source, split = open_videos(config, options)
     tokenizer = language_model.tokenizer_config(config)
     num_shards = -(-len(source) // options.shard_size)

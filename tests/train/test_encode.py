@@ -185,7 +185,8 @@ def test_broken_videos_are_named_and_can_be_mended(config, tmp_path):
     (folder / "a.txt").write_text("grey\n")
     good = (folder / "b.png").read_bytes()
     (folder / "b.png").write_bytes(good[:40])
-    config = dataclasses.replace(config, data=DataConfig(path=str(folder)))
+    # Configs that are meant for training on a cache say so.
+    config = dataclasses.replace(config, data=DataConfig(path=str(folder), kind="cache"))
     options = EncodeOptions(out=tmp_path / "c", shard_size=2)
     with pytest.raises(
         UserError, match=r"1 of 3 videos are broken, more than max_broken=0.1 .*b\.png"
