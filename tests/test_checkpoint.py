@@ -101,12 +101,16 @@ def test_a_write_that_fails_in_the_background_is_one_line(tmp_path):
     saver.wait()
     noise = np.random.default_rng(0).normal(size=(2, 500_000)).astype(np.float32)
     large = make_state(2).replace(params={"layer": {"kernel": jnp.asarray(noise)}})
+
+    def save():
+        saver.save(2, large, {})
+        saver.wait()
+
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(UserError, match=r"cannot save step 2 .*last checkpoint is 1\)") as info:
-            saver.save(2, large, {})
-            saver.wait()
+            save()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(info.value)

@@ -1,9 +1,11 @@
 """Metrics of a run: one JSON object per logged step, and the same numbers for TensorBoard."""
 
+import contextlib
 import json
 import pathlib
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dicode_jax.errors import UserError
@@ -43,18 +45,13 @@ class MetricsLog:
         if wandb_project is not None:
             self._wandb = _start_wandb(workdir, wandb_project, config or {})
         path = workdir / "metrics.jsonl"
-        try:
+        with self._errors():
             is_torn = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
             self._file = path.open("a")
             if is_torn:
                 self._file.write("\n")
-            self._board = _summary_writer()(
-                str(workdir / "tensorboard"),
-                purge_step=first_step if first_step > 1 else None,
-                flush_secs=10,
-            )
-        except OSError as error:
-            raise UserError(f"cannot write to {workdir}: {error.strerror}") from error
+            (workdir / "tensorboard").mkdir(exist_ok=True)
+            self._board = _EventFile(workdir / "tensorboard", first_step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs one step; every value is a number.
@@ -63,24 +60,29 @@ class MetricsLog:
           UserError: The disk does not take it.
         """
         metrics = finite_only(metrics)
-        try:
+        with self._errors():
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {self._workdir / 'metrics.jsonl'}: {error.strerror}"
-            ) from error
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+            self._board.write(step, metrics)
         if self._wandb is not None:
             self._wandb.log(metrics, step=step)
 
     def close(self) -> None:
-        """Flushes all."""
-        self._file.close()
-        self._board.close()
+        """Flushes all; what a full disk does not take is lost."""
+        for file in (self._file, self._board):
+            with contextlib.suppress(OSError):
+                file.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot write the logs in {self._workdir}: {error.strerror or error}"
+            ) from error
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict]:
@@ -95,8 +97,38 @@ def read_metrics(path: str | pathlib.Path) -> list[dict]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def _summary_writer() -> type:
-    """TensorboardX's writer; without torch, which it would import wherever it is installed.
+class _EventFile:
+    """What TensorBoard reads, written at once.
+
+    tensorboardX's own writer leaves it to a thread; when that fails on a full disk, the next calls
+    wait for it for ever.
+    """
+
+    def __init__(self, folder: pathlib.Path, first_step: int):
+        board = _import_tensorboard_x()
+        self._event, self._summary = board.proto.event_pb2.Event, board.proto.summary_pb2.Summary
+        self._writer = board.event_file_writer.EventsWriter(
+            str(folder / "events"), filename_suffix=f".{first_step}"
+        )
+        start = board.proto.event_pb2.SessionLog(status=board.proto.event_pb2.SessionLog.START)
+        self._writer.write_event(self._event(step=first_step, session_log=start))
+        self._flushed = 0.0
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        values = [self._summary.Value(tag=name, simple_value=x) for name, x in metrics.items()]
+        now = time.time()
+        event = self._event(step=step, wall_time=now, summary=self._summary(value=values))
+        self._writer.write_event(event)
+        if now - self._flushed > 10:
+            self._writer.flush()
+            self._flushed = now
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _import_tensorboard_x() -> Any:
+    """TensorboardX without torch, which it would import wherever it is installed.
 
     That takes seconds and loads torch's CUDA libraries beside those of JAX.
     """
@@ -104,11 +136,11 @@ def _summary_writer() -> type:
     if is_hidden:
         sys.modules["torch"] = None  # an import of it then fails, as if it were not there
     try:
-        from tensorboardX import SummaryWriter
+        import tensorboardX
     finally:
         if is_hidden:
             del sys.modules["torch"]
-    return SummaryWriter
+    return tensorboardX
 
 
 def _start_wandb(workdir: pathlib.Path, project: str, config: Mapping[str, Any]) -> Any:

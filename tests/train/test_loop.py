@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -260,6 +261,43 @@ def test_torn_last_line_is_skipped_and_the_next_one_is_not_glued_to_it(tmp_path)
     log.write(2, {"loss": 1.0, "bad": float("nan")})
     log.close()
     assert read_metrics(path) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+
+
+def test_event_file_holds_the_same_numbers(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    for first in (1, 3):
+        log = MetricsLog(tmp_path, first_step=first)
+        for step in (first, first + 1):
+            log.write(step, {"loss": 4.0 / step})
+        log.close()
+    first, second = sorted((tmp_path / "tensorboard").iterdir())
+    events, data = [], second.read_bytes()
+    while data:  # length, its checksum, the event, its checksum
+        size = int.from_bytes(data[:8], "little")
+        events.append(Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    assert events[1].session_log.status == 1  # START: TensorBoard hides what came before
+    assert events[1].step == 3
+    values = [(e.step, v.tag, v.simple_value) for e in events[2:] for v in e.summary.value]
+    assert values == [(3, "loss", np.float32(4 / 3)), (4, "loss", 1.0)]
+
+
+def test_log_that_cannot_be_written_is_one_line_and_not_a_hang(tmp_path):
+    log = MetricsLog(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+
+    def write_much():
+        for step in range(10**5):
+            log.write(step, {"loss": 1.0})
+
+    try:
+        with pytest.raises(UserError, match=r"cannot write the logs in .*: File too large"):
+            write_much()
+        log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_logging_does_not_import_torch(tmp_path):
