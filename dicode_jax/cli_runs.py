@@ -1,6 +1,7 @@
 """Commands about trainings: `dicode metrics` and `dicode export`."""
 
 import argparse
+import logging
 import pathlib
 import shutil
 import sys
@@ -86,6 +87,7 @@ def export(args: argparse.Namespace) -> None:
     """Writes a pipeline folder from a checkpoint."""
     from dicode_jax.pipelines.export import export
 
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax misses a file that it does not need
     done = export(
         args.checkpoint,
         args.out,
