@@ -1,0 +1,24 @@
+"""KL-VAE for a few videos that are learned by heart: 64x64 pixels to 8x8x4 latents.
+
+python -m train.autoencoder --config configs/clips_autoencoder.py --workdir runs/clips/autoencoder \
+    --data.path VIDEOS
+"""
+
+import dataclasses
+
+from configs import shapes_autoencoder
+from dicode_jax.data.config import DataConfig
+from dicode_jax.models.dicode.stages.configs import AutoencoderTrainConfig
+from dicode_jax.training.optim import OptimConfig
+
+
+def get_config() -> AutoencoderTrainConfig:
+    return dataclasses.replace(
+        shapes_autoencoder.get_config(),
+        data=DataConfig(path="videos", validation=0.0),
+        optim=OptimConfig(optimizer="muon", lr=3e-3, warmup_steps=50, weight_decay=0.0),
+        num_steps=800,
+        batch_size=8,
+        kl_weight=1e-4,
+        ema_decay=0.99,
+    )

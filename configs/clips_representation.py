@@ -1,0 +1,25 @@
+"""Image tower, resampler and latent head for a few videos that are learned by heart.
+
+python -m train.tokenizer --config configs/clips_representation.py \
+    --workdir runs/clips/representation --data.path VIDEOS
+"""
+
+import dataclasses
+
+from configs import shapes_representation
+from dicode_jax.data.config import DataConfig
+from dicode_jax.models.dicode.stages.configs import RepresentationTrainConfig
+from dicode_jax.training.optim import OptimConfig
+
+
+def get_config() -> RepresentationTrainConfig:
+    return dataclasses.replace(
+        shapes_representation.get_config(),
+        data=DataConfig(path="videos", validation=0.0),
+        autoencoder="runs/clips/autoencoder/model",
+        optim=OptimConfig(optimizer="muon", lr=3e-3, warmup_steps=50, weight_decay=0.0),
+        num_steps=800,
+        batch_size=16,
+        probe_weight=0.0,  # there are no labels
+        ema_decay=0.99,
+    )

@@ -1,0 +1,26 @@
+"""Clip decoder for a few videos that are learned by heart: 16 frames from two keyframes' tokens.
+
+python -m train.tokenizer --config configs/clips_tokenizer.py --workdir runs/clips/tokenizer \
+    --data.path VIDEOS
+"""
+
+import dataclasses
+
+from configs import shapes_tokenizer
+from dicode_jax.data.config import DataConfig
+from dicode_jax.models.dicode.stages.configs import TokenizerTrainConfig
+from dicode_jax.training.optim import OptimConfig
+
+
+def get_config() -> TokenizerTrainConfig:
+    return dataclasses.replace(
+        shapes_tokenizer.get_config(),
+        data=DataConfig(path="videos", validation=0.0, clip_start="start"),
+        autoencoder="runs/clips/autoencoder/model",
+        representation="runs/clips/representation/model",
+        cached_clips=12,
+        optim=OptimConfig(optimizer="muon", lr=3e-3, warmup_steps=50, weight_decay=0.0),
+        num_steps=600,
+        batch_size=6,
+        ema_decay=0.99,
+    )
