@@ -1,0 +1,254 @@
+"""Tiny stages of both kinds, and their losses on a mesh: run in processes with several devices.
+
+python tests/sharded_training.py losses STAGE
+python tests/sharded_training.py run INDEX COUNT COORDINATOR FOLDER
+
+What they found is the line that starts with REPORT; the runtime prints lines of its own.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+
+NUM_STEPS = 5
+MESHES = {  # axes, and rules
+    "one": ((1, 1, 1), "fsdp"),
+    "data": ((8, 1, 1), "fsdp"),
+    "fsdp": ((1, 8, 1), "fsdp"),
+    "all": ((2, 2, 2), "tensor"),
+}
+RULES = {
+    "fsdp": ((r".*", "fsdp"),),
+    "tensor": (
+        (r"\.(qkv|up|q|k|v)\.kernel$", "fsdp,tensor"),
+        (r"\.(out|down)\.kernel$", "tensor,fsdp"),
+        (r".*", "fsdp"),
+    ),
+}
+MIN_SIZE = 512  # parameters with fewer numbers may be replicated
+
+
+def language_model_stage(sizes, rules="fsdp", **kwargs):
+    """A language model on deep tokens: two scanned layers, noise on its inputs."""
+    from dicode_jax.data.config import DataConfig
+    from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
+    from dicode_jax.models.dicode.stages import build_stage
+    from dicode_jax.models.dicode.stages.configs import ARTrainConfig
+    from dicode_jax.models.gpt2 import GPT2Config
+
+    body = GPT2Config(
+        num_layers=2,
+        num_heads=2,
+        embed_dim=32,
+        max_seq_len=24,
+        vocab_size=48,
+        scan_layers=True,
+        remat="full",
+    )
+    model = DiCoDeLMConfig(
+        body=body,
+        num_tokens=3,
+        token_dim=8,
+        max_keyframes=4,
+        num_mixtures=4,
+        image_token_id=2,
+        pad_token_id=1,
+    )
+    config = ARTrainConfig(
+        model=model,
+        data=DataConfig(kind="cache", path="unused"),
+        text_length=6,
+        num_keyframes=3,
+        input_noise=0.1,
+        batch_size=16,
+        **_run_settings(sizes, rules),
+        **kwargs,
+    )
+    return build_stage(config)
+
+
+def tokenizer_stage(sizes, rules="fsdp"):
+    """A clip decoder and its tokenizer, with dropped conditions; autoencoder and ViT are frozen."""
+    import tiny
+
+    from dicode_jax.data.config import DataConfig
+    from dicode_jax.models.dicode.stages import build_stage
+    from dicode_jax.models.dicode.stages.configs import TokenizerTrainConfig
+
+    pipe = tiny.tiny_pipeline()
+    config = TokenizerTrainConfig(
+        tokenizer=pipe.tokenizer.cfg,
+        decoder=pipe.decoder.cfg,
+        data=DataConfig(num_frames=tiny.NUM_FRAMES),
+        frame_size=16,
+        batch_size=8,
+        **_run_settings(sizes, rules),
+    )
+    return build_stage(config)
+
+
+def _run_settings(sizes, rules):
+    from dicode_jax.sharding import ShardingConfig
+    from dicode_jax.training.optim import OptimConfig
+
+    data, fsdp, tensor = sizes
+    return {
+        "optim": OptimConfig(optimizer="sgd", lr=0.05, warmup_steps=2),
+        "num_steps": NUM_STEPS,
+        "seed": 5,
+        "sharding": ShardingConfig(
+            data=data, fsdp=fsdp, tensor=tensor, rules=RULES[rules], min_size=MIN_SIZE
+        ),
+    }
+
+
+def with_random_weights(stage):
+    """The stage with numpy's numbers as loaded weights; fresh ones would compile for long."""
+    import jax
+    import numpy as np
+    from flax import nnx
+
+    from dicode_jax.nn.rngs import ShapeRngs
+
+    def load():
+        rng = np.random.default_rng(0)
+        model = nnx.eval_shape(lambda: stage.create(ShapeRngs()))
+        arrays = {}
+        for path, leaf in nnx.to_flat_state(nnx.state(model)):
+            values = rng.normal(scale=0.1, size=leaf.shape) + (len(leaf.shape) == 1)
+            arrays[path] = values.astype(leaf.dtype)
+        return arrays
+
+    jax.config.update("jax_default_matmul_precision", "highest")
+    return dataclasses.replace(stage, load=load)
+
+
+def make_batch(stage, step):
+    """A random batch of the stage's shapes, the same everywhere."""
+    import numpy as np
+
+    rng = np.random.default_rng((7, step))
+
+    def draw(x):
+        if np.issubdtype(x.dtype, np.bool_):
+            return np.ones(x.shape, bool)
+        if np.issubdtype(x.dtype, np.integer):
+            return rng.integers(3, 40, x.shape).astype(x.dtype)
+        return rng.normal(size=x.shape).astype(x.dtype)
+
+    return {name: draw(x) for name, x in stage.batch_shapes(stage.config.batch_size).items()}
+
+
+def losses_on_meshes(stage_name: str) -> dict:
+    """Five losses of a stage on every mesh, and what fsdp leaves whole on a device."""
+    import jax
+
+    from dicode_jax.sharding import global_batch, make_mesh
+    from dicode_jax.training.setup import prepare
+
+    make_stage = {"language_model": language_model_stage, "tokenizer": tokenizer_stage}[stage_name]
+    report = {}
+    for name, (sizes, rules) in MESHES.items():
+        stage = with_random_weights(make_stage(sizes, rules))
+        devices = jax.devices()[:1] if name == "one" else None
+        mesh = make_mesh(stage.config.sharding, devices)
+        prepared = prepare(stage, mesh)
+        state, losses = prepared.state, []
+        for step in range(NUM_STEPS):
+            state, metrics = prepared.train_step(state, global_batch(make_batch(stage, step), mesh))
+            losses.append(float(metrics["loss"]))
+        entry = {"losses": losses, "grad_norm": float(metrics["grad_norm"])}
+        arrays = [x for x in jax.tree.leaves((state, prepared.frozen)) if x.size >= MIN_SIZE]
+        whole = [x.shape for x in arrays if x.sharding.is_fully_replicated]
+        entry |= {"large": len(arrays), "whole": whole}
+        report[name] = entry
+    return report
+
+
+def train_from_stream(index: int, count: int, address: str, folder: str) -> dict:
+    """Trains the language model as one of several processes, from a stream and with checkpoints.
+
+    Several processes (fsdp over all devices) save step 3 and stop. One process trains to the end,
+    from the checkpoint if there is one, on another mesh.
+    """
+    import functools
+
+    from dicode_jax import distributed
+
+    if count > 1:
+        assert distributed.initialize(address, count, index)
+    import jax
+    import numpy as np
+
+    from dicode_jax.checkpoint import Checkpointer
+    from dicode_jax.data.stream import BatchStream
+    from dicode_jax.sharding import batch_share, global_batch, make_mesh
+    from dicode_jax.training.setup import prepare
+
+    stage = with_random_weights(language_model_stage((1, 4, 1) if count > 1 else (2, 2, 1)))
+    assert jax.device_count() == 4
+    mesh = make_mesh(stage.config.sharding)
+    share = dict(zip(("process_index", "process_count"), batch_share(mesh)))
+    example = functools.partial(_example, stage.batch_shapes(1))
+    stream = BatchStream(
+        example, 70, names=str, batch_size=stage.config.batch_size, seed=4, **share
+    )
+    prepared = prepare(stage, mesh)
+    state = prepared.state
+    checkpoints = Checkpointer(folder)
+    if checkpoints.latest_step is not None:
+        state, position = checkpoints.restore(state)
+        stream.restore(position)
+    report = {"steps": [], "losses": [], "ids": []}
+    while (step := int(state.step)) < (3 if count > 1 else NUM_STEPS):
+        batch = next(stream)
+        report["ids"].append(batch.pop("ids").tolist())
+        state, metrics = prepared.train_step(state, global_batch(batch, mesh))
+        report["steps"].append(step)
+        report["losses"].append(float(metrics["loss"]))
+    if count > 1:
+        assert any(not x.is_fully_addressable for x in jax.tree.leaves(state.params))
+        checkpoints.save(int(state.step), state, stream.state())
+    checkpoints.close()
+    stream.close()
+    assert np.isfinite(report["losses"]).all()
+    return report
+
+
+def _example(shapes, index, rng):
+    import numpy as np
+
+    def draw(x):
+        if np.issubdtype(x.dtype, np.bool_):
+            return np.ones(x.shape[1:], bool)
+        if np.issubdtype(x.dtype, np.integer):
+            return rng.integers(3, 40, x.shape[1:]).astype(x.dtype)
+        return (rng.normal(size=x.shape[1:]) + index / 70).astype(x.dtype)
+
+    return {name: draw(x) for name, x in shapes.items()}
+
+
+def read_report(output: str) -> dict:
+    """What such a process has found, from what it printed."""
+    [line] = [line for line in output.splitlines() if line.startswith("REPORT ")]
+    return json.loads(line.removeprefix("REPORT "))
+
+
+def main(command: str, *arguments: str) -> dict:
+    if command == "losses":
+        return losses_on_meshes(*arguments)
+    index, count, address, folder = arguments
+    return train_from_stream(int(index), int(count), address, folder)
+
+
+if __name__ == "__main__":
+    command, *arguments = sys.argv[1:]
+    num_devices = 8 if command == "losses" else 4 // int(arguments[1])
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = (  # compiling is most of the time
+        f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0 "
+        "--xla_llvm_disable_expensive_passes=true"
+    )
+    sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
+    sys.stdout.write(f"\nREPORT {json.dumps(main(command, *arguments))}\n")
