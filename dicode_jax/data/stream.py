@@ -154,7 +154,8 @@ class BatchStream:
             options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=self._prefetch)
             return iter(dataset.to_iter_dataset(options))
         _let_grain_start_workers()
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        # No threads inside workers: a batch begun in one would only hold up the end.
+        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         return iter(
             dataset.to_iter_dataset(options).mp_prefetch(
                 grain.MultiprocessingOptions(
