@@ -41,7 +41,8 @@ from dicode_jax.models.gpt2 import GPT2Config
 from dicode_jax.sharding import ShardingConfig, make_mesh
 from dicode_jax.training.flops import count_flops
 from dicode_jax.training.optim import make_optimizer
-from dicode_jax.training.setup import prepare
+from dicode_jax.training.setup import Prepared, plan_stage
+from dicode_jax.training.stage import Stage
 from dicode_jax.training.state import create_state, make_train_step
 
 LR, WEIGHT_DECAY = 1e-4, 0.01
@@ -172,14 +173,17 @@ def small_tokenizer_config() -> TokenizerTrainConfig:
 def time_tokenizer(rounds: int) -> None:
     config = small_tokenizer_config()
     stage = build_stage(config)
-    prepared = prepare(stage, make_mesh(ShardingConfig(), jax.devices()[:1]))
+    prepared = with_random_parameters(stage)
     key = jax.random.key(0)
     batch = {
         name: jax.random.randint(key, x.shape, 0, 255).astype(x.dtype)
         for name, x in stage.batch_shapes(config.batch_size).items()
     }
     parts = tokenizer_parts(config, prepared, batch, key)
-    times = {name: statistics.median(time_of(call, rounds)) for name, (call, _) in parts.items()}
+    times = {
+        name: statistics.median(time_of(call, rounds))
+        for name, (call, _) in tqdm.tqdm(parts.items(), desc="parts")
+    }
     flops = {name: count for name, (_, count) in parts.items()}
 
     state = prepared.state
@@ -205,6 +209,19 @@ def time_tokenizer(rounds: int) -> None:
         rate = f"{flops[name] / seconds / 1e9:6.1f} GFLOP/s" if flops[name] else ""
         print(f"{name:<16} {1000 * seconds:8.0f} ms {seconds / total:6.1%}  {rate}")
     print(f"{'whole step':<16} {1000 * total:8.0f} ms {1:6.1%}  {whole / total / 1e9:6.1f} GFLOP/s")
+
+
+def with_random_parameters(stage: Stage) -> Prepared:
+    """As `setup.prepare`, whose program that draws parameters compiles for minutes on a CPU."""
+    rng = np.random.default_rng(0)
+    plan = plan_stage(stage, make_mesh(ShardingConfig(), jax.devices()[:1]))
+
+    def draw(leaf):
+        values = rng.normal(0.0, 0.02, leaf.shape) + (leaf.ndim == 1)
+        return jnp.asarray(values, leaf.dtype)
+
+    params, frozen = jax.tree.map(draw, (plan.state.params, plan.frozen))
+    return Prepared(plan=plan, state=jax.jit(plan.create)(params), frozen=frozen)
 
 
 def tokenizer_parts(config, prepared, batch, key) -> dict[str, tuple[Callable, int]]:
