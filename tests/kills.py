@@ -98,6 +98,12 @@ def wait_for(condition, process, timeout: float = 60) -> bool:
     raise TimeoutError("waited in vain")
 
 
+def children(pid: int) -> list[int]:
+    """Processes that the threads of a process have started (Linux)."""
+    lists = pathlib.Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for path in lists for child in path.read_text().split()]
+
+
 def wait_for_end_of_group(group: int, timeout: float = 20) -> bool:
     """Whether all processes of a group end by themselves."""
     end = time.monotonic() + timeout

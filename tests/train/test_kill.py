@@ -71,6 +71,12 @@ def test_workers_outlive_a_signal_to_all_and_not_a_killed_run(launch):
         return started
 
     started = start()
+    workers = kills.children(started.pid)
+    assert workers
+    for worker in workers:
+        os.kill(worker, signal.SIGTERM)
+    lines = kills.count_lines(metrics) + 8  # more than are made ahead
+    assert kills.wait_for(lambda: kills.count_lines(metrics) >= lines, started)
     os.killpg(started.pid, signal.SIGTERM)  # as SLURM and terminals do
     assert kills.finish(started) == 0
     assert kills.whole(workdir)[-1] == kills.count_lines(metrics)
