@@ -78,9 +78,7 @@ def test_a_data_set_too_small_to_hold_anything_out_says_so(configs, tmp_path, ca
         Image.fromarray(np.full((20, 24, 3), 90 * i, np.uint8)).save(tmp_path / f"{i}.png")
     data = dataclasses.replace(configs["autoencoder"].data, path=str(tmp_path))
     task = autoencoder.build(dataclasses.replace(configs["autoencoder"], data=data), tmp_path)
-    assert (
-        "none of 2 is held out; validation and samples" in capsys.readouterr().out
-    )
+    assert "none of 2 is held out; validation and samples" in capsys.readouterr().out
     np.testing.assert_array_equal(np.unique(next(task.batches)["image"]), [0, 90])
     task.batches.close()
     with pytest.raises(UserError, match="there are no videos"):

@@ -95,7 +95,8 @@ def test_a_resampler_learns_on_cached_clips_and_a_frozen_one_needs_tokens_only(p
     assert shapes["joint"] == {"fs", "latents", "keyframes"}
     assert shapes["ready"] == {"fs", "latents", "tokens"}
 
-    model = tokenizer_stage.VideoTokenizer(config.tokenizer, config.decoder, rngs=ShapeRngs())
+    parts = (config.tokenizer, config.decoder)
+    model = nnx.eval_shape(lambda: tokenizer_stage.VideoTokenizer(*parts, rngs=ShapeRngs()))
     graph, resampler, rest = nnx.split(model, lambda path, _: path[1] == "resampler", ...)
     rng = np.random.default_rng(0)
     draw = lambda x: jnp.asarray(rng.normal(scale=0.1, size=x.shape), x.dtype)  # noqa: E731
