@@ -85,7 +85,10 @@ class Checkpointer:
         size, count = checkpoint_bytes(state), 1
         if whole_run:
             count = max(1, self.keep + 2 - len(find_checkpoints(self.folder)))
-        free = shutil.disk_usage(self.folder).free
+        try:
+            free = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            raise UserError(f"cannot write to {self.folder}: {_reason(error)}") from error
         if free < count * size:
             many = f"{count} checkpoints of {_human(size)} each" if count > 1 else _human(size)
             raise UserError(

@@ -117,6 +117,13 @@ def test_a_write_that_fails_in_the_background_is_one_line(tmp_path):
     assert Checkpointer(tmp_path).restore(make_state(0))[0].step == 1
 
 
+def test_a_folder_that_is_gone_is_an_error(tmp_path):
+    saver = Checkpointer(tmp_path)
+    saver.folder.rmdir()
+    with pytest.raises(UserError, match="No such file"):
+        saver.save(1, make_state(1), {})
+
+
 def test_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to"):
