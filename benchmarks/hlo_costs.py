@@ -151,9 +151,13 @@ def _group_size(rest: str, num_devices: int) -> int:
         return len(found[1].split(","))
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", rest):
         return int(found[2])
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest):
+    mesh = r"replica_groups=mesh\[([^\]]*)\](?:,\s*device_ids=\([^{]*\))?\s*\{([^}]*)\}"
+    if found := re.search(mesh, rest):
         sizes = dict(re.findall(r"'([^']*)'=(\d+)", found[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']*)'", found[2]))
+    groups = re.search(r"replica_groups=\S+", rest)
+    if groups and groups[0].rstrip(",") != "replica_groups={}":
+        raise ValueError(f"cannot read {groups[0]}")
     return num_devices
 
 

@@ -76,3 +76,24 @@ def test_convolution_counts_no_padding():
 def test_loop_of_unknown_length_is_refused():
     with pytest.raises(ValueError, match=r"how often the loop while\.6 turns"):
         program_costs(LOOP.replace("constant(7)", "parameter(1)"), 8)
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("[4,2]<=[8]", 2),
+        ("[2,4]<=[4,2]T(1,0)", 4),
+        ("{{0,1,2,3},{4,5,6,7}}", 4),
+        ("{}", 8),
+        ("mesh['x'=2,'y'=4], device_ids=([4,2]T(1,0)) {'x'}", 2),
+        ("mesh['x'=2,'y'=2,'z'=2] {'x','z'}", 4),
+    ],
+)
+def test_size_of_a_group_is_read_in_every_form(groups, size):
+    text = LOOP.replace("mesh['x'=2,'y'=4] {'y'}", groups)
+    assert program_costs(text, 8).sent["all-reduce"] == 2 * 20 * (size - 1) / size
+
+
+def test_groups_of_an_unknown_form_are_refused():
+    with pytest.raises(ValueError, match="cannot read replica_groups=ring"):
+        program_costs(LOOP.replace("mesh['x'=2,'y'=4] {'y'}", "ring(8)"), 8)
