@@ -86,6 +86,7 @@ def export(
     stage = build_stage(config)
     step, model = load_model(stage, workdir, step=step, use_ema=use_ema)
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
             fresh = pathlib.Path(temporary) / "model"
             stage.export(model, fresh)
@@ -154,8 +155,6 @@ def _find_run(checkpoint: pathlib.Path, step: int | None) -> tuple[pathlib.Path,
 def _check_new(out: pathlib.Path) -> pathlib.Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists; name a new folder")
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"the folder {out.absolute().parent} does not exist; make it first")
     return out.absolute()
 
 
