@@ -2,8 +2,8 @@
 
 python -m train.ar --config configs/clips_ar.py --workdir runs/clips/ar --data.path VIDEOS
 
-Measured on three videos: loss -3.11 after 400 steps, 6 minutes on half of one CPU core. The videos that
-their captions give then are 28 to 35 dB from the true ones.
+Measured on three videos: loss -3.11 after 400 steps, 6 minutes on half of one CPU core. The
+videos that their captions give then are 28 to 35 dB from the true ones.
 """
 
 import dataclasses

@@ -3,8 +3,8 @@
 python -m train.autoencoder --config configs/clips_autoencoder.py --workdir runs/clips/autoencoder \
     --data.path VIDEOS
 
-Measured on three videos of about 2 s: 33.0 dB on their frames after 800 steps, 17 minutes on half of
-one CPU core.
+Measured on three videos of about 2 s: 33.0 dB on their frames after 800 steps, 17 minutes
+on half of one CPU core.
 """
 
 import dataclasses

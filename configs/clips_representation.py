@@ -3,8 +3,8 @@
 python -m train.tokenizer --config configs/clips_representation.py \
     --workdir runs/clips/representation --data.path VIDEOS
 
-Measured on three videos: latent error 0.001 of the variance after 800 steps, 22 minutes on half of one
-CPU core.
+Measured on three videos: latent error 0.001 of the variance after 800 steps, 22 minutes on
+half of one CPU core.
 """
 
 import dataclasses
