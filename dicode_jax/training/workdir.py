@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from dicode_jax import config as config_lib
+from dicode_jax.checkpoint import find_checkpoints
 from dicode_jax.errors import UserError
 
 __all__ = ["claim", "hold"]
@@ -22,15 +23,23 @@ FREE_FIELDS = ("sharding.", "data.num_workers", "data.prefetch", "data.max_broke
 def claim(workdir: pathlib.Path, config: Any) -> None:
     """Makes the folder and writes `config.json`, or checks that it is the one of the earlier run.
 
-    When only fields that do not touch the result differ, the file is written anew.
+      When only fields that do not touch the result differ, or the earlier run did nothing yet (its
+    options were wrong, say), the file is written anew.
 
     Raises:
-      UserError: The folder cannot be written, or holds a run of another config.
+        UserError: The folder cannot be written, or holds a run of another config.
     """
     path = workdir / "config.json"
-    is_known = path.is_file()
+    is_known = path.is_file() and _has_begun(workdir)
     if is_known:
-        earlier = _leaves(config_lib.to_dict(config_lib.from_json(type(config), path)))
+        try:
+            stored = config_lib.from_json(type(config), path)
+        except UserError as error:
+            raise UserError(
+                f"{workdir} holds a run of another training, or of another version; take another "
+                "--workdir"
+            ) from error
+        earlier = _leaves(config_lib.to_dict(stored))
         now = _leaves(config_lib.to_dict(config))
         differs = [k for k in sorted({*earlier, *now}) if earlier.get(k) != now.get(k)]
         changed = [
@@ -78,6 +87,17 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
                 raise
         yield
+
+
+def _has_begun(workdir: pathlib.Path) -> bool:
+    """Whether a run has left anything that depends on its config."""
+    log = workdir / "metrics.jsonl"
+    is_logged = log.is_file() and log.stat().st_size > 0
+    return (
+        is_logged
+        or (workdir / "cache.npz").exists()
+        or bool(find_checkpoints(workdir / "checkpoints"))
+    )
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -21,6 +21,7 @@ from dicode_jax.checkpoint import find_checkpoints
 from dicode_jax.errors import UserError
 from dicode_jax.sharding import ShardingConfig
 from dicode_jax.training.logs import MetricsLog, read_metrics
+from dicode_jax.training.optim import OptimConfig
 from dicode_jax.training.workdir import claim, hold
 from train import loop
 
@@ -115,8 +116,21 @@ def test_workdir_of_another_config_is_refused_with_the_fields_named(whole_run):
         claim(whole_run, other)
 
 
+def test_workdir_of_another_training_is_refused_in_words(whole_run):
+    with pytest.raises(UserError, match="holds a run of another training"):
+        claim(whole_run, OptimConfig())
+
+
+def test_a_run_that_did_nothing_yet_leaves_its_folder_to_another_config(tmp_path):
+    claim(tmp_path, TINY)
+    (tmp_path / "checkpoints").mkdir()
+    claim(tmp_path, dataclasses.replace(TINY, batch_size=5))
+    assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 5
+
+
 def test_fields_that_do_not_touch_the_result_may_change(tmp_path):
     claim(tmp_path, TINY)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     other = dataclasses.replace(TINY, sharding=ShardingConfig(fsdp=2))
     claim(tmp_path, other)
     assert json.loads((tmp_path / "config.json").read_text())["sharding"]["fsdp"] == 2

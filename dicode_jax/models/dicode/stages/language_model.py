@@ -106,10 +106,15 @@ def load_text(config: ARTrainConfig) -> TextTokenizer:
     ids = (text.pad_id, text.image_start_id)
     wanted = (config.model.pad_token_id, config.model.image_token_id)
     if ids != wanted:
-        raise UserError(
-            f"the text tokenizer pads with id {ids[0]} and has <img> at {ids[1]}, the model's "
-            f"config says {wanted[0]} and {wanted[1]}"
+        fault = (
+            f"pads with id {ids[0]} and has <img> at {ids[1]}, the model's config says "
+            f"{wanted[0]} and {wanted[1]}"
         )
+        if config.text_tokenizer is None:
+            raise UserError(
+                f"the small text tokenizer {fault}; give the body's own with --text-tokenizer"
+            )
+        raise UserError(f"the text tokenizer in {config.text_tokenizer} {fault}")
     return text
 
 
