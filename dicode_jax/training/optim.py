@@ -6,6 +6,9 @@ from typing import Literal
 import jax
 import optax
 
+from dicode_jax.nn import lora
+from dicode_jax.sharding import dotted_path
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -26,8 +29,9 @@ class OptimConfig:
       b1: Decay of the first moment; the momentum of `sgd`. Not read by `adafactor`.
       b2: Decay of the second moment (of `lion`: of its one moment). Not read by `sgd` and
         `adafactor`.
-      weight_decay: Decoupled weight decay (times the learning rate) on arrays of two or more axes,
-        under `muon` on what it steps itself.
+      weight_decay: Decoupled weight decay (times the learning rate) on the kernels of linear layers
+        and convolutions and on low-rank additions; norms, biases, tables of embeddings and learned
+        tokens are spared, however layers are stored.
       clip_norm: Largest global norm of the gradients; 0 turns clipping off.
       accumulate_steps: Parts that a batch is worked off in, to need less memory; it divides the
         batch size.
@@ -99,38 +103,78 @@ def _make_steps(config: OptimConfig, schedule: optax.Schedule) -> optax.Gradient
         )
     if config.optimizer in ("adamw", "lion"):
         make = optax.adamw if config.optimizer == "adamw" else optax.lion
-        return make(schedule, b1=config.b1, b2=config.b2, weight_decay=decay, mask=_matrices)
+        return make(schedule, b1=config.b1, b2=config.b2, weight_decay=decay, mask=_decayed)
     # Optax's own `adafactor` does not multiply the decay by the learning rate, and its `sgd` has
     # none: both are put together here, so that `weight_decay` means the same everywhere.
     if config.optimizer == "adafactor":
-        direction = [
-            optax.scale_by_factored_rms(),
-            optax.clip_by_block_rms(1.0),
-            optax.scale_by_param_block_rms(),
-        ]
+        direction = _by_layer(
+            optax.chain(
+                optax.scale_by_factored_rms(),
+                optax.clip_by_block_rms(1.0),
+                optax.scale_by_param_block_rms(),
+            )
+        )
     else:
-        direction = [optax.trace(config.b1, nesterov=True)]
+        direction = optax.trace(config.b1, nesterov=True)
     return optax.chain(
-        *direction,
-        optax.add_decayed_weights(decay, mask=_matrices),
+        direction,
+        optax.add_decayed_weights(decay, mask=_decayed),
         optax.scale_by_learning_rate(schedule),
     )
 
 
-def _matrices(params):
-    return jax.tree.map(lambda x: x.ndim >= 2, params)
+# What a parameter is for says how it is stepped, never its number of axes: a stack of layers has
+# one more axis than a layer. Linear kernels are [in, out], those of convolutions [h, w, in, out].
+_AXES_OF_ONE_LAYER = {"bias": 1, "scale": 1, "kernel": 2, **dict.fromkeys(lora.NAMES, 2)}
+
+
+def _name(path) -> str:
+    """The last word of a parameter's path: `kernel`, `bias`, `scale`, `embedding` ..."""
+    return dotted_path(path).rpartition(".")[2]
+
+
+def _is_stacked(path, x) -> bool:
+    """Whether the first axis runs over layers."""
+    return x.ndim == _AXES_OF_ONE_LAYER.get(_name(path), x.ndim) + 1
+
+
+def _decayed(params):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: _name(path) in ("kernel", *lora.NAMES), params
+    )
 
 
 def _kernels(params):
-    """Muon's table of axes: kernels as matrices, None (Adam) for the rest.
-
-    Linear layers are [in, out], stacked ones [layers, in, out], convolutions [h, w, in, out].
-    """
+    """Muon's table of axes: kernels as matrices, None (Adam) for the rest."""
 
     def choose(path, x):
-        if x.ndim < 2 or "kernel" not in jax.tree_util.keystr(path[-2:]):
+        if _name(path) != "kernel":
             return None
-        inputs = (1,) if x.ndim == 3 else tuple(range(x.ndim - 1))
+        inputs = (1,) if _is_stacked(path, x) else tuple(range(x.ndim - 1))
         return optax.contrib.MuonDimensionNumbers(inputs, (x.ndim - 1,))
 
     return jax.tree_util.tree_map_with_path(choose, params)
+
+
+def _by_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Steps each layer of a stack by itself, for a `tx` that looks at whole arrays."""
+
+    def label(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: x.shape[0] if _is_stacked(path, x) else 0, params
+        )
+
+    def of_stack(count: int) -> optax.GradientTransformation:
+        def update(updates, state, params):
+            return jax.vmap(tx.update)(updates, state, params)
+
+        return optax.GradientTransformation(jax.vmap(tx.init, axis_size=count), update)
+
+    def by_label(params):
+        counts = set(jax.tree.leaves(label(params)))
+        return optax.partition({n: of_stack(n) if n else tx for n in counts}, label)
+
+    return optax.GradientTransformation(
+        lambda params: by_label(params).init(params),
+        lambda updates, state, params: by_label(params).update(updates, state, params),
+    )
