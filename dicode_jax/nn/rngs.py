@@ -1,7 +1,17 @@
-"""Keys for modules that are built under a trace."""
+"""Random keys: for modules that are built under a trace, by named streams, and row by row.
+
+A draw for a batch may take one key for all of it, or keys `[b]`, one for each row. What a row draws
+then depends on nothing but its own key: not on the rows beside it, nor on the parts and devices
+that a batch is split over.
+"""
+
+import zlib
+from collections.abc import Callable
 
 import jax
 from flax import nnx
+
+from dicode_jax.typing import Array
 
 
 class ShapeRngs:
@@ -51,3 +61,47 @@ class TracedRngs:
     def split(self, count: int) -> nnx.Rngs:
         """Streams for `count` copies of a module that `nnx.vmap` builds."""
         return nnx.Rngs(default=jax.random.split(self(), count))
+
+
+def stream(seed: int, name: str) -> Array:
+    """The key of a named stream: of no other name, and of no parameter of `nnx.Rngs(seed)`."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+
+
+def row_keys(key: Array, num_rows: int, first: int | Array = 0) -> Array:
+    """Keys `[num_rows]`, that of row `i` being `fold_in(key, first + i)`; keys of rows stay."""
+    if key.ndim:
+        return key
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jax.numpy.arange(num_rows))
+
+
+def split(key: Array, count: int) -> Array:
+    """`count` keys of one key, or `[count, b]` of the keys of `b` rows."""
+    if not key.ndim:
+        return jax.random.split(key, count)
+    return jax.vmap(lambda k: jax.random.split(k, count), out_axes=1)(key)
+
+
+def next_key(rngs: nnx.RngStream) -> Array:
+    """What a stream gives next; keys of all rows of `nnx.Rngs(dropout=keys)`."""
+    if not rngs.key[...].ndim:
+        return rngs()
+    keys = jax.vmap(jax.random.fold_in)(rngs.key[...], rngs.count[...])
+    rngs.count[...] += 1
+    return keys
+
+
+def draw(
+    sample: Callable[[Array, tuple[int, ...]], Array], key: Array, shape: tuple[int, ...]
+) -> Array:
+    """`sample(key, shape)`, or row by row for keys `[b]`.
+
+    Args:
+      sample: Such as `jax.random.normal`.
+      key: One, or those of rows.
+      shape: Its first axis runs over rows; or over rows and, inside them, frames or places.
+    """
+    if not key.ndim:
+        return sample(key, shape)
+    (b,) = key.shape
+    return jax.vmap(lambda k: sample(k, (shape[0] // b, *shape[1:])))(key).reshape(shape)

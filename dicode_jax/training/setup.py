@@ -17,10 +17,10 @@ from jax.sharding import Mesh, NamedSharding
 
 from dicode_jax import sharding
 from dicode_jax.errors import UserError
-from dicode_jax.nn.rngs import ShapeRngs, TracedRngs
+from dicode_jax.nn.rngs import ShapeRngs, TracedRngs, stream
 from dicode_jax.training.optim import make_optimizer, make_schedule
-from dicode_jax.training.stage import Stage
-from dicode_jax.training.state import Metrics, TrainState, TrainStep, create_state, make_train_step
+from dicode_jax.training.stage import Metrics, Stage
+from dicode_jax.training.state import TrainState, TrainStep, create_state, make_train_step
 from dicode_jax.typing import Array, PyTree
 
 
@@ -138,7 +138,8 @@ def plan_stage(stage: Stage, mesh: Mesh) -> Plan:
     tx = make_optimizer(config.optim, config.num_steps)
 
     def create(params):
-        rng = jax.random.key(config.seed)
+        # Not the stream that parameters are drawn from: the noise of a step must know none of them.
+        rng = stream(config.seed, "training")
         return create_state(params, tx, rng, use_ema=config.ema_decay > 0)
 
     state = jax.eval_shape(create, params)

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from dicode_jax.errors import UserError
+from dicode_jax.nn.rngs import row_keys
 from dicode_jax.sharding import ShardingConfig, make_mesh
 from dicode_jax.training.optim import OptimConfig
 from dicode_jax.training.setup import prepare
@@ -67,6 +68,19 @@ def test_fresh_parameters_are_those_of_the_seed():
     assert got.keys() == wanted.keys()
     for path in wanted:
         np.testing.assert_allclose(got[path], wanted[path], rtol=1e-6, err_msg=str(path))
+
+
+def test_steps_draw_from_another_stream_than_the_parameters():
+    """Else the noise of step i is the numbers that parameter i was made of."""
+    stage = make_stage()
+    prepared = prepare(stage, one_device())
+    keys = [jax.random.fold_in(prepared.state.rng, i) for i in range(40)]
+    keys += [*row_keys(keys[0], 40), prepared.state.rng]
+    noise = [np.asarray(jax.random.normal(key, (5, 5))).ravel() for key in keys]
+    for layer in prepared.model_of(prepared.state).layers:
+        kernel = np.asarray(layer.kernel[...]).ravel()
+        found = [abs(np.corrcoef(kernel, x)[0, 1]) for x in noise]
+        assert max(found) < 0.9  # 25 numbers by chance: about 0.6; of one key: 0.98
 
 
 def test_loaded_arrays_take_their_places_and_outlive_the_donated_state():
