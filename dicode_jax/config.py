@@ -61,7 +61,7 @@ def from_dict(kind: type[Config], data: dict[str, Any]) -> Config:
     """Builds the dataclass `kind` from a dictionary.
 
     `kind`, or a field of it, may be a union of dataclasses that tell themselves apart by a field
-    `kind`; data without one is of the first.
+    `kind`; data without one is of the first. Fields that a class lists as `RETIRED` are left out.
 
     Raises:
       UserError: A field is unknown, missing or of the wrong type.
@@ -87,7 +87,8 @@ def _build(kind: Any, data: Any) -> Any:
             raise ValueError(f"unknown kind {name!r}; known are {', '.join(kinds)}")
         kind = kinds[name]
     hints = get_type_hints(kind)
-    data = {name: _build(hints.get(name), value) for name, value in data.items()}
+    retired = getattr(kind, "RETIRED", ())
+    data = {name: _build(hints.get(name), x) for name, x in data.items() if name not in retired}
     options = dacite.Config(strict=True, cast=[tuple], type_hooks={float: float})
     return dacite.from_dict(kind, data, options)
 

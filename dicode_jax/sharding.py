@@ -214,13 +214,19 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulate_steps: int = 1) -> 
 def constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
     """Tells the compiler how an activation lies, where its own guess would be a bad one.
 
-    Does nothing without a mesh (`jax.set_mesh`), so models may call it anywhere.
+    Does nothing without a mesh (`jax.set_mesh`), nor to an axis that the mesh cannot split (that of
+    one row under `jax.vmap`), so models may call it anywhere.
 
     Args:
       axes: One entry for each leading axis of `x`: a mesh axis, several, or None.
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return x
+    for size, axis in zip(x.shape, axes):
+        names = (axis,) if isinstance(axis, str) else axis or ()
+        if size % math.prod(mesh.shape[name] for name in names):
+            return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
 
 

@@ -17,13 +17,14 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from jax import Array
-from jaxtyping import Bool, Float, Int, PRNGKeyArray, PyTree, UInt8, jaxtyped
+from jaxtyping import Bool, Float, Int, Key, PRNGKeyArray, PyTree, UInt8, jaxtyped
 
 __all__ = [
     "Array",
     "Bool",
     "Float",
     "Int",
+    "Key",
     "PRNGKeyArray",
     "PyTree",
     "UInt8",

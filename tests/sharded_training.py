@@ -1,6 +1,7 @@
 """Tiny stages of both kinds, and their losses on a mesh: run in processes with several devices.
 
 python tests/sharded_training.py losses STAGE
+python tests/sharded_training.py averages STAGE
 python tests/sharded_training.py run INDEX COUNT COORDINATOR FOLDER
 
 What they found is the line that starts with REPORT; the runtime prints lines of its own.
@@ -45,6 +46,7 @@ def language_model_stage(sizes, rules="fsdp", **kwargs):
         vocab_size=48,
         scan_layers=True,
         remat="full",
+        dropout=0.1,
     )
     model = DiCoDeLMConfig(
         body=body,
@@ -61,9 +63,7 @@ def language_model_stage(sizes, rules="fsdp", **kwargs):
         text_length=6,
         num_keyframes=3,
         input_noise=0.1,
-        batch_size=16,
-        **_run_settings(sizes, rules),
-        **kwargs,
+        **{"batch_size": 16} | _run_settings(sizes, rules) | kwargs,
     )
     return build_stage(config)
 
@@ -166,6 +166,52 @@ def losses_on_meshes(stage_name: str) -> dict:
     return report
 
 
+def averages(stage_name: str) -> dict:
+    """Loss and first update of a stage on one device and on eight, in 1, 2 and 4 parts.
+
+    Rows have 1 and 3 keyframes in turn, which 2 and 4 parts split unevenly; dropout, noise and
+    dropped conditions act.
+
+    Returns:
+      For each case its loss, and by how much its update differs from that of the whole batch on one
+      device: the largest difference over the largest number of the update.
+    """
+    import jax
+    import numpy as np
+
+    from dicode_jax.sharding import global_batch, make_mesh
+    from dicode_jax.training.optim import OptimConfig
+    from dicode_jax.training.setup import prepare
+
+    make_stage = {"language_model": language_model_stage, "tokenizer": tokenizer_stage}[stage_name]
+    report, whole = {}, None
+    for devices, sizes, cases in ((1, (1, 1, 1), (1, 2, 4)), (8, (2, 4, 1), (2, 4))):
+        for parts in cases:
+            stage = with_random_weights(make_stage(sizes))
+            optim = OptimConfig(
+                optimizer="sgd", lr=1.0, b1=0.0, warmup_steps=0, schedule="constant",
+                clip_norm=0.0, weight_decay=0.0, accumulate_steps=parts,
+            )  # fmt: skip
+            config = dataclasses.replace(stage.config, optim=optim, batch_size=32)
+            stage = dataclasses.replace(stage, config=config)
+            batch = make_batch(stage, 0)
+            if "frame_mask" in batch:
+                lengths = np.where(np.arange(32) % 2, 3, 1)
+                batch["frame_mask"] = np.arange(3) < lengths[:, None]
+            mesh = make_mesh(config.sharding, jax.devices()[:devices])
+            prepared = prepare(stage, mesh)
+            before = [np.asarray(x) for x in jax.tree.leaves(prepared.state.params)]
+            state, metrics = prepared.train_step(prepared.state, global_batch(batch, mesh))
+            after = [np.asarray(x) for x in jax.tree.leaves(state.params)]
+            update = np.concatenate([(b - a).ravel() for a, b in zip(before, after)])
+            whole = update if whole is None else whole
+            report[f"{devices} devices, {parts} parts"] = {
+                "loss": float(metrics["loss"]),
+                "differs": float(np.abs(update - whole).max() / np.abs(whole).max()),
+            }
+    return report
+
+
 def train_from_stream(index: int, count: int, address: str, folder: str) -> dict:
     """Trains the language model as one of several processes, from a stream and with checkpoints.
 
@@ -238,13 +284,15 @@ def read_report(output: str) -> dict:
 def main(command: str, *arguments: str) -> dict:
     if command == "losses":
         return losses_on_meshes(*arguments)
+    if command == "averages":
+        return averages(*arguments)
     index, count, address, folder = arguments
     return train_from_stream(int(index), int(count), address, folder)
 
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
-    num_devices = 8 if command == "losses" else 4 // int(arguments[1])
+    num_devices = 8 if command in ("losses", "averages") else 4 // int(arguments[1])
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = (  # compiling is most of the time
         f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0 "

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 
@@ -32,6 +32,22 @@ def test_json_round_trip_keeps_nested_configs_and_tuples(tmp_path):
     config = Outer(inner=Inner(rate=2.0, sizes=(3, 4, 5), name="a"), head=Inner())
     config_lib.to_json(config, tmp_path / "c.json")
     assert config_lib.from_json(Outer, tmp_path / "c.json") == config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Renewed:
+    steps: int = 3
+
+    RETIRED: ClassVar = ("rounds",)
+
+
+def test_retired_fields_of_earlier_releases_are_left_out_and_unknown_ones_refused(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text('{"steps": 5, "rounds": 7}')
+    assert config_lib.from_json(Renewed, path) == Renewed(steps=5)
+    path.write_text('{"steps": 5, "round": 7}')
+    with pytest.raises(UserError, match="round"):
+        config_lib.from_json(Renewed, path)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -126,12 +126,11 @@ def test_constrain_does_nothing_without_a_mesh():
 STAGES = ("language_model", "tokenizer")
 
 
-@pytest.fixture(scope="module")
-def on_meshes():
-    """Losses of `sharded_training.py` in processes with eight emulated devices, one per stage."""
+def reports(command):
+    """What `sharded_training.py` finds in processes with eight emulated devices, one per stage."""
     pipe = subprocess.PIPE
     processes = [
-        subprocess.Popen([sys.executable, SCRIPT, "losses", stage], stdout=pipe, stderr=pipe)
+        subprocess.Popen([sys.executable, SCRIPT, command, stage], stdout=pipe, stderr=pipe)
         for stage in STAGES
     ]
     report = {}
@@ -140,6 +139,27 @@ def on_meshes():
         assert process.returncode == 0, err.decode()[-2000:]
         report[stage] = sharded_training.read_report(out.decode())
     return report
+
+
+@pytest.fixture(scope="module")
+def on_meshes():
+    return reports("losses")
+
+
+@pytest.fixture(scope="module")
+def in_parts():
+    return reports("averages")
+
+
+@pytest.mark.slow
+@pytest.mark.multi_device
+@pytest.mark.parametrize("stage", STAGES)
+def test_parts_of_a_batch_give_the_update_of_the_whole_on_one_device_and_on_eight(in_parts, stage):
+    whole = in_parts[stage]["1 devices, 1 parts"]
+    assert len(in_parts[stage]) == 5
+    for case, found in in_parts[stage].items():
+        np.testing.assert_allclose(found["loss"], whole["loss"], rtol=1e-6, err_msg=case)
+        assert found["differs"] < 2e-6, case  # of the largest number; float32 rounds to 6e-8
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from dicode_jax.data.stream import BatchStream
+from dicode_jax.nn.rngs import draw
 from dicode_jax.sharding import ShardingConfig
 from dicode_jax.training.optim import OptimConfig
 from dicode_jax.training.stage import Stage
@@ -95,9 +96,9 @@ class TinyBatches:
         return batch
 
 
-def loss_fn(model: TinyModel, batch, key):
+def loss_fn(model: TinyModel, batch, keys):
     hidden = jnp.tanh(model.up(batch["x"]))
-    hidden = hidden + 0.1 * jax.random.normal(key, hidden.shape)
+    hidden = hidden + 0.1 * draw(jax.random.normal, keys, hidden.shape)
     loss = jnp.mean(jnp.square(model.down(hidden) - batch["y"]))
     return loss, {"largest": jnp.max(jnp.abs(hidden))}
 

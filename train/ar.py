@@ -44,16 +44,20 @@ def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
         index, count = data.share(config)
         batches = lm_data.open_batches(config, train, process_index=index, process_count=count)
 
+    num_examples, num_batches = data.num_validated(config, len(held_out))
+
     def held_out_batches() -> list[dict[str, np.ndarray]]:
         index, count = data.share(config)
         stream = open_in_order(unpacked, held_out, process_index=index, process_count=count)
-        return [encode(batch) for batch in data.take(stream, config.validation_batches)]
+        return [encode(batch) for batch in data.take(stream, num_batches)]
 
     return loop.Task(
         stage=stage,
         batches=batches,
         evaluate=Evaluation(
-            functools.partial(language_model.loss_fn, config, deterministic=True), held_out_batches
+            functools.partial(language_model.loss_fn, config, deterministic=True),
+            held_out_batches,
+            num_examples,
         ),
         sample=make_sample(config, text, held_out),
         units=units(config),

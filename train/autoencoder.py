@@ -3,7 +3,6 @@
 python -m train.autoencoder --config configs/shapes_autoencoder.py --workdir runs/autoencoder
 """
 
-import functools
 import pathlib
 import sys
 
@@ -14,7 +13,7 @@ from flax import nnx
 from dicode_jax.data.examples import FrameReader
 from dicode_jax.models.dicode.stages import autoencoder, build_stage
 from dicode_jax.models.dicode.stages.configs import AutoencoderTrainConfig
-from dicode_jax.training.evaluate import Evaluation, look
+from dicode_jax.training.evaluate import look
 from train import data, loop
 
 
@@ -23,7 +22,6 @@ def build(config: AutoencoderTrainConfig, workdir: pathlib.Path) -> loop.Task:
     stage = build_stage(config)
     splits = data.open_splits(config)
     read = FrameReader(data=config.data, frame_size=config.frame_size)
-    held_out = functools.partial(data.held_out_batches, config, splits.held_out, read)
     images = data.held_out_examples(config, splits.held_out, read, 12)["image"]
     reconstruct = look(autoencoder.reconstruct)
 
@@ -38,7 +36,7 @@ def build(config: AutoencoderTrainConfig, workdir: pathlib.Path) -> loop.Task:
     return loop.Task(
         stage=stage,
         batches=data.train_stream(config, splits.train, read),
-        evaluate=Evaluation(stage.loss_fn, held_out),
+        evaluate=data.evaluation(config, stage.loss_fn, splits.held_out, read),
         sample=sample,
         units={"frames": config.batch_size},
     )

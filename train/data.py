@@ -1,6 +1,7 @@
 """Training and held-out data of a run, read as its config says."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from dicode_jax.data.records import ClipSource
 from dicode_jax.data.sources import open_source
 from dicode_jax.data.stream import BatchStream, open_stream
 from dicode_jax.sharding import batch_share, make_mesh
+from dicode_jax.training.evaluate import Evaluation
+from dicode_jax.training.stage import LossFn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,16 +97,29 @@ def array_stream(config: Any, arrays: Mapping[str, np.ndarray], names: Any) -> B
     )
 
 
-def held_out_batches(
-    config: Any, source: ClipSource, read: Callable
+def num_validated(config: Any, length: int) -> tuple[int, int]:
+    """How many of `length` held-out examples are looked at, and in how many batches they lie."""
+    count = min(config.validation_examples, length)
+    return count, -(-count // config.batch_size)
+
+
+def evaluation(config: Any, loss_fn: LossFn, source: ClipSource, read: Callable) -> Evaluation:
+    """The run's `validation_examples`, always the same ones, and their loss."""
+    count, num_batches = num_validated(config, len(source))
+    batches = functools.partial(_held_out_batches, config, source, read, num_batches)
+    return Evaluation(loss_fn, batches, count)
+
+
+def _held_out_batches(
+    config: Any, source: ClipSource, read: Callable, num_batches: int
 ) -> list[dict[str, np.ndarray]]:
-    """This process's rows of the run's `validation_batches`, always the same ones."""
+    """This process's rows of the first batches."""
     index, count = share(config)
     return first_batches(
         source,
         read,
         config.data,
-        config.validation_batches,
+        num_batches,
         batch_size=config.batch_size,
         seed=config.seed,
         process_index=index,

@@ -23,7 +23,7 @@ from dicode_jax.data.examples import ClipReader, FrameReader
 from dicode_jax.data.stream import BatchStream, open_stream
 from dicode_jax.models.dicode.stages import build_stage, representation, tokenizer
 from dicode_jax.models.dicode.stages.configs import RepresentationTrainConfig, TokenizerTrainConfig
-from dicode_jax.training.evaluate import Evaluation, jit_local, look
+from dicode_jax.training.evaluate import jit_local, look
 from train import data, loop
 from train.cache import Cache
 
@@ -35,7 +35,6 @@ def build_representation(config: RepresentationTrainConfig) -> loop.Task:
     stage = build_stage(config)
     splits = data.open_splits(config)
     read = FrameReader(data=config.data, frame_size=config.frame_size, labels=config.has_labels)
-    held_out = functools.partial(data.held_out_batches, config, splits.held_out, read)
     images = data.held_out_examples(config, splits.held_out, read, 12)["image"]
     reconstruct = look(representation.reconstruct)
 
@@ -50,7 +49,7 @@ def build_representation(config: RepresentationTrainConfig) -> loop.Task:
     return loop.Task(
         stage=stage,
         batches=data.train_stream(config, splits.train, read),
-        evaluate=Evaluation(stage.loss_fn, held_out),
+        evaluate=data.evaluation(config, stage.loss_fn, splits.held_out, read),
         sample=sample,
         units={"frames": config.batch_size},
     )
@@ -61,12 +60,12 @@ def build_decoder(config: TokenizerTrainConfig, workdir: pathlib.Path) -> loop.T
     stage = build_stage(config)
     splits = data.open_splits(config, images=False)
     read = ClipReader(data=config.data, frame_size=config.frame_size, fs=config.fs)
-    held_out = functools.partial(data.held_out_batches, config, splits.held_out, read)
     if config.cached_clips:
         batches = cached_clips(config, splits.train, read, workdir)
     else:
         batches = data.train_stream(config, splits.train, read)
 
+    validation_loss = functools.partial(tokenizer.loss_fn, config, deterministic=True)
     truth = data.held_out_examples(config, splits.held_out, read, 4)["video"]
     reconstruct = look(functools.partial(tokenizer.reconstruct, config))
 
@@ -83,9 +82,7 @@ def build_decoder(config: TokenizerTrainConfig, workdir: pathlib.Path) -> loop.T
     return loop.Task(
         stage=stage,
         batches=batches,
-        evaluate=Evaluation(
-            functools.partial(tokenizer.loss_fn, config, deterministic=True), held_out
-        ),
+        evaluate=data.evaluation(config, validation_loss, splits.held_out, read),
         sample=sample,
         units={"clips": config.batch_size},
     )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from dicode_jax.diffusion.parameterization import add_noise, training_target
 from dicode_jax.diffusion.schedules import NoiseSchedule
+from dicode_jax.nn.rngs import draw, split
 from dicode_jax.typing import Array, Float, Int, typechecked
 
 LOSS_TYPES = ("l2", "l1")
@@ -65,12 +66,18 @@ def add_offset_noise(
 
 
 def sample_noise(key: Array, shape: tuple[int, ...], *, offset_strength: float = 0.0) -> Array:
-    """Training noise of ``shape`` = ``[b, f, h, w, c]``, with offset noise when asked for."""
-    noise_key, offset_key = jax.random.split(key)
-    noise = jax.random.normal(noise_key, shape)
+    """Training noise of ``shape`` = ``[b, f, h, w, c]``, with offset noise when asked for.
+
+    Args:
+        key: one for the batch, or ``[b]``, one for each sample.
+        shape: of the latents.
+        offset_strength: see `add_offset_noise`.
+    """
+    noise_key, offset_key = split(key, 2)
+    noise = draw(jax.random.normal, noise_key, shape)
     if offset_strength > 0:
         b, f, _, _, c = shape
-        offset = jax.random.normal(offset_key, (b, f, 1, 1, c))
+        offset = draw(jax.random.normal, offset_key, (b, f, 1, 1, c))
         noise = add_offset_noise(noise, offset, offset_strength)
     return noise
 

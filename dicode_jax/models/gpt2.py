@@ -18,11 +18,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dicode_jax.nn import kv_cache
+from dicode_jax.nn.dropout import drop
 from dicode_jax.nn.kv_cache import KVCache
 from dicode_jax.nn.layer_stack import make_blocks, run_blocks
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.masks import causal_mask
 from dicode_jax.nn.remat import Remat
+from dicode_jax.nn.rngs import next_key, split
 from dicode_jax.typing import Array, Bool, Float, Int, typechecked
 
 
@@ -79,13 +81,6 @@ class GPT2Config:
         return self.embed_dim // self.num_heads
 
 
-def _dropout(x: Array, rate: float, key: Array | None) -> Array:
-    if key is None or rate == 0:
-        return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
-
-
 def _attend(query, key, value, mask, rate: float, rng: Array | None):
     """Masked attention with dropout on its weights; the softmax is float32.
 
@@ -99,7 +94,7 @@ def _attend(query, key, value, mask, rate: float, rng: Array | None):
     scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     total = weights.sum(-1, keepdims=True)
-    weights = _dropout(weights, rate, rng).astype(value.dtype)
+    weights = drop(weights, rate, rng).astype(value.dtype)
     out = jnp.einsum("bhts,bhsd->bhtd", weights, value, preferred_element_type=jnp.float32)
     return (out / total).astype(value.dtype).swapaxes(1, 2)
 
@@ -135,10 +130,10 @@ class Attention(nnx.Module):
                 kv_cache.write(slots, new, length) for slots, new in zip(past, (k, v), strict=True)
             )
             k, v = (slots.astype(q.dtype) for slots in past)
-        weights_key, key = (None, None) if key is None else jax.random.split(key)
+        weights_key, key = (None, None) if key is None else split(key, 2)
         y = _attend(q, k, v, mask, self.dropout, weights_key)
         y = self.out(y.reshape(b, t, -1))
-        return _dropout(y, self.dropout, key), past
+        return drop(y, self.dropout, key), past
 
 
 class MLP(nnx.Module):
@@ -153,7 +148,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"], *, key=None) -> Float[Array, "b t d"]:
         y = self.down(jax.nn.gelu(self.up(x), approximate=True))
-        return _dropout(y, self.dropout, key)
+        return drop(y, self.dropout, key)
 
 
 class Block(nnx.Module):
@@ -172,7 +167,7 @@ class Block(nnx.Module):
 
     def __call__(self, x, mask, past, length, *, key=None):
         """See `Attention.__call__`."""
-        keys = (None, None) if key is None else jax.random.split(key)
+        keys = (None, None) if key is None else split(key, 2)
         y, past = self.attn(self.attn_norm(x), mask, past, length, key=keys[0])
         x = x + y
         return x + self.mlp(self.mlp_norm(x), key=keys[1]), past
@@ -281,14 +276,14 @@ class GPT2(nnx.Module):
         if not deterministic and self.cfg.dropout:
             if rngs is None:
                 raise ValueError("dropout acts, so pass rngs=nnx.Rngs(dropout=key)")
-            key = rngs.dropout()
+            key = next_key(rngs.dropout)
         return self._run(embeds, positions, mask, cache, length, key)
 
     def _run(self, embeds, positions, mask, cache, length, key):
-        keys = None if key is None else jax.random.split(key, self.cfg.num_layers + 1)
+        keys = None if key is None else split(key, self.cfg.num_layers + 1)
         x = embeds + self.position_embed(positions).astype(embeds.dtype)
         if keys is not None:
-            x, keys = _dropout(x, self.cfg.dropout, keys[0]), keys[1:]
+            x, keys = drop(x, self.cfg.dropout, keys[0]), keys[1:]
         x, cache = run_blocks(
             self.blocks,
             lambda block, x, past, key: block(x, mask, past, length, key=key),

@@ -7,10 +7,10 @@ c o channels, e embedding width.
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dicode_jax.nn.dropout import dropout
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.norm import GroupNorm
 from dicode_jax.typing import Array, Float, typechecked
@@ -18,20 +18,6 @@ from dicode_jax.typing import Array, Float, typechecked
 # The default of PyTorch and so of the reference: uniform within +-1/sqrt(fan_in), with a third of
 # the variance of nnx's default.
 fan_in_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
-
-def dropout(x: Array, rate: float, *, deterministic: bool, rngs: nnx.Rngs | None) -> Array:
-    """Zeroes a fraction `rate` of `x` and rescales the rest; the identity if `deterministic`.
-
-    Raises:
-        ValueError: dropout is active but no `rngs` with a "dropout" (or default) stream was passed.
-    """
-    if deterministic or rate == 0.0:
-        return x
-    if rngs is None:
-        raise ValueError(f"dropout {rate} needs rngs=nnx.Rngs(dropout=key), or deterministic=True")
-    keep = jax.random.bernoulli(rngs.dropout(), 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
 def group_norm_per_image(norm: GroupNorm, x: Float[Array, "*n h w c"]) -> Float[Array, "*n h w c"]:

@@ -13,9 +13,10 @@ from flax import nnx
 
 from dicode_jax.nn.activations import gelu
 from dicode_jax.nn.attention import dot_product_attention
+from dicode_jax.nn.dropout import dropout
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.norm import GroupNorm
-from dicode_jax.nn.resnet import ResnetBlock, dropout, fan_in_uniform, group_norm_per_image
+from dicode_jax.nn.resnet import ResnetBlock, fan_in_uniform, group_norm_per_image
 from dicode_jax.typing import Array, Bool, Float
 
 TRANSFORMER_NORM_EPS = 1e-6

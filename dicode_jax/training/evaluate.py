@@ -1,13 +1,17 @@
 """Functions of a model that training looks at between steps, compiled, on any mesh."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dicode_jax.nn.rngs import row_keys, stream
 from dicode_jax.sharding import ShardingConfig, gather_to_host, global_batch, make_mesh
+from dicode_jax.training.stage import WEIGHT, LossFn
 from dicode_jax.typing import Array, PyTree
 
 
@@ -48,19 +52,27 @@ def jit_local(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Evaluation:
-    """Mean of a loss and its metrics over fixed batches, each with a fixed key.
+    """Mean of a loss and its metrics over the first examples of held-out data.
+
+    Each row goes through the loss alone (under `jax.vmap`) with a key of its own, and rows are put
+    together by their `WEIGHT`: the mean depends neither on the batch size nor on the devices.
 
     Args:
-      loss_fn: `(model, batch, key) -> (loss, metrics)`.
+      loss_fn: See `training.stage.LossFn`.
       read: Gives this process's rows of the batches; called once, at the first evaluation.
+      count: How many examples are looked at; rows behind them fill the last batch and count
+        nothing. None takes all.
     """
 
     def __init__(
         self,
-        loss_fn: Callable[[nnx.Module, PyTree, Array], tuple[Array, Mapping[str, Array]]],
+        loss_fn: LossFn,
         read: Callable[[], Sequence[Mapping[str, np.ndarray]]],
+        count: int | None = None,
     ):
-        self._loss, self._read, self._batches = jit_model(loss_fn), read, None
+        self._sums = jit_model(functools.partial(_weighted_sums, loss_fn))
+        self._read, self._batches = read, None
+        self._count = np.iinfo(np.int32).max if count is None else count
 
     def __call__(self, model: nnx.Module) -> dict[str, float]:
         """`validation_loss`, and `validation_NAME` for each metric of the loss.
@@ -70,10 +82,30 @@ class Evaluation:
         if self._batches is None:
             self._batches = list(self._read())
         mesh = jax.sharding.get_mesh()
-        totals: dict[str, list[float]] = {}
-        for i, batch in enumerate(self._batches):
+        first, found = 0, []
+        for batch in self._batches:
             arrays = dict(batch) if mesh.empty else global_batch(batch, mesh)
-            loss, metrics = self._loss(model, arrays, jax.random.key(i))
-            for name, value in {"loss": loss, **metrics}.items():
-                totals.setdefault(f"validation_{name}", []).append(value)
-        return {name: float(np.mean(jax.device_get(values))) for name, values in totals.items()}
+            found.append(self._sums(model, arrays, first, self._count))
+            first += len(jax.tree.leaves(arrays)[0])
+        sums = {
+            name: np.sum([s[name] for s in jax.device_get(found)], dtype=float) for name in found[0]
+        }
+        weight = sums.pop(WEIGHT)
+        return {f"validation_{name}": float(total / weight) for name, total in sums.items()}
+
+
+def _weighted_sums(
+    loss_fn: LossFn, model: nnx.Module, batch: Mapping[str, Array], first: Array, count: Array
+) -> dict[str, Array]:
+    """Sums over rows of loss and metrics times their weight, and of the weights."""
+
+    def row(batch, key):
+        loss, metrics = loss_fn(model, jax.tree.map(lambda x: x[None], batch), key[None])
+        return {WEIGHT: jnp.ones(()), "loss": loss, **metrics}
+
+    num_rows = len(jax.tree.leaves(batch)[0])
+    of_rows = jax.vmap(row)(batch, row_keys(stream(0, "validation"), num_rows, first))
+    weight = of_rows.pop(WEIGHT)
+    counts = (first + jnp.arange(num_rows) < count) & (weight > 0)
+    sums = {name: jnp.where(counts, weight * x, 0).sum() for name, x in of_rows.items()}
+    return sums | {WEIGHT: jnp.where(counts, weight, 0).sum()}

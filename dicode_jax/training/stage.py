@@ -12,6 +12,14 @@ from flax import nnx
 from dicode_jax.typing import Array, PyTree
 
 Path = tuple[Any, ...]  # of a variable in a module, as `nnx.to_flat_state` gives it
+Metrics = Mapping[str, Array]
+
+# `(model, batch, keys) -> (loss, metrics)`, all scalars; pure. `keys [b]` are one for each row, so
+# that what a row draws depends on nothing else. Loss and metrics are means over something: over the
+# rows, or over as much as the metric `WEIGHT` says (say, valid tokens). Means of parts of a batch
+# are put together by it, and it is not logged.
+LossFn = Callable[[nnx.Module, PyTree, Array], tuple[Array, Metrics]]
+WEIGHT = "weight"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +34,7 @@ class Stage:
       load: Reads what does not start fresh (frozen parts, weights that are gone on from): arrays by
         path of the variable. Empty when everything is fresh.
       is_trained: Filter on `(path, variable)`: whether the optimiser steps it.
-      loss_fn: `(model, batch, key) -> (loss, metrics)`, all scalars; pure.
+      loss_fn: See `LossFn`.
       batch_shapes: Shapes and types of a batch of the given size, without `ids`.
       export: Writes the model as folders that the pipelines and other trainings read.
     """
@@ -36,6 +44,6 @@ class Stage:
     create: Callable[[nnx.Rngs], nnx.Module]
     load: Callable[[], Mapping[Path, np.ndarray | Array]]
     is_trained: Callable[[Path, Any], bool]
-    loss_fn: Callable[[nnx.Module, PyTree, Array], tuple[Array, Mapping[str, Array]]]
+    loss_fn: LossFn
     batch_shapes: Callable[[int], dict[str, jax.ShapeDtypeStruct]]
     export: Callable[[nnx.Module, pathlib.Path], None]

@@ -1,6 +1,6 @@
 """The state of a run and the pure step that advances it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from dicode_jax.nn.rngs import row_keys
 from dicode_jax.sharding import BATCH, constrain
+from dicode_jax.training.stage import WEIGHT, LossFn, Metrics
 from dicode_jax.typing import Array, PyTree
 
-Metrics = Mapping[str, Array]
-# (model, batch, key) -> (loss, metrics)
-LossFn = Callable[[nnx.Module, PyTree, Array], tuple[Array, Metrics]]
 # (state, frozen, batch) -> (state, metrics)
 TrainStep = Callable[["TrainState", PyTree, PyTree], tuple["TrainState", Metrics]]
 
@@ -27,7 +26,8 @@ class TrainState:
       params: NNX state of the trained parameters.
       opt_state: Optax state.
       ema: Moving average of `params`, or None.
-      rng: Typed PRNG key of the run; the key of a step is `fold_in(rng, step)`.
+      rng: Typed PRNG key of the run; the key of a step is `fold_in(rng, step)`, and that of a row
+        of its batch the same with the row's number folded in.
       skipped: How many of the steps changed nothing because loss or gradients were not finite,
         int32 scalar.
     """
@@ -71,11 +71,11 @@ def make_train_step(
 
     Args:
       graph: Graph definition of the model, split into `(trained, frozen)`.
-      loss_fn: `(model, batch, key) -> (loss, metrics)`.
+      loss_fn: See `training.stage.LossFn`.
       ema_decay: Decay of the moving average; it ramps up as (1 + step) / (10 + step). 0 keeps none.
       accumulate_steps: Parts that a batch is worked off in, one after the other; part `i` has every
-        `accumulate_steps`-th row from row `i` on and the key `fold_in(key, i)`. Gradients, loss and
-        metrics are means over the parts: those of the whole batch, if the loss is a mean over rows.
+        `accumulate_steps`-th row from row `i` on. Gradients, loss and metrics are means over the
+        parts by their `WEIGHT`, and so those of the whole batch.
       shardings: Of the parameters, which the gradients take too; None leaves it to the compiler.
 
     Returns:
@@ -83,33 +83,37 @@ def make_train_step(
       `finite` (1.0 or 0.0) and what the loss reports.
     """
 
-    def loss_of(params, frozen, batch, key):
-        return loss_fn(nnx.merge(graph, params, frozen), batch, key)
+    def loss_of(params, frozen, batch, keys):
+        loss, metrics = loss_fn(nnx.merge(graph, params, frozen), batch, keys)
+        weight = jnp.asarray(metrics.get(WEIGHT, len(keys)), jnp.float32)
+        return loss, ({k: x for k, x in metrics.items() if k != WEIGHT}, weight)
 
     def grad_fn(*args):
-        out, grads = jax.value_and_grad(loss_of, has_aux=True)(*args)
+        (loss, (metrics, weight)), grads = jax.value_and_grad(loss_of, has_aux=True)(*args)
         if shardings is not None:
             grads = jax.lax.with_sharding_constraint(grads, shardings)
-        return out, grads
+        return (loss, metrics, grads), weight
 
-    def gradients(params, frozen, batch, key):
+    def gradients(params, frozen, batch, keys):
         if accumulate_steps == 1:
-            return grad_fn(params, frozen, batch, key)
+            return grad_fn(params, frozen, batch, keys)[0]
 
         def add_part(total, part):
-            batch, index = part
-            result = grad_fn(params, frozen, batch, jax.random.fold_in(key, index))
-            return jax.tree.map(lambda a, b: a + b / accumulate_steps, total, result), None
+            means, weight = grad_fn(params, frozen, *part)
+            sums = jax.tree.map(lambda x: weight * x, means)
+            return jax.tree.map(jnp.add, total, (sums, weight)), None
 
-        parts = jax.tree.map(lambda x: _split_rows(x, accumulate_steps), batch)
+        parts = jax.tree.map(lambda x: _split_rows(x, accumulate_steps), (batch, keys))
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(grad_fn, params, frozen, first, key)
+        shapes = jax.eval_shape(grad_fn, params, frozen, *first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
-        return jax.lax.scan(add_part, zeros, (parts, jnp.arange(accumulate_steps)))[0]
+        (sums, weight), _ = jax.lax.scan(add_part, zeros, parts)
+        return jax.tree.map(lambda x: x / jnp.where(weight > 0, weight, 1), sums)
 
     def train_step(state: TrainState, frozen: PyTree, batch: PyTree):
-        key = jax.random.fold_in(state.rng, state.step)
-        (loss, metrics), grads = gradients(state.params, frozen, batch, key)
+        (num_rows,) = {len(x) for x in jax.tree.leaves(batch)}
+        keys = constrain(row_keys(jax.random.fold_in(state.rng, state.step), num_rows), BATCH)
+        loss, metrics, grads = gradients(state.params, frozen, batch, keys)
         grad_norm = optax.global_norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

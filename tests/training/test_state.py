@@ -6,6 +6,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from dicode_jax.training.stage import WEIGHT
 from dicode_jax.training.state import create_state, make_train_step
 
 
@@ -14,7 +15,7 @@ class Model(nnx.Module):
         self.weight = nnx.Param(jnp.array([0.5, -1.0, 2.0]))
 
 
-def loss_fn(model, batch, key):
+def loss_fn(model, batch, keys):
     error = batch["x"] @ model.weight[...] - batch["y"]
     return jnp.mean(jnp.square(error)), {"largest": jnp.max(jnp.abs(error))}
 
@@ -61,18 +62,42 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch():
         np.testing.assert_allclose(parts_metrics[name], whole_metrics[name], rtol=1e-5)
 
 
-def test_accumulated_parts_have_their_own_rows_and_keys():
-    def spread(model, batch, key):
-        noise = jax.random.uniform(key)
-        return 0.0 * model.weight[...].sum(), {"noise": noise, "first": batch["x"][0, 0]}
+def test_every_row_has_a_key_of_its_own_in_whatever_part_it_is():
+    def spread(model, batch, keys):
+        noise = jax.vmap(jax.random.uniform)(keys) * batch["x"][:, 0]
+        return 0.0 * model.weight[...].sum(), {"noise": noise.mean(), "first": batch["x"][0, 0]}
 
-    state, step = make(optax.sgd(0.1), accumulate_steps=2, loss_fn=spread)
     batch = make_batch(2, rows=4)
-    _, metrics = step(state, {}, batch)
-    key = jax.random.fold_in(state.rng, 0)
-    noise = [float(jax.random.uniform(jax.random.fold_in(key, i))) for i in range(2)]
-    np.testing.assert_allclose(metrics["noise"], np.mean(noise), rtol=1e-6)
-    np.testing.assert_allclose(metrics["first"], batch["x"][:2, 0].mean(), rtol=1e-6)
+    for parts in (1, 2, 4):
+        state, step = make(optax.sgd(0.1), accumulate_steps=parts, loss_fn=spread)
+        _, metrics = step(state, {}, batch)
+        key = jax.random.fold_in(state.rng, 0)
+        noise = [float(jax.random.uniform(jax.random.fold_in(key, i))) for i in range(4)]
+        np.testing.assert_allclose(metrics["noise"], np.mean(noise * batch["x"][:, 0]), rtol=1e-6)
+        np.testing.assert_allclose(metrics["first"], batch["x"][:parts, 0].mean(), rtol=1e-6)
+
+
+def test_accumulated_parts_count_by_the_weight_that_the_loss_tells():
+    """Rows of lengths 1, 4, 1, 4: what is a mean over all numbers stays one in any parts."""
+
+    def loss_of_valid(model, batch, keys):
+        error = jnp.square(batch["x"] - model.weight[...])
+        valid = jnp.arange(3) < batch["length"][:, None]
+        loss = jnp.where(valid, error, 0).sum() / valid.sum()
+        return loss, {"loss_again": loss, WEIGHT: valid.sum()}
+
+    batch = {"x": make_batch(6, rows=8)["x"], "length": np.array([1, 3, 1, 3, 1, 3, 1, 3])}
+    valid = np.arange(3) < batch["length"][:, None]
+    wanted = (np.square(batch["x"] - weight(make(optax.sgd(0.1))[0])) * valid).sum() / valid.sum()
+    found = {}
+    for parts in (1, 2, 4):
+        state, step = make(optax.sgd(0.1), loss_fn=loss_of_valid, accumulate_steps=parts)
+        state, metrics = step(state, {}, batch)
+        assert WEIGHT not in metrics
+        np.testing.assert_allclose([metrics["loss"], metrics["loss_again"]], wanted, rtol=1e-6)
+        found[parts] = weight(state)
+    np.testing.assert_allclose(found[2], found[1], rtol=1e-6)
+    np.testing.assert_allclose(found[4], found[1], rtol=1e-6)
 
 
 def test_step_that_is_not_finite_changes_nothing_but_the_counters():

@@ -26,7 +26,8 @@ from dicode_jax.models.language_model import LanguageModelBody, build_body
 from dicode_jax.nn.activations import gelu
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.masks import causal_mask, key_mask, segment_mask
-from dicode_jax.typing import Array, Bool, Float, Int, PRNGKeyArray, typechecked
+from dicode_jax.nn.rngs import draw
+from dicode_jax.typing import Array, Bool, Float, Int, Key, typechecked
 
 
 class TokenMLP(nnx.Module):
@@ -69,6 +70,7 @@ class LMOutput:
       kl_loss: KL term of `vae`, 0 otherwise.
       pred: Head outputs `[b, k, n, p]`; keyframes are in order, the valid ones first.
       valid: Which of them count, `[b, k]`.
+      weight: What `loss` is a mean over: how many valid tokens, or samples with `balance_samples`.
     """
 
     loss: Float[Array, ""]
@@ -78,6 +80,7 @@ class LMOutput:
     kl_loss: Float[Array, ""]
     pred: Float[Array, "b k n p"]
     valid: Bool[Array, "b k"]
+    weight: Float[Array, ""]
 
 
 @jax.tree_util.register_dataclass
@@ -173,7 +176,7 @@ class DiCoDeLM(nnx.Module):
         inputs: Float[Array, "b k n z"] | None = None,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
-        key: PRNGKeyArray | None = None,
+        key: Key[Array, "*b"] | None = None,
     ) -> LMOutput:
         """Loss on the fixed layout `text | <img> | n tokens | <img> | n tokens ...`.
 
@@ -188,7 +191,7 @@ class DiCoDeLM(nnx.Module):
           inputs: What the model reads in place of `deep_tokens`, for example with noise added.
           deterministic: False switches dropout on.
           rngs: With a `dropout` stream, needed when dropout acts.
-          key: Draws the latents of `vae`.
+          key: Draws the latents of `vae`; one, or one for each row.
 
         Raises:
           ValueError: More keyframes than the table has, or a sequence longer than the body's.
@@ -208,12 +211,14 @@ class DiCoDeLM(nnx.Module):
     ) -> Float[Array, "b t d"]:
         """`text | <img> | tokens | <img> | tokens ...`; the embeddings carry their positions."""
         b, k, n, d = token_embeds.shape
-        image = self.image_embed(token_embeds.dtype)
-        frames = jnp.concatenate(
-            [jnp.broadcast_to(image, (b, k, 1, d)), token_embeds], axis=2
-        ).reshape(b, k * (n + 1), d)
-        text = self.body.embed_tokens(text_ids).astype(token_embeds.dtype)
-        return jnp.concatenate([text, frames], axis=1)
+        # One lookup for all words: another one, of a constant id in a table split over devices, jax
+        # 0.10.2 compiles so that the first row on each device gets no gradient.
+        image_ids = jnp.full((b, 1), self.cfg.image_token_id, text_ids.dtype)
+        words = self.body.embed_tokens(jnp.concatenate([text_ids, image_ids], axis=1))
+        words = words.astype(token_embeds.dtype)
+        text, image = words[:, :-1], words[:, -1:, None]
+        frames = jnp.concatenate([jnp.broadcast_to(image, (b, k, 1, d)), token_embeds], axis=2)
+        return jnp.concatenate([text, frames.reshape(b, k * (n + 1), d)], axis=1)
 
     def image_embed(self, dtype=None) -> Float[Array, "1 1 d"]:
         """Word embedding of `<img>`."""
@@ -233,7 +238,7 @@ class DiCoDeLM(nnx.Module):
         inputs: Float[Array, "b k n z"] | None = None,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
-        key: PRNGKeyArray | None = None,
+        key: Key[Array, "*b"] | None = None,
     ) -> LMOutput:
         """Loss on rows that hold several videos, as `data.packing.pack_row` lays them out.
 
@@ -291,7 +296,7 @@ class DiCoDeLM(nnx.Module):
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
         noise: Array | None = None,
-        key: PRNGKeyArray | None = None,
+        key: Key[Array, "*b"] | None = None,
     ) -> LMOutput:
         """Loss on any layout, described by masks: the reference's training forward.
 
@@ -311,7 +316,7 @@ class DiCoDeLM(nnx.Module):
           deterministic: False switches dropout on.
           rngs: With a `dropout` stream, needed when dropout acts.
           noise: Draws for the latents of `vae`, in place of `key`: `[b, k, n, latent]`.
-          key: Draws the latents of `vae`.
+          key: Draws the latents of `vae`; one, or one for each row.
 
         Raises:
           ValueError: The masks contradict each other or the keyframes, where that can be seen.
@@ -427,7 +432,7 @@ class DiCoDeLM(nnx.Module):
                 if key is None:
                     raise ValueError("the vae loss draws latents: pass key")
                 shape = (*pred.shape[:-1], pred.shape[-1] // 2)
-                noise = jax.random.normal(key, shape)
+                noise = draw(jax.random.normal, key, shape)
             llm_rec_loss, kl_loss = ar_losses.vae_loss(
                 pred, targets, noise, self.vae_decoder, valid, kl_weight=cfg.kl_weight
             )
@@ -444,6 +449,11 @@ class DiCoDeLM(nnx.Module):
             + rec_loss * cfg.rec_loss_weight
             + llm_rec_loss * cfg.llm_rec_loss_weight
         )
+        valid = jnp.ones(targets.shape[:2], bool) if valid is None else valid
+        if cfg.balance_samples:
+            weight = ar_losses.num_samples(valid, samples)
+        else:
+            weight = (valid.sum() * targets.shape[2]).astype(jnp.float32)
         return LMOutput(
             loss=total,
             llm_rec_loss=llm_rec_loss,
@@ -451,7 +461,8 @@ class DiCoDeLM(nnx.Module):
             llm_loss=llm_loss,
             kl_loss=kl_loss,
             pred=pred,
-            valid=jnp.ones(targets.shape[:2], bool) if valid is None else valid,
+            valid=valid,
+            weight=weight,
         )
 
 

@@ -107,12 +107,7 @@ def mixture_loss(
     if balance:
         b, k, n = log_prob.shape
         valid = jnp.ones((b, k), bool) if mask is None else mask
-        if samples is None:
-            size, count = valid.sum(1, keepdims=True), b
-        else:
-            same = (samples[:, :, None] == samples[:, None, :]) & valid[:, None, :]
-            size = same.sum(-1)  # valid keyframes in the sample of each
-            count = jnp.where(valid, 1 / jnp.maximum(size, 1), 0.0).sum()
+        size, count = _sample_sizes(valid, samples), num_samples(valid, samples)
         share = n / (n * size + 1e-6)  # of a keyframe in its sample
         weighted = jnp.where(valid[..., None], log_prob * share[..., None], 0.0)
         loss = -weighted.sum() / (jnp.maximum(count, 1) * n)
@@ -122,6 +117,21 @@ def mixture_loss(
     if with_mse_and_l1:
         loss += vector_loss("l1l2", mixture.expected_value(), target, mask)
     return loss
+
+
+def num_samples(valid: Bool[Array, "b k"], samples: Int[Array, "b k"] | None) -> Float[Array, ""]:
+    """How many samples `mixture_loss` with `balance` is a mean over."""
+    if samples is None:
+        return jnp.asarray(len(valid), jnp.float32)
+    return jnp.where(valid, 1 / jnp.maximum(_sample_sizes(valid, samples), 1), 0.0).sum()
+
+
+def _sample_sizes(valid: Array, samples: Array | None) -> Array:
+    """Valid keyframes in the sample of each keyframe: [b, k], or [b, 1] when a row is a sample."""
+    if samples is None:
+        return valid.sum(1, keepdims=True)
+    same = (samples[:, :, None] == samples[:, None, :]) & valid[:, None, :]
+    return same.sum(-1)
 
 
 @typechecked

@@ -10,6 +10,7 @@ exist in the original.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -20,6 +21,7 @@ from flax import nnx
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
+from dicode_jax.nn.rngs import draw
 from dicode_jax.typing import Array, Float, Int
 
 
@@ -32,7 +34,7 @@ class RepresentationConfig:
       head: Tokens of a keyframe to the image that is regressed (latents or pixels); has an
         `output_shape`.
       probe_classes: Number of classes of each linear probe on the mean token.
-      token_noise: Standard deviation of the noise on the tokens, relative to their own.
+      token_noise: Standard deviation of the noise on the tokens of a keyframe, relative to theirs.
     """
 
     tokenizer: DeepTokenizerConfig
@@ -68,12 +70,14 @@ class RepresentationModel(nnx.Module):
 
         Args:
           images: Keyframes in [-1, 1].
-          key: Draws the noise on the tokens; None for none.
+          key: Draws the noise on the tokens, one or `[b]`; None for none.
         """
         tokens = self.tokenizer(images[:, None])[:, 0]  # [b, n, z]
         if key is not None:
-            scale = self.cfg.token_noise * jax.lax.stop_gradient(jnp.std(tokens))
-            tokens = tokens + scale * jax.random.normal(key, tokens.shape, tokens.dtype)
+            std = jnp.std(tokens, axis=(1, 2), keepdims=True)
+            scale = self.cfg.token_noise * jax.lax.stop_gradient(std)
+            noise = functools.partial(jax.random.normal, dtype=tokens.dtype)
+            tokens = tokens + scale * draw(noise, key, tokens.shape)
         pooled = tokens.mean(axis=1)
         return self.head(tokens), [probe(pooled) for probe in self.probes]
 

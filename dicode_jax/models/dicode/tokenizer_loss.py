@@ -5,6 +5,7 @@ randomness can be injected (`Draws`), or comes from one key.
 """
 
 import dataclasses
+import functools
 import math
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from flax import nnx
 from dicode_jax.diffusion.losses import LOSS_TYPES, diffusion_loss, sample_noise
 from dicode_jax.models.dicode.decoder import ClipDecoder
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, sample_posterior
+from dicode_jax.nn.rngs import draw, split
 from dicode_jax.typing import Array, Float, Int, typechecked
 
 EXTRA_TERMS = ("none", "vae", "kl_on_latent", "second_moment", "second_moment_per_channel")
@@ -92,23 +94,26 @@ def sample_draws(
     num_timesteps: int,
     token_shape: tuple[int, ...] | None = None,
 ) -> Draws:
-    """Draw a step's randomness from one key.
+    """Draw a step's randomness.
 
     Args:
-        key: a typed key.
+        key: one for the batch, or ``[b]``, one for each sample.
         latent_shape: ``(b, f, h, w, c)``.
         cfg: decides the offset noise.
         num_timesteps: length of the noise schedule.
         token_shape: ``(b, k, n, d)`` when the tokens are sampled too.
     """
-    t_key, noise_key, drop_key, posterior_key, token_key = jax.random.split(key, 5)
+    t_key, noise_key, drop_key, posterior_key, token_key = split(key, 5)
     b = latent_shape[0]
+    uniform_step = functools.partial(jax.random.randint, minval=0, maxval=num_timesteps)
     return Draws(
-        timesteps=jax.random.randint(t_key, (b,), 0, num_timesteps),
+        timesteps=draw(uniform_step, t_key, (b,)),
         noise=sample_noise(noise_key, latent_shape, offset_strength=cfg.offset_noise),
-        uniform_drop=jax.random.uniform(drop_key, (b,)),
-        posterior_noise=jax.random.normal(posterior_key, latent_shape),
-        token_noise=None if token_shape is None else jax.random.normal(token_key, token_shape),
+        uniform_drop=draw(jax.random.uniform, drop_key, (b,)),
+        posterior_noise=draw(jax.random.normal, posterior_key, latent_shape),
+        token_noise=(
+            None if token_shape is None else draw(jax.random.normal, token_key, token_shape)
+        ),
     )
 
 

@@ -21,6 +21,7 @@ from dicode_jax.models.dicode.stages.configs import (
 )
 from dicode_jax.models.llama import LlamaConfig
 from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.training.optim import OptimConfig
 
 # What a bfloat16 would spoil: norms, softmax, densities. Activations may stay in it.
 DELICATE = {"exp", "exp2", "log", "log1p", "rsqrt", "sqrt", "reduce_sum", "reduce_max", "cumsum"}
@@ -124,3 +125,15 @@ def test_a_resampler_learns_on_cached_clips_and_a_frozen_one_needs_tokens_only(p
 
     norms = [float(jnp.linalg.norm(leaf)) for leaf in jax.tree.leaves(gradient(resampler))]
     assert sum(norm > 0 for norm in norms) > 0.8 * len(norms)
+
+
+def test_a_term_of_the_whole_batch_refuses_to_be_split_into_parts():
+    optim = OptimConfig(accumulate_steps=2)
+    for extra in ("second_moment", "second_moment_per_channel"):
+        loss = tokenizer_loss.TokenizerLossConfig(extra=extra)
+        TokenizerTrainConfig(loss=loss)
+        with pytest.raises(ValueError, match=f"loss.extra '{extra}' is of mean and variance of a"):
+            TokenizerTrainConfig(loss=loss, optim=optim)
+    TokenizerTrainConfig(
+        loss=tokenizer_loss.TokenizerLossConfig(extra="kl_on_latent"), optim=optim
+    )  # a mean over tokens

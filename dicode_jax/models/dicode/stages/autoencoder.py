@@ -15,6 +15,7 @@ from dicode_jax.data.transforms import to_float, to_uint8
 from dicode_jax.models.autoencoder_kl import AutoencoderKL
 from dicode_jax.models.dicode.stages import parts
 from dicode_jax.models.dicode.stages.configs import AutoencoderTrainConfig
+from dicode_jax.nn.rngs import row_keys
 from dicode_jax.training.evaluate import jit_local
 from dicode_jax.training.stage import Stage
 from dicode_jax.typing import Array, Float, UInt8
@@ -42,16 +43,19 @@ def make_stage(config: AutoencoderTrainConfig) -> Stage:
 
 
 def loss_fn(
-    config: AutoencoderTrainConfig, model: AutoencoderKL, batch, key: Array
+    config: AutoencoderTrainConfig, model: AutoencoderKL, batch, keys: Array
 ) -> tuple[Array, dict[str, Array]]:
-    """Reconstruction of sampled latents plus the KL term; pixels in [-1, 1]."""
+    """Reconstruction of sampled latents plus the KL term; pixels in [-1, 1].
+
+    `psnr` is the mean over images, in dB.
+    """
     images = to_float(batch["image"])
     posterior = model.encode(images)
-    error = model.decode(posterior.sample(key)).astype(jnp.float32) - images
+    error = model.decode(posterior.sample(row_keys(keys, len(images)))).astype(jnp.float32) - images
     mse, l1 = jnp.mean(jnp.square(error)), jnp.mean(jnp.abs(error))
     kl = jnp.mean(posterior.kl()) / posterior.mean[0].size
     loss = mse + config.l1_weight * l1 + config.kl_weight * kl
-    psnr = 10 * jnp.log10(4.0 / mse)
+    psnr = jnp.mean(10 * jnp.log10(4.0 / jnp.mean(jnp.square(error), axis=(1, 2, 3))))
     return loss, {"mse": mse, "psnr": psnr, "kl": kl, "std": jnp.exp(0.5 * posterior.logvar).mean()}
 
 

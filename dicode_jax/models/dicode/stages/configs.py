@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dicode_jax.data.config import DataConfig
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
@@ -28,7 +28,8 @@ class _RunConfig:
       frame_size: Height and width in pixels.
       dtype: Type of the computation. Parameters, norms, softmax and losses are float32 in both.
       ema_decay: Moving average of the weights that is exported; 0 for none.
-      validation_batches: Held-out batches that the validation loss is the mean of.
+      validation_examples: How many held-out examples the validation loss is the mean of, the first
+        ones; all where there are fewer.
       sharding: The mesh of devices, and how parameters lie on it.
       seed: Of weights, data and noise.
     """
@@ -40,12 +41,14 @@ class _RunConfig:
     frame_size: int = 64
     dtype: Literal["float32", "bfloat16"] = "float32"
     ema_decay: float = 0.0
-    validation_batches: int = 4
+    validation_examples: int = 64
     sharding: ShardingConfig = ShardingConfig()
     seed: int = 0
 
+    RETIRED: ClassVar = ("validation_batches",)  # stands in runs of earlier releases
+
     def __post_init__(self):
-        for name in ("num_steps", "batch_size", "frame_size", "validation_batches"):
+        for name in ("num_steps", "batch_size", "frame_size", "validation_examples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
@@ -144,6 +147,11 @@ class TokenizerTrainConfig(_RunConfig):
             raise ValueError("trainable.resampler False needs a tokenizer that is ready: give init")
         if self.loss.extra != "none" and self.loss.extra_scheduler != "constant":
             raise ValueError("a run's extra_scheduler must be constant: its loss knows no step")
+        if self.optim.accumulate_steps > 1 and self.loss.extra.startswith("second_moment"):
+            raise ValueError(
+                f"loss.extra {self.loss.extra!r} is of mean and variance of a whole batch, and "
+                "optim.accumulate_steps sees its parts alone: set it to 1, or take another term"
+            )
         if self.loss.extra == "vae" and not self.tokenizer.use_vae:
             raise ValueError("loss.extra 'vae' needs tokenizer.use_vae")
 

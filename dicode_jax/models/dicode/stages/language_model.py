@@ -28,8 +28,8 @@ from dicode_jax.models.dicode.stages.configs import ARTrainConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.models.language_model import BodyConfig, build_body, compare_bodies
 from dicode_jax.nn.layer_stack import with_scan_layers
-from dicode_jax.nn.rngs import ShapeRngs
-from dicode_jax.training.stage import Path, Stage
+from dicode_jax.nn.rngs import ShapeRngs, draw, row_keys, split, stream
+from dicode_jax.training.stage import WEIGHT, Path, Stage
 from dicode_jax.typing import Array, Float, Int, UInt8
 
 
@@ -194,34 +194,37 @@ def batch_shapes(config: ARTrainConfig, b: int) -> dict[str, jax.ShapeDtypeStruc
 
 
 def loss_fn(
-    config: ARTrainConfig, model: Reader, batch, key: Array, *, deterministic: bool = False
+    config: ARTrainConfig, model: Reader, batch, keys: Array, *, deterministic: bool = False
 ) -> tuple[Array, dict[str, Array]]:
     """Loss of the deep tokens of every keyframe, given the caption and the tokens before.
 
+    It is a mean over the valid tokens, whose number is the weight (over videos with
+    `balance_samples`). The input noise of a row is relative to that row's own tokens.
     `deterministic` switches dropout and input noise off.
     """
-    noise_key, dropout_key, latent_key = jax.random.split(key, 3)
     if "tokens" in batch:
         tokens = batch["tokens"].astype(jnp.float32)
     else:
         tokens = model.tokenizer(to_float(batch["keyframes"])).astype(jnp.float32)
     tokens = jax.lax.stop_gradient(tokens)
+    noise_keys, dropout_keys, latent_keys = split(row_keys(keys, len(tokens)), 3)
     inputs = None
     if config.input_noise and not deterministic:
         valid = batch["frame_segments"] > 0 if config.packed else batch["frame_mask"]
-        scale = config.input_noise * jnp.std(tokens, where=valid[..., None, None])
-        inputs = tokens + scale * jax.random.normal(noise_key, tokens.shape)
+        std = jnp.std(tokens, axis=(1, 2, 3), keepdims=True, where=valid[..., None, None])
+        scale = config.input_noise * jnp.nan_to_num(std)  # a row may hold no token
+        inputs = tokens + scale * draw(jax.random.normal, noise_keys, tokens.shape)
     options = {
         "inputs": inputs,
         "deterministic": deterministic,
-        "rngs": nnx.Rngs(dropout=dropout_key),
-        "key": latent_key,
+        "rngs": nnx.Rngs(dropout=dropout_keys),
+        "key": latent_keys,
     }
     if "segment_ids" in batch:
         out = model.lm.packed_loss(**{**batch, "tokens": tokens}, **options)
     else:
         out = model.lm.loss(batch["text_ids"], tokens, frame_mask=batch["frame_mask"], **options)
-    return out.loss, {}
+    return out.loss, {WEIGHT: out.weight}
 
 
 def encode(
@@ -244,7 +247,7 @@ def generate_tokens(
 ) -> Float[Array, "b k n z"]:
     """Deep tokens of the first keyframes after each caption, with fixed noise."""
     k = min(max(config.num_keyframes, 2), 4, config.model.max_keyframes)
-    keys = jax.random.split(jax.random.key(0), len(text_ids))
+    keys = row_keys(stream(0, "tokens of the sheet"), len(text_ids))
     return generate(lm, text_ids, num_keyframes=k, keys=keys).astype(jnp.float32)
 
 
@@ -261,7 +264,7 @@ def show(
             guidance_scale=1.0,
             fs=decoder.cfg.unet.default_fs,
         )
-        keys = jax.random.split(jax.random.key(0), len(tokens))
+        keys = row_keys(stream(0, "sheet"), len(tokens))
         latents = decode_clip(decoder, tokens[:, :2], keys, sampling)
     return to_uint8(decode_latents(decoder, latents))
 

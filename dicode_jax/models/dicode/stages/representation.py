@@ -20,6 +20,7 @@ from dicode_jax.models.dicode.representation import (
 )
 from dicode_jax.models.dicode.stages import parts
 from dicode_jax.models.dicode.stages.configs import RepresentationTrainConfig
+from dicode_jax.nn.rngs import row_keys
 from dicode_jax.training.stage import Stage
 from dicode_jax.typing import Array, UInt8
 
@@ -73,17 +74,17 @@ def make_stage(config: RepresentationTrainConfig) -> Stage:
 
 
 def loss_fn(
-    config: RepresentationTrainConfig, model: Regression, batch, key: Array
+    config: RepresentationTrainConfig, model: Regression, batch, keys: Array
 ) -> tuple[Array, dict[str, Array]]:
     """Squared (and a little absolute) error of the head's image, plus the probes."""
     images = to_float(batch["image"])
-    predicted, logits = model.model(images, key)
+    predicted, logits = model.model(images, row_keys(keys, len(images)))
     scale = model.autoencoder.cfg.scale_factor
     target = scale * model.autoencoder.encode(images).mode().astype(jnp.float32)
     error = predicted.astype(jnp.float32) - target
     mse = jnp.mean(jnp.square(error))
     loss = mse + 0.1 * jnp.mean(jnp.abs(error))
-    metrics = {"mse": mse, "relative_error": mse / jnp.var(target)}
+    metrics = {"mse": mse, "target_std": jnp.std(target)}
     if config.has_labels:
         probes, right = probe_loss(logits, batch["labels"])
         loss += config.probe_weight * probes
@@ -91,9 +92,9 @@ def loss_fn(
         metrics |= {f"probe_{name}": right[i] for i, name in enumerate(FRAME_LABELS)}
     if config.pixel_weight:
         pixels = model.autoencoder.decode(predicted / scale).astype(jnp.float32)
-        pixel_mse = jnp.mean(jnp.square(pixels - images))
-        loss += config.pixel_weight * pixel_mse
-        metrics["psnr"] = 10 * jnp.log10(4.0 / pixel_mse)
+        squares = jnp.mean(jnp.square(pixels - images), axis=(1, 2, 3))
+        loss += config.pixel_weight * jnp.mean(squares)
+        metrics["psnr"] = jnp.mean(10 * jnp.log10(4.0 / squares))
     return loss, metrics
 
 

@@ -30,7 +30,7 @@ from dicode_jax.models.dicode.stages.configs import TokenizerTrainConfig
 from dicode_jax.models.dicode.stages.representation import load_representation
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.nn import lora
-from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.nn.rngs import ShapeRngs, row_keys, split, stream
 from dicode_jax.training.stage import Path, Stage
 from dicode_jax.typing import Array, UInt8
 
@@ -168,14 +168,14 @@ def loss_fn(
     config: TokenizerTrainConfig,
     model: VideoTokenizer,
     batch,
-    key: Array,
+    keys: Array,
     *,
     deterministic: bool = False,
 ) -> tuple[Array, dict[str, Array]]:
     """Denoising loss of cached latents, or of a video that is encoded here."""
-    draw_key, dropout_key = jax.random.split(key)
     decoder = model.decoder
     b = batch["fs"].shape[0]
+    draw_keys, dropout_keys = split(row_keys(keys, b), 2)
     if "latents" in batch:
         latents = batch["latents"].astype(jnp.float32)
         shape = latents.shape
@@ -189,7 +189,7 @@ def loss_fn(
         k = shape[1] if decoder.cfg.image_proj_type == "fullseq" else 2
         token_shape = (b, k, config.tokenizer.num_tokens, config.tokenizer.token_dim)
     draws = tokenizer_loss.sample_draws(
-        draw_key,
+        draw_keys,
         shape,
         config.loss,
         num_timesteps=config.decoder.schedule.num_timesteps,
@@ -197,7 +197,7 @@ def loss_fn(
     )
     options = {
         "fs": batch["fs"],
-        "rngs": nnx.Rngs(dropout=dropout_key),
+        "rngs": nnx.Rngs(dropout=dropout_keys),
         # as the original, which runs a UNet that is not wholly trained in evaluation mode
         "deterministic": deterministic or not config.trainable.unet,
     }
@@ -269,7 +269,7 @@ def reconstruct(
         fs=config.decoder.unet.default_fs if config.fs is None else config.fs,
     )
     keyframes = tokenizer_loss.select_keyframes(video, config.decoder.image_proj_type)
-    keys = jax.random.split(jax.random.key(0), video.shape[0])
+    keys = row_keys(stream(0, "sheet"), video.shape[0])
     latents = decode_clip(model.decoder, model.tokenizer(to_float(keyframes)), keys, sampling)
     return to_uint8(decode_latents(model.decoder, latents))
 
