@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from dicode_jax.data import synthetic
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.container import check_complete, check_index, open_container, upright
+from dicode_jax.data.pictures import open_picture
 from dicode_jax.data.records import BrokenRecord, MediaBytes, MediaFile, Record
 from dicode_jax.data.sources_shapes import frame_labels
 from dicode_jax.data.synthetic import Scene
@@ -250,11 +251,8 @@ class _Picture:
     """A single picture, seen as a video of one frame that lasts no time."""
 
     def __init__(self, name: str, file: Any):
-        try:
-            with Image.open(file) as image:
-                self._image = ImageOps.exif_transpose(image).convert("RGB")
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            raise BrokenRecord(f"{name}: cannot be read as a picture ({error})") from error
+        with open_picture(file, name) as image:
+            self._image = ImageOps.exif_transpose(image).convert("RGB")
         self.times, self.length = np.zeros(1), 0.0
 
     def frames_at(self, targets: np.ndarray, fit: _Fit) -> np.ndarray:

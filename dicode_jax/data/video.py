@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dicode_jax.data.container import check_complete, check_index, open_container, upright
 from dicode_jax.data.files import atomic_path, check_output
+from dicode_jax.data.pictures import open_picture
 from dicode_jax.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")
@@ -132,7 +133,7 @@ def probe(path: str | os.PathLike) -> VideoInfo:
     """Reads what the file's header says, without decoding it; see `iter_frames` for the errors."""
     path = _existing(path)
     if _is_webp(path):
-        with _image_errors(path), Image.open(path) as image:
+        with open_picture(path, path) as image:
             return VideoInfo(
                 width=image.width,
                 height=image.height,
@@ -310,21 +311,13 @@ def _webp_frames(path: pathlib.Path) -> Iterator[Frame]:
     if path.stat().st_size < promised:
         raise UserError(f"{path} is cut short: {path.stat().st_size} of {promised} bytes are there")
     time = 0.0
-    with _image_errors(path), Image.open(path) as image:
+    with open_picture(path, path) as image:
         for index in range(getattr(image, "n_frames", 1)):
             image.seek(index)
             pixels = np.asarray(image.convert("RGB"))
             duration = (image.info.get("duration") or 100) / 1000
             yield Frame(image=pixels, time=time, duration=duration)
             time += duration
-
-
-@contextlib.contextmanager
-def _image_errors(path: pathlib.Path):
-    try:
-        yield
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is cut short or damaged ({error})") from error
 
 
 def _resized(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
