@@ -99,6 +99,10 @@ class ClipSource(Protocol):
         """The name of a record, also of one that is broken."""
         ...
 
+    def canonical_name(self, index: int) -> str:
+        """The same for all names that a file can have; its hash decides on the side of a split."""
+        ...
+
     def record(self, index: int) -> Record:
         """Looks a record up.
 
@@ -120,6 +124,9 @@ class Subset:
 
     def name(self, index: int) -> str:
         return self._source.name(int(self._indices[index]))
+
+    def canonical_name(self, index: int) -> str:
+        return self._source.canonical_name(int(self._indices[index]))
 
     def record(self, index: int) -> Record:
         return self._source.record(int(self._indices[index]))

@@ -37,8 +37,9 @@ def open_source(
     """Lists a data set; no pixels are read. What is no record is named in the log for `train`.
 
     Args:
-      split: `validation` is the share `cfg.validation` of the records, by a hash of their names,
-        and may be empty; `train` is the rest. The synthetic world holds out captions instead.
+      split: `validation` is the share `cfg.validation` of the records, by a hash of their canonical
+        names, and may be empty; `train` is the rest. The synthetic world holds out captions
+        instead.
       seed: Names the row of scenes of the synthetic world; other sources do not need it.
       images: False leaves pictures out (where the form of the data shows which ones they are).
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dicode_jax.data.files import atomic_path
+from dicode_jax.data.identity import distinct_shards
 from dicode_jax.data.records import (
     MEDIA_SUFFIXES,
     BrokenRecord,
@@ -73,27 +74,31 @@ def write_shard(path: str | os.PathLike, records: Iterable[bytes]) -> int:
 class ArrayRecordSource:
     """Records of several shards, named `SHARD:NUMBER/NAME`.
 
-    Which records are held out goes by shard and number, so that opening reads no record.
+    Which records are held out goes by shard and number, so that opening reads no record: their
+    names lie in front of their media, which the format gives as a whole only.
     """
 
-    def __init__(self, paths: list[str], counts: list[int], left_out: tuple[str, ...] = ()):
+    def __init__(self, shards: dict[str, str], counts: list[int], left_out: tuple[str, ...] = ()):
         self.left_out = left_out
-        self._paths, self._ends = paths, np.cumsum(counts)
+        self._paths = list(shards)
+        self._shards = list(shards.values())  # what stands for each in a canonical name
+        self._ends = np.cumsum(counts)
         self._readers: dict[int, Any] = {}
         self._name = (-1, "")  # of the record that was read last: it is asked for next
 
     @classmethod
     def open(cls, paths: list[str]) -> tuple["ArrayRecordSource", np.ndarray]:
-        """Counts the records of all shards; returns hashes of their places too."""
-        counts, left_out = [], []
-        for path in paths:
+        """Counts the records of all shards; returns hashes of canonical names too."""
+        shards, left_out = distinct_shards(paths)
+        counts = []
+        for path in shards:
             count, fault = _count(path)
             counts.append(count)
             if fault:
                 left_out.append(f"{path} is not a whole ArrayRecord file ({fault})")
-        source = cls(paths, counts, tuple(left_out))
-        places = (source._where(*source._place(i)) for i in range(len(source)))
-        return source, np.array([name_hash(place) for place in places], np.uint64)
+        source = cls(shards, counts, tuple(left_out))
+        hashes = [name_hash(source.canonical_name(i)) for i in range(len(source))]
+        return source, np.array(hashes, np.uint64)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -106,6 +111,10 @@ class ArrayRecordSource:
             return self.record(index).name
         except BrokenRecord:
             return self._where(*self._place(index))
+
+    def canonical_name(self, index: int) -> str:
+        shard, number = self._place(index)
+        return f"{self._shards[shard]}:{number}"
 
     def record(self, index: int) -> Record:
         shard, number = self._place(index)

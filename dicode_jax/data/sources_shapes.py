@@ -28,6 +28,9 @@ class ShapesSource:
     def name(self, index: int) -> str:
         return f"shapes/{self.split}/{self.seed}/{index}"
 
+    def canonical_name(self, index: int) -> str:
+        return self.name(index)
+
     def record(self, index: int) -> Record:
         scene = synthetic.scene_at(self.seed, int(index), self.split)
         return Record(name=self.name(index), captions=(scene.caption,), media=scene)

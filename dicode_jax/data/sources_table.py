@@ -3,13 +3,16 @@
 Only the place of every row is kept in memory; a row is read again when its record is asked for.
 """
 
+import array
 import csv
 import json
 import os
+import posixpath
 from collections.abc import Iterator
 
 import numpy as np
 
+from dicode_jax.data.identity import FileNames, differs, first_name, group, hash_files
 from dicode_jax.data.records import (
     CAPTION_FIELDS,
     IMAGE_SUFFIXES,
@@ -55,7 +58,7 @@ class TableSource:
         caption_column: str | None,
         images: bool,
     ) -> tuple["TableSource", np.ndarray]:
-        """Goes through the table once; returns hashes of the names too.
+        """Goes through the table once; returns hashes of canonical names too.
 
         Raises:
           UserError: There is no such table, or its columns do not tell which is which.
@@ -75,7 +78,9 @@ class TableSource:
             raise UserError(f"{path} cannot be read as a table: {error}") from error
 
     def _index(self, rows, images: bool) -> np.ndarray:
-        places, hashes, wrong, count = [], [], [], 0
+        known, wrong, count = FileNames(self._root), [], 0
+        places, wanted = array.array("q"), array.array("b")
+        spelled, canonical, files = (array.array("Q") for _ in range(3))
         for number, (place, row) in enumerate(rows, start=1):
             name = self._name_in(row) if isinstance(row, dict) else None
             if name is None or suffix_of(name) not in MEDIA_SUFFIXES:
@@ -83,25 +88,31 @@ class TableSource:
                 if len(wrong) < _SHOWN_ERRORS:
                     why = row if isinstance(row, str) else f"names no video or picture ({name})"
                     wrong.append(f"{self._path}, row {number}: {why}")
-            elif images or suffix_of(name) not in IMAGE_SUFFIXES:
+            else:
                 if name.startswith(("http://", "https://")):
                     raise UserError(
                         f"{self._path} names web addresses ({name}); download the videos and give "
                         "the column of local files as video_column"
                     )
+                one, file = self._resolve(known, name)
                 places.append(place)
-                hashes.append(name_hash(name))
+                wanted.append(images or suffix_of(name) not in IMAGE_SUFFIXES)
+                spelled.append(name_hash(name))
+                canonical.append(spelled[-1] if one == name else name_hash(one))
+                files.append(canonical[-1] if file is None else file)
         if count > len(wrong):
             wrong.append(f"{self._path}: {count - len(wrong)} more rows like these")
-        self.left_out = tuple(wrong)
-        # Rows of one file side by side, files in the order in which they come first.
-        hashes = np.array(hashes, np.uint64)
-        _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
-        order = np.argsort(first[group], kind="stable")
+        spelled, canonical, files = (np.array(a, np.uint64) for a in (spelled, canonical, files))
+        order, self._ends = group(files, canonical, np.array(wanted, bool))
         self._places = np.array(places, np.int64)[order]
-        _, counts = np.unique(first[group], return_counts=True)
-        self._ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return hashes[order][self._ends[:-1]]
+        other = np.count_nonzero(differs(spelled[order], self._ends))
+        if other:
+            wrong.append(
+                f"{self._path}: {other} rows name the file of an earlier row by another name; "
+                "their captions are joined"
+            )
+        self.left_out = tuple(wrong)
+        return hash_files(canonical[order], self._ends, self.canonical_name)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -109,9 +120,12 @@ class TableSource:
     def name(self, index: int) -> str:
         return self._name_in(self._read(self._places[self._ends[index]]))
 
+    def canonical_name(self, index: int) -> str:
+        known = FileNames(self._root)
+        return first_name(self._resolve(known, self._name_in(row))[0] for row in self._rows(index))
+
     def record(self, index: int) -> Record:
-        start, end = self._ends[index], self._ends[index + 1]
-        rows = [self._read(place) for place in self._places[start:end]]
+        rows = self._rows(index)
         name = self._name_in(rows[0])
         captions: list[str] = []
         for row in rows if self._caption_column else ():
@@ -131,13 +145,25 @@ class TableSource:
         folder = str(row.get(WEBVID_FOLDER) or "")
         return f"{folder}/{value}.mp4" if folder else f"{value}.mp4"
 
+    def _resolve(self, known: FileNames, name: str) -> tuple[str, int | None]:
+        """As `FileNames.resolve`; WebVid's names are canonical wherever the files lie."""
+        if self._video_column != WEBVID_ID:
+            return known.resolve(name)
+        found = (known.resolve(place)[1] for place in _webvid_places(name))
+        file = next((file for file in found if file is not None), None)
+        return posixpath.normpath(name), file
+
     def _find(self, name: str) -> str:
         path = os.path.join(self._root, name)
         if self._video_column == WEBVID_ID:
-            places = (name, f"videos/{name}", os.path.basename(name))
-            candidates = [os.path.join(self._root, place) for place in places]
+            candidates = [os.path.join(self._root, place) for place in _webvid_places(name)]
             path = next(filter(os.path.isfile, candidates), path)
         return path
+
+    def _rows(self, index: int) -> list[dict]:
+        return [
+            self._read(place) for place in self._places[self._ends[index] : self._ends[index + 1]]
+        ]
 
     def _read(self, place: int) -> dict:
         with open(self._path, "rb") as file:
@@ -182,6 +208,11 @@ def _json_rows(file) -> Iterator[tuple[int, object]]:
                 yield 0, list(row) if isinstance(row, dict) else []
             yield place, row
         place += len(line)
+
+
+def _webvid_places(name: str) -> tuple[str, str, str]:
+    """Where a file of WebVid may lie below the root, best first."""
+    return name, f"videos/{name}", os.path.basename(name)
 
 
 class _Counted:

@@ -9,11 +9,13 @@ import contextlib
 import hashlib
 import os
 import pathlib
+import posixpath
 import tarfile
 
 import numpy as np
 
 from dicode_jax.data.files import atomic_path
+from dicode_jax.data.identity import distinct_shards
 from dicode_jax.data.records import (
     CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -32,9 +34,10 @@ from dicode_jax.errors import UserError
 class TarSource:
     """Examples of several shards, named `SHARD/KEY`."""
 
-    def __init__(self, paths, members, names, places, ends, left_out):
+    def __init__(self, shards, members, names, places, ends, left_out):
         self.left_out: tuple[str, ...] = left_out
-        self._paths = paths
+        self._paths = list(shards)
+        self._shards = list(shards.values())  # what stands for each in a canonical name
         self._members = members  # Strings: the name of every member that is used
         self._names = names  # Strings: of records
         self._places = places  # int64 [members, 3]: shard, offset, size
@@ -42,41 +45,50 @@ class TarSource:
 
     @classmethod
     def open(cls, paths: list[str], *, images: bool) -> tuple["TarSource", np.ndarray]:
-        """Finds the members of all shards; returns hashes of the names too.
+        """Finds the members of all shards; returns hashes of canonical names too.
 
         Raises:
           UserError: A shard is compressed, or not a tar file at all.
         """
         from tqdm import tqdm
 
-        members, names, places, ends, left_out = [], [], [], [0], []
-        bar = tqdm(paths, desc="shards", unit="shard", leave=False, disable=None, delay=2)
+        shards, left_out = distinct_shards(paths)
+        members, names, places, ends, hashes = [], [], [], [0], []
+        bar = tqdm(shards, desc="shards", unit="shard", leave=False, disable=None, delay=2)
         for shard, path in enumerate(bar):
             fault, found = _members_of(path)
             if fault:
                 left_out.append(fault)
+            again = len(found) - len({_normal(name) for name, _, _ in found})
+            if again:
+                left_out.append(f"{path}: {again} members have the name of an earlier one")
             without = 0
             for key, parts in _by_key(found).items():
                 chosen = _choose(parts, images)
                 if chosen is None:
                     without += not any(suffix_of(name) in IMAGE_SUFFIXES for name, _, _ in parts)
                     continue
-                names.append(f"{os.path.basename(path)}/{key}")
+                names.append(f"{os.path.basename(path)}/{_key(parts[0][0])}")
+                hashes.append(name_hash(f"{shards[path]}/{key}"))
                 members += [name for name, _, _ in chosen]
                 places += [(shard, offset, size) for _, offset, size in chosen]
                 ends.append(len(members))
             if without:
                 left_out.append(f"{path}: {without} examples without a video or picture")
-        hashes = np.array([name_hash(name) for name in names], np.uint64)
         places = np.array(places, np.int64).reshape(-1, 3)
         ends = np.array(ends, np.int64)
-        return cls(paths, Strings(members), Strings(names), places, ends, tuple(left_out)), hashes
+        source = cls(shards, Strings(members), Strings(names), places, ends, tuple(left_out))
+        return source, np.array(hashes, np.uint64)
 
     def __len__(self) -> int:
         return len(self._names)
 
     def name(self, index: int) -> str:
         return self._names[index]
+
+    def canonical_name(self, index: int) -> str:
+        first = self._ends[index]
+        return f"{self._shards[self._places[first, 0]]}/{_key(_normal(self._members[first]))}"
 
     def record(self, index: int) -> Record:
         name, media, parts = self._names[index], None, []
@@ -95,12 +107,22 @@ class TarSource:
         return Record(name=name, captions=parse_captions(name, parts), media=media)
 
 
+def _normal(member: str) -> str:
+    """The name under which a member is unpacked: `./a.mp4` is `a.mp4`."""
+    return posixpath.normpath(member).lstrip("/")
+
+
+def _key(member: str) -> str:
+    """The path up to the first dot of the file name."""
+    folder, base = posixpath.split(member)
+    return posixpath.join(folder, base.split(".")[0])
+
+
 def _by_key(members: list[tuple[str, int, int]]) -> dict[str, list[tuple[str, int, int]]]:
-    """Members of one shard by their key: the path up to the first dot of the file name."""
+    """Members of one shard by the key of their normal names."""
     groups: dict[str, list[tuple[str, int, int]]] = {}
     for member in members:
-        folder, base = os.path.split(member[0])
-        groups.setdefault(os.path.join(folder, base.split(".")[0]), []).append(member)
+        groups.setdefault(_key(_normal(member[0])), []).append(member)
     return groups
 
 
