@@ -39,7 +39,7 @@ class CachedVideo:
     """One video of a cache.
 
     Attributes:
-      name: Unique in its data set.
+      name: Unique in its data set (`ClipSource.canonical_name`); a split goes by it.
       captions: None, one or several.
       source: Where the video came from, for people.
       tokens: Deep tokens bfloat16 [k, n, z].

@@ -108,18 +108,20 @@ class VideosToEncode:
     def __call__(self, place: int, _: np.random.Generator) -> dict[str, np.ndarray]:
         """`keyframes` uint8 [k, h, w, 3] without padding, `times` float64 [k], and `info`.
 
-        `info` is JSON text: `name`, `captions` and `source`, or `name` and what is `broken`.
+        `info` is JSON text: `name`, `captions` and `source`, or `name` and what is `broken`. The
+        name is the canonical one, so that a split of the cache has the sides of its data set.
         """
         index = int(self.indices[place])
+        name = self.source.canonical_name(index)
         rng = np.random.default_rng((self.seed, index))
         try:
             record = self.source.record(index)
             frames = read_keyframes(record, self.data, self.frame_size, rng, self.num_keyframes)
         except BrokenRecord as error:
-            info = {"name": self.source.name(index), "broken": str(error)}
+            info = {"name": name, "broken": str(error)}
             return {"info": np.array(json.dumps(info))}
         path = getattr(record.media, "path", record.name)
-        info = {"name": record.name, "captions": record.captions, "source": path}
+        info = {"name": name, "captions": record.captions, "source": path}
         mask = frames["frame_mask"]
         return {
             "info": np.array(json.dumps(info)),

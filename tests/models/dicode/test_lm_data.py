@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import types
 
 import jax
@@ -9,11 +10,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
+from media_files import greys, number_of, write_tar
+from PIL import Image
 
 from dicode_jax.data import token_cache
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.packing import pack_row
 from dicode_jax.data.records import in_validation, name_hash
+from dicode_jax.data.sources import open_source
+from dicode_jax.data.sources_array_record import pack, write_shard
 from dicode_jax.data.text import train_small
 from dicode_jax.data.token_cache import CachedVideo
 from dicode_jax.errors import UserError
@@ -98,6 +103,74 @@ def test_splits_of_a_cache_go_by_names_and_share_nothing(config):
     assert found["all"] == names
     assert found["validation"] == [n for n, out in zip(names, held_out, strict=True) if out]
     assert found["train"] == [n for n, out in zip(names, held_out, strict=True) if not out]
+
+
+def numbers(examples):
+    """Which pictures of `data_set_with_aliases` these are, by what they show or as tokens tell."""
+    found = [examples(i, np.random.default_rng(0)) for i in range(len(examples))]
+    if "tokens" in found[0]:
+        return {int(example["tokens"][0, 0, 1]) for example in found}
+    return {int(number_of(example["keyframes"][0])) for example in found}
+
+
+def data_set_with_aliases(root, form):
+    """Twenty pictures, which a table or links also call by other names; what to open."""
+    root.mkdir()
+    names, data = [f"{i}.png" for i in range(20)], []
+    for name, grey in zip(names, greys(20), strict=True):
+        Image.fromarray(grey).save(root / name)
+        data.append((root / name).read_bytes())
+    if form == "folder":
+        for i in range(0, 20, 2):
+            (root / f"-{i}.png").symlink_to(f"{i}.png")
+        return root
+    if form == "table":
+        rows = [f"{dot}{name},c" for dot in ("./", "", f"{root}/") for name in names]
+        (root / "t.csv").write_text("path,caption\n" + "\n".join(rows))
+        return root / "t.csv"
+    if form == "tar":
+        write_tar(root / "s.tar", [(f"./{name}", x) for name, x in zip(names, data, strict=True)])
+        return root / "s.tar"
+    packed = [pack(name, [], ".png", x) for name, x in zip(names, data, strict=True)]
+    write_shard(root / "x.array_record", packed)
+    return root / "x.array_record"
+
+
+@pytest.mark.parametrize("form", ["folder", "table", "tar", "array_record"])
+def test_a_cache_has_the_sides_of_its_data_set(config, tmp_path, monkeypatch, form):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    path = data_set_with_aliases(tmp_path / "data", form)
+    data = DataConfig(path=str(path), validation=0.3, clip_start="start")
+    source = open_source(data, split="all")
+    to_encode = lm_data.VideosToEncode(
+        source=source,
+        indices=np.arange(len(source)),
+        data=data,
+        frame_size=16,
+        num_keyframes=1,
+        seed=0,
+    )
+    videos = []
+    for i in range(len(source)):
+        example = to_encode(i, np.random.default_rng(0))
+        tokens = np.full((1, N, Z), number_of(example["keyframes"][0])).astype(ml_dtypes.bfloat16)
+        info = json.loads(str(example["info"]))
+        videos.append(CachedVideo(**info, tokens=tokens, times=example["times"]))
+    assert len({video.name for video in videos}) == len(videos) == 20
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    token_cache.write_shard(token_cache.shard_path(cache, 0, 1), videos)
+    about = {"tokenizer": "abc", "num_tokens": N, "token_dim": Z}
+    token_cache.write_manifest(cache, 1, about | {"settings": {"data": {"path": str(path)}}})
+    found = {}
+    for where in (path, cache):
+        opened = dataclasses.replace(config, data=dataclasses.replace(data, path=str(where)))
+        for split in ("train", "validation"):
+            found[where, split] = numbers(lm_data.open_examples(opened, TEXT, split=split))
+        assert not found[where, "train"] & found[where, "validation"]
+        assert found[where, "validation"]
+    assert found[cache, "train"] == found[path, "train"]
+    assert found[cache, "validation"] == found[path, "validation"]
 
 
 @pytest.mark.parametrize("start", ["random", "center", "start"])
