@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import os
 import pathlib
-import signal
 import sys
 import time
 import warnings
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dicode_jax import cli_data, cli_runs
 from dicode_jax.cli_arguments import MAX_CLIPS, VIDEO_SUFFIXES, make_parser
 from dicode_jax.errors import UserError
+from dicode_jax.interrupts import exit_status, polite_signals
 
 TOKEN_SUFFIXES = (".safetensors",)
 SHEET_SUFFIXES = (".png",)
@@ -26,13 +26,13 @@ TOKEN_FORMAT = "dicode_jax deep tokens"
 SHEET_ROWS = 24
 ENCODE_BATCH = 32  # keyframes that are in memory at once
 
-EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 130, 143
+EXIT_ERROR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status."""
     try:
-        with _polite_signals(), _one_line_warnings():
+        with polite_signals(), _one_line_warnings():
             args = make_parser(_COMMANDS).parse_args(argv)
             args.run(args)
             sys.stdout.flush()
@@ -42,9 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt as interrupt:
-        terminated = interrupt.args == (signal.SIGTERM,)
         _fail("stopped")
-        return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
+        return exit_status(interrupt)
     except BrokenPipeError:  # the reader of our output is gone, as with `dicode info | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
@@ -79,7 +78,7 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _reconstruct(args: argparse.Namespace) -> None:
-    _check_outputs(args)
+    _check_outputs(args, args.video)
     _check_video(args.video)
     pipe = _load(args.model)
     start = time.monotonic()
@@ -92,7 +91,9 @@ def _encode(args: argparse.Namespace) -> None:
 
     from dicode_jax.data.files import atomic_path, check_output
 
-    check_output(args.out, TOKEN_SUFFIXES)
+    out = check_output(args.out, TOKEN_SUFFIXES, sources=[args.video])
+    if out.exists():
+        _check_tokens(out)
     _check_video(args.video)
     pipe = _load(args.model)
     start = time.monotonic()
@@ -108,7 +109,7 @@ def _encode(args: argparse.Namespace) -> None:
 
 
 def _decode(args: argparse.Namespace) -> None:
-    _check_outputs(args)
+    _check_outputs(args, args.tokens)
     tokens = read_tokens(args.tokens)
     pipe = _load(args.model)
     _decode_tokens(args, pipe, tokens, time.monotonic(), pathlib.Path(args.tokens).name)
@@ -222,12 +223,20 @@ def read_tokens(path: str | os.PathLike):
     return tokens
 
 
-def _check_outputs(args: argparse.Namespace) -> None:
+def _check_tokens(path: pathlib.Path) -> None:
+    """Refuses to replace anything but deep tokens: weights have the same extension."""
+    try:
+        read_tokens(path)
+    except UserError as error:
+        raise UserError(f"{path} is there, and is no file of deep tokens; name another") from error
+
+
+def _check_outputs(args: argparse.Namespace, *sources: str) -> None:
     from dicode_jax.data.files import check_output
 
-    check_output(args.out, VIDEO_SUFFIXES)
+    check_output(args.out, VIDEO_SUFFIXES, sources=sources)
     if args.sheet is not None:
-        check_output(args.sheet, SHEET_SUFFIXES)
+        check_output(args.sheet, SHEET_SUFFIXES, sources=sources)
 
 
 def _load(model: str | None):
@@ -362,24 +371,6 @@ def _one_line_warnings() -> Iterator[None]:
         warnings.simplefilter("default")
         warnings.showwarning = show
         yield
-
-
-@contextlib.contextmanager
-def _polite_signals() -> Iterator[None]:
-    """A termination unwinds like Ctrl-C, so that unfinished files are removed."""
-
-    def stop(signum, frame):
-        raise KeyboardInterrupt(signum)
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import dacite
 
+from dicode_jax.data.files import atomic_path
 from dicode_jax.errors import UserError
 
 __all__ = ["from_dict", "from_json", "load_config_file", "parse_overrides", "to_dict", "to_json"]
@@ -110,11 +111,9 @@ def to_json(
       notes: Facts that are no settings, such as where weights come from. Their names get a leading
         underscore, by which `from_json` knows to leave them out.
     """
-    path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     data = {f"_{name}": value for name, value in (notes or {}).items()} | to_dict(config)
-    temporary.write_text(json.dumps(data, indent=2) + "\n")
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=2) + "\n")
 
 
 def from_json(kind: type[Config], path: str | pathlib.Path) -> Config:

@@ -231,9 +231,37 @@ class TestVideoCommands:
         assert len(video.read_video("out.mp4").frames) == 16 * clips
         assert Image.open("s.png").format == "PNG"
 
-    def test_an_input_can_be_its_own_output(self, calls, clip):
-        assert cli.main(["reconstruct", clip, "--out", clip]) == 0
-        assert video.read_video(clip).frames.shape[1:] == (20, 24, 3)
+    def test_an_output_is_never_the_input(self, calls, clip, work, capsys):
+        before = pathlib.Path(clip).read_bytes()
+        os.link(clip, "hard.mp4")
+        os.symlink(clip, "link.mp4")
+        for out in (clip, f"../{work.name}/{clip}", "hard.mp4", "link.mp4"):
+            assert "is read by this command" in fails(capsys, "reconstruct", clip, "--out", out)
+        os.symlink(clip, "sheet.png")
+        line = fails(capsys, "reconstruct", clip, "--out", "o.mp4", "--sheet", "sheet.png")
+        assert "has another extension" in line
+        os.mkfifo("pipe.mp4")
+        assert "is a pipe" in fails(capsys, "reconstruct", clip, "--out", "pipe.mp4")
+        assert pathlib.Path(clip).read_bytes() == before
+        assert calls == []
+
+    def test_deep_tokens_replace_deep_tokens_alone(self, calls, clip, capsys):
+        for _ in range(2):
+            assert cli.main(["encode", clip, "--out", "t.safetensors"]) == 0
+        save_file({"weight": np.ones(3)}, "model.safetensors")
+        before = pathlib.Path("model.safetensors").read_bytes()
+        assert "is no file of deep tokens" in fails(
+            capsys, "encode", clip, "--out", "model.safetensors"
+        )
+        assert pathlib.Path("model.safetensors").read_bytes() == before
+
+    def test_an_output_that_is_a_link_stays_one(self, calls, clip, work):
+        (work / "videos").mkdir()
+        os.symlink("videos/target.mp4", "out.mp4")
+        for _ in range(2):
+            assert cli.main(["reconstruct", clip, "--out", "out.mp4"]) == 0
+            assert os.readlink("out.mp4") == "videos/target.mp4"
+        assert len(video.read_video("videos/target.mp4").frames) == 32
 
     @pytest.mark.parametrize("num_clips", [1, 32, 33, 34, 70])
     def test_long_videos_are_encoded_piece_by_piece(self, calls, work, num_clips):
@@ -348,7 +376,9 @@ class TestShell:
         assert done.returncode == 2
         assert "invalid choice: 'paint'" in done.stderr
 
-    @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    @pytest.mark.parametrize(
+        ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+    )
     def test_a_signal_while_writing_leaves_nothing(self, tmp_path, number, status):
         code = (
             "import sys, time, types, numpy as np\n"

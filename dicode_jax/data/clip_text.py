@@ -18,6 +18,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from dicode_jax.data.files import atomic_path
 from dicode_jax.errors import UserError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -83,7 +84,8 @@ class ClipTokenizer:
         """Writes `tokenizer.json` into a folder; nothing for a tokenizer of the empty prompt."""
         if self._tokenizer is not None:
             pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-            self._tokenizer.save(str(pathlib.Path(folder) / TOKENIZER_FILE))
+            with atomic_path(pathlib.Path(folder) / TOKENIZER_FILE) as temporary:
+                self._tokenizer.save(str(temporary))
 
     def __call__(self, prompts: Sequence[str], length: int) -> np.ndarray:
         """Ids int32 [b, length]. A prompt that is too long is cut before its end token.

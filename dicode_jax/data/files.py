@@ -3,39 +3,90 @@
 import contextlib
 import os
 import pathlib
+import re
 import secrets
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 
 from dicode_jax.errors import UserError
 
 
-def check_output(path: str | os.PathLike, suffixes: Sequence[str]) -> pathlib.Path:
+def check_output(
+    path: str | os.PathLike,
+    suffixes: Sequence[str],
+    *,
+    sources: Iterable[str | os.PathLike] = (),
+) -> pathlib.Path:
     """Makes sure that `path` can be written, without leaving a trace of the trial.
+
+    Args:
+      path: The file; a link leads to it.
+      suffixes: Extensions that it may have.
+      sources: Files that the command reads.
 
     Raises:
       UserError: the extension is not one of `suffixes`, the folder is missing or cannot be written,
-        or `path` is a folder.
+        or `path` is a folder, a pipe, a device or one of `sources`.
     """
     path = pathlib.Path(path)
     known = ", ".join(suffixes)
     if path.suffix.lower() not in suffixes:
         found = f"the extension {path.suffix!r}" if path.suffix else "no extension"
         raise UserError(f"{path} has {found}; write to one of: {known}")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise UserError(f"the output folder {path.parent} does not exist; make it first")
-    if path.exists() and not os.access(path, os.W_OK):
+    target = resolve_output(path)
+    if target.suffix.lower() not in suffixes:
+        raise UserError(f"{path} leads to {target}, which has another extension than: {known}")
+    folder = target.parent if path.is_symlink() else path.parent
+    if not folder.is_dir():
+        raise UserError(f"the output folder {folder} does not exist; make it first")
+    if target.exists() and not os.access(target, os.W_OK):
         raise UserError(f"{path} exists and is write-protected")
-    trial = _temporary(path)
+    check_no_source(path, sources)
+    trial = _temporary(target)
     try:
-        trial.touch()
+        _create(trial)
         trial.unlink()
     except OSError as error:
         raise UserError(
-            f"cannot write into the folder {path.parent}: {error.strerror or error}"
+            f"cannot write into the folder {folder}: {error.strerror or error}"
         ) from error
     return path
+
+
+def check_no_source(path: str | os.PathLike, sources: Iterable[str | os.PathLike]) -> None:
+    """Makes sure that writing `path` replaces none of the files that a command reads.
+
+    Other spellings, links and hard links of a source are found too, and files anywhere below a
+    source that is a folder.
+
+    Raises:
+      UserError: It would.
+    """
+    target = pathlib.Path(os.path.realpath(path))
+    identity = _identity(target)
+    for source in sources:
+        real = pathlib.Path(os.path.realpath(source))
+        inside = identity is not None and real in target.parents
+        if target == real or inside or (identity is not None and identity == _identity(real)):
+            raise UserError(f"{path} is read by this command (as {source}); write to another file")
+
+
+def resolve_output(path: str | os.PathLike) -> pathlib.Path:
+    """Where links lead: the file that is written, which may not exist yet.
+
+    Raises:
+      UserError: It is a folder, or no file that could be replaced: a pipe, a device, a socket.
+    """
+    target = pathlib.Path(os.path.realpath(path))
+    try:
+        mode = os.lstat(target).st_mode
+    except OSError:
+        return target  # it is not there, or whoever writes it will say what is wrong
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{path} is a folder; name a file in it")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} is a pipe, a device or a broken link; name a file")
+    return target
 
 
 @contextlib.contextmanager
@@ -43,16 +94,21 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Gives a name to write to, beside `path`, which takes the place of `path` at the end.
 
     When the block fails or is interrupted, the unfinished file is removed and whatever was at
-    `path` stays as it was. The file gets the usual permissions (safetensors would keep it private).
+    `path` stays as it was. Where `path` is a link, it stays one, and what it leads to is replaced.
+    The file gets the usual permissions (safetensors would keep it private).
+
+    Raises:
+      UserError: `path` is no file, or cannot be written.
     """
-    path = pathlib.Path(path)
-    temporary = _temporary(path)
+    target = resolve_output(path)
+    temporary = _temporary(target)
     try:
+        _create(temporary)
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -60,6 +116,25 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             temporary.unlink(missing_ok=True)
 
 
+def unfinished(path: pathlib.Path) -> list[pathlib.Path]:
+    """What killed writers of `path` have left beside it under hidden names."""
+    name = re.compile(rf"\.{re.escape(path.stem[:100])}-[0-9a-f]{{8}}{re.escape(path.suffix)}")
+    return [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name)]
+
+
 def _temporary(path: pathlib.Path) -> pathlib.Path:
     """A fresh hidden name in the same folder with the same extension."""
     return path.with_name(f".{path.stem[:100]}-{secrets.token_hex(4)}{path.suffix}")
+
+
+def _create(path: pathlib.Path) -> None:
+    """Makes an empty file where nothing is, not even a link."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+
+
+def _identity(path: pathlib.Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -19,6 +19,7 @@ import tokenizers
 from jaxtyping import Int
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from dicode_jax.data.files import atomic_path
 from dicode_jax.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -120,7 +121,8 @@ class TextTokenizer:
         path = pathlib.Path(path)
         file = path if path.suffix == ".json" else path / TOKENIZER_FILE
         file.parent.mkdir(parents=True, exist_ok=True)
-        self._tokenizer.save(str(file))
+        with atomic_path(file) as temporary:
+            self._tokenizer.save(str(temporary))
 
     def encode(
         self,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dicode_jax.data.files import atomic_path
 from dicode_jax.errors import UserError
 from dicode_jax.training.nonfinite import finite_only
 
@@ -150,7 +151,8 @@ def _start_wandb(workdir: pathlib.Path, project: str, config: Mapping[str, Any])
         raise UserError("--wandb needs wandb: pip install 'dicode-jax[wandb]'") from None
     path = workdir / "wandb_id.txt"
     if not path.is_file():
-        path.write_text(wandb.util.generate_id())
+        with atomic_path(path) as temporary:
+            temporary.write_text(wandb.util.generate_id())
     return wandb.init(
         project=project,
         id=path.read_text().strip(),
