@@ -5,30 +5,37 @@ import contextlib
 import json
 import os
 import pathlib
-import secrets
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dicode_jax
 from convert.plan import DTYPES
 from convert.rules import ConversionError
 from convert.sources import Source
-from dicode_jax.data.files import atomic_path
+from dicode_jax.data.files import atomic_path, check_no_source, resolve_output
 from dicode_jax.errors import UserError
+from dicode_jax.interrupts import exit_status, polite_signals
+from dicode_jax.storage import folders
 
-REPORT_FILE = "conversion.json"  # lies in every converted model
+REPORT_FILE = folders.REPORT  # lies in every converted model
+_ADVICE = "choose another --out, or add --overwrite"
 
 
 def parser(
-    name: str, description: str, *, out: str = "DIR", dtype: str | None = "float32"
+    name: str,
+    description: str,
+    *,
+    reads: Sequence[str] = (),
+    out: str = "DIR",
+    dtype: str | None = "float32",
 ) -> argparse.ArgumentParser:
     """A parser with the options of all commands: `--out --overwrite --dtype --report`.
 
     Args:
       name: Of the module, `convert.dicode`.
       description: The first lines of `--help`.
+      reads: Names of the options that name files or folders to read (see `sources`).
       out: What is written, "DIR" or "FILE".
       dtype: The default; None keeps the types as they are stored.
     """
@@ -37,6 +44,7 @@ def parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    options.set_defaults(reads=tuple(reads))
     add = options.add_argument
     add("--out", required=True, metavar=out, help="where to write")
     add("--overwrite", action="store_true", help="replace what is there")
@@ -60,27 +68,28 @@ def run(
       argv: Arguments instead of the command line's.
 
     Returns:
-      0, 2 after an error of the user's (one line on stderr), 130 after Ctrl-C.
+      0, 2 after an error of the user's (one line on stderr), 130 after Ctrl-C, 143 after SIGTERM.
     """
     args = options.parse_args(argv)
     report: dict[str, Any] = {"converter": converter(options.prog)}
     try:
-        try:
-            main(args, report)
-            status = 0
-        except ConversionError as error:
-            report["problems"] = error.problems
-            raise UserError(_summary(error, args.report)) from error
-        finally:
-            if args.report:
-                _write_report(args.report, report)
-        return status
+        with polite_signals():
+            _check_report(args)
+            try:
+                main(args, report)
+            except ConversionError as error:
+                report["problems"] = error.problems
+                raise UserError(_summary(error, args.report)) from error
+            finally:
+                if args.report:
+                    _write_report(args.report, report)
+        return 0
     except (UserError, OSError) as error:
         print(f"{options.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"{options.prog}: interrupted, nothing was written", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        print(f"{options.prog}: interrupted, nothing half-written is left", file=sys.stderr)
+        return exit_status(interrupt)
 
 
 def converter(prog: str) -> str:
@@ -117,52 +126,40 @@ def hashes(*sources: Source) -> dict[str, str]:
     return out
 
 
+def sources(args: argparse.Namespace) -> list[pathlib.Path]:
+    """Files and folders that a command reads, as its options name them."""
+    named = [getattr(args, name) for name in args.reads]
+    return [pathlib.Path(path) for path in named if path is not None]
+
+
 @contextlib.contextmanager
-def output_folder(out: str | os.PathLike, *, overwrite: bool = False) -> Iterator[pathlib.Path]:
+def output_folder(
+    out: str | os.PathLike,
+    *,
+    overwrite: bool = False,
+    sources: Iterable[str | os.PathLike] = (),
+) -> Iterator[pathlib.Path]:
     """Gives a folder to write to, which becomes `out` when the block ends well.
 
     Otherwise it is removed, and what was at `out` stays as it was.
 
     Raises:
-      UserError: `out` is there and `overwrite` is not set, or is a file; or it cannot be written.
+      UserError: `out` is in the way (see `check_folder`), or cannot be written.
     """
-    out = pathlib.Path(out)
-    check_folder(out, overwrite=overwrite)
-    temporary = _beside(out)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        old = None
-        if out.exists():
-            old = _beside(out)
-            out.rename(old)
-        try:
-            temporary.rename(out)
-        except OSError:
-            if old is not None:
-                old.rename(out)
-            raise
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    options = {"sources": sources, "overwrite": overwrite, "advice": _ADVICE}
+    with folders.new_folder(out, **options) as folder:
+        yield folder
 
 
-def check_folder(out: pathlib.Path, *, overwrite: bool) -> None:
+def check_folder(
+    out: str | os.PathLike, *, overwrite: bool, sources: Iterable[str | os.PathLike] = ()
+) -> None:
     """Refuses an output folder that is in the way; call it before long work.
 
     Raises:
-      UserError: See `output_folder`.
+      UserError: See `dicode_jax.storage.folders.check_folder`.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; --out names a folder")
-    if out.is_dir() and any(out.iterdir()):
-        if not overwrite:
-            raise UserError(f"{out} is already there; choose another --out, or add --overwrite")
-        if not any(out.rglob("config.json")):
-            raise UserError(f"{out} is not a model, so --overwrite leaves it alone")
+    folders.check_folder(out, sources=sources, overwrite=overwrite, advice=_ADVICE)
 
 
 def write_report(folder: pathlib.Path, report: Mapping[str, Any]) -> None:
@@ -179,6 +176,23 @@ def _write_report(path: str, report: Mapping[str, Any]) -> None:
         temporary.write_text(text)
 
 
+def _check_report(args: argparse.Namespace) -> None:
+    """Refuses a report in place of anything that is no earlier report, before the work.
+
+    One inside OUT is refused too: OUT holds its own, and is replaced only while nothing else lies
+    in it.
+    """
+    if not args.report or args.report == "-":
+        return
+    path = resolve_output(args.report)
+    check_no_source(args.report, sources(args))
+    out = pathlib.Path(os.path.realpath(args.out))
+    if out == path or out in path.parents:
+        raise UserError(f"--report {args.report} lies in --out, which gets {REPORT_FILE} anyway")
+    if path.exists() and not folders.is_report(path):
+        raise UserError(f"{args.report} is there and is no earlier report; choose another --report")
+
+
 def _summary(error: ConversionError, report: str | None) -> str:
     """The first problems of a conversion on one line."""
     first, rest = error.problems[:3], len(error.problems) - 3
@@ -186,8 +200,3 @@ def _summary(error: ConversionError, report: str | None) -> str:
     where = f" (all are in {report})" if report and report != "-" else ""
     hint = " (--report FILE lists all)" if more and not report else where
     return f"the checkpoint does not fit: {'; '.join(first)}{more}{hint}"
-
-
-def _beside(path: pathlib.Path) -> pathlib.Path:
-    path = path.resolve()
-    return path.with_name(f".{path.name[:100]}-{secrets.token_hex(4)}")

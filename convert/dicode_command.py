@@ -44,6 +44,8 @@ CLIP_FILES = ("open_clip_pytorch_model.bin", "open_clip_model.safetensors")
 TEXT_FOLDER = "gpt2-large"
 CLIP_FIELDS = ("tokenizer.vision.", "text.")  # what the original's YAML does not say either
 
+READS = ("models", "tokenizer", "lm", "text", "clip", "yaml")
+
 DESCRIPTION = """\
 Convert the official files of DiCoDe to a folder that DiCoDePipeline.from_pretrained loads.
 
@@ -71,7 +73,7 @@ class Files:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and gives its exit status."""
-    options = command.parser("convert.dicode", DESCRIPTION)
+    options = command.parser("convert.dicode", DESCRIPTION, reads=READS)
     options.add_argument("--models", metavar="DIR", help="the official layout, all parts")
     options.add_argument("--tokenizer", metavar="FILE", help="tokenizer and clip decoder")
     options.add_argument("--lm", metavar="FILE", help="language model")
@@ -89,7 +91,8 @@ def convert(args: argparse.Namespace, report: dict[str, Any]) -> None:
       ConversionError: Keys, shapes or the noise schedule do not fit; lists all problems.
     """
     out = pathlib.Path(args.out)
-    command.check_folder(out, overwrite=args.overwrite)
+    reads = command.sources(args)
+    command.check_folder(out, overwrite=args.overwrite, sources=reads)
     files = find_files(args)
     sources, problems, parts = [], [], {}
     system = text = lm_cfg = None
@@ -120,7 +123,7 @@ def convert(args: argparse.Namespace, report: dict[str, Any]) -> None:
     configs: dict[str, Any] = {"language_model": lm_cfg}
     if system is not None:
         configs |= {"tokenizer": system.config.tokenizer, "decoder": system.config.decoder}
-    with command.output_folder(out, overwrite=args.overwrite) as folder:
+    with command.output_folder(out, overwrite=args.overwrite, sources=reads) as folder:
         notes = command.metadata("dicode", report, report["sources"])
         for name, part in parts.items():
             write_module(folder / name, part, configs[name], dtype=args.dtype, metadata=notes)

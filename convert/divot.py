@@ -81,7 +81,8 @@ def problems(source: Mapping[str, Any], plans: Mapping[str, Plan]) -> list[str]:
 def convert(args: argparse.Namespace, report: dict[str, Any]) -> None:
     """Runs the command."""
     out = pathlib.Path(args.out)
-    command.check_folder(out, overwrite=args.overwrite)
+    reads = command.sources(args)
+    command.check_folder(out, overwrite=args.overwrite, sources=reads)
     source = open_source(args.ckpt)
     configs = find_configs(source)
     plans = plan_parts(source, {name: found_.config for name, found_ in configs.items()})
@@ -95,7 +96,7 @@ def convert(args: argparse.Namespace, report: dict[str, Any]) -> None:
         raise ConversionError(wrong)
     report["sources"] = sha256 = command.hashes(source)
     header = command.metadata("divot", report, sha256)
-    with command.output_folder(out, overwrite=args.overwrite) as folder:
+    with command.output_folder(out, overwrite=args.overwrite, sources=reads) as folder:
         for name, made in plans.items():
             cfg = configs[name].config
             write_module(folder / name, made, cfg, dtype=args.dtype, metadata=header)
@@ -111,7 +112,7 @@ def _heads(source: Mapping[str, Any]) -> set[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and gives its exit status."""
-    options = command.parser("convert.divot", __doc__)
+    options = command.parser("convert.divot", __doc__, reads=("ckpt",))
     options.add_argument("--ckpt", required=True, metavar="FILE", help="Divot_detokenizer_*.bin")
     return command.run(convert, options, argv)
 

@@ -311,7 +311,8 @@ def contradictions(
 def convert(args: argparse.Namespace, report: dict[str, Any]) -> None:
     """Runs the command."""
     out = pathlib.Path(args.out)
-    command.check_folder(out, overwrite=args.overwrite)
+    reads = command.sources(args)
+    command.check_folder(out, overwrite=args.overwrite, sources=reads)
     source = open_source(args.ckpt)
     name = find_variant(source, args.variant)
     variant = VARIANTS[name]
@@ -332,7 +333,7 @@ def convert(args: argparse.Namespace, report: dict[str, Any]) -> None:
     if args.vocab is not None:
         text = ClipTokenizer.from_file(args.vocab, configs["text_tower"].config.vocab_size)
     report["sources"] = sha256 = command.hashes(source)
-    with command.output_folder(out, overwrite=args.overwrite) as folder:
+    with command.output_folder(out, overwrite=args.overwrite, sources=reads) as folder:
         for part, (made, config, origin) in parts.items():
             header = command.metadata(origin, report, sha256)
             write_module(folder / part, made, config, dtype=args.dtype, metadata=header)
@@ -373,7 +374,7 @@ def _computed(shape: tuple[int, ...], compute: Any) -> LazyTensor:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and gives its exit status."""
-    options = command.parser("convert.dynamicrafter", __doc__)
+    options = command.parser("convert.dynamicrafter", __doc__, reads=("ckpt", "vocab", "yaml"))
     options.add_argument("--ckpt", required=True, metavar="FILE", help="the released model.ckpt")
     options.add_argument(
         "--variant", choices=sorted(VARIANTS), help="needed for 512 and 512_interp alone"

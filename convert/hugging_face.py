@@ -108,6 +108,7 @@ def main(family: Family, argv: Sequence[str] | None = None) -> int:
     options = command.parser(
         f"convert.{family.name}",
         f"A Hugging Face folder of {family.title} to the body of a language model.",
+        reads=("folder",),
     )
     options.add_argument(
         "folder",
@@ -133,7 +134,8 @@ def convert(family: Family, args: argparse.Namespace, report: dict[str, Any]) ->
       ConversionError: The weights do not fit the config; lists all problems.
     """
     out = pathlib.Path(args.out)
-    command.check_folder(out, overwrite=args.overwrite)
+    reads = command.sources(args)
+    command.check_folder(out, overwrite=args.overwrite, sources=reads)
     cfg, std = _read_family(family, args.folder)
     source = open_source(args.folder)
     if cfg.num_layers > len(source):
@@ -161,7 +163,7 @@ def convert(family: Family, args: argparse.Namespace, report: dict[str, Any]) ->
     done.check()
     _check_head(family, cfg, tensors)
     report["sources"] = command.hashes(source)
-    with command.output_folder(out, overwrite=args.overwrite) as folder:
+    with command.output_folder(out, overwrite=args.overwrite, sources=reads) as folder:
         notes = command.metadata(family.name, report, report["sources"])
         write_module(folder, done, cfg, dtype=args.dtype, metadata=notes)
         if text is not None:

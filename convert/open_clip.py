@@ -284,7 +284,8 @@ def convert(args: argparse.Namespace, report: dict[str, Any]) -> None:
       ConversionError: Keys or shapes do not fit; lists all problems.
     """
     out = pathlib.Path(args.out)
-    command.check_folder(out, overwrite=args.overwrite)
+    reads = command.sources(args)
+    command.check_folder(out, overwrite=args.overwrite, sources=reads)
     source = open_source(args.file)
     given = None if args.config is None else _read_config(args.config)
     told = find_config(source, given)
@@ -296,7 +297,7 @@ def convert(args: argparse.Namespace, report: dict[str, Any]) -> None:
     report |= {"assumed": told.assumed if given is None else {}, "left_out": source.left_out}
     done.check()
     report["sources"] = command.hashes(source)
-    with command.output_folder(out, overwrite=args.overwrite) as folder:
+    with command.output_folder(out, overwrite=args.overwrite, sources=reads) as folder:
         notes = command.metadata("open_clip", report, report["sources"])
         write_module(folder, done, told.config, dtype=args.dtype, metadata=notes)
         command.write_report(folder, report)
@@ -314,7 +315,7 @@ def _read_config(path: str) -> CLIPConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and gives its exit status."""
-    options = command.parser("convert.open_clip", __doc__)
+    options = command.parser("convert.open_clip", __doc__, reads=("file", "config"))
     options.add_argument("file", metavar="FILE", help=".bin, .pt or .safetensors of OpenCLIP")
     options.add_argument("--config", metavar="JSON", help="OpenCLIP's config, checked against it")
     return command.run(convert, options, argv)

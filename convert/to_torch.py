@@ -37,7 +37,7 @@ from convert.rules import Rules, original_names, prefixed, to_numpy
 from convert.sources import Source, open_source
 from dicode_jax import config as config_lib
 from dicode_jax import hub
-from dicode_jax.data.files import atomic_path, check_output
+from dicode_jax.data.files import atomic_path, check_no_source, check_output
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
 from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
@@ -244,6 +244,7 @@ def convert(args: argparse.Namespace, report: dict[str, Any]) -> None:
         raise UserError(f"{out} is already there; choose another --out, or add --overwrite")
     model = pathlib.Path(args.model)
     model = model if (model / WEIGHTS_FILE).is_file() else hub.find_model(args.model)
+    check_no_source(out, [model])
     tensors: dict[str, Any] = {}
     sources: list[Source] = []
     for folder in find_parts(model):
@@ -288,7 +289,7 @@ def write(out: pathlib.Path, tensors: Mapping[str, Any], *, converter: str) -> N
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and gives its exit status."""
-    options = command.parser("convert.to_torch", __doc__, out="FILE", dtype=None)
+    options = command.parser("convert.to_torch", __doc__, reads=("model",), out="FILE", dtype=None)
     options.add_argument("model", metavar="MODEL", help="model folder, a part of one, or a name")
     return command.run(convert, options, argv)
 
