@@ -1,5 +1,6 @@
 """Training checkpoints: Orbax for the state, JSON for the place in the data."""
 
+import dataclasses
 import errno
 import math
 import pathlib
@@ -18,6 +19,11 @@ __all__ = ["Checkpointer", "find_checkpoints", "read_parameters"]
 
 # What can go wrong with a disk. tensorstore reports it as ValueError, a barrier as RuntimeError.
 _FAILURES = (OSError, ValueError, RuntimeError)
+
+# What a checkpoint holds.
+_PARTS = frozenset(
+    {"state", "data", "metrics", "descriptor", "_CHECKPOINT_METADATA", "commit_success.txt"}
+)
 
 
 class Checkpointer:
@@ -57,6 +63,7 @@ class Checkpointer:
                         [
                             policies.LatestN(keep),
                             policies.BestN(get_metric_fn=quality, n=1),
+                            _TouchedByOthers(self.folder),
                         ]
                     ),
                     best_fn=quality,  # without it the metrics are not stored
@@ -196,6 +203,23 @@ class Checkpointer:
     def _last(self) -> str:
         step = self.latest_step
         return "there is no checkpoint yet" if step is None else f"the last checkpoint is {step}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _TouchedByOthers:
+    """Keeps what lies among the checkpoints but holds other files than these have.
+
+    Orbax takes every folder named by a number for a checkpoint, and deletes it whole.
+    """
+
+    folder: pathlib.Path
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        return [not self._names(checkpoint.step) <= _PARTS for checkpoint in checkpoints]
+
+    def _names(self, step: int) -> set[str]:
+        folder = self.folder / str(step)
+        return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
 
 
 def find_checkpoints(folder: str | pathlib.Path) -> list[int]:

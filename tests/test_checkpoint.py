@@ -61,6 +61,21 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path):
     assert find_checkpoints(again.folder) == [2, 5, 6]
 
 
+def test_a_checkpoint_that_holds_a_file_of_the_user_is_never_deleted(tmp_path):
+    (tmp_path / "checkpoints" / "0").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "0" / "mine.txt").write_text("mine")
+    saver = Checkpointer(tmp_path, keep=1)
+    for step in (1, 2, 3):
+        saver.save(step, make_state(step), {})
+        saver.wait()
+        if step == 1:
+            (saver.folder / "1" / "notes.txt").write_text("mine")
+    saver.close()
+    assert find_checkpoints(saver.folder) == [0, 1, 3]
+    assert (saver.folder / "0" / "mine.txt").read_text() == "mine"
+    assert (saver.folder / "1" / "notes.txt").read_text() == "mine"
+
+
 def test_nothing_is_left_of_a_save_that_was_killed(tmp_path):
     saver = Checkpointer(tmp_path)
     saver.save(1, make_state(1), {})

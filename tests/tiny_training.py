@@ -104,7 +104,6 @@ def loss_fn(model: TinyModel, batch, keys):
 
 
 def export(model: TinyModel, folder: pathlib.Path) -> None:
-    folder.mkdir()
     np.savez(folder / "model.npz", up=model.up.kernel[...], down=model.down.kernel[...])
 
 

@@ -11,7 +11,6 @@ import dataclasses
 import math
 import os
 import pathlib
-import shutil
 import signal
 import sys
 import traceback
@@ -29,6 +28,7 @@ from dicode_jax import distributed
 from dicode_jax.checkpoint import Checkpointer
 from dicode_jax.errors import UserError
 from dicode_jax.sharding import gather_to_host, global_batch, make_mesh
+from dicode_jax.storage import folders
 from dicode_jax.training import flops
 from dicode_jax.training.logs import MetricsLog
 from dicode_jax.training.nonfinite import NonFiniteGuard
@@ -38,7 +38,9 @@ from dicode_jax.training.setup import Prepared, prepare
 from dicode_jax.training.signals import StopSignals
 from dicode_jax.training.stage import Stage
 from dicode_jax.training.state import TrainState
-from dicode_jax.training.workdir import claim, hold
+from dicode_jax.training.workdir import check, claim, hold
+
+MODEL = "model"  # the folder of the weights at the end, in that of the run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,13 +123,14 @@ class Outcome:
 def run(task: Task, options: RunOptions) -> Outcome:
     """Trains until the last step or a signal; goes on where an earlier run in the folder stopped.
 
+    The caller holds the folder (`training.workdir.hold`).
+
     Raises:
       UserError: The folder cannot be written, its disk is full, a loss is not finite, too much of
         the data is broken; whatever the reason, the last good checkpoint stays.
     """
     with contextlib.ExitStack() as stack:
         stack.callback(task.batches.close)
-        stack.enter_context(hold(options.workdir))
         checkpoints = Checkpointer(options.workdir, keep=options.keep)
         name, workdir = task.stage.name, options.workdir
         num_steps = options.steps or task.stage.config.num_steps
@@ -135,6 +138,8 @@ def run(task: Task, options: RunOptions) -> Outcome:
         if done >= num_steps and _is_exported(checkpoints, workdir):
             print(f"{name}: {workdir} is already at step {done} of {num_steps}; nothing to do")
             return Outcome(done)
+        if jax.process_index() == 0:  # before steps are spent on it
+            folders.check_folder(workdir / MODEL, overwrite=True)
         prepared, state = _start(task, checkpoints)
         if done >= num_steps:  # stopped after its last step, before the model was written
             _export(task.stage, prepared, state, workdir)
@@ -289,7 +294,7 @@ class _Loop:
 
 
 def _is_exported(checkpoints: Checkpointer, workdir: pathlib.Path) -> bool:
-    model, latest = workdir / "model", checkpoints.folder / str(checkpoints.latest_step)
+    model, latest = workdir / MODEL, checkpoints.folder / str(checkpoints.latest_step)
     return model.is_dir() and model.stat().st_mtime >= latest.stat().st_mtime
 
 
@@ -303,19 +308,13 @@ def _export(stage: Stage, prepared: Prepared, state: TrainState, workdir: pathli
 
 
 def _write_model(stage: Stage, model: nnx.Module, workdir: pathlib.Path) -> None:
-    fresh, target, earlier = (workdir / name for name in (".model.tmp", "model", ".model.old"))
     try:
-        for leftover in (fresh, earlier):
-            shutil.rmtree(leftover, ignore_errors=True)
-        stage.export(model, fresh)
-        if target.exists():
-            target.rename(earlier)
-        fresh.rename(target)
-        shutil.rmtree(earlier, ignore_errors=True)
-    except OSError as error:
+        with folders.new_folder(workdir / MODEL, overwrite=True) as folder:
+            stage.export(model, folder)
+    except UserError as error:
         raise UserError(
-            f"cannot write {target}: {error.strerror}; the checkpoint is whole, and "
-            f"`dicode export {workdir} --out MODEL` writes the model elsewhere"
+            f"{error}; the checkpoint is whole, and `dicode export {workdir} --out MODEL` writes "
+            "the model elsewhere"
         ) from error
 
 
@@ -369,8 +368,10 @@ def main(
         names = {field.name for field in dataclasses.fields(RunOptions)}
         options = RunOptions(**{k: v for k, v in vars(args).items() if k in names})
         use_compilation_cache()
-        claim(options.workdir, config)
-        outcome = run(build(config, options.workdir), options)
+        check(options.workdir, config)  # a folder that is refused does not even get a lock
+        with hold(options.workdir):
+            claim(options.workdir, config)
+            outcome = run(build(config, options.workdir), options)
     except UserError as error:
         return leave(2, f"error: {error}")
     except KeyboardInterrupt:

@@ -3,7 +3,10 @@
 import contextlib
 import errno
 import fcntl
+import json
+import os
 import pathlib
+import stat
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,70 +16,114 @@ from dicode_jax import config as config_lib
 from dicode_jax.checkpoint import find_checkpoints
 from dicode_jax.errors import UserError
 
-__all__ = ["claim", "hold"]
+__all__ = ["check", "claim", "hold"]
+
+LOCK = ".lock"
+# What a run leaves besides its config. Where one of these is without it, it is somebody else's.
+RUN_FILES = (
+    *("cache.npz", "checkpoints", "metrics.jsonl", "model", "nonfinite", "profile", "samples"),
+    *("tensorboard", "wandb", "wandb_id.txt"),
+)
+# Fields that every training has, by which its `config.json` is known from other files of that name.
+COMMON_FIELDS = frozenset({"num_steps", "batch_size", "optim", "sharding", "seed"})
 
 # Fields that say how a run is done and not what it does: they may change when it is resumed.
 # (Another mesh sums in another order, so that losses may differ in the last digits.)
 FREE_FIELDS = ("sharding.", "data.num_workers", "data.prefetch", "data.max_broken")
 
 
+_held: set[pathlib.Path] = set()  # by this process
+
+
+def check(workdir: pathlib.Path, config: Any) -> bool:
+    """Whether `claim` would write `config.json`, or change it; nothing is written here.
+
+    Raises:
+      UserError: The folder holds a run of another config, or things of a run's names that no run
+        has left.
+    """
+    path = workdir / "config.json"
+    if not os.path.lexists(path):
+        if jax.process_index() == 0:
+            _refuse_others(workdir)
+        return True
+    if not _is_of_a_training(path):
+        raise UserError(f"{path} is not the config of a training; take another --workdir")
+    if not _has_begun(workdir):
+        return True
+    try:
+        stored = config_lib.from_json(type(config), path)
+    except UserError as error:
+        raise UserError(
+            f"{workdir} holds a run of another training, or of another version; take another "
+            "--workdir"
+        ) from error
+    earlier = _leaves(config_lib.to_dict(stored))
+    now = _leaves(config_lib.to_dict(config))
+    differs = [k for k in sorted({*earlier, *now}) if earlier.get(k) != now.get(k)]
+    changed = [
+        f"{k} {earlier.get(k)} -> {now.get(k)}" for k in differs if not k.startswith(FREE_FIELDS)
+    ]
+    if changed:
+        more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise UserError(
+            f"{workdir} holds a run of another config ({'; '.join(changed[:5])}{more}); "
+            "take another --workdir"
+        )
+    return bool(differs)
+
+
 def claim(workdir: pathlib.Path, config: Any) -> None:
     """Makes the folder and writes `config.json`, or checks that it is the one of the earlier run.
 
-      When only fields that do not touch the result differ, or the earlier run did nothing yet (its
-    options were wrong, say), the file is written anew.
+    When only fields that do not touch the result differ, or the earlier run did nothing yet (its
+    options were wrong, say), the file is written anew. It is written only while the folder is held
+    (see `hold`), so that the run that is at work in it keeps its own.
 
     Raises:
-        UserError: The folder cannot be written, or holds a run of another config.
+      UserError: The folder cannot be written, another run is at work in it, or it holds a run of
+        another config or what is no run's.
     """
-    path = workdir / "config.json"
-    is_known = path.is_file() and _has_begun(workdir)
-    if is_known:
-        try:
-            stored = config_lib.from_json(type(config), path)
-        except UserError as error:
-            raise UserError(
-                f"{workdir} holds a run of another training, or of another version; take another "
-                "--workdir"
-            ) from error
-        earlier = _leaves(config_lib.to_dict(stored))
-        now = _leaves(config_lib.to_dict(config))
-        differs = [k for k in sorted({*earlier, *now}) if earlier.get(k) != now.get(k)]
-        changed = [
-            f"{k} {earlier.get(k)} -> {now.get(k)}"
-            for k in differs
-            if not k.startswith(FREE_FIELDS)
-        ]
-        if changed:
-            more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
-            raise UserError(
-                f"{workdir} holds a run of another config ({'; '.join(changed[:5])}{more}); "
-                "take another --workdir"
-            )
-    if jax.process_index() != 0 or (is_known and not differs):
+    if not check(workdir, config) or jax.process_index() != 0:
         return
-    try:
-        (workdir / "samples").mkdir(parents=True, exist_ok=True)
+    is_held = workdir.resolve() in _held
+    with contextlib.nullcontext() if is_held else hold(workdir):
+        if not check(workdir, config):
+            return
+        path = workdir / "config.json"
+        if path.is_symlink():
+            raise UserError(f"{path} is a link; a run wants a file of its own there: remove it")
         config_lib.to_json(config, path)
-    except OSError as error:
-        raise UserError(f"cannot write to {workdir}: {error.strerror}") from error
+        try:
+            (workdir / "samples").mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {workdir}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
 def hold(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps other runs out of the folder for as long as this process lives.
+    """Keeps other runs out of the folder, which is made if need be, until the block ends.
+
+    Of several processes the first holds it, and the others wait until it does.
 
     Raises:
       UserError: Another run is at work in it.
     """
     if jax.process_index() != 0:
+        _together(workdir)
         yield
         return
     try:
-        file = (workdir / ".lock").open("w")
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{workdir / LOCK} is a link; remove it") from error
         raise UserError(f"cannot write to {workdir}: {error.strerror}") from error
-    with file:
+    place = workdir.resolve()
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise UserError(f"{workdir / LOCK} is no file; remove it")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -86,7 +133,41 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
         except OSError as error:  # a file system without locks
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
                 raise
-        yield
+        _held.add(place)
+        try:
+            _together(workdir)
+            yield
+        finally:
+            _held.discard(place)
+    finally:
+        os.close(file)
+
+
+def _together(workdir: pathlib.Path) -> None:
+    """No process goes on before the first one holds the folder; when that fails, none does."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(f"hold {workdir}")
+
+
+def _refuse_others(workdir: pathlib.Path) -> None:
+    """Refuses a folder without a config that holds what a run would write over or into."""
+    for name in RUN_FILES:
+        path = workdir / name
+        is_empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+        if os.path.lexists(path) and not is_empty:
+            raise UserError(
+                f"{workdir} holds {name}, but no config.json of a training; take another --workdir"
+            )
+
+
+def _is_of_a_training(path: pathlib.Path) -> bool:
+    try:
+        stored = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(stored, dict) and set(stored) >= COMMON_FIELDS
 
 
 def _has_begun(workdir: pathlib.Path) -> bool:
