@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import sys
 import time
@@ -29,7 +30,7 @@ from tqdm import tqdm
 from dicode_jax import config as config_lib
 from dicode_jax import distributed, weights
 from dicode_jax.data import sources, token_cache
-from dicode_jax.data.files import atomic_path
+from dicode_jax.data.files import atomic_path, unfinished
 from dicode_jax.data.records import ClipSource, Subset
 from dicode_jax.data.stream import BatchStream
 from dicode_jax.data.token_cache import BrokenVideo, CachedVideo, shard_path
@@ -94,9 +95,10 @@ def encode(config: ARTrainConfig, options: EncodeOptions) -> dict[str, Any]:
         "token_dim": tokenizer.token_dim,
         "settings": settings_of(config, options, source, split),
     }
-    claim(options.out, about)
+    check(options.out, about)
     shards = [shard_path(options.out, i, num_shards) for i in range(num_shards)]
     with hold(options.out):
+        claim(options.out, about)
         if options.retry_broken:
             forget_broken(options.out, shards)
         if not token_cache.is_cache(options.out):
@@ -142,23 +144,34 @@ def settings_of(
 
 
 def claim(out: pathlib.Path, about: Mapping[str, Any]) -> None:
-    """Makes the folder and notes what goes into it, or checks that it is the same as before."""
+    """Notes what goes into the folder, which is held, or checks that it is the same as before."""
     path = out / PLAN
-    if jax.process_index() == 0 and not path.is_file():
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write to {out}: {error.strerror}") from error
-        if any(not entry.name.startswith(".") for entry in out.iterdir()):
-            raise UserError(f"{out} is not empty and holds no token cache; take another --out")
+    if jax.process_index() == 0 and not check(out, about):
+        out.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(about, indent=1) + "\n")
     while not path.is_file():
         time.sleep(POLL_SECONDS)
-    earlier, now = (
-        {**plan, **plan["settings"], **plan["settings"]["data"], "settings": None, "data": None}
-        for plan in (json.loads(path.read_text()), about)
-    )
+    check(out, about)
+
+
+def check(out: pathlib.Path, about: Mapping[str, Any]) -> bool:
+    """Whether the folder holds this cache, begun or finished; nothing is written.
+
+    Raises:
+      UserError: It holds another one, or something else.
+    """
+    path = out / PLAN
+    if not os.path.lexists(path):
+        is_first = jax.process_index() == 0 and out.is_dir()
+        if is_first and any(not entry.name.startswith(".") for entry in out.iterdir()):
+            raise UserError(f"{out} is not empty and holds no token cache; take another --out")
+        return False
+    try:
+        plan = json.loads(path.read_text())
+        earlier, now = (_flat(plan), _flat(about))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is not of a token cache; take another --out") from error
 
     def short(value: Any) -> Any:
         return value[:12] if isinstance(value, str) and len(value) == 64 else value  # a hash
@@ -170,13 +183,21 @@ def claim(out: pathlib.Path, about: Mapping[str, Any]) -> None:
     ]
     if changed:
         raise UserError(f"{out} holds another cache ({'; '.join(changed)}); take another --out")
+    return True
+
+
+def _flat(plan: Mapping[str, Any]) -> dict[str, Any]:
+    settings = plan["settings"]
+    return {**plan, **settings, **settings["data"], "settings": None, "data": None}
 
 
 def forget_broken(out: pathlib.Path, shards: Sequence[pathlib.Path]) -> None:
     """Takes away the shards that lack broken videos."""
     if jax.process_count() > 1:
         raise UserError("--retry-broken is for one process; start this without the others")
-    (out / token_cache.MANIFEST).unlink(missing_ok=True)
+    if token_cache.is_cache(out):
+        token_cache.read_manifest(out)  # raises when it is somebody else's file of that name
+        (out / token_cache.MANIFEST).unlink()
     for shard in shards:
         index = token_cache.read_index(shard)
         if index is not None and index["broken"]:
@@ -242,7 +263,7 @@ def encode_shards(
     seen = Counter(keyframes=0, broken=0)
     try:
         for i, indices in zip(todo, ranges, strict=True):
-            for left_by_a_kill in options.out.glob(f".{shards[i].stem}-*"):
+            for left_by_a_kill in unfinished(shards[i]):
                 left_by_a_kill.unlink()
             read = (next_video(stream) for _ in indices)
             videos = show(with_tokens(read, tokens_of, config.batch_size), bar, seen)

@@ -206,7 +206,7 @@ class TokenCache:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         self.folder = pathlib.Path(folder)
-        self.manifest = _read_manifest(self.folder)
+        self.manifest = read_manifest(self.folder)
         if tokenizer is not None and tokenizer != self.manifest["tokenizer"]:
             raise UserError(
                 f"the cache {folder} was made with another tokenizer "
@@ -306,7 +306,12 @@ def hash_file(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+    """The manifest of a finished cache.
+
+    Raises:
+      UserError: There is none, or it is of another format.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         begun = any(folder.glob("tokens-*"))

@@ -1,6 +1,7 @@
 """Encoding a data set: the right tokens, the same bytes after a kill, and several processes."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
@@ -220,3 +221,48 @@ def test_what_does_not_belong_together_is_refused_on_one_line(config, tmp_path):
     with pytest.raises(UserError, match="cannot write to"):
         encode.encode(config, dataclasses.replace(options, out=tmp_path / "full/thesis.txt/c"))
     assert json.loads((options.out / "encode.json").read_text())["tokenizer"] == "x"
+
+
+def files(folder):
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("text", ['{"mine": 1}', "{", "[]", '{"settings": 3}'])
+def test_a_plan_that_is_none_of_ours_is_left_alone(config, tmp_path, text):
+    (tmp_path / "encode.json").write_text(text)
+    before = files(tmp_path)
+    for retry in (False, True):
+        options = EncodeOptions(out=tmp_path, limit=2, retry_broken=retry)
+        with pytest.raises(UserError, match=r"encode\.json is not of a token cache"):
+            encode.encode(config, options)
+    assert files(tmp_path) == before
+
+
+def test_files_of_others_in_a_cache_stay(config, tmp_path):
+    out = tmp_path / "c"
+    options = EncodeOptions(out=out, limit=2, shard_size=2)
+    encode.encode(config, options)
+    others = ["notes.txt", ".tokens-00000-of-00001-notes", ".tokens-00000-of-00001-ab.array_record"]
+    for name in others:
+        (out / name).write_text("mine")
+    (out / ".tokens-00000-of-00001-0123abcd.array_record").write_text("of a kill")
+    (out / "tokens-00000-of-00001.json").unlink()
+    (out / "manifest.json").unlink()
+    encode.encode(config, options)
+    assert [(out / name).read_text() for name in others] == ["mine"] * 3
+    assert not list(out.glob(".*-0123abcd.*"))
+    (out / "manifest.json").write_text('{"mine": 1}')
+    with pytest.raises(UserError, match="is of the format None"):
+        encode.encode(config, dataclasses.replace(options, retry_broken=True))
+    assert (out / "manifest.json").read_text() == '{"mine": 1}'
+
+
+def test_a_refused_second_run_changes_nothing(config, tmp_path):
+    out = tmp_path / "c"
+    out.mkdir()
+    with (out / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as another process does
+        before = files(out)
+        with pytest.raises(UserError, match="another run is at work"):
+            encode.encode(config, EncodeOptions(out=out, limit=2))
+        assert files(out) == before
