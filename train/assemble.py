@@ -10,15 +10,17 @@ from typing import Literal
 
 import tyro
 
-from dicode_jax import weights
+from dicode_jax import model_card, weights
 from dicode_jax.data.text import TextTokenizer
 from dicode_jax.errors import UserError
+from dicode_jax.interrupts import exit_status, polite_signals
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines.dicode import DiCoDePipeline, PipelineConfig
+from dicode_jax.storage.folders import check_folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,14 @@ class Arguments:
 
 
 def assemble(args: Arguments) -> DiCoDePipeline:
-    """Loads the parts, writes the folder and returns the pipeline."""
+    """Loads the parts, writes the folder and returns the pipeline.
+
+    Raises:
+      UserError: A part is missing or damaged, or `out` is in the way; a model that was written here
+        is replaced, but for its card.
+    """
+    sources = (args.tokenizer, args.lm)
+    check_folder(args.out, sources=sources, overwrite=True, keep=[model_card.CARD_FILE])
 
     def load(folder, kind, config_type):
         return weights.load_module(folder, lambda c: kind(c, rngs=ShapeRngs()), config_type)[0]
@@ -59,8 +68,11 @@ def assemble(args: Arguments) -> DiCoDePipeline:
 
 if __name__ == "__main__":
     try:
-        arguments = tyro.cli(Arguments, prog="python -m train.assemble")
-        assemble(arguments)
+        with polite_signals():
+            arguments = tyro.cli(Arguments, prog="python -m train.assemble")
+            assemble(arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt as interrupt:
+        sys.exit(exit_status(interrupt))
     print(f"wrote {arguments.out}")

@@ -41,6 +41,7 @@ from dicode_jax.models.dicode.decoder import (
 from dicode_jax.models.dicode.generate import generate
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.storage.folders import new_folder
 from dicode_jax.typing import Array, Float, UInt8
 
 Progress = Callable[[str, int, int], None]  # (what, done, of how many)
@@ -186,10 +187,17 @@ class DiCoDePipeline:
         """Writes the pipeline as a folder, with a model card if it has none.
 
         Args:
-          folder: Made if need be.
+          folder: Made if need be; a model that was written here is replaced, but for its card.
           dtype: Storage type of the weights; float32 by default.
+
+        Raises:
+          UserError: The folder holds anything but a model that was written here.
         """
-        folder = pathlib.Path(folder)
+        with new_folder(folder, overwrite=True, keep=[model_card.CARD_FILE]) as fresh:
+            self._write(fresh, dtype)
+            model_card.write(fresh, name=pathlib.Path(folder).resolve().name)
+
+    def _write(self, folder: pathlib.Path, dtype: Any) -> None:
         for name, module in self.parts.items():
             if module is not None:
                 metadata = self.metadata.get(name)
@@ -199,7 +207,6 @@ class DiCoDePipeline:
         if self.text is not None:
             self.text.save(folder / "text")
         config_lib.to_json(self.config, folder / weights.CONFIG_FILE)
-        model_card.write(folder)
 
     def push_to_hub(
         self,
@@ -225,8 +232,8 @@ class DiCoDePipeline:
           UserError: The name is not of that form, or the Hub refuses.
         """
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, dtype=dtype)
-            model_card.write(folder, name=name, overwrite=True)
+            self._write(pathlib.Path(folder), dtype)
+            model_card.write(folder, name=name)
             return hub.upload(
                 folder,
                 name,

@@ -31,6 +31,7 @@ from dicode_jax.models.latent_video import VideoSamplingConfig, sample_keys, sam
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.storage.folders import new_folder
 from dicode_jax.typing import Array, Float, UInt8
 
 PARTS: dict[str, tuple[type, type]] = {
@@ -112,13 +113,21 @@ class DivotDetokenizer:
         return cls(parts, config=config, metadata=metadata)
 
     def save_pretrained(self, folder: str | os.PathLike, *, dtype: Any = None) -> None:
-        """Writes a folder, with a model card if it has none; `dtype` is the storage type."""
-        folder = pathlib.Path(folder)
-        for name, module in self.parts.items():
-            metadata = self.metadata.get(name)
-            weights.save_module(folder / name, module, module.cfg, dtype=dtype, metadata=metadata)
-        config_lib.to_json(self.config, folder / weights.CONFIG_FILE)
-        model_card.write(folder)
+        """Writes a folder, with a model card if it has none; `dtype` is the storage type.
+
+        A model that was written here is replaced, but for its card.
+
+        Raises:
+          UserError: The folder holds anything but a model that was written here.
+        """
+        with new_folder(folder, overwrite=True, keep=[model_card.CARD_FILE]) as fresh:
+            for name, module in self.parts.items():
+                metadata = self.metadata.get(name)
+                weights.save_module(
+                    fresh / name, module, module.cfg, dtype=dtype, metadata=metadata
+                )
+            config_lib.to_json(self.config, fresh / weights.CONFIG_FILE)
+            model_card.write(fresh, name=pathlib.Path(folder).resolve().name)
 
     def __call__(
         self,

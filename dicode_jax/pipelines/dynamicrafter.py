@@ -34,6 +34,7 @@ from dicode_jax.models.latent_video import VideoSamplingConfig, fold, sample_key
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.storage.folders import new_folder
 from dicode_jax.typing import Array, Float, UInt8
 
 PARTS: dict[str, tuple[type, type]] = {
@@ -135,16 +136,21 @@ class DynamiCrafterPipeline:
         """Writes the pipeline as a folder, with a model card if it has none.
 
         Args:
-          folder: Made if need be.
+          folder: Made if need be; a model that was written here is replaced, but for its card.
           dtype: Storage type of the weights; as they are by default.
+
+        Raises:
+          UserError: The folder holds anything but a model that was written here.
         """
-        folder = pathlib.Path(folder)
-        for name, module in self.parts.items():
-            metadata = self.metadata.get(name)
-            weights.save_module(folder / name, module, module.cfg, dtype=dtype, metadata=metadata)
-        self.text.save(folder / TEXT_FOLDER)
-        config_lib.to_json(self.config, folder / weights.CONFIG_FILE)
-        model_card.write(folder)
+        with new_folder(folder, overwrite=True, keep=[model_card.CARD_FILE]) as fresh:
+            for name, module in self.parts.items():
+                metadata = self.metadata.get(name)
+                weights.save_module(
+                    fresh / name, module, module.cfg, dtype=dtype, metadata=metadata
+                )
+            self.text.save(fresh / TEXT_FOLDER)
+            config_lib.to_json(self.config, fresh / weights.CONFIG_FILE)
+            model_card.write(fresh, name=pathlib.Path(folder).resolve().name)
 
     def __call__(
         self,

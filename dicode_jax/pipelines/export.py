@@ -23,6 +23,7 @@ from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfi
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines.dicode import DiCoDePipeline, PipelineConfig
 from dicode_jax.sharding import ShardingConfig, make_mesh
+from dicode_jax.storage.folders import check_folder, new_folder
 from dicode_jax.training.setup import create_model, plan_stage
 from dicode_jax.training.stage import Stage
 
@@ -72,7 +73,6 @@ def export(
         cannot be written.
     """
     workdir, step = _find_run(pathlib.Path(checkpoint), step)
-    out = _check_new(pathlib.Path(out))
     config = read_run_config(workdir / "config.json")
     has_lm = isinstance(config, configs.ARTrainConfig)
     is_pipeline = has_lm or isinstance(config, configs.TokenizerTrainConfig)
@@ -83,18 +83,21 @@ def export(
         _check_tokenizer(config)
     elif tokenizer is not None:
         raise UserError(f"{workdir} trained no language model, so that --tokenizer says nothing")
+    sources = [workdir / "checkpoints", workdir / "config.json"]
+    if has_lm:
+        sources += [pathlib.Path(config.tokenizer) / name for name in ("tokenizer", "decoder")]
+    target = check_folder(out, sources=sources)
     stage = build_stage(config)
     step, model = load_model(stage, workdir, step=step, use_ema=use_ema)
+    if not is_pipeline:
+        with new_folder(out, sources=sources) as folder:
+            stage.export(model, folder)
+        return Exported(step, is_pipeline, has_lm)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
-            fresh = pathlib.Path(temporary) / "model"
-            stage.export(model, fresh)
-            if is_pipeline:
-                pipe = _assemble(config, fresh)
-                fresh = fresh.with_name("pipeline")
-                pipe.save_pretrained(fresh, dtype=dtype)
-            fresh.rename(out)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as parts:
+            stage.export(model, pathlib.Path(parts))
+            _assemble(config, pathlib.Path(parts)).save_pretrained(out, dtype=dtype)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
     return Exported(step, is_pipeline, has_lm)
@@ -150,12 +153,6 @@ def _find_run(checkpoint: pathlib.Path, step: int | None) -> tuple[pathlib.Path,
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"no checkpoints in {workdir}; name the --workdir of a training")
     return workdir, step
-
-
-def _check_new(out: pathlib.Path) -> pathlib.Path:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists; name a new folder")
-    return out.absolute()
 
 
 def _check_tokenizer(config: configs.ARTrainConfig) -> None:

@@ -168,7 +168,7 @@ def test_mistakes_cost_one_line_and_leave_nothing(lm_run, tokenizer_run, tmp_pat
         ([lm, *out, "--step", "9"], "holds no checkpoint of step 9; it holds 1, 2"),
         ([lm + "/checkpoints/1", *out, "--step", "2"], "is not the checkpoint of step 2"),
         ([str(tmp_path), *out], "no checkpoints in"),
-        ([lm, "--out", str(tmp_path / "full")], "full exists; name a new folder"),
+        ([lm, "--out", str(tmp_path / "full")], "full is already there; name a new folder"),
         ([lm, "--out", str(tmp_path / "full/file/model")], "cannot write"),
         ([lm, *out, "--tokenizer", str(tmp_path)], "no tokenizer and no decoder in"),
         ([tokenizer, *out, "--tokenizer", lm], "trained no language model"),

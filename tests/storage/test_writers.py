@@ -1,0 +1,116 @@
+"""Every command that writes a model folder goes through the guard, and ends without litter."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny import tiny_pipeline
+
+from dicode_jax import weights
+from dicode_jax.errors import UserError
+from dicode_jax.models.dicode.stages import language_model
+from dicode_jax.pipelines.dicode import DiCoDePipeline
+from train.assemble import Arguments, assemble
+
+ROOT = pathlib.Path(weights.__file__).parents[1]
+
+
+def contents(root):
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def parts(pipe, tmp_path_factory):
+    """`model` folders of a tokenizer's and of a language model's run."""
+    folder = tmp_path_factory.mktemp("parts")
+    for name in ("tokenizer", "decoder"):
+        module = getattr(pipe, name)
+        weights.save_module(folder / "tokenizer" / name, module, module.cfg)
+    weights.save_module(folder / "lm", pipe.language_model, pipe.language_model.cfg)
+    pipe.text.save(folder / "lm")
+    return folder
+
+
+def test_a_pipeline_is_saved_over_a_pipeline_and_over_nothing_else(pipe, tmp_path):
+    mine = tmp_path / "mine"
+    (mine / "decoder").mkdir(parents=True)
+    (mine / "config.json").write_text('{"n_embd": 8}')
+    (mine / "decoder/model.safetensors").write_text("downloaded for hours")
+    before = contents(mine)
+    with pytest.raises(UserError, match="is not a model that was written here"):
+        pipe.save_pretrained(mine)
+    assert contents(mine) == before
+    for _ in range(2):
+        pipe.save_pretrained(tmp_path / "model")
+    (tmp_path / "model/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds notes.txt, which was not written here"):
+        pipe.save_pretrained(tmp_path / "model")
+    assert sorted(os.listdir(tmp_path)) == ["mine", "model"]
+
+
+def test_parts_are_never_replaced_by_the_pipeline_of_them(parts, tmp_path):
+    before = contents(parts)
+    tokenizer, lm = parts / "tokenizer", parts / "lm"
+    for out in (tokenizer, lm, parts, tokenizer / "decoder", lm / "pipeline"):
+        with pytest.raises(UserError, match="which is read; name another folder"):
+            assemble(Arguments(tokenizer=tokenizer, lm=lm, out=out))
+    assert contents(parts) == before
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not a model that was written here"):
+        assemble(Arguments(tokenizer=tokenizer, lm=lm, out=tmp_path / "out"))
+    assert os.listdir(tmp_path / "out") == ["thesis.txt"]
+    for _ in range(2):
+        assemble(Arguments(tokenizer=tokenizer, lm=lm, out=tmp_path / "new"))
+    assert DiCoDePipeline.from_pretrained(tmp_path / "new").text is not None
+
+
+def test_a_tokenizer_is_written_whole_beside_a_link(pipe, tmp_path):
+    (tmp_path / "shared.json").write_text("old")
+    (tmp_path / "tokenizer.json").symlink_to("shared.json")
+    pipe.text.save(tmp_path)
+    assert os.readlink(tmp_path / "tokenizer.json") == "shared.json"
+    assert language_model.TextTokenizer.from_file(tmp_path).vocab_size == pipe.text.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "count"),
+    [(signal.SIGTERM, 143, 1), (signal.SIGTERM, 143, 9), (signal.SIGHUP, 129, 1)],
+)
+def test_a_signal_during_a_conversion_leaves_nothing(tmp_path, number, status, count):
+    code = (
+        "import sys, time\n"
+        "from convert import command\n"
+        "def main(args, report):\n"
+        "    with command.output_folder(args.out) as folder:\n"
+        "        (folder / 'model.safetensors').write_text('half')\n"
+        "        print('writing', flush=True)\n"
+        "        time.sleep(60)\n"
+        "options = command.parser('convert.test', 'A test.')\n"
+        "sys.exit(command.run(main, options, ['--out', sys.argv[1]]))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "out")],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "writing\n"
+    for _ in range(count):  # schedulers repeat themselves
+        process.send_signal(number)
+        time.sleep(0.001)
+    _, error = process.communicate(timeout=60)
+    assert not os.listdir(tmp_path)
+    if count == 1:  # else a late one may cut the message
+        assert process.returncode == status
+        assert error == "python -m convert.test: interrupted, nothing half-written is left\n"
