@@ -41,9 +41,9 @@ def data(args: argparse.Namespace) -> None:
     from dicode_jax.data import inspect
     from dicode_jax.data.files import check_output
 
-    if args.sheet is not None:
-        check_output(args.sheet, (".png",))
     cfg = _config(args)
+    if args.sheet is not None:
+        check_output(args.sheet, (".png",), sources=[cfg.path])
     with tqdm(desc="records", unit="record", leave=False, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:

@@ -54,6 +54,15 @@ def test_the_command_prints_and_draws(folder, tmp_path, capsys):
     assert "9 records, 3 of them read" in capsys.readouterr().out
 
 
+def test_a_sheet_never_replaces_a_picture_of_the_data_set(tmp_path, capsys):
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    before = picture.read_bytes()
+    assert cli.main(["data", "inspect", str(tmp_path), "--sheet", str(picture)]) == 2
+    assert "is read by this command" in capsys.readouterr().err
+    assert picture.read_bytes() == before
+
+
 def test_a_config_file_says_what_to_look_at(folder, tmp_path, capsys):
     config = tmp_path / "config.py"
     config.write_text(
