@@ -91,9 +91,10 @@ def convert(args: argparse.Namespace, report: dict[str, Any]) -> None:
       ConversionError: Keys, shapes or the noise schedule do not fit; lists all problems.
     """
     out = pathlib.Path(args.out)
-    reads = command.sources(args)
-    command.check_folder(out, overwrite=args.overwrite, sources=reads)
     files = find_files(args)
+    named = (files.tokenizer, files.lm, files.text, files.clip, args.yaml)
+    reads = [path for path in named if path is not None]  # OUT may lie beside them in --models
+    command.check_folder(out, overwrite=args.overwrite, sources=reads)
     sources, problems, parts = [], [], {}
     system = text = lm_cfg = None
     if files.tokenizer is not None:

@@ -206,3 +206,12 @@ def test_wrong_arguments_are_explained(models, tmp_path, capsys):
         (("--lm", main), "the checkpoint has no llm.transformer.wte.weight"),
     ):
         assert message in refused(capsys, out, *args)
+
+
+def test_out_may_lie_beside_the_models_and_in_none_of_them(models, tmp_path, capsys):
+    for path in models.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    for out in (tmp_path, tmp_path / "gpt2-large", tmp_path / "gpt2-large" / "new"):
+        assert run("--models", tmp_path, "--out", out, "--overwrite") == 2
+        assert "which is read; name another folder" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in models.iterdir())
