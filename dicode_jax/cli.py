@@ -15,9 +15,10 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 from dicode_jax import cli_data, cli_runs
-from dicode_jax.cli_arguments import MAX_CLIPS, VIDEO_SUFFIXES, make_parser
+from dicode_jax.cli_arguments import VIDEO_SUFFIXES, make_parser
 from dicode_jax.errors import UserError
 from dicode_jax.interrupts import exit_status, polite_signals
+from dicode_jax.pipelines.options import MAX_CLIPS
 
 TOKEN_SUFFIXES = (".safetensors",)
 SHEET_SUFFIXES = (".png",)

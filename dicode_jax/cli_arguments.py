@@ -2,17 +2,23 @@
 
 import argparse
 import difflib
-import math
 import sys
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from dicode_jax import cli_data, cli_runs
 from dicode_jax.errors import UserError
+from dicode_jax.pipelines.options import (
+    MAX_CLIPS,
+    MAX_FRAMES,
+    MAX_GUIDANCE,
+    MAX_SEED,
+    MAX_STEPS,
+    Real,
+    Whole,
+)
 
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")  # as data.video, which is slow to import
-
-# Beyond these a number is a slip of the finger: an hour of video, the steps of the noise schedule.
-MAX_CLIPS, MAX_FRAMES, MAX_STEPS, MAX_GUIDANCE, MAX_SEED = 1800, 256, 1000, 100.0, 2**32 - 1
 
 _EPILOG = """\
 examples:
@@ -76,7 +82,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
     _add_video_out(sub)
     sub.add_argument(
         "--num-clips",
-        type=_whole(1, MAX_CLIPS),
+        type=_number(int, Whole(1, MAX_CLIPS)),
         default=1,
         metavar="N",
         help="clips of two seconds each (default: 1)",
@@ -140,26 +146,26 @@ def _add_video_out(parser: argparse.ArgumentParser) -> None:
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-frames",
-        type=_even_frames,
+        type=_number(int, Whole(2, MAX_FRAMES, is_even=True)),
         metavar="N",
         help="frames per clip, an even number (default: the model's own, mostly 16)",
     )
     parser.add_argument(
         "--seed",
-        type=_whole(0, MAX_SEED),
+        type=_number(int, Whole(0, MAX_SEED)),
         default=0,
         metavar="S",
         help="another seed paints another video (default: 0)",
     )
     parser.add_argument(
         "--steps",
-        type=_whole(1, MAX_STEPS),
+        type=_number(int, Whole(1, MAX_STEPS)),
         metavar="N",
         help="denoising steps; fewer are faster and coarser (default: the model's own, mostly 50)",
     )
     parser.add_argument(
         "--guidance-scale",
-        type=_guidance,
+        type=_number(float, Real(0.0, MAX_GUIDANCE, is_open=True)),
         metavar="X",
         help="how strongly a clip follows its deep tokens, as 7.5; 1 switches guidance off "
         "(default: the model's own)",
@@ -174,40 +180,20 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    """A parser of whole numbers in low..high."""
+def _number(kind: type, rule: Whole | Real) -> Callable[[str], Any]:
+    """A parser of numbers that `rule` lets pass."""
 
-    def parse(text: str) -> int:
+    def parse(text: str) -> Any:
         try:
-            value = int(text)
+            value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"want a whole number, got {text!r}") from None
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"want a number from {low} to {high}, got {value}")
-        return value
+            value = text  # which the rule refuses as it is
+        try:
+            return rule(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
     return parse
-
-
-def _even_frames(text: str) -> int:
-    value = _whole(2, MAX_FRAMES)(text)
-    if value % 2:
-        raise argparse.ArgumentTypeError(
-            f"want an even number, got {value}: each half of a clip sees one keyframe"
-        )
-    return value
-
-
-def _guidance(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"want a number, got {text!r}") from None
-    if not (math.isfinite(value) and 0 < value <= MAX_GUIDANCE):
-        raise argparse.ArgumentTypeError(
-            f"want a number above 0, of at most {MAX_GUIDANCE:g}, got {text}"
-        )
-    return value
 
 
 class _Version(argparse.Action):

@@ -34,6 +34,14 @@ def random_module(build) -> nnx.Module:
     return nnx.merge(graph, jax.tree.map(draw, abstract))
 
 
+def with_value(module: nnx.Module, value: float) -> nnx.Module:
+    """The module with `value` in all of its largest array."""
+    graph, state = nnx.split(module)
+    largest = max(leaf.size for leaf in jax.tree.leaves(state))
+    fill = lambda leaf: jnp.full_like(leaf, value) if leaf.size == largest else leaf  # noqa: E731
+    return nnx.merge(graph, jax.tree.map(fill, state))
+
+
 def tiny_pipeline() -> DiCoDePipeline:
     tokenizer_text = text.train_small()
     tokenizer = DeepTokenizerConfig(

@@ -5,6 +5,7 @@ and without the condition, latents that may be concatenated, DDIM, guidance with
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from dicode_jax.diffusion.samplers.ddim import DDIM
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.diffusion.time_grid import SPACINGS, ddim_time_grid
 from dicode_jax.models.unet3d import UNet3D
+from dicode_jax.nn.rngs import fold
 from dicode_jax.typing import Array, Float
 
 
@@ -51,6 +53,8 @@ class VideoSamplingConfig:
         for name in ("guidance_rescale", "eta"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in 0..1, got {getattr(self, name)}")
+        if not math.isfinite(self.guidance_scale):
+            raise ValueError(f"guidance_scale must be finite, got {self.guidance_scale}")
 
 
 def sample_latents(
@@ -111,14 +115,3 @@ def sample_latents(
         noise=noise,
     )
     return latents
-
-
-def sample_keys(seed: int, count: int) -> Array:
-    """One key for each sample, folded from the seed and its place in the batch."""
-    key = jax.random.key(seed)
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
-
-
-def fold(keys: Array, stream: int) -> Array:
-    """Folds a number into each of the keys."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, stream))(keys)

@@ -6,12 +6,25 @@ that a batch is split over.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
 from flax import nnx
 
 from dicode_jax.typing import Array
+
+
+def sample_keys(seeds: Sequence[int]) -> Array:
+    """One key for each sample, of its own seed (0 to 2**32 - 1) alone."""
+    # Folded once more for the sake of the videos that a seed has always given.
+    first = lambda seed: jax.random.fold_in(jax.random.key(seed), 0)  # noqa: E731
+    return jax.vmap(first)(np.asarray(seeds, np.uint32))
+
+
+def fold(keys: Array, number: int) -> Array:
+    """Folds a number into each of the keys."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
 class ShapeRngs:

@@ -26,7 +26,6 @@ from dicode_jax import config as config_lib
 from dicode_jax import hub, model_card, weights
 from dicode_jax.data.text import TextTokenizer
 from dicode_jax.data.transforms import resize_bilinear
-from dicode_jax.diffusion.time_grid import ddim_time_grid
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
@@ -36,13 +35,13 @@ from dicode_jax.models.dicode.decoder import (
     SamplingConfig,
     decode_clip,
     decode_latents,
-    to_uint8,
 )
 from dicode_jax.models.dicode.generate import generate
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
-from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.nn.rngs import ShapeRngs, fold, sample_keys
+from dicode_jax.pipelines import checks, options
 from dicode_jax.storage.folders import new_folder
-from dicode_jax.typing import Array, Float, UInt8
+from dicode_jax.typing import Float, UInt8
 
 Progress = Callable[[str, int, int], None]  # (what, done, of how many)
 
@@ -73,6 +72,17 @@ class GenerationConfig:
     window: int | None = None
     overlap: int | None = None
 
+    def __post_init__(self):
+        for name, least in (
+            ("var_scale", 0.0),
+            ("logits_temperature", 1e-6),
+            ("guidance_scale", 1.0),
+        ):
+            options.named(name, options.Real(least), getattr(self, name))
+        for name in ("window", "overlap"):
+            if getattr(self, name) is not None:
+                options.named(name, options.Whole(1), getattr(self, name))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
@@ -91,6 +101,11 @@ class PipelineConfig:
     text_length: int = 80
     sampling: SamplingConfig = SamplingConfig()
     generation: GenerationConfig = GenerationConfig()
+
+    def __post_init__(self):
+        options.check(fps=self.fps)
+        for name in ("frame_size", "text_length"):
+            options.named(name, options.Whole(1), getattr(self, name))
 
 
 class DiCoDePipeline:
@@ -249,21 +264,21 @@ class DiCoDePipeline:
         *,
         num_clips: int = 1,
         num_frames: int | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         progress: Progress | None = None,
     ) -> UInt8[np.ndarray, "b f h w 3"]:
         """Generates a video for each prompt.
 
-        The same prompt at the same place of the list, with the same seed, gives the same video,
-        whatever else is in the list.
+        Prompt i of a call with `seed=s` gives what it gives alone with `seed=s + i`: the same
+        tokens, and frames within one grey level, as sums run in another order in another batch.
 
         Args:
           prompt: One prompt or several.
           num_clips: Clips of two seconds; neighbours share a keyframe.
           num_frames: Frames per clip, even; the model's default is None.
-          seed: Of all randomness.
+          seed: Of all randomness, 0 to 2**32 - 1; or a seed for each prompt.
           num_inference_steps: Diffusion steps per clip; None for the model's default.
           guidance_scale: Strength of the deep tokens; None for the model's default.
           progress: Called as `(what, done, total)` while it works.
@@ -274,51 +289,59 @@ class DiCoDePipeline:
         Raises:
           UserError: A prompt is empty or cannot be spelled, or an option is impossible.
         """
+        sampling = {
+            "num_frames": num_frames,
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+        }
+        self._sampling(**sampling)  # what is wrong is known before the tokens are written
         tokens = self.generate_tokens(prompt, num_clips=num_clips, seed=seed, progress=progress)
-        return self.decode(
-            tokens,
-            seed=seed,
-            num_frames=num_frames,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            progress=progress,
-        )
+        return self.decode(tokens, seed=seed, progress=progress, **sampling)
 
     def generate_tokens(
         self,
         prompt: str | Sequence[str],
         *,
         num_clips: int = 1,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         progress: Progress | None = None,
     ) -> Float[np.ndarray, "b k n z"]:
-        """Deep tokens of the `num_clips + 1` keyframes of each prompt's video."""
+        """Deep tokens of the `num_clips + 1` keyframes of each prompt's video.
+
+        Those of prompt i are, bit for bit, those of that prompt alone with its own seed; see the
+        pipeline for arguments and errors.
+        """
         if self.language_model is None:
             raise UserError("this model has no language model; it can encode and decode only")
-        if num_clips < 1:
-            raise UserError(f"num_clips must be at least 1, got {num_clips}")
-        encoded = self.text.encode(prompt, self.config.text_length, allow_empty=False)
+        prompts = options.check_prompts(prompt)
+        seeds = options.check_seeds(seed, len(prompts))
+        num_clips = options.named("num_clips", options.OPTIONS["num_clips"], num_clips)
+        encoded = self.text.encode(prompts, self.config.text_length, allow_empty=False)
         for i in encoded.truncated:
             warnings.warn(
                 f"the prompt has {encoded.lengths[i]} tokens; the model reads the first "
                 f"{self.config.text_length}",
                 stacklevel=2,
             )
-        if progress is not None:
-            progress("keyframes", 0, 1)
         graph, state = self._split["language_model"]
-        tokens = _generate(
-            graph,
-            state,
-            jnp.asarray(encoded.ids),
-            _sample_keys(seed, len(encoded.ids), 0),
-            num_keyframes=num_clips + 1,
-            config=self.config.generation,
-        )
-        tokens = np.asarray(tokens)
+        keys = fold(sample_keys(seeds), 0)
+        tokens = []
+        # One prompt at a time: the products of a batch are rounded in another way in each size.
+        for i, ids in enumerate(encoded.ids):
+            if progress is not None:
+                progress("keyframes", i, len(prompts))
+            written = _generate(
+                graph,
+                state,
+                jnp.asarray(ids)[None],
+                keys[i : i + 1],
+                num_keyframes=num_clips + 1,
+                config=self.config.generation,
+            )
+            tokens.append(np.asarray(written[0]))
         if progress is not None:
-            progress("keyframes", 1, 1)
-        return tokens
+            progress("keyframes", len(prompts), len(prompts))
+        return checks.finite_tokens(np.stack(tokens), "language_model")
 
     def encode(
         self,
@@ -329,30 +352,32 @@ class DiCoDePipeline:
 
         Args:
           video: Frames in [0, 255].
-          keyframes: Indices of the keyframes; the first and the last frame by default.
+          keyframes: Indices of two keyframes or more, negative ones from the end; the first and
+            the last frame by default.
 
         Raises:
-          UserError: Fewer than two frames, or this model has no tokenizer.
+          UserError: Fewer than two frames, an index outside of them, or this model has no
+            tokenizer.
         """
         if self.tokenizer is None:
             raise UserError("this model has no tokenizer; it can generate and decode only")
-        video = np.asarray(video)
-        if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8:
+        video = checks.as_array(video, "a video is uint8 [f, h, w, 3]")
+        if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8 or not video.size:
             raise UserError(f"a video is uint8 [f, h, w, 3], got {video.dtype} {video.shape}")
         if len(video) < 2:
             raise UserError("a clip needs two keyframes, the video has one frame")
-        images = video[list(keyframes) if keyframes is not None else [0, -1]]
-        if len(images) < 2:
-            raise UserError("a clip needs two keyframes, got one")
+        given = [0, -1] if keyframes is None else keyframes
+        images = video[options.check_keyframes(given, len(video))]
         graph, state = self._split["tokenizer"]
         size = self.config.frame_size
-        return np.stack([np.asarray(_encode(graph, state, x[None], size=size)[0]) for x in images])
+        tokens = [np.asarray(_encode(graph, state, x[None], size=size)[0]) for x in images]
+        return checks.finite_tokens(np.stack(tokens), "tokenizer")
 
     def decode(
         self,
         tokens: Float[np.ndarray, "*b k n z"],
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         num_frames: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
@@ -362,7 +387,8 @@ class DiCoDePipeline:
 
         Args:
           tokens: Deep tokens of two or more keyframes, of one video or of a batch.
-          seed, num_frames, num_inference_steps, guidance_scale, progress: As for the pipeline.
+          seed, num_frames, num_inference_steps, guidance_scale, progress: As for the pipeline;
+            video i of a batch is painted as it is alone with its own seed.
 
         Returns:
           `(k - 1) * num_frames` frames in [0, 255].
@@ -370,54 +396,54 @@ class DiCoDePipeline:
         Raises:
           UserError: The tokens are of another shape than the model's, or an option is impossible.
         """
-        tokens = np.asarray(tokens, np.float32)
         cfg = self.decoder.cfg
-        wanted = (cfg.num_tokens, cfg.token_dim)
-        if tokens.ndim not in (3, 4) or tokens.shape[-2:] != wanted or tokens.shape[-3] < 2:
+        wanted = (
+            f"this model decodes two or more keyframes of {cfg.num_tokens} tokens of width "
+            f"{cfg.token_dim}"
+        )
+        tokens = checks.as_array(tokens, wanted, np.float32)
+        is_batch, shape = tokens.ndim == 4, (cfg.num_tokens, cfg.token_dim)
+        if not (is_batch or tokens.ndim == 3) or tokens.shape[-2:] != shape or not tokens.size:
+            raise UserError(f"{wanted}, got an array of shape {tokens.shape}")
+        if not 2 <= tokens.shape[-3] <= options.MAX_CLIPS + 1:
             raise UserError(
-                f"this model decodes two or more keyframes of {wanted[0]} tokens of width "
-                f"{wanted[1]}, got an array of shape {tokens.shape}"
+                f"{wanted}, and at most {options.MAX_CLIPS} clips at once, got "
+                f"{tokens.shape[-3]} keyframes"
             )
-        if not np.isfinite(tokens).all():
-            raise UserError("the deep tokens hold NaN or infinite numbers")
-        batched = tokens if tokens.ndim == 4 else tokens[None]
-        sampling = self._sampling(num_frames, num_inference_steps, guidance_scale)
+        batched = tokens if is_batch else tokens[None]
+        samples = sample_keys(options.check_seeds(seed, len(batched)))
+        sampling = self._sampling(
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+        )
         graph, state = self._split["decoder"]
-        b, k = batched.shape[:2]
+        k = batched.shape[1]
         clips = []
         for clip in range(k - 1):
             if progress is not None:
                 progress("clips", clip, k - 1)
-            keys = _sample_keys(seed, b, 1 + clip)
+            keys = fold(samples, 1 + clip)
             pair = jnp.asarray(batched[:, clip : clip + 2])
-            clips.append(np.asarray(_decode(graph, state, pair, keys, config=sampling)))
+            pixels, is_finite = _decode(graph, state, pair, keys, config=sampling)
+            checks.check_painted(is_finite, "the decoder", sampling)
+            clips.append(np.asarray(pixels))
         if progress is not None:
             progress("clips", k - 1, k - 1)
         video = np.concatenate(clips, axis=1)
-        return video if tokens.ndim == 4 else video[0]
+        return video if is_batch else video[0]
 
     def reconstruct(
         self,
         video: UInt8[np.ndarray, "f h w 3"],
         keyframes: Sequence[int] | None = None,
-        **options: Any,
+        **changes: Any,
     ) -> UInt8[np.ndarray, "f h w 3"]:
-        """`decode(encode(video, keyframes), **options)`."""
-        return self.decode(self.encode(video, keyframes), **options)
+        """`decode(encode(video, keyframes), **changes)`."""
+        return self.decode(self.encode(video, keyframes), **changes)
 
-    def _sampling(self, num_frames, num_inference_steps, guidance_scale) -> SamplingConfig:
-        given = {
-            "num_frames": num_frames,
-            "num_inference_steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
-        }
-        changes = {name: value for name, value in given.items() if value is not None}
-        try:
-            config = dataclasses.replace(self.config.sampling, **changes)
-            schedule = self.decoder.cfg.schedule
-            ddim_time_grid(config.spacing, config.num_inference_steps, schedule.num_timesteps)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+    def _sampling(self, **changes: Any) -> SamplingConfig:
+        config = checks.sampling_of(self.config.sampling, self.decoder.cfg.schedule, **changes)
         if config.num_frames % 2 and self.decoder.cfg.image_proj_type == "headrear":
             raise UserError(f"num_frames must be even, got {config.num_frames}")
         return config
@@ -442,26 +468,18 @@ def check_folder(folder: str | os.PathLike) -> PipelineConfig:
 
 def _load(folder: pathlib.Path, name: str, dtype: Any, param_dtype: Any) -> nnx.Module:
     kind, config_type = PARTS[name]
-    options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": ShapeRngs()}
-    build = lambda cfg: kind(cfg, **options)  # noqa: E731
-    return weights.load_module(folder / name, build, config_type, param_dtype=param_dtype)[0]
-
-
-def _sample_keys(seed: int, count: int, stream: int) -> Array:
-    """One key for each sample, so that nothing depends on the size of the batch.
-
-    It is folded from the seed, the sample and the stream (0: the language model, 1 + i: clip i).
-    """
-    key = jax.random.key(seed)
-    fold = lambda i: jax.random.fold_in(jax.random.fold_in(key, i), stream)  # noqa: E731
-    return jax.vmap(fold)(jnp.arange(count))
+    build = lambda cfg: kind(  # noqa: E731
+        cfg, dtype=dtype, param_dtype=param_dtype, rngs=ShapeRngs()
+    )
+    module, _ = weights.load_module(folder / name, build, config_type, param_dtype=param_dtype)
+    checks.check_weights(name, module)
+    return module
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "num_keyframes", "config"))
 def _generate(graph, state, text_ids, keys, *, num_keyframes, config):
     lm = nnx.merge(graph, state)
-    options = dataclasses.asdict(config)
-    return generate(lm, text_ids, num_keyframes=num_keyframes, keys=keys, **options)
+    return generate(lm, text_ids, num_keyframes=num_keyframes, keys=keys, **vars(config))
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "size"))
@@ -476,4 +494,5 @@ def _encode(graph, state, images, *, size):
 @functools.partial(jax.jit, static_argnames=("graph", "config"))
 def _decode(graph, state, tokens, keys, *, config):
     decoder = nnx.merge(graph, state)
-    return to_uint8(decode_latents(decoder, decode_clip(decoder, tokens, keys, config)))
+    latents = decode_clip(decoder, tokens, keys, config)
+    return checks.quantize(decode_latents(decoder, latents))

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,17 +22,16 @@ from flax import nnx
 
 from dicode_jax import config as config_lib
 from dicode_jax import hub, model_card, weights
-from dicode_jax.data.transforms import to_uint8
 from dicode_jax.diffusion.schedules import NoiseSchedule
-from dicode_jax.diffusion.time_grid import ddim_time_grid
 from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from dicode_jax.models.latent_video import VideoSamplingConfig, sample_keys, sample_latents
+from dicode_jax.models.latent_video import VideoSamplingConfig, sample_latents
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
-from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.nn.rngs import ShapeRngs, sample_keys
+from dicode_jax.pipelines import checks, options
 from dicode_jax.storage.folders import new_folder
-from dicode_jax.typing import Array, Float, UInt8
+from dicode_jax.typing import Float, UInt8
 
 PARTS: dict[str, tuple[type, type]] = {
     "unet": (UNet3D, UNet3DConfig),
@@ -109,6 +108,7 @@ class DivotDetokenizer:
             parts[name], _ = weights.load_module(
                 folder / name, build, config_type, param_dtype=param_dtype
             )
+            checks.check_weights(name, parts[name])
         metadata = {name: weights.read_metadata(folder / name) for name in PARTS}
         return cls(parts, config=config, metadata=metadata)
 
@@ -137,7 +137,7 @@ class DivotDetokenizer:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         eta: float | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
     ) -> UInt8[np.ndarray, "b f h w 3"]:
         """Paints a clip for each set of features.
 
@@ -145,7 +145,8 @@ class DivotDetokenizer:
           features: Of Divot's video tokenizer, one clip or a batch ([64, 256] in the release).
           null_features: Those of an all-zero clip, for guidance.
           num_inference_steps, guidance_scale, eta: None for the model's default.
-          seed: Of all randomness; a clip does not depend on the batch around it.
+          seed: Of all randomness, 0 to 2**32 - 1; or a seed for each clip. Clip i of a call with
+            `seed=s` is what it is alone with `seed=s + i`, within one grey level.
 
         Returns:
           Frames in [0, 255].
@@ -155,11 +156,19 @@ class DivotDetokenizer:
             is impossible.
         """
         width = self.parts["resampler"].cfg.embed_dim
-        features = np.asarray(features, np.float32)
+        wanted = f"features are [l, {width}] or a batch"
+        features = checks.as_array(features, wanted, np.float32)
         if features.ndim not in (2, 3) or features.shape[-1] != width or 0 in features.shape:
-            raise UserError(f"features are [l, {width}] or a batch, got shape {features.shape}")
+            raise UserError(f"{wanted}, got shape {features.shape}")
         batch = features if features.ndim == 3 else features[None]
-        sampling = self._sampling(num_inference_steps, guidance_scale, eta)
+        sampling = checks.sampling_of(
+            self.config.sampling,
+            self.config.schedule,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            eta=eta,
+        )
+        seeds = options.check_seeds(seed, len(batch))
         if null_features is None:
             if sampling.guidance_scale != 1.0:
                 raise UserError(
@@ -168,38 +177,25 @@ class DivotDetokenizer:
                 )
             null = np.zeros(batch.shape[1:], np.float32)
         else:
-            null = np.asarray(null_features, np.float32)
+            wanted = f"null_features are {list(batch.shape[1:])}"
+            null = checks.as_array(null_features, wanted, np.float32)
         if null.shape != batch.shape[1:]:
             raise UserError(f"null_features have shape {null.shape}, want {batch.shape[1:]}")
         graphs, states = zip(*(self._split[name] for name in PARTS), strict=True)
-        pixels = _paint(
+        pixels, is_finite = _paint(
             graphs,
             states,
             jnp.asarray(batch),
             jnp.asarray(null),
-            sample_keys(seed, len(batch)),
+            sample_keys(seeds),
             config=dataclasses.replace(self.config, sampling=sampling),
         )
+        checks.check_painted(is_finite, ", ".join(PARTS), sampling)
         return np.asarray(pixels)
-
-    def _sampling(self, num_inference_steps, guidance_scale, eta) -> VideoSamplingConfig:
-        given = {
-            "num_inference_steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
-            "eta": eta,
-        }
-        changes = {name: value for name, value in given.items() if value is not None}
-        try:
-            sampling = dataclasses.replace(self.config.sampling, **changes)
-            schedule = self.config.schedule
-            ddim_time_grid(sampling.spacing, sampling.num_inference_steps, schedule.num_timesteps)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        return sampling
 
 
 @functools.partial(jax.jit, static_argnames=("graphs", "config"))
-def _paint(graphs, states, features, null_features, keys, *, config) -> Array:
+def _paint(graphs, states, features, null_features, keys, *, config):
     unet, autoencoder, resampler = map(nnx.merge, graphs, states)
     tokens = resampler(jnp.concatenate([null_features[None], features]))
     context, null = tokens[1:], jnp.broadcast_to(tokens[:1], tokens[1:].shape)
@@ -209,4 +205,4 @@ def _paint(graphs, states, features, null_features, keys, *, config) -> Array:
     latents = sample_latents(
         unet, config.schedule, context, null, None, keys, shape, config.sampling
     )
-    return to_uint8(autoencoder.decode_latents(latents, per_frame=True))
+    return checks.quantize(autoencoder.decode_latents(latents, per_frame=True))

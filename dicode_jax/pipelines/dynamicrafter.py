@@ -24,16 +24,16 @@ from flax import nnx
 from dicode_jax import config as config_lib
 from dicode_jax import hub, model_card, weights
 from dicode_jax.data.clip_text import ClipTokenizer
-from dicode_jax.data.transforms import clip_preprocess, resize_bilinear, to_float, to_uint8
+from dicode_jax.data.transforms import clip_preprocess, resize_bilinear, to_float
 from dicode_jax.diffusion.schedules import NoiseSchedule
-from dicode_jax.diffusion.time_grid import ddim_time_grid
 from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
-from dicode_jax.models.latent_video import VideoSamplingConfig, fold, sample_keys, sample_latents
+from dicode_jax.models.latent_video import VideoSamplingConfig, sample_latents
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
-from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.nn.rngs import ShapeRngs, fold, sample_keys
+from dicode_jax.pipelines import checks, options
 from dicode_jax.storage.folders import new_folder
 from dicode_jax.typing import Array, Float, UInt8
 
@@ -125,6 +125,7 @@ class DynamiCrafterPipeline:
             parts[name], _ = weights.load_module(
                 folder / name, build, config_type, param_dtype=param_dtype
             )
+            checks.check_weights(name, parts[name])
         vocab_size = parts["text_tower"].cfg.vocab_size
         text = ClipTokenizer(None, vocab_size)
         if (folder / TEXT_FOLDER).is_dir():
@@ -164,12 +165,13 @@ class DynamiCrafterPipeline:
         guidance_rescale: float | None = None,
         eta: float | None = None,
         fs: int | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
     ) -> UInt8[np.ndarray, "b f h w 3"]:
         """Paints a video for each image.
 
-        The same image and prompt at the same place, with the same seed, give the same video,
-        whatever else is in the batch. An option that is None takes the model's default.
+        Image i of a call with `seed=s` gives what it gives alone with `seed=s + i`, within one grey
+        level, as sums run in another order in another batch. An option that is None takes the
+        model's default.
 
         Args:
           image: First frame (of the interpolation model too), of any size, in [0, 255]; one or a
@@ -185,7 +187,7 @@ class DynamiCrafterPipeline:
           eta: 0 for the same path from the same noise, 1 for fresh noise at every step.
           fs: Frame stride for the 256 model (1 to 6, larger for more motion), frames per second for
             the others (smaller for more motion).
-          seed: Of all randomness.
+          seed: Of all randomness, 0 to 2**32 - 1; or a seed for each image.
 
         Returns:
           Frames in [0, 255] of the model's size.
@@ -205,7 +207,10 @@ class DynamiCrafterPipeline:
             eta=eta,
             fs=fs,
         )
-        return np.asarray(_decode(*self._of("autoencoder"), latents))
+        pixels, is_finite = _decode(*self._of("autoencoder"), latents)
+        sampling = self._sampling(guidance_scale=guidance_scale)
+        checks.check_painted(is_finite, "the autoencoder", sampling)
+        return np.asarray(pixels)
 
     def sample_latents(
         self,
@@ -213,8 +218,8 @@ class DynamiCrafterPipeline:
         prompt: str | Sequence[str] = "",
         *,
         last_image: UInt8[np.ndarray, "*b h w 3"] | None = None,
-        seed: int = 0,
-        **options: Any,
+        seed: int | Sequence[int] = 0,
+        **changes: Any,
     ) -> Float[Array, "b f y x c"]:
         """The scaled latents of what `__call__` paints; it takes the same arguments.
 
@@ -222,21 +227,22 @@ class DynamiCrafterPipeline:
           UserError: An image or an option is impossible.
         """
         images = self._fit(image, "image")
-        prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
+        prompts = options.check_prompts(prompt)
+        prompts = prompts * len(images) if isinstance(prompt, str) else prompts
         if len(prompts) != len(images):
             raise UserError(f"{len(images)} image(s) and {len(prompts)} prompts: give one for each")
         lasts = self._last_images(last_image, images)
-        sampling = self._sampling(options)
+        sampling = self._sampling(**changes)
         length = self.parts["text_tower"].cfg.max_seq_len
         ids = self.text(["", *prompts], length)
-        keys = sample_keys(seed, len(images))
+        keys = sample_keys(options.check_seeds(seed, len(images)))
         context, null_context = _contexts(
             *self._of("text_tower", "image_tower", "resampler"), jnp.asarray(ids), images
         )
         concat = _concat(
             *self._of("autoencoder"), images, lasts, keys, num_frames=sampling.num_frames
         )
-        return _sample(
+        latents, is_finite = _sample(
             *self._of("unet"),
             context,
             null_context,
@@ -245,6 +251,8 @@ class DynamiCrafterPipeline:
             schedule=self.config.schedule,
             sampling=sampling,
         )
+        checks.check_painted(is_finite, ", ".join(PARTS), sampling)
+        return latents
 
     def _of(self, *names: str) -> tuple[tuple, tuple]:
         """Graphs and states of some parts."""
@@ -253,7 +261,7 @@ class DynamiCrafterPipeline:
 
     def _fit(self, image, name: str) -> Float[Array, "b y x 3"]:
         """Images [b, h, w, 3] of the model's size in [-1, 1], scaled to cover it and cropped."""
-        image = np.asarray(image)
+        image = checks.as_array(image, f"{name} is uint8 [h, w, 3] or a batch")
         if image.dtype != np.uint8 or image.ndim not in (3, 4) or image.shape[-1] != 3:
             raise UserError(
                 f"{name} is uint8 [h, w, 3] or a batch, got {image.dtype} {image.shape}"
@@ -277,14 +285,8 @@ class DynamiCrafterPipeline:
             raise UserError(f"{len(images)} image(s) and {len(lasts)} last image(s)")
         return lasts
 
-    def _sampling(self, changes: Mapping[str, Any]) -> VideoSamplingConfig:
-        given = {name: value for name, value in changes.items() if value is not None}
-        try:
-            sampling = dataclasses.replace(self.config.sampling, **given)
-            schedule = self.config.schedule
-            ddim_time_grid(sampling.spacing, sampling.num_inference_steps, schedule.num_timesteps)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+    def _sampling(self, **changes: Any) -> VideoSamplingConfig:
+        sampling = checks.sampling_of(self.config.sampling, self.config.schedule, **changes)
         if self.config.interpolation and sampling.num_frames < 2:
             raise UserError(f"num_frames must be at least 2, got {sampling.num_frames}")
         return sampling
@@ -359,10 +361,11 @@ def _concat(graphs, states, images, lasts, keys, *, num_frames):
 def _sample(graphs, states, context, null_context, concat, keys, *, schedule, sampling):
     (unet,) = map(nnx.merge, graphs, states)
     shape = concat.shape[2:]
-    return sample_latents(unet, schedule, context, null_context, concat, keys, shape, sampling)
+    latents = sample_latents(unet, schedule, context, null_context, concat, keys, shape, sampling)
+    return latents, jnp.isfinite(latents).all(axis=(1, 2, 3, 4))
 
 
 @functools.partial(jax.jit, static_argnames=("graphs",))
 def _decode(graphs, states, latents):
     (autoencoder,) = map(nnx.merge, graphs, states)
-    return to_uint8(autoencoder.decode_latents(latents, per_frame=True))
+    return checks.quantize(autoencoder.decode_latents(latents, per_frame=True))

@@ -1,12 +1,13 @@
 """Divot's de-tokenizer: the full-size key list by shapes, and a tiny file end to end."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 from convert_names import read_manifest, shapes_only, state_dict
-from safetensors.numpy import save_file
-from tiny import random_module
+from safetensors.numpy import load_file, save_file
+from tiny import random_module, with_value
 
 from convert import divot as command
 from dicode_jax import cli, weights
@@ -121,11 +122,30 @@ def test_features_and_options_are_checked(converted):
         ({}, "null_features"),
         ({"null_features": features[0, :2]}, "want"),
         ({"num_inference_steps": 0, "guidance_scale": 1}, "num_inference_steps"),
+        ({"guidance_scale": float("nan")}, "guidance_scale: .* got nan"),
+        ({"eta": "1", "guidance_scale": 1}, "eta: .* got '1'"),
+        ({"seed": 2**32, "guidance_scale": 1}, "seed: "),
+        ({"seed": [1], "guidance_scale": 1}, "seed: 1 seeds for 2"),
+        ({"null_features": np.full((5, 12), np.nan)}, "null_features .* NaN or infinite"),
     ):
         with pytest.raises(UserError, match=message):
             decoder(features, **options)
     with pytest.raises(UserError, match=r"features are \[l, 12\]"):
         decoder(features[..., :3])
+    for wrong in (np.full((5, 12), np.inf), "features", [[1.0], [1.0, 2.0]]):
+        with pytest.raises(UserError, match=r"features are \[l, 12\] or a batch, got"):
+            decoder(wrong, guidance_scale=1)
+
+
+@pytest.mark.parametrize("part", list(PARTS))
+def test_weights_that_are_no_numbers_are_refused_at_load(converted, tmp_path, part):
+    shutil.copytree(converted, tmp_path / "model")
+    path = tmp_path / "model" / part / "model.safetensors"
+    arrays = load_file(path)
+    name = max(arrays)
+    save_file(arrays | {name: np.full_like(arrays[name], np.nan)}, path)
+    with pytest.raises(UserError, match=f"weights of {part} hold NaN or infinite numbers .{name}"):
+        DivotDetokenizer.from_pretrained(tmp_path / "model")
 
 
 def test_a_clip_comes_from_its_own_features():
@@ -155,3 +175,13 @@ def test_a_clip_comes_from_its_own_features():
     mixed = decoder(np.stack([features[0], others[1]]), null_features=null[0], seed=1)
     np.testing.assert_array_equal(mixed[0], video[0])
     assert (mixed[1] != video[1]).any()
+    alone = decoder(features[0], null_features=null[0], seed=2).astype(int)
+    both = decoder(np.stack([others[1], features[0]]), null_features=null[0], seed=1)
+    assert np.abs(alone[0] - both[1]).max() <= 1
+    assert (alone != video).any()
+    for part in PARTS:
+        bad = DivotDetokenizer(
+            parts | {part: with_value(parts[part], np.nan)}, config=decoder.config
+        )
+        with pytest.raises(UserError, match="no picture: look at the weights of unet"):
+            bad(features[0], null_features=null[0])

@@ -132,3 +132,33 @@ def test_a_broken_config_is_refused(broken, capsys, content, message):
 def test_a_model_without_its_vocabulary_is_refused(broken, capsys):
     shutil.rmtree(broken / "text")
     assert "no tokenizer in" in line_of(capsys, "info", broken)
+
+
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "weights of"), (3e38, "NaN or infinite")])
+@pytest.mark.parametrize(
+    ("command", "part"),
+    [
+        (["generate", PROMPT], "language_model"),
+        (["generate", PROMPT], "decoder"),
+        (["reconstruct", "in.mp4"], "decoder"),
+        (["encode", "in.mp4"], "tokenizer"),
+        (["decode", "t.safetensors"], "decoder"),
+    ],
+)
+def test_what_is_no_number_costs_one_line_and_leaves_no_file(
+    broken, work, capsys, command, part, value, message
+):
+    """In the file already, or only when finite weights are multiplied."""
+    scene = synthetic.scene_at(0, 3)
+    video.write_video("in.mp4", synthetic.render(scene, 1, frame_size=16).reshape(-1, 16, 16, 3))
+    save_file({"tokens": np.zeros((2, NUM_TOKENS, TOKEN_DIM), np.float32)}, "t.safetensors")
+    path = broken / part / "model.safetensors"
+    arrays = load_file(path)
+    name = max(arrays, key=lambda name: arrays[name].size)
+    save_file(arrays | {name: np.full_like(arrays[name], value)}, path)
+    before = sorted(work.iterdir())
+    out = "out.safetensors" if command[0] == "encode" else "out.mp4"
+    line = line_of(capsys, *command, "--out", out, "--model", broken)
+    assert message in line
+    assert part in line
+    assert sorted(work.iterdir()) == before

@@ -1,14 +1,17 @@
 """DiCoDePipeline: what depends on what, round trips, and what it refuses."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import NUM_FRAMES, NUM_TOKENS, TOKEN_DIM, tiny_pipeline
+from tiny import NUM_FRAMES, NUM_TOKENS, TOKEN_DIM, tiny_pipeline, with_value
 
 from dicode_jax.errors import UserError
-from dicode_jax.pipelines.dicode import DiCoDePipeline
+from dicode_jax.nn.rngs import sample_keys
+from dicode_jax.pipelines.dicode import DiCoDePipeline, GenerationConfig, PipelineConfig
 
 PROMPTS = [
     "a red circle moves right on a black background",
@@ -27,6 +30,10 @@ def videos(pipe):
     return pipe(PROMPTS, num_clips=2, seed=3)
 
 
+VIDEO = np.zeros((4, 8, 8, 3), np.uint8)
+TOKENS = np.zeros((2, NUM_TOKENS, TOKEN_DIM), np.float32)
+
+
 def close(a, b):
     """Equal up to one level: sums run in another order in another batch size."""
     return np.abs(a.astype(int) - b.astype(int)).max() <= 1
@@ -38,9 +45,36 @@ def test_video_has_all_clips_of_all_prompts(videos):
     assert videos.std() > 0
 
 
-def test_sample_does_not_depend_on_the_batch_around_it(pipe, videos):
-    assert close(pipe(PROMPTS[:1], num_clips=2, seed=3)[0], videos[0])
-    assert close(pipe(PROMPTS[:2], num_clips=2, seed=3)[1], videos[1])
+def test_sample_of_a_batch_is_that_prompt_alone_with_its_own_seed(pipe, videos):
+    for i, prompt in enumerate(PROMPTS):
+        assert close(pipe(prompt, num_clips=2, seed=3 + i)[0], videos[i])
+    again = pipe(PROMPTS[::-1], num_clips=2, seed=np.array([5, 4, 3]))
+    assert close(again[::-1], videos)
+    tokens = pipe.generate_tokens(PROMPTS, num_clips=2, seed=3)
+    assert close(pipe.decode(tokens[1], seed=4), videos[1])
+    assert close(pipe.decode(tokens[::2], seed=[3, 5]), videos[::2])
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 1.5])
+def test_tokens_are_the_same_bits_in_a_batch_of_any_size(pipe, guidance_scale):
+    generation = dataclasses.replace(pipe.config.generation, guidance_scale=guidance_scale)
+    config = dataclasses.replace(pipe.config, generation=generation)
+    text = {"text": pipe.text, "config": config}
+    guided = DiCoDePipeline(**pipe.parts, **text)
+    prompts = [*PROMPTS, "a red circle grows on a navy background", PROMPTS[0]]
+    alone = [guided.generate_tokens(p, num_clips=2, seed=7 + i) for i, p in enumerate(prompts)]
+    for count in (2, 3, 5):
+        tokens = guided.generate_tokens(prompts[:count], num_clips=2, seed=7)
+        np.testing.assert_array_equal(tokens, np.concatenate(alone[:count]))
+    assert not np.array_equal(alone[0], alone[4])  # the same prompt, another seed
+
+
+def test_first_sample_draws_as_it_always_did():
+    """From the seed and place 0 of the batch, from which all samples were folded once."""
+    for seed in (0, 5, 2**32 - 1):
+        want = jax.random.fold_in(jax.random.key(seed), 0)
+        (got,) = sample_keys([seed])
+        np.testing.assert_array_equal(jax.random.key_data(got), jax.random.key_data(want))
 
 
 def test_first_clip_does_not_depend_on_how_many_follow(pipe, videos):
@@ -102,12 +136,40 @@ def test_long_prompt_is_cut_with_a_warning(pipe):
     [
         (lambda p: p(""), "empty"),
         (lambda p: p("a red circle ☃"), "never seen"),
-        (lambda p: p(PROMPTS[0], num_clips=0), "num_clips must be at least 1, got 0"),
+        (lambda p: p([]), "list of prompts is empty"),
+        (lambda p: p(None), "a prompt is text, or a list of texts, got None"),
+        (lambda p: p(["a red circle", 3]), "got 3 among them"),
+        (lambda p: p(PROMPTS[0], num_clips=0), "num_clips: want a whole number from 1 .* got 0"),
+        (lambda p: p(PROMPTS[0], num_clips=2.0), "num_clips: want a whole number"),
+        (lambda p: p(PROMPTS[0], num_clips=None), "num_clips: .* got None"),
+        (lambda p: p(PROMPTS[0], num_clips=10**9), "num_clips: .* from 1 to 1800"),
+        (lambda p: p(PROMPTS[0], num_frames="4"), "num_frames: want a whole number .* '4'"),
+        (lambda p: p(PROMPTS[0], num_frames=10**9), "num_frames: .* from 1 to 256"),
+        (lambda p: p(PROMPTS[0], num_inference_steps=2.5), "num_inference_steps: .* 2.5"),
+        (lambda p: p(PROMPTS[0], guidance_scale=float("nan")), "guidance_scale: .* got nan"),
+        (lambda p: p(PROMPTS[0], guidance_scale=np.float32("inf")), "guidance_scale: .* got inf"),
+        (lambda p: p(PROMPTS[0], guidance_scale=0), "guidance_scale: want a finite number above 0"),
+        (lambda p: p(PROMPTS[0], guidance_scale="7.5"), "guidance_scale: .* got '7.5'"),
+        (lambda p: p(PROMPTS[0], guidance_scale=10**400), "guidance_scale: "),
         (lambda p: p(PROMPTS[0], num_frames=3), "num_frames must be even, got 3"),
-        (lambda p: p(PROMPTS[0], num_inference_steps=0), "num_inference_steps must be at least 1"),
+        (lambda p: p(PROMPTS[0], num_inference_steps=0), "num_inference_steps: want .* at least 1"),
         (lambda p: p(PROMPTS[0], num_inference_steps=501), "501"),
         (lambda p: p.encode(np.zeros((1, 8, 8, 3), np.uint8)), "two keyframes"),
         (lambda p: p.encode(np.zeros((4, 8, 8, 3), np.float32)), "uint8"),
+        (lambda p: p.encode(np.zeros((4, 0, 8, 3), np.uint8)), "a video is uint8"),
+        (lambda p: p.encode([[1, 2], [3]]), "a video is uint8"),
+        (lambda p: p.encode(VIDEO, keyframes=[0]), "keyframes: a clip needs two, got 1"),
+        (lambda p: p.encode(VIDEO, keyframes=[0, 4]), "keyframes: .* from -4 to 3, got 4"),
+        (lambda p: p.encode(VIDEO, keyframes=[0, 1.5]), "keyframes: .* got 1.5"),
+        (lambda p: p.encode(VIDEO, keyframes=[True, False]), "keyframes: .* got True"),
+        (lambda p: p.encode(VIDEO, keyframes=3), "keyframes: want a list of frame numbers"),
+        (lambda p: p.decode("tokens"), "this model decodes .* got 'tokens'"),
+        (lambda p: p.decode(np.zeros((0, 2, NUM_TOKENS, TOKEN_DIM))), r"shape \(0, 2"),
+        (lambda p: p.decode(np.zeros((1802, NUM_TOKENS, TOKEN_DIM))), "at most 1800 clips"),
+        (lambda p: p.decode(TOKENS, seed=[1, 2]), r"2 seeds for 1 sample\(s\)"),
+        (lambda p: GenerationConfig(var_scale=float("nan")), "var_scale: "),
+        (lambda p: GenerationConfig(overlap=0), "overlap: "),
+        (lambda p: PipelineConfig(fps=float("inf")), "fps: "),
         (lambda p: p.decode(np.zeros((2, 5, 8), np.float32)), r"shape \(2, 5, 8\)"),
         (
             lambda p: p.decode(np.full((2, NUM_TOKENS, TOKEN_DIM), np.nan, np.float32)),
@@ -120,3 +182,63 @@ def test_mistake_is_one_clear_line(pipe, call, message):
     with pytest.raises(UserError, match=message) as caught:
         call(pipe)
     assert "\n" not in str(caught.value)
+
+
+SEEDS = [-1, 2**32, 2**63, 1.5, "1", None, True, [], [1], [1, 2, 3], [1, -1], [1, None], "12"]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("call", ["__call__", "generate_tokens", "decode"])
+def test_seed_that_is_none_is_refused(pipe, call, seed):
+    given = np.stack([TOKENS, TOKENS]) if call == "decode" else PROMPTS[:2]
+    with pytest.raises(UserError, match=r"^seed: ") as caught:
+        getattr(pipe, call)(given, seed=seed)
+    assert "\n" not in str(caught.value)
+
+
+def test_last_seed_is_in_range_and_its_successor_is_not(pipe):
+    last = pipe.generate_tokens(PROMPTS[:2], seed=2**32 - 2)
+    np.testing.assert_array_equal(
+        pipe.generate_tokens(PROMPTS[1], seed=np.uint32(2**32 - 1)), last[1:]
+    )
+    with pytest.raises(UserError, match="must not pass 4294967295"):
+        pipe.generate_tokens(PROMPTS[:2], seed=2**32 - 1)
+    assert not np.array_equal(last[1:], pipe.generate_tokens(PROMPTS[1], seed=0))
+
+
+def changed(pipe, **parts):
+    return DiCoDePipeline(**pipe.parts | parts, text=pipe.text, config=pipe.config)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("part", ["tokenizer", "decoder", "language_model"])
+def test_weights_that_are_no_numbers_are_refused_at_load(pipe, tmp_path, part, value):
+    bad = changed(pipe, **{part: with_value(pipe.parts[part], value)})
+    bad.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=rf"weights of {part} hold NaN or infinite numbers \(\w+"):
+        DiCoDePipeline.from_pretrained(tmp_path / "model")
+
+
+def test_weights_that_a_narrow_type_cannot_hold_are_refused_at_load(pipe, tmp_path):
+    changed(pipe, decoder=with_value(pipe.decoder, 1e6)).save_pretrained(tmp_path / "model")
+    assert DiCoDePipeline.from_pretrained(tmp_path / "model").decoder is not None
+    with pytest.raises(UserError, match=r"float16.*param_dtype is too narrow"):
+        DiCoDePipeline.from_pretrained(tmp_path / "model", param_dtype=jnp.float16)
+
+
+@pytest.mark.parametrize("value", [np.nan, 3e38])
+def test_what_overflows_on_the_way_is_no_video_and_no_tokens(pipe, value):
+    """Parts that never went through a file, and numbers that are finite until they are summed."""
+    bad = {name: with_value(module, value) for name, module in pipe.parts.items()}
+    with pytest.raises(UserError, match="language_model gave NaN or infinite"):
+        changed(pipe, language_model=bad["language_model"]).generate_tokens(PROMPTS[0])
+    with pytest.raises(UserError, match="tokenizer gave NaN or infinite"):
+        changed(pipe, tokenizer=bad["tokenizer"]).encode(VIDEO)
+    with pytest.raises(UserError, match=r"no picture: look at the weights of the decoder.* 7\.5"):
+        changed(pipe, decoder=bad["decoder"]).decode(TOKENS)
+
+
+def test_one_bad_sample_of_a_batch_is_named(pipe):
+    tokens = np.stack([TOKENS, np.full_like(TOKENS, 3e38)])
+    with pytest.raises(UserError, match=r"^sample 1 came out as NaN or infinite numbers"):
+        pipe.decode(tokens)

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tiny import random_module
+from tiny import random_module, with_value
 
 from dicode_jax.data import clip_text
 from dicode_jax.diffusion.schedules import NoiseSchedule
@@ -110,9 +110,14 @@ def test_a_video_for_every_image(pipe, images):
     assert videos.std() > 0
 
 
-def test_sample_does_not_depend_on_the_batch_around_it(pipe, images, latents):
-    alone = pipe.sample_latents(images[0], "cat", seed=3)
-    assert (apart(alone, latents[:1]) < 1e-4).all()
+def test_sample_of_a_batch_is_that_image_alone_with_its_own_seed(pipe, images, latents):
+    for i, prompt in enumerate(["cat", "dog"]):
+        alone = pipe.sample_latents(images[i], prompt, seed=3 + i)
+        assert (apart(alone, latents[i : i + 1]) < 1e-4).all()
+    swapped = pipe.sample_latents(images[::-1], ["dog", "cat"], seed=[4, 3])
+    assert (apart(swapped[::-1], latents) < 1e-4).all()
+    videos = pipe(images, ["cat", "dog"], seed=3).astype(int)
+    assert np.abs(pipe(images[1], "dog", seed=4)[0] - videos[1]).max() <= 1
 
 
 def test_same_seed_repeats_and_another_differs(pipe, images, latents):
@@ -178,10 +183,19 @@ def test_images_of_any_size_are_covered_without_bars(pipe, size):
         ({"image": np.zeros((0, 8, 16, 3), np.uint8)}, "image is empty"),
         ({"prompt": ["cat", "dog"]}, r"1 image\(s\) and 2 prompts"),
         ({"last_image": np.zeros((8, 16, 3), np.uint8)}, "last_image is for interpolation"),
-        ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
+        ({"image": [[1, 2], [3]]}, "image is uint8"),
+        ({"prompt": []}, "list of prompts is empty"),
+        ({"prompt": 3}, "a prompt is text"),
+        ({"num_inference_steps": 0}, "num_inference_steps: want .* of at least 1, got 0"),
         ({"num_inference_steps": 2000}, "2000"),
-        ({"eta": 2.0}, "eta must be in 0..1"),
-        ({"num_frames": 0}, "num_frames must be at least 1"),
+        ({"eta": 2.0}, "eta: want .* of at most 1, got 2"),
+        ({"num_frames": 0}, "num_frames: want a whole number from 1"),
+        ({"guidance_scale": float("nan")}, "guidance_scale: .* got nan"),
+        ({"guidance_scale": -1}, "guidance_scale: "),
+        ({"guidance_rescale": "half"}, "guidance_rescale: .* got 'half'"),
+        ({"fs": 1.5}, "fs: want a whole number"),
+        ({"seed": 2**32}, "seed: "),
+        ({"seed": [1, 2]}, r"seed: 2 seeds for 1 sample\(s\)"),
     ],
 )
 def test_mistake_is_one_clear_line(pipe, options, message):
@@ -203,3 +217,20 @@ def test_parts_that_do_not_fit_are_refused(pipe):
         DynamiCrafterPipeline(pipe.parts, text=pipe.text, config=config)
     with pytest.raises(UserError, match="needs unet"):
         DynamiCrafterPipeline({}, text=pipe.text, config=pipe.config)
+
+
+@pytest.mark.parametrize("part", list(PARTS))
+def test_weights_that_are_no_numbers_are_refused_at_load(pipe, tmp_path, part):
+    parts = pipe.parts | {part: with_value(pipe.parts[part], np.inf)}
+    bad = DynamiCrafterPipeline(parts, text=pipe.text, config=pipe.config)
+    bad.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=f"weights of {part} hold NaN or infinite"):
+        DynamiCrafterPipeline.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("part", ["unet", "autoencoder", "image_tower"])
+def test_what_overflows_on_the_way_is_no_video(pipe, images, part):
+    parts = pipe.parts | {part: with_value(pipe.parts[part], 3e38)}
+    bad = DynamiCrafterPipeline(parts, text=pipe.text, config=pipe.config)
+    with pytest.raises(UserError, match="no picture: look at the weights of"):
+        bad(images, "cat")

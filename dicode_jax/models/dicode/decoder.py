@@ -7,6 +7,7 @@ decoding a clip needs no CLIP.
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -305,6 +306,10 @@ class SamplingConfig:
             raise ValueError(f"guidance_rescale must be in 0..1, got {self.guidance_rescale}")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be in 0..1, got {self.eta}")
+        for name in ("guidance_scale", "image_guidance_scale"):
+            scale = getattr(self, name)
+            if scale is not None and not math.isfinite(scale):
+                raise ValueError(f"{name} must be finite, got {scale}")
 
     @property
     def is_guided(self) -> bool:

@@ -242,8 +242,8 @@ def _check_scales(var_scale, logits_temperature, guidance_scale) -> None:
         ("logits_temperature", logits_temperature, 1e-6),
         ("guidance_scale", guidance_scale, 1.0),
     ):
-        if not isinstance(value, jax.Array) and value < least:
-            raise ValueError(f"{name} must be at least {least:g}, got {value:g}")
+        if not isinstance(value, jax.Array) and not least <= value < float("inf"):
+            raise ValueError(f"{name} must be at least {least:g} and finite, got {value:g}")
 
 
 def _windows(

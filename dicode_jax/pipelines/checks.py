@@ -1,0 +1,109 @@
+"""What pipelines check of arrays: those given to them, their weights, and what they painted.
+
+A number that is not finite would pass through every layer and end as a black or white frame.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dicode_jax import weights
+from dicode_jax.data.transforms import to_uint8
+from dicode_jax.diffusion.schedules import NoiseSchedule
+from dicode_jax.diffusion.time_grid import ddim_time_grid
+from dicode_jax.errors import UserError
+from dicode_jax.pipelines import options
+from dicode_jax.typing import Array, Bool, Float, UInt8
+
+
+def as_array(value: Any, wanted: str, dtype: Any = None) -> np.ndarray:
+    """What was given as an array.
+
+    Args:
+      value: Whatever was given.
+      wanted: Says in an error what it should be.
+      dtype: Type of the array; None keeps its own.
+
+    Raises:
+      UserError: It is none, or holds NaN or infinity.
+    """
+    try:
+        array = np.asarray(value, dtype)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{wanted}, got {options.shown(value)}") from error
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise UserError(f"{wanted}, got NaN or infinite numbers")
+    return array
+
+
+def sampling_of(config: Any, schedule: NoiseSchedule, **changes: Any) -> Any:
+    """The sampling config with the options that are not None in place of its own.
+
+    Raises:
+      UserError: An option is impossible, or the schedule cannot be stepped that often.
+    """
+    try:
+        sampling = dataclasses.replace(config, **options.check(**changes))
+        ddim_time_grid(sampling.spacing, sampling.num_inference_steps, schedule.num_timesteps)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return sampling
+
+
+def check_weights(name: str, module: nnx.Module) -> None:
+    """Reads all arrays of a part once, in host memory: 0.2 to 1 s for each GB.
+
+    Raises:
+      UserError: One holds NaN or infinity.
+    """
+    for path, array in weights.named_arrays(module).items():
+        # Of the shard, whose copy in host memory is not kept with the array.
+        if not np.isfinite(np.asarray(array.addressable_data(0))).all():
+            raise UserError(
+                f"the weights of {name} hold NaN or infinite numbers ({path}, {array.dtype}): the "
+                "file is damaged, its training diverged, or param_dtype is too narrow for them"
+            )
+
+
+def finite_tokens(tokens: Float[np.ndarray, "*b n z"], part: str) -> np.ndarray:
+    """The tokens that a part gave.
+
+    Raises:
+      UserError: One of them is NaN or infinite.
+    """
+    if not np.isfinite(tokens).all():
+        raise UserError(
+            f"the {part} gave NaN or infinite numbers as deep tokens; look at its weights and at "
+            "dtype, whose range float16 is the smallest of"
+        )
+    return tokens
+
+
+def quantize(
+    pixels: Float[Array, "b f y x 3"],
+) -> tuple[UInt8[Array, "b f y x 3"], Bool[Array, " b"]]:
+    """Pixels in [-1, 1] to 0..255, and which of the videos are finite."""
+    return to_uint8(pixels), jnp.isfinite(pixels).all(axis=(1, 2, 3, 4))
+
+
+def check_painted(is_finite: Any, parts: str, sampling: Any) -> None:
+    """Refuses a video of which some number is not finite.
+
+    Args:
+      is_finite: Of each sample.
+      parts: Whose weights to look at.
+      sampling: Options to look at.
+
+    Raises:
+      UserError: One is not; it says what to look at.
+    """
+    is_finite = np.asarray(is_finite)
+    if not is_finite.all():
+        raise UserError(
+            f"sample {int(np.argmin(is_finite))} came out as NaN or infinite numbers, which are no "
+            f"picture: look at the weights of {parts}, at guidance_scale "
+            f"{sampling.guidance_scale:g} and at dtype, whose range float16 is the smallest of"
+        )

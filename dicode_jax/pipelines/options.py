@@ -1,0 +1,193 @@
+"""What may be asked of a pipeline: seeds, prompts, keyframes, and the numbers of a call.
+
+The pipelines and the command line check by the same rules. Nothing here is slow to import, so that
+the command line can say what is wrong before it loads jax.
+"""
+
+import dataclasses
+import math
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dicode_jax.errors import UserError
+
+MAX_SEED = 2**32 - 1  # jax drops the bits above without a word
+MAX_CLIPS, MAX_FRAMES = 1800, 256  # of an hour; all frames of a video are in memory at once
+
+# Beyond these a number on the command line is a slip of the finger. The library takes any scale,
+# and as many steps as the model's noise schedule has.
+MAX_STEPS, MAX_GUIDANCE = 1000, 100.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """Whole numbers in `low..high`, Python's or NumPy's; bools are none."""
+
+    low: int
+    high: int | None = None
+    is_even: bool = False
+
+    def __call__(self, value: Any) -> int:
+        """The number as Python's.
+
+        Raises:
+          ValueError: It is none of these; the message says what is wanted.
+        """
+        try:
+            number = None if _is_bool(value) else operator.index(value)
+        except TypeError:
+            number = None
+        if number is None or number < self.low or (self.high is not None and number > self.high):
+            upper = f"of at least {self.low}"
+            if self.high is not None:
+                upper = f"from {self.low} to {self.high}"
+            raise ValueError(f"want a whole number {upper}, got {shown(value)}")
+        if self.is_even and number % 2:
+            raise ValueError(
+                f"want an even number, got {number}: each half of a clip sees one keyframe"
+            )
+        return number
+
+
+@dataclasses.dataclass(frozen=True)
+class Real:
+    """Finite numbers up to `high`, from `low` on or only above it (`is_open`)."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    is_open: bool = False
+
+    def __call__(self, value: Any) -> float:
+        """The number as Python's.
+
+        Raises:
+          ValueError: It is none of these; the message says what is wanted.
+        """
+        try:  # text is no number, although float() reads it
+            is_number = hasattr(value, "__float__") and not _is_bool(value)
+            number = float(value) if is_number else math.nan
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        above = number > self.low if self.is_open else number >= self.low
+        if not (math.isfinite(number) and above and number <= self.high):
+            raise ValueError(f"want a {self._described()}, got {shown(value)}")
+        return number
+
+    def _described(self) -> str:
+        text = "finite number"
+        if math.isfinite(self.low):
+            text += f" {'above' if self.is_open else 'of at least'} {self.low:g}"
+        if math.isfinite(self.high):
+            text += f"{' and' if math.isfinite(self.low) else ''} of at most {self.high:g}"
+        return text
+
+
+OPTIONS: Mapping[str, Whole | Real] = {
+    "num_clips": Whole(1, MAX_CLIPS),
+    "num_frames": Whole(1, MAX_FRAMES),
+    "num_inference_steps": Whole(1),
+    "fs": Whole(1, 2**31 - 1),
+    "guidance_scale": Real(0.0, is_open=True),
+    "image_guidance_scale": Real(),
+    "guidance_rescale": Real(0.0, 1.0),
+    "eta": Real(0.0, 1.0),
+    "fps": Real(0.0, 1000.0, is_open=True),
+}
+
+
+def check(**options: Any) -> dict[str, Any]:
+    """The options that are given, as Python's own numbers; those that are None are left out.
+
+    Raises:
+      UserError: There is no option of this name, or its value is impossible.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if unknown := sorted(given.keys() - OPTIONS.keys()):
+        raise UserError(f"there is no option {unknown[0]}; there are {', '.join(OPTIONS)}")
+    return {name: named(name, OPTIONS[name], value) for name, value in given.items()}
+
+
+def check_seeds(seed: Any, count: int) -> list[int]:
+    """One seed for each of `count` samples.
+
+    Args:
+      seed: A whole number, from which the samples count up; or a sequence with one for each.
+
+    Raises:
+      UserError: A seed is no whole number or leaves 0..2**32-1, or there are more or fewer seeds
+        than samples.
+    """
+    whole = Whole(0, MAX_SEED)
+    if not _is_list(seed):
+        first = named("seed", whole, seed)
+        if first + count - 1 > MAX_SEED:
+            raise UserError(
+                f"seed: sample i of {count} has the seed {first} + i, which must not pass "
+                f"{MAX_SEED}; take a smaller seed, or give one for each sample"
+            )
+        return list(range(first, first + count))
+    seeds = list(seed)
+    if len(seeds) != count:
+        raise UserError(f"seed: {len(seeds)} seeds for {count} sample(s); give one for each")
+    return [named("seed", whole, one) for one in seeds]
+
+
+def check_prompts(prompt: Any) -> list[str]:
+    """The prompts, one or several, as a list.
+
+    Raises:
+      UserError: There is none, or one is no text.
+    """
+    if not isinstance(prompt, str) and not _is_list(prompt):
+        raise UserError(f"a prompt is text, or a list of texts, got {shown(prompt)}")
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise UserError("the list of prompts is empty; give one at least")
+    for one in prompts:
+        if not isinstance(one, str):
+            raise UserError(f"a prompt is text, or a list of texts, got {shown(one)} among them")
+    return prompts
+
+
+def check_keyframes(keyframes: Any, num_frames: int) -> list[int]:
+    """Indices of two keyframes or more; negative ones count from the end, as Python's do.
+
+    Raises:
+      UserError: An index is no whole number or lies outside of the video, or there are fewer.
+    """
+    if not _is_list(keyframes):
+        raise UserError(f"keyframes: want a list of frame numbers, got {shown(keyframes)}")
+    index = Whole(-num_frames, num_frames - 1)
+    indices = [named("keyframes", index, one) for one in keyframes]
+    if len(indices) < 2:
+        raise UserError(f"keyframes: a clip needs two, got {len(indices)}")
+    return indices
+
+
+def shown(value: Any) -> str:
+    """A value in an error of one line."""
+    text = " ".join((repr(value) if isinstance(value, str) else str(value)).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def named(name: str, rule: Whole | Real, value: Any) -> Any:
+    """What `rule` makes of a value.
+
+    Raises:
+      UserError: It refuses, with the name in front.
+    """
+    try:
+        return rule(value)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) == "bool"
+
+
+def _is_list(value: Any) -> bool:
+    """Whether it can be gone through and is no text; an array of no axes cannot."""
+    is_one = isinstance(value, str | bytes) or getattr(value, "ndim", 1) == 0
+    return isinstance(value, Iterable) and not is_one
