@@ -210,6 +210,7 @@ def _tokenizer_config(options: Mapping[str, Any], clip: CLIPConfig) -> DeepToken
     projector = options.get("vae_projector_config")
     return DeepTokenizerConfig(
         vision=clip.vision,
+        resize="stretch",
         resampler=resampler.config_from_original(_params(options["image_proj_stage_config"])),
         use_vae=projector is not None,
         vae_decoder=projector is not None and "decoder" in projector,

@@ -59,6 +59,7 @@ def system(source: Mapping[str, Any], clip: CLIPConfig | None = None) -> Found:
             "use_vae": "vae_mean_proj.weight" in source,
             "vae_decoder": "vae_decoder.weight" in source,
         },
+        {"resize": "stretch"},
     )
     head = None
     if keys.any(dicode.LATENT_HEAD):

@@ -222,6 +222,7 @@ def plan_for_dicode(source: Mapping[str, Any], configs: Mapping[str, Any]) -> di
     config = DeepTokenizerConfig(
         vision=configs["image_tower"],
         resampler=dataclasses.replace(configs["resampler"], video_length=None),
+        resize="stretch",
     )
     tokenizer = plan(
         _select(source, IMAGE_TOWER, RESAMPLER),

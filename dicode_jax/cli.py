@@ -168,6 +168,7 @@ def _describe_dicode(folder: pathlib.Path, config) -> None:
     """Sizes of a clip and of a keyframe, and the sampling defaults."""
     from dicode_jax import config as config_lib
     from dicode_jax.models.dicode.decoder import ClipDecoderConfig
+    from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
     from dicode_jax.weights import CONFIG_FILE
 
     decoder = config_lib.from_json(ClipDecoderConfig, folder / "decoder" / CONFIG_FILE)
@@ -176,6 +177,11 @@ def _describe_dicode(folder: pathlib.Path, config) -> None:
         f"{'clip':<16} {sampling.num_frames} frames of {size} x {size} at {config.fps:g} a second"
     )
     print(f"{'keyframe':<16} {decoder.num_tokens} deep tokens of {decoder.token_dim} numbers")
+    if (folder / "tokenizer").is_dir():
+        reads = config_lib.from_json(DeepTokenizerConfig, folder / "tokenizer" / CONFIG_FILE)
+        part = "the largest square" if reads.resize == "crop" else "the whole, stretched"
+        smooth = ", antialiased" if reads.antialias else ""
+        print(f"{'of a frame':<16} {part}{smooth}")
     guidance = f"guidance {sampling.guidance_scale:g}"
     print(
         f"{'sampling':<16} {sampling.num_inference_steps} steps, {guidance}, eta {sampling.eta:g}"

@@ -17,6 +17,7 @@ from dicode_jax.data.text import TextTokenizer
 from dicode_jax.models.dicode import lm_data
 from dicode_jax.models.dicode.stages import build_stage, language_model, parts
 from dicode_jax.models.dicode.stages.configs import ARTrainConfig
+from dicode_jax.models.dicode.stages.reading import settle
 from dicode_jax.training.evaluate import Evaluation, jit_local, look
 from train import data, loop
 from train.cache import Cache
@@ -27,6 +28,7 @@ SHEET_ROWS = 12
 
 def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
     """Trains the language model that writes deep tokens after a caption."""
+    config = settle(config)
     stage = build_stage(config)
     text = language_model.load_text(config)
     unpacked = dataclasses.replace(config, packed=False)
@@ -142,4 +144,4 @@ def units(config: ARTrainConfig) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(loop.main("train.ar", build, (ARTrainConfig,)))
+    sys.exit(loop.main("train.ar", build, (ARTrainConfig,), settle=settle))

@@ -13,6 +13,7 @@ from flax import nnx
 from dicode_jax.data.examples import FrameReader
 from dicode_jax.models.dicode.stages import autoencoder, build_stage
 from dicode_jax.models.dicode.stages.configs import AutoencoderTrainConfig
+from dicode_jax.models.dicode.stages.reading import settle
 from dicode_jax.training.evaluate import look
 from train import data, loop
 
@@ -43,4 +44,4 @@ def build(config: AutoencoderTrainConfig, workdir: pathlib.Path) -> loop.Task:
 
 
 if __name__ == "__main__":
-    sys.exit(loop.main("train.autoencoder", build, (AutoencoderTrainConfig,)))
+    sys.exit(loop.main("train.autoencoder", build, (AutoencoderTrainConfig,), settle=settle))

@@ -38,6 +38,7 @@ from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.lm_data import VideosToEncode
 from dicode_jax.models.dicode.stages import language_model, parts
 from dicode_jax.models.dicode.stages.configs import ARTrainConfig
+from dicode_jax.models.dicode.stages.reading import settle
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.sharding import ShardingConfig, batch_sharding, make_mesh, replicated
@@ -53,7 +54,7 @@ POLL_SECONDS = 1.0
 # Settings of the data that decide what is read; the others only decide how.
 DATA_FIELDS = (
     *("path", "kind", "root", "video_column", "caption_column", "clip_start", "resize", "crop"),
-    "validation",
+    *("antialias", "validation"),
 )
 
 
@@ -86,6 +87,7 @@ def encode(config: ARTrainConfig, options: EncodeOptions) -> dict[str, Any]:
     """
     if config.data.kind == "cache":  # of a config that is meant for training on what is made here
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, kind="auto"))
+    config = settle(config)
     source, split = open_videos(config, options)
     tokenizer = language_model.tokenizer_config(config)
     num_shards = -(-len(source) // options.shard_size)
@@ -188,7 +190,8 @@ def check(out: pathlib.Path, about: Mapping[str, Any]) -> bool:
 
 def _flat(plan: Mapping[str, Any]) -> dict[str, Any]:
     settings = plan["settings"]
-    return {**plan, **settings, **settings["data"], "settings": None, "data": None}
+    apart = {"settings": None, "data": None}
+    return {"antialias": True, **plan, **settings, **settings["data"], **apart}
 
 
 def forget_broken(out: pathlib.Path, shards: Sequence[pathlib.Path]) -> None:

@@ -341,6 +341,8 @@ def main(
     build: Callable[[Any, pathlib.Path], Task],
     config_types: tuple[type, ...],
     argv: Sequence[str] | None = None,
+    *,
+    settle: Callable[[Any], Any] = lambda config: config,
 ) -> int:
     """Command line of a training: `python -m PROG --config FILE --workdir DIR [--field value ...]`.
 
@@ -349,6 +351,7 @@ def main(
       build: Makes the task from its config and the run's folder.
       config_types: Configs that this training takes.
       argv: Arguments, those of the process by default.
+      settle: Fills in what the config leaves to the folders it names, before the run notes it.
 
     Returns:
       The exit status: 0 at the end and after SIGTERM, 2 after a mistake of the user, 130 after
@@ -368,6 +371,7 @@ def main(
         names = {field.name for field in dataclasses.fields(RunOptions)}
         options = RunOptions(**{k: v for k, v in vars(args).items() if k in names})
         use_compilation_cache()
+        config = settle(config)
         check(options.workdir, config)  # a folder that is refused does not even get a lock
         with hold(options.workdir):
             claim(options.workdir, config)

@@ -23,6 +23,7 @@ from dicode_jax.data.examples import ClipReader, FrameReader
 from dicode_jax.data.stream import BatchStream, open_stream
 from dicode_jax.models.dicode.stages import build_stage, representation, tokenizer
 from dicode_jax.models.dicode.stages.configs import RepresentationTrainConfig, TokenizerTrainConfig
+from dicode_jax.models.dicode.stages.reading import settle
 from dicode_jax.training.evaluate import jit_local, look
 from train import data, loop
 from train.cache import Cache
@@ -116,10 +117,12 @@ def build(
     config: RepresentationTrainConfig | TokenizerTrainConfig, workdir: pathlib.Path
 ) -> loop.Task:
     """Trains the tokenizer: its representation or its clip decoder, as the config says."""
+    config = settle(config)
     if isinstance(config, RepresentationTrainConfig):
         return build_representation(config)
     return build_decoder(config, workdir)
 
 
 if __name__ == "__main__":
-    sys.exit(loop.main("train.tokenizer", build, (RepresentationTrainConfig, TokenizerTrainConfig)))
+    kinds = (RepresentationTrainConfig, TokenizerTrainConfig)
+    sys.exit(loop.main("train.tokenizer", build, kinds, settle=settle))

@@ -23,6 +23,7 @@ from dicode_jax.data.config import DataConfig
 from dicode_jax.data.container import check_complete, check_index, open_container, upright
 from dicode_jax.data.pictures import open_picture
 from dicode_jax.data.records import BrokenRecord, MediaBytes, MediaFile, Record
+from dicode_jax.data.resize import resize_two_taps
 from dicode_jax.data.sources_shapes import frame_labels
 from dicode_jax.data.synthetic import Scene
 from dicode_jax.data.video import KEYFRAME_INTERVAL
@@ -229,15 +230,17 @@ def _keyframe_times(
 
 
 def _make_fit(cfg: DataConfig, frame_size: int, rng: np.random.Generator) -> _Fit:
-    """Cuts and resizes all frames of an example in the same way; the filter is antialiased."""
+    """Cuts and resizes all frames of an example in the same way."""
     x, y = rng.uniform(size=2) if cfg.crop == "random" else (0.5, 0.5)
 
     def fit(image: Image.Image) -> np.ndarray:
-        box = None
-        if cfg.resize == "crop":
+        box = (0.0, 0.0, *map(float, image.size))
+        if cfg.resize != "stretch":
             side = min(image.size)
             left, top = x * (image.width - side), y * (image.height - side)
             box = (left, top, left + side, top + side)
+        if not cfg.antialias:
+            return resize_two_taps(np.asarray(image), frame_size, box)
         size = (frame_size, frame_size)
         return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box))
 

@@ -22,7 +22,10 @@ class DataConfig:
       frame_stride: Take every n-th frame of the file, in place of `fps`.
       clip_start: Where in the video a clip starts: `random` (seeded), `start` or `center`.
       resize: `stretch` both sides to the frame size as DiCoDe does, or `crop`: the short side to
-        the frame size, then a square.
+        the frame size, then a square. None for that of the tokenizer that a training names, and
+        `crop` without one; a tokenizer's training writes it into the tokenizer's config.
+      antialias: Widen the filter where frames shrink. A language model reads as its tokenizer
+        does, whatever this says.
       crop: Which square: `center` or `random` (seeded).
       min_clip: Share of a clip's frames that a video must hold; its last frame is repeated for the
         others. A shorter one counts as unreadable.
@@ -43,7 +46,8 @@ class DataConfig:
     fps: float | None = 8.0
     frame_stride: int | None = None
     clip_start: Literal["random", "start", "center"] = "random"
-    resize: Literal["stretch", "crop"] = "crop"
+    resize: Literal["stretch", "crop"] | None = None
+    antialias: bool = True
     crop: Literal["center", "random"] = "center"
     min_clip: float = 0.5
     validation: float = 0.01

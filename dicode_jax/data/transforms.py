@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from dicode_jax.data.resize import bilinear, scatter, triangle
 from dicode_jax.typing import Array, Float, UInt8, typechecked
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -87,7 +88,11 @@ def resize_bicubic(
 
 @typechecked
 def resize_bilinear(
-    images: Float[Array, "b h w c"], size: tuple[int, int], *, antialias: bool = False
+    images: Float[Array, "b h w c"],
+    size: tuple[int, int],
+    *,
+    antialias: bool = False,
+    crop: bool = False,
 ) -> Float[Array, "b y x c"]:
     """Bilinear resize with half-pixel centres, as torchvision's `Resize` on float tensors.
 
@@ -98,13 +103,16 @@ def resize_bilinear(
         images: [b, h, w, c].
         size: (height, width) of the output.
         antialias: widen the triangle filter on an axis that shrinks.
+        crop: of the largest square in the middle, in place of the whole image.
 
     Raises:
         ValueError: the images are not floating-point, or a size is not positive.
     """
     _check(images, size)
-    build = _triangle if antialias else _bilinear
-    return _resize(images, [build(n, m) for n, m in zip(images.shape[1:3], size)])
+    build, sides = triangle if antialias else bilinear, images.shape[1:3]
+    lengths = [min(sides)] * 2 if crop else sides
+    parts = [((n - length) / 2, length) for n, length in zip(sides, lengths)]
+    return _resize(images, [build(n, m, *part) for n, m, part in zip(sides, size, parts)])
 
 
 def _check(images, size):
@@ -142,7 +150,7 @@ def _bicubic(n: int, m: int, blur: bool) -> np.ndarray:
 
     weights = np.stack([far(t + 1), near(t), near(1 - t), far(2 - t)], axis=1)
     taps = np.clip(base.astype(np.int64)[:, None] + np.arange(-1, 3), 0, n - 1)
-    matrix = _scatter(weights, taps, n)
+    matrix = scatter(weights, taps, n)
     return matrix @ _gaussian_blur(n, n / m) if blur else matrix
 
 
@@ -158,37 +166,4 @@ def _gaussian_blur(n: int, factor: float) -> np.ndarray:
     period = max(2 * (n - 1), 1)
     taps = np.abs(taps) % period  # reflected without repeating the edge
     taps = np.where(taps > n - 1, period - taps, taps)
-    return _scatter(np.broadcast_to(kernel, taps.shape), taps, n)
-
-
-@functools.lru_cache(maxsize=64)
-def _bilinear(n: int, m: int) -> np.ndarray:
-    """[m, n] matrix of a bilinear resize with half-pixel centres, two taps whatever the factor."""
-    # A float32 factor and one rounding at the end, as in PyTorch (a fused multiply-add).
-    scale = np.float64(np.float32(n) / np.float32(m))
-    position = np.maximum(scale * (np.arange(m) + 0.5) - 0.5, 0).astype(np.float32)
-    base = np.floor(position).astype(np.int64)
-    t = (position - base).astype(np.float64)
-    taps = np.minimum(base[:, None] + np.arange(2), n - 1)
-    return _scatter(np.stack([1 - t, t], axis=1), taps, n)
-
-
-@functools.lru_cache(maxsize=64)
-def _triangle(n: int, m: int) -> np.ndarray:
-    """[m, n] matrix of a bilinear resize whose triangle widens with the factor when it shrinks."""
-    scale = np.float64(np.float32(n) / np.float32(m))  # rounded where PyTorch does
-    support = max(scale, 1.0)
-    centre = (scale * (np.arange(m) + 0.5)).astype(np.float32).astype(np.float64)
-    first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
-    last = np.minimum((centre + support + 0.5).astype(np.int64), n)
-    sample = np.arange(n)
-    matrix = np.maximum(1 - np.abs(sample + 0.5 - centre[:, None]) / support, 0)
-    matrix *= (sample >= first[:, None]) & (sample < last[:, None])
-    return matrix / matrix.sum(axis=1, keepdims=True)
-
-
-def _scatter(weights: np.ndarray, taps: np.ndarray, n: int) -> np.ndarray:
-    """Sums weights [m, k] at the columns taps [m, k] of an [m, n] matrix."""
-    matrix = np.zeros((len(taps), n))
-    np.add.at(matrix, (np.arange(len(taps))[:, None], taps), weights)
-    return matrix
+    return scatter(np.broadcast_to(kernel, taps.shape), taps, n)

@@ -89,7 +89,8 @@ class PipelineConfig:
     """What a pipeline knows besides its parts.
 
     Attributes:
-      frame_size: Height and width that videos are resized to before they are encoded.
+      frame_size: Height and width that videos are resized to before they are encoded; how, the
+        tokenizer's config says.
       fps: Frames per second of the videos it makes.
       text_length: Text ids in front of the deep tokens; longer prompts are cut.
       sampling: How clips are painted.
@@ -348,7 +349,9 @@ class DiCoDePipeline:
         video: UInt8[np.ndarray, "f h w 3"],
         keyframes: Sequence[int] | None = None,
     ) -> Float[np.ndarray, "k n z"]:
-        """Deep tokens of the keyframes of a video of any size.
+        """Deep tokens of the keyframes of a video of any size, cropped or stretched to a square.
+
+        Which of the two is a fact of the tokenizer (`DeepTokenizerConfig.resize`).
 
         Args:
           video: Frames in [0, 255].
@@ -487,7 +490,9 @@ def _encode(graph, state, images, *, size):
     tokenizer = nnx.merge(graph, state)
     images = images.astype(jnp.float32) / 127.5 - 1.0
     if images.shape[1:3] != (size, size):
-        images = resize_bilinear(images, (size, size))
+        cfg = tokenizer.cfg
+        crop = cfg.resize == "crop"
+        images = resize_bilinear(images, (size, size), antialias=cfg.antialias, crop=crop)
     return tokenizer(images[:, None])[:, 0]
 
 

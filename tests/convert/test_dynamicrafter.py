@@ -95,7 +95,7 @@ def test_start_of_dicode_has_the_sizes_of_its_release():
     _, source = full_size("256")
     parts = command.plan_for_dicode(source, found_configs(source, "256"))
     assert command.problems(source, parts) == []
-    assert parts["tokenizer"].config == DeepTokenizerConfig()
+    assert parts["tokenizer"].config == DeepTokenizerConfig(resize="stretch")
     assert parts["decoder"].config == ClipDecoderConfig()
     shapes = parts["decoder"].plan.shapes
     unet = sum(math.prod(shape) for path, shape in shapes.items() if path.startswith("unet."))

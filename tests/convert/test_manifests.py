@@ -86,7 +86,7 @@ def test_the_tokenizer_is_consumed_and_filled(system, report):
 
 def test_the_configuration_of_the_release_is_found(system, report):
     cfg = system.config
-    assert cfg.tokenizer == DeepTokenizerConfig()
+    assert cfg.tokenizer == DeepTokenizerConfig(resize="stretch")
     assert cfg.decoder == ClipDecoderConfig()
     assert cfg.text == CLIPConfig().text
     assert "decoder.unet.dropout" in report["assumed"]

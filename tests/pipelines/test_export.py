@@ -125,6 +125,7 @@ def test_tokenizer_run_becomes_a_pipeline_with_additions_folded_in(tokenizer_run
     assert (got.config.frame_size, got.config.fps) == (16, 5.0)
     assert (sampling.num_frames, sampling.num_inference_steps) == (4, 3)
     assert (sampling.guidance_scale, sampling.fs) == (2.0, 7)
+    assert (got.tokenizer.cfg.resize, got.tokenizer.cfg.antialias) == ("crop", True)
     arrays = weights.named_arrays(got.decoder)
     before = weights.named_arrays(pipe.decoder)
     assert arrays.keys() == before.keys()  # nothing of the additions is left

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import ml_dtypes
 import numpy as np
 
+from dicode_jax import config as config_lib
 from dicode_jax import weights
 from dicode_jax.data.clips import read_keyframes
 from dicode_jax.data.config import DataConfig
@@ -25,6 +26,7 @@ from dicode_jax.data.stream import BatchStream
 from dicode_jax.data.text import TextTokenizer
 from dicode_jax.data.token_cache import TokenCache
 from dicode_jax.errors import UserError
+from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
 
 if TYPE_CHECKING:
     from dicode_jax.models.dicode.stages.configs import ARTrainConfig
@@ -312,7 +314,17 @@ def _open_cache(config: "ARTrainConfig") -> TokenCache:
     if config.tokenizer is not None:
         wanted = weights.hash_module(pathlib.Path(config.tokenizer) / "tokenizer")
     shape = (config.model.num_tokens, config.model.token_dim)
-    return TokenCache(config.data.path, tokenizer=wanted, shape=shape)
+    cache = TokenCache(config.data.path, tokenizer=wanted, shape=shape)
+    if config.tokenizer is not None:
+        path = pathlib.Path(config.tokenizer) / "tokenizer" / weights.CONFIG_FILE
+        resize = config_lib.from_json(DeepTokenizerConfig, path).resize
+        held = cache.manifest["settings"]["data"]["resize"]
+        if resize not in (None, held):
+            raise UserError(
+                f"the token cache {config.data.path} is of frames read by {held!r}, the tokenizer "
+                f"in {config.tokenizer} reads by {resize!r}; run train.encode again"
+            )
+    return cache
 
 
 def _split_indices(cache: TokenCache, share: float, split: Split) -> np.ndarray:

@@ -30,6 +30,11 @@ class DeepTokenizerConfig:
             by `image_mean` and `image_std`; "plain" hands images in [-1, 1] on as they are, which
             must already have the tower's size.
         image_mean, image_std: per channel, of pixels in [0, 1].
+        resize: how frames become squares before they get here: "stretch", or "crop" to the largest
+            square in the middle. None in folders of earlier releases: pipelines stretch then, and
+            trainings follow their own data.
+        antialias: whether the filter widens where frames shrink, as in trainings here; the
+            original's does not.
         use_vae: project tokens to a mean and a log variance (`DeepTokenizer.posterior`).
         vae_decoder: a linear map after the sample (`DeepTokenizer.decode_posterior`).
     """
@@ -39,6 +44,8 @@ class DeepTokenizerConfig:
     preprocess: Literal["clip", "plain"] = "clip"
     image_mean: tuple[float, float, float] = CLIP_MEAN
     image_std: tuple[float, float, float] = CLIP_STD
+    resize: Literal["stretch", "crop"] | None = None
+    antialias: bool = False
     use_vae: bool = False
     vae_decoder: bool = False
 
@@ -52,6 +59,8 @@ class DeepTokenizerConfig:
             raise ValueError("the resampler of a tokenizer gives tokens: set output_shape to None")
         if self.preprocess not in ("clip", "plain"):
             raise ValueError(f"preprocess must be 'clip' or 'plain', got {self.preprocess!r}")
+        if self.resize not in ("stretch", "crop", None):
+            raise ValueError(f"resize must be 'stretch' or 'crop', got {self.resize!r}")
         if self.vae_decoder and not self.use_vae:
             raise ValueError("vae_decoder needs use_vae")
 

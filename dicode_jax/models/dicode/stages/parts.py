@@ -9,7 +9,6 @@ from flax import nnx
 
 from dicode_jax import config as config_lib
 from dicode_jax import weights
-from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.training.stage import Path
@@ -42,18 +41,6 @@ def on_device(module: nnx.Module) -> nnx.Module:
     """The module with its arrays on the default device."""
     graph, state = nnx.split(module)
     return nnx.merge(graph, jax.device_put(state))
-
-
-def load_same(folder: str | pathlib.Path, kind: Any, config: Any) -> nnx.Module:
-    """A stored module that must have been built from the same config.
-
-    Raises:
-      UserError: It has other settings, or see `load`.
-    """
-    module, stored = load(folder, kind, type(config))
-    if stored != config:
-        raise UserError(f"{folder} holds a model of other sizes than --config's")
-    return module
 
 
 def stored_config(folder: str | pathlib.Path, config_type: type) -> Any:

@@ -1,5 +1,6 @@
 """Regression training of a small tokenizer: deep tokens that give keyframes back (ours)."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -18,7 +19,7 @@ from dicode_jax.models.dicode.representation import (
     RepresentationModel,
     probe_loss,
 )
-from dicode_jax.models.dicode.stages import parts
+from dicode_jax.models.dicode.stages import parts, reading
 from dicode_jax.models.dicode.stages.configs import RepresentationTrainConfig
 from dicode_jax.nn.rngs import row_keys
 from dicode_jax.training.stage import Stage
@@ -51,8 +52,7 @@ def make_stage(config: RepresentationTrainConfig) -> Stage:
     def load():
         arrays = parts.leaves(parts.load_autoencoder(config.autoencoder), "autoencoder")
         if config.init is not None:
-            earlier = parts.load_same(config.init, RepresentationModel, config.model)
-            arrays |= parts.leaves(earlier, "model")
+            arrays |= parts.leaves(load_start(config), "model")
         return arrays
 
     def batch_shapes(b: int):
@@ -106,7 +106,24 @@ def reconstruct(model: Regression, images: UInt8[Array, "b h w 3"]) -> UInt8[Arr
 
 def export(config: RepresentationTrainConfig, model: Regression, folder: pathlib.Path) -> None:
     """Writes tokenizer, head and probes; the autoencoder stays where it came from."""
-    weights.save_module(folder, model.model, config.model)
+    tokenizer = reading.as_read(config, config.model.tokenizer)
+    weights.save_module(folder, model.model, dataclasses.replace(config.model, tokenizer=tokenizer))
+
+
+def load_start(config: RepresentationTrainConfig) -> RepresentationModel:
+    """The model of `config.init`.
+
+    Raises:
+      UserError: It has other settings than the config's, besides how its frames were read.
+    """
+    model, stored = parts.load(config.init, RepresentationModel, RepresentationConfig)
+    settings = (
+        dataclasses.replace(cfg, tokenizer=reading.as_read(config, cfg.tokenizer))
+        for cfg in (stored, config.model)
+    )
+    if len(set(settings)) > 1:
+        raise UserError(f"{config.init} holds a model of other sizes than --config's")
+    return model
 
 
 def load_representation(folder: str | pathlib.Path) -> RepresentationModel:

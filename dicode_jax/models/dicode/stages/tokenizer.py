@@ -25,7 +25,7 @@ from dicode_jax.models.dicode.decoder import (
     decode_latents,
     to_uint8,
 )
-from dicode_jax.models.dicode.stages import parts
+from dicode_jax.models.dicode.stages import parts, reading
 from dicode_jax.models.dicode.stages.configs import TokenizerTrainConfig
 from dicode_jax.models.dicode.stages.representation import load_representation
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
@@ -280,5 +280,6 @@ def export(config: TokenizerTrainConfig, model: VideoTokenizer, folder: pathlib.
     if not config.has_frozen_tokenizer:
         null_tokens = nnx.jit(DeepTokenizer.null_tokens)(model.tokenizer)
         model.decoder.null_tokens.set_value(null_tokens.astype(jnp.float32))
-    weights.save_module(folder / "tokenizer", model.tokenizer, config.tokenizer)
+    tokenizer = reading.as_read(config, config.tokenizer)
+    weights.save_module(folder / "tokenizer", model.tokenizer, tokenizer)
     weights.save_module(folder / "decoder", model.decoder, model.decoder.cfg)

@@ -1,0 +1,62 @@
+"""Bilinear resizes as one matrix per axis, built on the host: torchvision's two and Pillow's.
+
+Workers import this module, so it knows no jax. A matrix reads `length` samples from `start` on,
+fractions of a sample included, out of `n`; as Pillow's `box`, its filter looks over the edge of
+that part where there is an image beyond.
+"""
+
+import functools
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+
+@functools.lru_cache(maxsize=64)
+def bilinear(
+    n: int, m: int, start: float = 0.0, length: float | None = None
+) -> Float[np.ndarray, "m n"]:
+    """A bilinear resize to `m` samples with half-pixel centres, two taps whatever the factor."""
+    # A float32 factor and one rounding at the end, as in PyTorch (a fused multiply-add).
+    scale = np.float64(np.float32(n if length is None else length) / np.float32(m))
+    position = np.clip(start + scale * (np.arange(m) + 0.5) - 0.5, 0, n - 1).astype(np.float32)
+    base = np.floor(position).astype(np.int64)
+    t = (position - base).astype(np.float64)
+    taps = np.minimum(base[:, None] + np.arange(2), n - 1)
+    return scatter(np.stack([1 - t, t], axis=1), taps, n)
+
+
+@functools.lru_cache(maxsize=64)
+def triangle(
+    n: int, m: int, start: float = 0.0, length: float | None = None
+) -> Float[np.ndarray, "m n"]:
+    """The same, antialiased: the triangle widens with the factor where samples become fewer."""
+    # The factor is rounded where PyTorch does so.
+    scale = np.float64(np.float32(n if length is None else length) / np.float32(m))
+    support = max(scale, 1.0)
+    centre = start + (scale * (np.arange(m) + 0.5)).astype(np.float32).astype(np.float64)
+    first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
+    last = np.minimum((centre + support + 0.5).astype(np.int64), n)
+    sample = np.arange(n)
+    matrix = np.maximum(1 - np.abs(sample + 0.5 - centre[:, None]) / support, 0)
+    matrix *= (sample >= first[:, None]) & (sample < last[:, None])
+    return matrix / matrix.sum(axis=1, keepdims=True)
+
+
+def scatter(weights: Float[np.ndarray, "m k"], taps: np.ndarray, n: int) -> np.ndarray:
+    """Sums weights [m, k] at the columns taps [m, k] of an [m, n] matrix."""
+    matrix = np.zeros((len(taps), n))
+    np.add.at(matrix, (np.arange(len(taps))[:, None], taps), weights)
+    return matrix
+
+
+def resize_two_taps(
+    image: UInt8[np.ndarray, "h w 3"], size: int, box: tuple[float, float, float, float]
+) -> UInt8[np.ndarray, "s s 3"]:
+    """The part (left, top, right, bottom) of an image as a square by `bilinear`, rounded."""
+    left, top, right, bottom = box
+    h, w, c = image.shape
+    rows = bilinear(h, size, top, bottom - top).astype(np.float32)
+    columns = bilinear(w, size, left, right - left).astype(np.float32)
+    x = rows @ image.reshape(h, w * c).astype(np.float32)
+    x = columns @ x.reshape(size, w, c)  # [s, s, c]
+    return np.clip(np.rint(x), 0, 255).astype(np.uint8)
