@@ -14,6 +14,8 @@ from dicode_jax.errors import UserError
 _TEXT_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}
 # These index their frames and fail by themselves when cut, or cannot tell at all.
 _SELF_CHECKING = {"mov", "mp4", "gif", "mpegts"}
+# Titles in another encoding do no harm: PyAV 19 keeps their bytes, earlier ones must be told.
+_ANY_TITLE = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 @contextlib.contextmanager
@@ -29,9 +31,8 @@ def open_container(file: str | IO[bytes], name: str | os.PathLike):
         picture.
     """
     try:
-        # Nothing that a playlist names is fetched; titles in another encoding do no harm.
-        options = {"protocol_whitelist": "file"}
-        with av.open(file, options=options, metadata_errors="replace") as container:
+        options = {"protocol_whitelist": "file"}  # nothing that a playlist names is fetched
+        with av.open(file, options=options, **_ANY_TITLE) as container:
             streams = [s for s in container.streams.video if not _is_cover(s)]
             if container.format.name in _TEXT_FORMATS:
                 raise UserError(f"{name} is a text file, not a video")

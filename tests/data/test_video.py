@@ -103,6 +103,23 @@ def test_other_containers_and_codecs_are_read(tmp_path, name, codec, pix_fmt):
     assert (info.height, info.width) == (50, 66)
 
 
+@pytest.mark.parametrize("name", ["a.mkv", "b.mp4", "c.avi"])
+def test_a_title_in_another_encoding_does_no_harm(tmp_path, name):
+    path, title = tmp_path / name, b"a title of its own"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = title.decode()
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for image in moving(5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    data = path.read_bytes()
+    assert data.count(title) == 1
+    path.write_bytes(data.replace(title, "Été à Lyon en 1998".encode("latin-1")))
+    assert len(video.read_video(path).frames) == 5
+    assert video.probe(path).width == 64
+
+
 def test_keyframes_follow_time_and_not_frame_number(tmp_path):
     times = [0, 10, 30, 150, 199, 201, 260, 390, 402, 480, 575]  # hundredths of a second
     frames = moving(len(times), seed=3)
