@@ -159,7 +159,9 @@ def test_a_sample_does_not_depend_on_the_batch_it_is_in(decode):
     whole = decode(TOKENS, KEYS, SAMPLING)
     assert whole.shape == (3, 4, 4, 4, 2)
     alone = decode(TOKENS[1:2], KEYS[1:2], SAMPLING)
-    np.testing.assert_allclose(alone, whole[1:2], atol=2e-5)
+    # Another batch size rounds otherwise. A guidance of 7.5 multiplies that, the network mixes it
+    # into all values, and so the largest one (5.7) is the measure: up to 5e-6 of it were seen.
+    np.testing.assert_allclose(alone, whole[1:2], rtol=0, atol=1e-5 * np.abs(whole).max())
     other = decode(TOKENS[1:2], KEYS[2:3], SAMPLING)
     assert np.abs(other - alone).max() > 0.1
 
