@@ -387,7 +387,9 @@ class TestShell:
     )
     def test_a_signal_while_writing_leaves_nothing(self, tmp_path, number, status):
         code = (
-            "import sys, time, types, numpy as np\n"
+            "import signal, sys, time, numpy as np\n"
+            # Children of a process in the background ignore Ctrl-C.
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "from dicode_jax import cli\n"
             "from dicode_jax.data import video\n"
             "def frames():\n"
