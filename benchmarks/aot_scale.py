@@ -49,8 +49,8 @@ def measure(args) -> dict:
     import hlo_costs
 
     from dicode_jax.config import load_config_file
-    from dicode_jax.models.dicode.stages import build_stage
-    from dicode_jax.sharding import make_mesh
+    from dicode_jax.runtime.sharding import make_mesh
+    from dicode_jax.stages.registry import build_stage
     from dicode_jax.training.setup import plan_stage
 
     config = load_config_file(args.config)

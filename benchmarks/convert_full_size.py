@@ -30,8 +30,8 @@ def make(folder: pathlib.Path) -> None:
 
     from convert.dicode import LANGUAGE_MODEL
     from convert.dicode_found import RELEASED
-    from dicode_jax.data.text import END_OF_TEXT
     from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
+    from dicode_jax.text.gpt import END_OF_TEXT
 
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(0)
@@ -73,12 +73,12 @@ def decode(model: pathlib.Path, video: str) -> dict[str, float]:
     import jax.numpy as jnp
 
     from dicode_jax import config as config_lib
-    from dicode_jax import weights
-    from dicode_jax.data.video import read_video
+    from dicode_jax.media.video import read_video
     from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
     from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
     from dicode_jax.nn.rngs import ShapeRngs
     from dicode_jax.pipelines.dicode import DiCoDePipeline, PipelineConfig
+    from dicode_jax.storage import weights
 
     def load(name, kind, config_type):
         build = lambda cfg: kind(cfg, dtype=jnp.bfloat16, rngs=ShapeRngs())  # noqa: E731

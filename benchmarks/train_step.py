@@ -33,12 +33,12 @@ import tqdm
 from flax import nnx
 
 from configs import tokenizer_256
-from dicode_jax.data.transforms import to_float
-from dicode_jax.models.dicode import tokenizer_loss
-from dicode_jax.models.dicode.stages import build_stage
-from dicode_jax.models.dicode.stages.configs import TokenizerTrainConfig
+from dicode_jax.media.transforms import to_float
 from dicode_jax.models.gpt2 import GPT2Config
-from dicode_jax.sharding import ShardingConfig, make_mesh
+from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
+from dicode_jax.stages.dicode import tokenizer_loss
+from dicode_jax.stages.dicode.configs import TokenizerTrainConfig
+from dicode_jax.stages.registry import build_stage
 from dicode_jax.training.flops import count_flops
 from dicode_jax.training.optim import make_optimizer
 from dicode_jax.training.setup import Prepared, plan_stage

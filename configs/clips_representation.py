@@ -11,7 +11,7 @@ import dataclasses
 
 from configs import shapes_representation
 from dicode_jax.data.config import DataConfig
-from dicode_jax.models.dicode.stages.configs import RepresentationTrainConfig
+from dicode_jax.stages.dicode.configs import RepresentationTrainConfig
 from dicode_jax.training.optim import OptimConfig
 
 

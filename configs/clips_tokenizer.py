@@ -10,7 +10,7 @@ import dataclasses
 
 from configs import shapes_tokenizer
 from dicode_jax.data.config import DataConfig
-from dicode_jax.models.dicode.stages.configs import TokenizerTrainConfig
+from dicode_jax.stages.dicode.configs import TokenizerTrainConfig
 from dicode_jax.training.optim import OptimConfig
 
 

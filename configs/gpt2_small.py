@@ -11,7 +11,7 @@ are ours.
 """
 
 from configs import language_models
-from dicode_jax.models.dicode.stages.configs import ARTrainConfig
+from dicode_jax.stages.dicode.configs import ARTrainConfig
 
 
 def get_config() -> ARTrainConfig:

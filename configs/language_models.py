@@ -6,10 +6,10 @@ optimiser, batch and length are not known: those here are ours.
 
 from dicode_jax.data.config import DataConfig
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
-from dicode_jax.models.dicode.stages.configs import ARTrainConfig
 from dicode_jax.models.gpt2 import GPT2Config
 from dicode_jax.models.llama import LlamaConfig
-from dicode_jax.sharding import ShardingConfig
+from dicode_jax.runtime.sharding import ShardingConfig
+from dicode_jax.stages.dicode.configs import ARTrainConfig
 from dicode_jax.training.optim import OptimConfig
 
 GPT2_VOCAB_SIZE = 50_323  # 50257 of GPT-2 and 66 image tokens

@@ -13,8 +13,8 @@ are ours.
 """
 
 from configs import language_models
-from dicode_jax.models.dicode.stages.configs import ARTrainConfig
 from dicode_jax.models.llama import LlamaConfig
+from dicode_jax.stages.dicode.configs import ARTrainConfig
 
 
 def get_config() -> ARTrainConfig:

@@ -12,8 +12,8 @@ the second (15 minutes).
 
 from configs import shapes_parts
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
-from dicode_jax.models.dicode.stages.configs import ARTrainConfig
 from dicode_jax.models.gpt2 import GPT2Config
+from dicode_jax.stages.dicode.configs import ARTrainConfig
 from dicode_jax.training.optim import OptimConfig
 
 VOCAB_SIZE = 210  # 144 words, letters and the end of text; 66 image tokens

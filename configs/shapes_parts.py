@@ -1,9 +1,9 @@
 """Sizes that the configs of the small system share."""
 
 from dicode_jax.models.clip import CLIPVisionConfig
-from dicode_jax.models.dicode.representation import RepresentationConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
 from dicode_jax.nn.resampler import ResamplerConfig
+from dicode_jax.stages.dicode.representation_model import RepresentationConfig
 
 TOKEN_DIM = 32
 

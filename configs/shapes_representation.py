@@ -8,7 +8,7 @@ not learned: right in 0.4 of the frames after 2000 steps.
 """
 
 from configs import shapes_parts
-from dicode_jax.models.dicode.stages.configs import RepresentationTrainConfig
+from dicode_jax.stages.dicode.configs import RepresentationTrainConfig
 from dicode_jax.training.optim import OptimConfig
 
 

@@ -12,8 +12,8 @@ python -m train.tokenizer --config configs/shapes_tokenizer.py --workdir runs/to
 from configs import shapes_parts
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
 from dicode_jax.models.dicode.decoder import ClipDecoderConfig
-from dicode_jax.models.dicode.stages.configs import TokenizerTrainConfig
 from dicode_jax.models.unet3d import UNet3DConfig
+from dicode_jax.stages.dicode.configs import TokenizerTrainConfig
 from dicode_jax.training.optim import OptimConfig
 
 

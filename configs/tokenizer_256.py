@@ -10,10 +10,10 @@ start from DynamiCrafter's weights (arXiv 2412.04446, section 3.1; the released 
 
 from dicode_jax.data.config import DataConfig
 from dicode_jax.models.dicode.decoder import ClipDecoderConfig
-from dicode_jax.models.dicode.stages.configs import TokenizerTrainConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
 from dicode_jax.models.unet3d import UNet3DConfig
-from dicode_jax.sharding import ShardingConfig
+from dicode_jax.runtime.sharding import ShardingConfig
+from dicode_jax.stages.dicode.configs import TokenizerTrainConfig
 from dicode_jax.training.optim import OptimConfig
 
 

@@ -13,10 +13,10 @@ import dicode_jax
 from convert.plan import DTYPES
 from convert.rules import ConversionError
 from convert.sources import Source
-from dicode_jax.data.files import atomic_path, check_no_source, resolve_output
 from dicode_jax.errors import UserError
-from dicode_jax.interrupts import exit_status, polite_signals
+from dicode_jax.runtime.interrupts import exit_status, polite_signals
 from dicode_jax.storage import folders
+from dicode_jax.storage.files import atomic_path, check_no_source, resolve_output
 
 REPORT_FILE = folders.REPORT  # lies in every converted model
 _ADVICE = "choose another --out, or add --overwrite"
@@ -101,7 +101,7 @@ def metadata(origin: str, report: Mapping[str, Any], sha256: Mapping[str, str]) 
     """What the header of converted weights says of where they come from.
 
     Args:
-      origin: A key of `dicode_jax.model_card.LICENCES`.
+      origin: A key of `dicode_jax.storage.model_card.LICENCES`.
       report: Of `run`; names the converter.
       sha256: Of `Source.sha256`.
     """

@@ -13,12 +13,12 @@ import numpy as np
 from flax import nnx
 
 from convert.plan import Plan, fill_state
-from dicode_jax.data.clip_text import ClipTokenizer
-from dicode_jax.data.transforms import clip_preprocess
+from dicode_jax.media.transforms import clip_preprocess
 from dicode_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVision
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig, VAEProjector
 from dicode_jax.nn.resampler import Resampler
 from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.text.clip import ClipTokenizer
 
 
 def empty_text_context(plan: Plan, cfg: CLIPTextConfig, layer: str = "penultimate") -> np.ndarray:

@@ -25,8 +25,6 @@ from convert.plan import Plan, plan, shapes_of, write_module
 from convert.rules import ConversionError, Rules, prefixed, to_numpy
 from convert.sources import LazyTensor, Source, open_source
 from dicode_jax import config as config_lib
-from dicode_jax import model_card
-from dicode_jax.data.text import TextTokenizer
 from dicode_jax.errors import UserError
 from dicode_jax.models.clip import CLIPConfig, CLIPText
 from dicode_jax.models.dicode.ar import DiCoDeLM
@@ -36,7 +34,9 @@ from dicode_jax.models.dicode.tokenizer import DeepTokenizer
 from dicode_jax.models.gpt2 import GPT2Config
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines.dicode import PipelineConfig
-from dicode_jax.weights import write_config
+from dicode_jax.storage import model_card
+from dicode_jax.storage.weights import write_config
+from dicode_jax.text.gpt import TextTokenizer
 
 TOKENIZER_FILES = ("pytorch_model.bin", "pytorch_model.safetensors", "model.safetensors")
 LM_FILES = ("gpt2_large.bin", "gpt2_large.pt", "gpt2_large.safetensors")

@@ -10,8 +10,8 @@ from dicode_jax.models.clip import CLIPConfig, CLIPTextConfig
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
-from dicode_jax.models.dicode.tokenizer_loss import TokenizerLossConfig
-from dicode_jax.models.dicode.trainable import TrainableParts
+from dicode_jax.stages.dicode.tokenizer_loss import TokenizerLossConfig
+from dicode_jax.stages.dicode.trainable import TrainableParts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

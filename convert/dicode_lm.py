@@ -10,9 +10,9 @@ from typing import Any
 from convert import gpt2, hugging_face, llama, resampler
 from convert.plan import load_module
 from convert.rules import DROP0, LINEAR, Layout, Rule, Rules, Skip, prefixed, to_numpy
+from dicode_jax.models.causal_lm import BodyConfig
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
-from dicode_jax.models.language_model import BodyConfig
 from dicode_jax.models.llama import LlamaConfig
 from dicode_jax.nn.layer_stack import with_scan_layers
 from dicode_jax.nn.resampler import Resampler

@@ -16,10 +16,10 @@ from convert import autoencoder_kl, buffers, command, found, resampler, unet3d
 from convert.plan import Plan, plan, shapes_of, write_module
 from convert.rules import ConversionError, prefixed
 from convert.sources import open_source
-from dicode_jax import model_card, weights
 from dicode_jax.errors import UserError
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines import divot as pipeline
+from dicode_jax.storage import model_card, weights
 
 PREFIXES = {
     "unet": "diffusion_model.",

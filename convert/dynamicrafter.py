@@ -25,8 +25,6 @@ from convert.original_yaml import read_options
 from convert.plan import Plan, plan, shapes_of, write_module
 from convert.rules import ConversionError, Rule, Rules, prefixed, to_numpy
 from convert.sources import LazyTensor, open_source
-from dicode_jax import model_card, weights
-from dicode_jax.data.clip_text import ClipTokenizer
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
 from dicode_jax.models.clip import CLIPText
@@ -36,6 +34,8 @@ from dicode_jax.models.latent_video import VideoSamplingConfig
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines import dynamicrafter as pipeline
 from dicode_jax.pipelines.dicode import PipelineConfig
+from dicode_jax.storage import model_card, weights
+from dicode_jax.text.clip import ClipTokenizer
 
 UNET, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
 TEXT_TOWER, IMAGE_TOWER = "cond_stage_model.model.", "embedder.model."

@@ -15,11 +15,11 @@ from convert.plan import load_module, plan, shapes_of, write_module
 from convert.rules import ConversionError, Rules, to_numpy
 from convert.sources import LazyTensor, open_source
 from dicode_jax import config as config_lib
-from dicode_jax.data.text import IMAGE_TOKENS, TextTokenizer
 from dicode_jax.errors import UserError
-from dicode_jax.models.language_model import BodyConfig, build_body
+from dicode_jax.models.causal_lm import BodyConfig, build_body
 from dicode_jax.nn.layer_stack import with_scan_layers
 from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.text.gpt import IMAGE_TOKENS, TextTokenizer
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 

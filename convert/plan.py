@@ -21,9 +21,9 @@ from flax import nnx
 from tqdm import tqdm
 
 from convert.rules import ConversionError, Layout, Rules, Skip, Split, original_names, to_numpy
-from dicode_jax.data.files import atomic_path
 from dicode_jax.errors import UserError
-from dicode_jax.weights import WEIGHTS_FILE, write_config
+from dicode_jax.storage.files import atomic_path
+from dicode_jax.storage.weights import WEIGHTS_FILE, write_config
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -313,7 +313,7 @@ def write_module(
     metadata: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> None:
-    """Writes what `dicode_jax.weights.load_module` reads, one tensor in memory at a time.
+    """Writes what `dicode_jax.storage.weights.load_module` reads, one tensor in memory at a time.
 
     Args:
       folder: Made if need be; gets `model.safetensors` and `config.json`.

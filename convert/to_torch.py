@@ -36,8 +36,6 @@ from convert.plan import DTYPES, shapes_of, write_safetensors
 from convert.rules import Rules, original_names, prefixed, to_numpy
 from convert.sources import Source, open_source
 from dicode_jax import config as config_lib
-from dicode_jax import hub
-from dicode_jax.data.files import atomic_path, check_no_source, check_output
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
 from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
@@ -58,7 +56,9 @@ from dicode_jax.models.llama import Llama, LlamaConfig
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
-from dicode_jax.weights import CONFIG_FILE, WEIGHTS_FILE, read_metadata
+from dicode_jax.storage import hub
+from dicode_jax.storage.files import atomic_path, check_no_source, check_output
+from dicode_jax.storage.weights import CONFIG_FILE, WEIGHTS_FILE, read_metadata
 
 SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".ckpt")
 

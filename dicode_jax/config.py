@@ -14,8 +14,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import dacite
 
-from dicode_jax.data.files import atomic_path
 from dicode_jax.errors import UserError
+from dicode_jax.storage.files import atomic_path
 
 __all__ = ["from_dict", "from_json", "load_config_file", "parse_overrides", "to_dict", "to_json"]
 

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 from PIL import Image
 
-from dicode_jax.data.video import KEYFRAME_INTERVAL, contact_sheet, iter_frames
 from dicode_jax.errors import UserError
+from dicode_jax.media.video import KEYFRAME_INTERVAL, contact_sheet, iter_frames
 
 
 def end_of(path: str) -> float:

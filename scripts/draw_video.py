@@ -8,9 +8,9 @@ import sys
 
 import numpy as np
 
-from dicode_jax.data import synthetic
-from dicode_jax.data.video import write_video
+from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.errors import UserError
+from dicode_jax.media.video import write_video
 
 
 def main() -> None:

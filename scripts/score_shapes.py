@@ -13,9 +13,10 @@ import dataclasses
 import numpy as np
 import tyro
 
-from dicode_jax.data import batches, synthetic
-from dicode_jax.data.video import contact_sheet
+from dicode_jax.data import batches
+from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.evaluation import shapes
+from dicode_jax.media.video import contact_sheet
 from dicode_jax.pipelines.dicode import DiCoDePipeline
 
 

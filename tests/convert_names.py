@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from convert.rules import original_names
-from dicode_jax import weights
+from dicode_jax.storage import weights
 
 MANIFESTS = pathlib.Path(__file__).parent / "manifests"
 

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import tiny_training
 
-from dicode_jax.checkpoint import find_checkpoints
+from dicode_jax.training.checkpoint import find_checkpoints
 from dicode_jax.training.logs import read_metrics
 
 UNFINISHED = "*.orbax-checkpoint-tmp*"

@@ -34,9 +34,9 @@ def language_model_stage(sizes, rules="fsdp", **kwargs):
     """A language model on deep tokens: two scanned layers, noise on its inputs."""
     from dicode_jax.data.config import DataConfig
     from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
-    from dicode_jax.models.dicode.stages import build_stage
-    from dicode_jax.models.dicode.stages.configs import ARTrainConfig
     from dicode_jax.models.gpt2 import GPT2Config
+    from dicode_jax.stages.dicode.configs import ARTrainConfig
+    from dicode_jax.stages.registry import build_stage
 
     body = GPT2Config(
         num_layers=2,
@@ -73,8 +73,8 @@ def tokenizer_stage(sizes, rules="fsdp"):
     import tiny
 
     from dicode_jax.data.config import DataConfig
-    from dicode_jax.models.dicode.stages import build_stage
-    from dicode_jax.models.dicode.stages.configs import TokenizerTrainConfig
+    from dicode_jax.stages.dicode.configs import TokenizerTrainConfig
+    from dicode_jax.stages.registry import build_stage
 
     pipe = tiny.tiny_pipeline()
     config = TokenizerTrainConfig(
@@ -89,7 +89,7 @@ def tokenizer_stage(sizes, rules="fsdp"):
 
 
 def _run_settings(sizes, rules):
-    from dicode_jax.sharding import ShardingConfig
+    from dicode_jax.runtime.sharding import ShardingConfig
     from dicode_jax.training.optim import OptimConfig
 
     data, fsdp, tensor = sizes
@@ -144,7 +144,7 @@ def losses_on_meshes(stage_name: str) -> dict:
     """Five losses of a stage on every mesh, and what fsdp leaves whole on a device."""
     import jax
 
-    from dicode_jax.sharding import global_batch, make_mesh
+    from dicode_jax.runtime.sharding import global_batch, make_mesh
     from dicode_jax.training.setup import prepare
 
     make_stage = {"language_model": language_model_stage, "tokenizer": tokenizer_stage}[stage_name]
@@ -179,7 +179,7 @@ def averages(stage_name: str) -> dict:
     import jax
     import numpy as np
 
-    from dicode_jax.sharding import global_batch, make_mesh
+    from dicode_jax.runtime.sharding import global_batch, make_mesh
     from dicode_jax.training.optim import OptimConfig
     from dicode_jax.training.setup import prepare
 
@@ -220,16 +220,16 @@ def train_from_stream(index: int, count: int, address: str, folder: str) -> dict
     """
     import functools
 
-    from dicode_jax import distributed
+    from dicode_jax.runtime import distributed
 
     if count > 1:
         assert distributed.initialize(address, count, index)
     import jax
     import numpy as np
 
-    from dicode_jax.checkpoint import Checkpointer
     from dicode_jax.data.stream import BatchStream
-    from dicode_jax.sharding import batch_share, global_batch, make_mesh
+    from dicode_jax.runtime.sharding import batch_share, global_batch, make_mesh
+    from dicode_jax.training.checkpoint import Checkpointer
     from dicode_jax.training.setup import prepare
 
     stage = with_random_weights(language_model_stage((1, 4, 1) if count > 1 else (2, 2, 1)))

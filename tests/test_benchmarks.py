@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from benchmarks import train_step
-from dicode_jax.models.dicode.stages import build_stage
 from dicode_jax.models.gpt2 import GPT2, GPT2Config
 from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.stages.registry import build_stage
 
 
 def test_loss_is_the_mean_over_predictions_of_the_next_token():

@@ -14,9 +14,9 @@ from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import is_constant
-from dicode_jax.models.dicode.stages import build_stage
-from dicode_jax.models.dicode.stages.configs import ARTrainConfig
 from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.stages.dicode.configs import ARTrainConfig
+from dicode_jax.stages.registry import build_stage
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 FILES = sorted(p for p in FOLDER.glob("*.py") if "get_config" in p.read_text())

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dicode_jax.data import synthetic
-from dicode_jax.data.video import read_video, write_video
+from dicode_jax.data import shapes_world as synthetic
+from dicode_jax.media.video import read_video, write_video
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dicode_jax.data import text
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
 from dicode_jax.models.clip import CLIPVisionConfig
@@ -18,6 +17,7 @@ from dicode_jax.models.unet3d import UNet3DConfig
 from dicode_jax.nn.resampler import ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines.dicode import DiCoDePipeline, PipelineConfig
+from dicode_jax.text import gpt as text
 
 NUM_TOKENS, TOKEN_DIM, NUM_FRAMES = 3, 8, 4
 

@@ -5,9 +5,9 @@ from tiny import random_module
 
 from convert import open_clip
 from convert.to_torch import original_state_dict
-from dicode_jax import weights
 from dicode_jax.models.clip import CLIP
 from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.storage import weights
 
 CONFIG = {
     "embed_dim": 5,

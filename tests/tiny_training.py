@@ -17,7 +17,7 @@ from flax import nnx
 
 from dicode_jax.data.stream import BatchStream
 from dicode_jax.nn.rngs import draw
-from dicode_jax.sharding import ShardingConfig
+from dicode_jax.runtime.sharding import ShardingConfig
 from dicode_jax.training.optim import OptimConfig
 from dicode_jax.training.stage import Stage
 from train import loop

@@ -13,11 +13,13 @@ import numpy as np
 from flax import nnx
 
 from dicode_jax.data.stream import BatchStream
-from dicode_jax.data.text import TextTokenizer
-from dicode_jax.models.dicode import lm_data
-from dicode_jax.models.dicode.stages import build_stage, language_model, parts
-from dicode_jax.models.dicode.stages.configs import ARTrainConfig
-from dicode_jax.models.dicode.stages.reading import settle
+from dicode_jax.stages import parts
+from dicode_jax.stages.dicode import examples as lm_data
+from dicode_jax.stages.dicode import language_model
+from dicode_jax.stages.dicode.configs import ARTrainConfig
+from dicode_jax.stages.dicode.reading import settle
+from dicode_jax.stages.registry import build_stage
+from dicode_jax.text.gpt import TextTokenizer
 from dicode_jax.training.evaluate import Evaluation, jit_local, look
 from train import data, loop
 from train.cache import Cache
@@ -119,7 +121,7 @@ def make_sample(config: ARTrainConfig, text: TextTokenizer, examples: lm_data.Ex
         truth = show(decoder, batch["tokens"].astype(np.float32))
 
     def sample(model: nnx.Module, folder: pathlib.Path, step: int) -> None:
-        from dicode_jax.data.video import contact_sheet
+        from dicode_jax.media.video import contact_sheet
 
         painted = show(decoder, write(model.lm, text_ids))
         if jax.process_index() != 0:

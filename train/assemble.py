@@ -10,17 +10,17 @@ from typing import Literal
 
 import tyro
 
-from dicode_jax import model_card, weights
-from dicode_jax.data.text import TextTokenizer
 from dicode_jax.errors import UserError
-from dicode_jax.interrupts import exit_status, polite_signals
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines.dicode import DiCoDePipeline, PipelineConfig
+from dicode_jax.runtime.interrupts import exit_status, polite_signals
+from dicode_jax.storage import model_card, weights
 from dicode_jax.storage.folders import check_folder
+from dicode_jax.text.gpt import TextTokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,10 @@ import numpy as np
 from flax import nnx
 
 from dicode_jax.data.examples import FrameReader
-from dicode_jax.models.dicode.stages import autoencoder, build_stage
-from dicode_jax.models.dicode.stages.configs import AutoencoderTrainConfig
-from dicode_jax.models.dicode.stages.reading import settle
+from dicode_jax.stages import autoencoder
+from dicode_jax.stages.dicode.configs import AutoencoderTrainConfig
+from dicode_jax.stages.dicode.reading import settle
+from dicode_jax.stages.registry import build_stage
 from dicode_jax.training.evaluate import look
 from train import data, loop
 
@@ -27,7 +28,7 @@ def build(config: AutoencoderTrainConfig, workdir: pathlib.Path) -> loop.Task:
     reconstruct = look(autoencoder.reconstruct)
 
     def sample(model: nnx.Module, folder: pathlib.Path, step: int) -> None:
-        from dicode_jax.data.video import contact_sheet
+        from dicode_jax.media.video import contact_sheet
 
         _, painted = reconstruct(model, images)
         if jax.process_index() == 0:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from dicode_jax.data.files import atomic_path
 from dicode_jax.data.stream import BatchStream
 from dicode_jax.errors import UserError
+from dicode_jax.storage.files import atomic_path
 
 Encode = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 

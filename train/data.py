@@ -9,9 +9,9 @@ import numpy as np
 
 from dicode_jax.data.examples import first_batches
 from dicode_jax.data.records import ClipSource
-from dicode_jax.data.sources import open_source
+from dicode_jax.data.sources.open import open_source
 from dicode_jax.data.stream import BatchStream, open_stream
-from dicode_jax.sharding import batch_share, make_mesh
+from dicode_jax.runtime.sharding import batch_share, make_mesh
 from dicode_jax.training.evaluate import Evaluation
 from dicode_jax.training.stage import LossFn
 

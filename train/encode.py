@@ -28,20 +28,23 @@ from flax import nnx
 from tqdm import tqdm
 
 from dicode_jax import config as config_lib
-from dicode_jax import distributed, weights
-from dicode_jax.data import sources, token_cache
-from dicode_jax.data.files import atomic_path, unfinished
+from dicode_jax.data import token_cache
 from dicode_jax.data.records import ClipSource, Subset
+from dicode_jax.data.sources import open as sources
 from dicode_jax.data.stream import BatchStream
 from dicode_jax.data.token_cache import BrokenVideo, CachedVideo, shard_path
 from dicode_jax.errors import UserError
-from dicode_jax.models.dicode.lm_data import VideosToEncode
-from dicode_jax.models.dicode.stages import language_model, parts
-from dicode_jax.models.dicode.stages.configs import ARTrainConfig
-from dicode_jax.models.dicode.stages.reading import settle
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.nn.rngs import ShapeRngs
-from dicode_jax.sharding import ShardingConfig, batch_sharding, make_mesh, replicated
+from dicode_jax.runtime import distributed
+from dicode_jax.runtime.sharding import ShardingConfig, batch_sharding, make_mesh, replicated
+from dicode_jax.stages import parts
+from dicode_jax.stages.dicode import language_model
+from dicode_jax.stages.dicode.configs import ARTrainConfig
+from dicode_jax.stages.dicode.examples import VideosToEncode
+from dicode_jax.stages.dicode.reading import settle
+from dicode_jax.storage import weights
+from dicode_jax.storage.files import atomic_path, unfinished
 from dicode_jax.training.evaluate import jit_model
 from dicode_jax.training.workdir import hold
 from train import loop

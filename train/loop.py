@@ -24,12 +24,12 @@ from jax.experimental import multihost_utils
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dicode_jax import config as config_lib
-from dicode_jax import distributed
-from dicode_jax.checkpoint import Checkpointer
 from dicode_jax.errors import UserError
-from dicode_jax.sharding import gather_to_host, global_batch, make_mesh
+from dicode_jax.runtime import distributed
+from dicode_jax.runtime.sharding import gather_to_host, global_batch, make_mesh
 from dicode_jax.storage import folders
 from dicode_jax.training import flops
+from dicode_jax.training.checkpoint import Checkpointer
 from dicode_jax.training.logs import MetricsLog
 from dicode_jax.training.nonfinite import NonFiniteGuard
 from dicode_jax.training.profile import Profile

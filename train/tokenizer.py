@@ -21,9 +21,10 @@ from flax import nnx
 from dicode_jax.data.batches import psnr
 from dicode_jax.data.examples import ClipReader, FrameReader
 from dicode_jax.data.stream import BatchStream, open_stream
-from dicode_jax.models.dicode.stages import build_stage, representation, tokenizer
-from dicode_jax.models.dicode.stages.configs import RepresentationTrainConfig, TokenizerTrainConfig
-from dicode_jax.models.dicode.stages.reading import settle
+from dicode_jax.stages.dicode import representation, tokenizer
+from dicode_jax.stages.dicode.configs import RepresentationTrainConfig, TokenizerTrainConfig
+from dicode_jax.stages.dicode.reading import settle
+from dicode_jax.stages.registry import build_stage
 from dicode_jax.training.evaluate import jit_local, look
 from train import data, loop
 from train.cache import Cache
@@ -40,7 +41,7 @@ def build_representation(config: RepresentationTrainConfig) -> loop.Task:
     reconstruct = look(representation.reconstruct)
 
     def sample(model: nnx.Module, folder: pathlib.Path, step: int) -> None:
-        from dicode_jax.data.video import contact_sheet
+        from dicode_jax.media.video import contact_sheet
 
         painted = reconstruct(model, images)
         if jax.process_index() == 0:
@@ -71,7 +72,7 @@ def build_decoder(config: TokenizerTrainConfig, workdir: pathlib.Path) -> loop.T
     reconstruct = look(functools.partial(tokenizer.reconstruct, config))
 
     def sample(model: nnx.Module, folder: pathlib.Path, step: int) -> None:
-        from dicode_jax.data.video import contact_sheet
+        from dicode_jax.media.video import contact_sheet
 
         painted = np.asarray(reconstruct(model, truth))
         if jax.process_index() == 0:

@@ -6,9 +6,9 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from dicode_jax.data import synthetic
-from dicode_jax.data.sources_shapes import FRAME_LABELS, frame_labels
-from dicode_jax.data.text import TextTokenizer
+from dicode_jax.data import shapes_world as synthetic
+from dicode_jax.data.sources.shapes import FRAME_LABELS, frame_labels
+from dicode_jax.text.gpt import TextTokenizer
 
 __all__ = [
     "FRAME_LABELS",

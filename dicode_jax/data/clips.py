@@ -18,16 +18,16 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
-from dicode_jax.data import synthetic
+from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.data.config import DataConfig
-from dicode_jax.data.container import check_complete, check_index, open_container, upright
-from dicode_jax.data.pictures import open_picture
 from dicode_jax.data.records import BrokenRecord, MediaBytes, MediaFile, Record
-from dicode_jax.data.resize import resize_two_taps
-from dicode_jax.data.sources_shapes import frame_labels
-from dicode_jax.data.synthetic import Scene
-from dicode_jax.data.video import KEYFRAME_INTERVAL
+from dicode_jax.data.shapes_world import Scene
+from dicode_jax.data.sources.shapes import frame_labels
 from dicode_jax.errors import UserError
+from dicode_jax.media.container import check_complete, check_index, open_container, upright
+from dicode_jax.media.picture import open_picture
+from dicode_jax.media.resize import resize_two_taps
+from dicode_jax.media.video import KEYFRAME_INTERVAL
 
 _ROUNDING = 0.0051  # seconds; formats round time stamps, gif to hundredths
 _SEEK_FROM = 1.0  # seconds; an earlier frame is reached sooner by decoding from the beginning

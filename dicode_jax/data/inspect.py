@@ -12,9 +12,9 @@ import numpy as np
 from dicode_jax.data import clips
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.records import BrokenRecord, ClipSource, Record
-from dicode_jax.data.sources import kind_of, open_source
-from dicode_jax.data.synthetic import Scene
-from dicode_jax.data.video import contact_sheet
+from dicode_jax.data.shapes_world import Scene
+from dicode_jax.data.sources.open import kind_of, open_source
+from dicode_jax.media.video import contact_sheet
 
 SHEET_ROWS, SHEET_COLUMNS, SHEET_HEIGHT = 16, 8, 112
 SCENES = 100  # of the synthetic world, which has no end

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Int, UInt64
 
-from dicode_jax.data.synthetic import Scene
+from dicode_jax.data.shapes_world import Scene
 from dicode_jax.errors import UserError
 
 VIDEO_SUFFIXES = frozenset(

@@ -26,8 +26,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from dicode_jax.data.files import atomic_path
 from dicode_jax.errors import UserError
+from dicode_jax.storage.files import atomic_path
 
 MANIFEST = "manifest.json"
 FORMAT = "dicode_jax token cache, version 1"

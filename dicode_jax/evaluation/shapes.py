@@ -1,6 +1,6 @@
 """Reads the synthetic world back from pixels, so that a generated clip can be held to its prompt.
 
-The judge knows the words of `dicode_jax.data.synthetic` and how the shapes are drawn, and nothing
+The judge knows the words of `data.shapes_world` and how the shapes are drawn, and nothing
 else of how a clip came to be. It looks at one clip, the first of a video: later clips go back over
 the same path and do not obey the caption. What fits no word is judged ``"unclear"``, which counts
 as wrong.
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from dicode_jax.data import synthetic
+from dicode_jax.data import shapes_world as synthetic
 
 UNCLEAR = "unclear"
 FIELDS = ("color", "shape", "motion", "background", "size")

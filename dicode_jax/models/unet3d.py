@@ -26,7 +26,7 @@ from dicode_jax.nn.spatiotemporal import (
     TemporalTransformer,
     VideoResnetBlock,
 )
-from dicode_jax.sharding import BATCH, constrain
+from dicode_jax.runtime.sharding import BATCH, constrain
 from dicode_jax.typing import Array, Float, Int, typechecked
 
 CONTEXT_RULES = ("per_frame", "length")

@@ -16,7 +16,7 @@ from flax import nnx
 from dicode_jax.nn.kv_cache import KVCache
 from dicode_jax.nn.remat import Remat, checkpoint
 from dicode_jax.nn.rngs import ShapeRngs
-from dicode_jax.sharding import BATCH, constrain
+from dicode_jax.runtime.sharding import BATCH, constrain
 from dicode_jax.typing import Array
 
 _Model = TypeVar("_Model", bound=nnx.Module)

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dicode_jax import weights
-from dicode_jax.data.transforms import to_uint8
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.diffusion.time_grid import ddim_time_grid
 from dicode_jax.errors import UserError
+from dicode_jax.media.transforms import to_uint8
 from dicode_jax.pipelines import options
+from dicode_jax.storage import weights
 from dicode_jax.typing import Array, Bool, Float, UInt8
 
 

@@ -23,10 +23,8 @@ import numpy as np
 from flax import nnx
 
 from dicode_jax import config as config_lib
-from dicode_jax import hub, model_card, weights
-from dicode_jax.data.text import TextTokenizer
-from dicode_jax.data.transforms import resize_bilinear
 from dicode_jax.errors import UserError
+from dicode_jax.media.transforms import resize_bilinear
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import (
@@ -40,7 +38,9 @@ from dicode_jax.models.dicode.generate import generate
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.nn.rngs import ShapeRngs, fold, sample_keys
 from dicode_jax.pipelines import checks, options
+from dicode_jax.storage import hub, model_card, weights
 from dicode_jax.storage.folders import new_folder
+from dicode_jax.text.gpt import TextTokenizer
 from dicode_jax.typing import Float, UInt8
 
 Progress = Callable[[str, int, int], None]  # (what, done, of how many)

@@ -21,7 +21,6 @@ import numpy as np
 from flax import nnx
 
 from dicode_jax import config as config_lib
-from dicode_jax import hub, model_card, weights
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
@@ -30,6 +29,7 @@ from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs, sample_keys
 from dicode_jax.pipelines import checks, options
+from dicode_jax.storage import hub, model_card, weights
 from dicode_jax.storage.folders import new_folder
 from dicode_jax.typing import Float, UInt8
 

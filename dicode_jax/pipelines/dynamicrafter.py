@@ -22,11 +22,9 @@ import numpy as np
 from flax import nnx
 
 from dicode_jax import config as config_lib
-from dicode_jax import hub, model_card, weights
-from dicode_jax.data.clip_text import ClipTokenizer
-from dicode_jax.data.transforms import clip_preprocess, resize_bilinear, to_float
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
+from dicode_jax.media.transforms import clip_preprocess, resize_bilinear, to_float
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
 from dicode_jax.models.latent_video import VideoSamplingConfig, sample_latents
@@ -34,7 +32,9 @@ from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs, fold, sample_keys
 from dicode_jax.pipelines import checks, options
+from dicode_jax.storage import hub, model_card, weights
 from dicode_jax.storage.folders import new_folder
+from dicode_jax.text.clip import ClipTokenizer
 from dicode_jax.typing import Array, Float, UInt8
 
 PARTS: dict[str, tuple[type, type]] = {

@@ -19,8 +19,8 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from dicode_jax.data.files import atomic_path
 from dicode_jax.errors import UserError
+from dicode_jax.storage.files import atomic_path
 
 __all__ = ["MARK", "REPORT", "check_folder", "is_report", "new_folder"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from dicode_jax.nn.rngs import row_keys, stream
-from dicode_jax.sharding import ShardingConfig, gather_to_host, global_batch, make_mesh
+from dicode_jax.runtime.sharding import ShardingConfig, gather_to_host, global_batch, make_mesh
 from dicode_jax.training.stage import WEIGHT, LossFn
 from dicode_jax.typing import Array, PyTree
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dicode_jax.data.files import atomic_path
 from dicode_jax.errors import UserError
+from dicode_jax.storage.files import atomic_path
 from dicode_jax.training.nonfinite import finite_only
 
 __all__ = ["MetricsLog", "read_metrics"]

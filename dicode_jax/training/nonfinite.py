@@ -8,8 +8,8 @@ from typing import Literal
 import jax
 import numpy as np
 
-from dicode_jax.data.files import atomic_path
 from dicode_jax.errors import UserError
+from dicode_jax.storage.files import atomic_path
 
 __all__ = ["NonFiniteGuard"]
 

@@ -7,7 +7,7 @@ import jax
 import optax
 
 from dicode_jax.nn import lora
-from dicode_jax.sharding import dotted_path
+from dicode_jax.runtime.sharding import dotted_path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from dicode_jax import sharding
 from dicode_jax.errors import UserError
 from dicode_jax.nn.rngs import ShapeRngs, TracedRngs, stream
+from dicode_jax.runtime import sharding
 from dicode_jax.training.optim import make_optimizer, make_schedule
 from dicode_jax.training.stage import Metrics, Stage
 from dicode_jax.training.state import TrainState, TrainStep, create_state, make_train_step

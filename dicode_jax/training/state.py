@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 
 from dicode_jax.nn.rngs import row_keys
-from dicode_jax.sharding import BATCH, constrain
+from dicode_jax.runtime.sharding import BATCH, constrain
 from dicode_jax.training.stage import WEIGHT, LossFn, Metrics
 from dicode_jax.typing import Array, PyTree
 

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 
 from dicode_jax import config as config_lib
-from dicode_jax.checkpoint import find_checkpoints
 from dicode_jax.errors import UserError
+from dicode_jax.training.checkpoint import find_checkpoints
 
 __all__ = ["check", "claim", "hold"]
 

@@ -13,12 +13,12 @@ from tokenizers.pre_tokenizers import ByteLevel
 import convert
 from convert import dicode_command
 from dicode_jax import DiCoDePipeline
-from dicode_jax.data import text
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.nn.layer_stack import with_scan_layers
 from dicode_jax.nn.rngs import ShapeRngs
-from dicode_jax.weights import load_module
+from dicode_jax.storage.weights import load_module
+from dicode_jax.text import gpt as text
 
 SYSTEM = pathlib.Path(__file__).parents[1] / "golden" / "dicode" / "system"
 AGENT = "llm_agent."

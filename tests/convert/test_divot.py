@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from tiny import random_module, with_value
 
 from convert import divot as command
-from dicode_jax import cli, weights
+from dicode_jax import cli
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
 from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
@@ -19,6 +19,7 @@ from dicode_jax.models.unet3d import UNet3DConfig
 from dicode_jax.nn.resampler import ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines.divot import PARTS, DivotConfig, DivotDetokenizer
+from dicode_jax.storage import weights
 
 TINY = {
     "unet": UNet3DConfig(

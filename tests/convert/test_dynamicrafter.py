@@ -15,7 +15,6 @@ from tiny import random_module
 
 from convert import dynamicrafter as command
 from convert import open_clip
-from dicode_jax import model_card, weights
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
 from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
@@ -26,6 +25,7 @@ from dicode_jax.models.unet3d import UNet3DConfig
 from dicode_jax.nn.resampler import ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines.dynamicrafter import PARTS, DynamiCrafterPipeline
+from dicode_jax.storage import model_card, weights
 
 VARIANTS = ("256", "512", "512_interp", "1024")
 TINY = {
@@ -358,7 +358,7 @@ def test_a_yaml_file_is_read_and_compared(tmp_path, checkpoint, capsys):
 
 
 def test_a_vocabulary_is_put_beside_the_weights(tmp_path, checkpoint, capsys):
-    from dicode_jax.data import clip_text
+    from dicode_jax.text import clip as clip_text
 
     (tmp_path / "wrong").mkdir()
     clip_text.build(["a b</w>"]).save(str(tmp_path / "wrong/tokenizer.json"))

@@ -17,10 +17,10 @@ from tiny_clip import CONFIG, checkpoint
 from convert import dicode_command, open_clip
 from convert.command import parser, run
 from convert.rules import ConversionError
-from dicode_jax import weights
 from dicode_jax.errors import UserError
 from dicode_jax.models.clip import CLIP, CLIPConfig
 from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.storage import weights
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch

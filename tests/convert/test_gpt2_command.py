@@ -10,11 +10,11 @@ from hugging_face_folder import draw, write_folder
 
 from convert import gpt2, hugging_face
 from convert.plan import plan, shapes_of
-from dicode_jax import weights
-from dicode_jax.data import text
+from dicode_jax.models.causal_lm import BodyConfig, build_body
 from dicode_jax.models.gpt2 import GPT2Config
-from dicode_jax.models.language_model import BodyConfig, build_body
 from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.storage import weights
+from dicode_jax.text import gpt as text
 
 LAYERS, WIDTH, VOCAB = 2, 8, 11
 CONFIG = {  # as the hub's files have it

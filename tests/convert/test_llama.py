@@ -12,11 +12,11 @@ import convert
 from convert import hugging_face, llama
 from convert.plan import plan, shapes_of
 from convert.rules import ConversionError
-from dicode_jax import weights
-from dicode_jax.models.language_model import BodyConfig, build_body
+from dicode_jax.models.causal_lm import BodyConfig, build_body
 from dicode_jax.models.llama import LlamaConfig
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.nn.rotary import RotaryScaling
+from dicode_jax.storage import weights
 
 SCALING = {
     "factor": 32.0,

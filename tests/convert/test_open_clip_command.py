@@ -10,9 +10,9 @@ from tiny_clip import CONFIG, checkpoint
 from convert import open_clip, to_torch
 from convert.plan import shapes_of
 from convert.to_torch import original_state_dict
-from dicode_jax import weights
 from dicode_jax.models.clip import CLIP, CLIPConfig
 from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.storage import weights
 
 
 def run(*args):

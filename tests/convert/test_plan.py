@@ -24,8 +24,8 @@ from convert.rules import (
     prefixed,
 )
 from convert.sources import LazyTensor
-from dicode_jax import weights
 from dicode_jax.errors import UserError
+from dicode_jax.storage import weights
 
 RULES = (
     Rule(r"(?:model\.)?layers\.(\d+)\.(up|down)\.weight", "blocks.{0}.{1}.kernel", LINEAR),

@@ -12,7 +12,6 @@ from tiny import random_module, tiny_pipeline
 from convert import command, dicode_command, to_torch
 from convert.plan import plan, shapes_of
 from convert.sources import open_source
-from dicode_jax import weights
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
 from dicode_jax.models.clip import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
@@ -23,6 +22,7 @@ from dicode_jax.models.llama import LlamaConfig
 from dicode_jax.models.unet3d import UNet3DConfig
 from dicode_jax.nn.resampler import ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.storage import weights
 
 SYSTEM = pathlib.Path(__file__).parents[1] / "golden" / "dicode" / "system"
 VISION = CLIPVisionConfig(

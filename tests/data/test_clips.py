@@ -12,10 +12,12 @@ import pytest
 from media_files import STEP, greys, mp4_bytes, number_of, write
 from PIL import Image
 
-from dicode_jax.data import clips, synthetic, video
+from dicode_jax.data import clips
+from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.records import BrokenRecord, MediaBytes, MediaFile, Record, suffix_of
-from dicode_jax.data.sources_shapes import FRAME_LABELS
+from dicode_jax.data.sources.shapes import FRAME_LABELS
+from dicode_jax.media import video
 
 SIZE = 16
 PLAIN = DataConfig(num_frames=4, clip_start="start")

@@ -10,7 +10,7 @@ import pytest
 from dicode_jax.data import clips
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.records import BrokenRecord
-from dicode_jax.data.sources import open_source
+from dicode_jax.data.sources.open import open_source
 from dicode_jax.data.stream import BatchStream, open_stream
 from dicode_jax.errors import UserError
 

@@ -9,7 +9,8 @@ from safetensors.numpy import load_file, save_file
 from tiny import NUM_FRAMES, NUM_TOKENS, TOKEN_DIM, tiny_pipeline
 
 from dicode_jax import cli
-from dicode_jax.data import synthetic, video
+from dicode_jax.data import shapes_world as synthetic
+from dicode_jax.media import video
 
 PROMPT = "a red circle moves right on a black background"
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dicode_jax.data import synthetic
+from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.evaluation import shapes
 
 COUNT = 100

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from tiny import random_module, with_value
 
-from dicode_jax.data import clip_text
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
@@ -16,6 +15,7 @@ from dicode_jax.models.unet3d import UNet3DConfig
 from dicode_jax.nn.resampler import ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines.dynamicrafter import PARTS, DynamiCrafterConfig, DynamiCrafterPipeline
+from dicode_jax.text import clip as clip_text
 
 FRAMES, TOKENS, WIDTH, TEXT = 4, 3, 8, 5
 MERGES = ["c a", "ca t</w>", "d o", "do g</w>"]

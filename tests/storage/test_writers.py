@@ -10,13 +10,13 @@ import time
 import pytest
 from tiny import tiny_pipeline
 
-from dicode_jax import weights
 from dicode_jax.errors import UserError
-from dicode_jax.models.dicode.stages import language_model
 from dicode_jax.pipelines.dicode import DiCoDePipeline
+from dicode_jax.stages.dicode import language_model
+from dicode_jax.storage import weights
 from train.assemble import Arguments, assemble
 
-ROOT = pathlib.Path(weights.__file__).parents[1]
+ROOT = pathlib.Path(weights.__file__).parents[2]
 
 
 def contents(root):

@@ -8,13 +8,13 @@ from hugging_face_folder import draw, write_folder
 from tiny import tiny_pipeline
 
 from convert import hugging_face, llama
-from dicode_jax import weights
-from dicode_jax.data import text
 from dicode_jax.errors import UserError
-from dicode_jax.models.dicode.stages import build_stage
-from dicode_jax.models.dicode.stages.configs import ARTrainConfig
-from dicode_jax.models.language_model import compare_bodies
+from dicode_jax.models.causal_lm import compare_bodies
 from dicode_jax.models.llama import LlamaConfig, RotaryScaling
+from dicode_jax.stages.dicode.configs import ARTrainConfig
+from dicode_jax.stages.registry import build_stage
+from dicode_jax.storage import weights
+from dicode_jax.text import gpt as text
 from train import ar
 
 BASE = text.train_small().vocab_size - len(text.IMAGE_TOKENS)

@@ -8,16 +8,16 @@ from PIL import Image
 from tiny import tiny_pipeline
 
 from dicode_jax import config as config_lib
-from dicode_jax import weights
 from dicode_jax.data.config import DataConfig
 from dicode_jax.errors import UserError
-from dicode_jax.models.dicode.representation import RepresentationConfig
-from dicode_jax.models.dicode.stages.configs import (
+from dicode_jax.stages.dicode.configs import (
     ARTrainConfig,
     AutoencoderTrainConfig,
     RepresentationTrainConfig,
     TokenizerTrainConfig,
 )
+from dicode_jax.stages.dicode.representation_model import RepresentationConfig
+from dicode_jax.storage import weights
 from train import ar, autoencoder, tokenizer
 
 RUN = {"batch_size": 2, "frame_size": 16, "data": DataConfig(num_frames=4)}

@@ -17,20 +17,20 @@ from PIL import Image
 from tiny import random_module
 
 from dicode_jax import config as config_lib
-from dicode_jax import weights
 from dicode_jax.data.clips import read_keyframes
 from dicode_jax.data.config import DataConfig
-from dicode_jax.data.sources import open_source
+from dicode_jax.data.sources.open import open_source
 from dicode_jax.data.token_cache import BrokenVideo, TokenCache
-from dicode_jax.data.transforms import to_float
 from dicode_jax.errors import UserError
+from dicode_jax.media.transforms import to_float
 from dicode_jax.models.clip import CLIPVisionConfig
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
-from dicode_jax.models.dicode.stages.configs import ARTrainConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.models.gpt2 import GPT2Config
 from dicode_jax.nn.resampler import ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.stages.dicode.configs import ARTrainConfig
+from dicode_jax.storage import weights
 from train import encode
 from train.encode import EncodeOptions
 
@@ -74,7 +74,7 @@ def write_config(config, folder):
     path = folder / "config.py"
     path.write_text(
         "from dicode_jax.config import from_json\n"
-        "from dicode_jax.models.dicode.stages.configs import ARTrainConfig\n"
+        "from dicode_jax.stages.dicode.configs import ARTrainConfig\n"
         f"get_config = lambda: from_json(ARTrainConfig, {str(folder / 'config.json')!r})\n"
     )
     return path

@@ -16,10 +16,10 @@ import pytest
 import tiny_training
 from tiny_training import TinyConfig
 
-from dicode_jax import checkpoint
-from dicode_jax.checkpoint import find_checkpoints
 from dicode_jax.errors import UserError
-from dicode_jax.sharding import ShardingConfig
+from dicode_jax.runtime.sharding import ShardingConfig
+from dicode_jax.training import checkpoint
+from dicode_jax.training.checkpoint import find_checkpoints
 from dicode_jax.training.logs import MetricsLog, read_metrics
 from dicode_jax.training.optim import OptimConfig
 from dicode_jax.training.workdir import claim, hold

@@ -8,26 +8,28 @@ import pytest
 from PIL import Image
 from tiny import random_module, tiny_pipeline
 
-from dicode_jax import cli, weights
+from dicode_jax import cli
 from dicode_jax import config as config_lib
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.token_cache import TokenCache
 from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
-from dicode_jax.models.dicode import lm_data
-from dicode_jax.models.dicode.representation import RepresentationConfig
-from dicode_jax.models.dicode.stages import build_stage, representation
-from dicode_jax.models.dicode.stages.configs import (
+from dicode_jax.nn.resampler import ResamplerConfig
+from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.pipelines.dicode import DiCoDePipeline
+from dicode_jax.stages.dicode import examples as lm_data
+from dicode_jax.stages.dicode import representation
+from dicode_jax.stages.dicode.configs import (
     ARTrainConfig,
     AutoencoderTrainConfig,
     RepresentationTrainConfig,
     TokenizerTrainConfig,
 )
-from dicode_jax.models.dicode.stages.reading import settle
-from dicode_jax.models.dicode.stages.tokenizer import VideoTokenizer
-from dicode_jax.nn.resampler import ResamplerConfig
-from dicode_jax.nn.rngs import ShapeRngs
-from dicode_jax.pipelines.dicode import DiCoDePipeline
+from dicode_jax.stages.dicode.reading import settle
+from dicode_jax.stages.dicode.representation_model import RepresentationConfig
+from dicode_jax.stages.dicode.tokenizer import VideoTokenizer
+from dicode_jax.stages.registry import build_stage
+from dicode_jax.storage import weights
 from dicode_jax.training.workdir import claim
 from train import encode
 from train.encode import EncodeOptions

@@ -7,11 +7,11 @@ import pytest
 from flax import nnx
 from tiny import tiny_pipeline
 
-from dicode_jax import weights
 from dicode_jax.errors import UserError
-from dicode_jax.models.dicode.stages import build_stage
-from dicode_jax.models.dicode.stages.configs import TokenizerTrainConfig
 from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.stages.dicode.configs import TokenizerTrainConfig
+from dicode_jax.stages.registry import build_stage
+from dicode_jax.storage import weights
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 import sharded_training
 from flax import nnx
 
-from dicode_jax.models.dicode.stages import language_model
 from dicode_jax.nn.rngs import draw
+from dicode_jax.stages.dicode import language_model
 from dicode_jax.training.evaluate import Evaluation
 from dicode_jax.training.stage import WEIGHT
 from train import data

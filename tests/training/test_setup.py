@@ -10,7 +10,7 @@ from flax import nnx
 
 from dicode_jax.errors import UserError
 from dicode_jax.nn.rngs import row_keys
-from dicode_jax.sharding import ShardingConfig, make_mesh
+from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
 from dicode_jax.training.optim import OptimConfig
 from dicode_jax.training.setup import prepare
 from dicode_jax.training.stage import Stage

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dicode_jax.models.causal_lm import LanguageModelBody, build_body
 from dicode_jax.models.dicode import ar_losses
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
-from dicode_jax.models.language_model import LanguageModelBody, build_body
 from dicode_jax.nn.activations import gelu
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.masks import causal_mask, key_mask, segment_mask

@@ -3,8 +3,8 @@
 import dataclasses
 
 from dicode_jax.distributions.gaussian_mixture import num_params
+from dicode_jax.models.causal_lm import BodyConfig
 from dicode_jax.models.dicode import ar_losses
-from dicode_jax.models.language_model import BodyConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

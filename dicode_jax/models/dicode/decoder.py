@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dicode_jax.data.transforms import to_uint8 as to_uint8
 from dicode_jax.diffusion.guidance import guide, guide_three_way, rescale_guidance
 from dicode_jax.diffusion.samplers.base import Denoise, Trajectory, per_sample_normal, sample
 from dicode_jax.diffusion.samplers.ddim import DDIM
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.diffusion.time_grid import SPACINGS, ddim_time_grid
+from dicode_jax.media.transforms import to_uint8 as to_uint8
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.models.dicode.tokenizer import mask_leading_tokens
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dicode_jax.data.transforms import CLIP_MEAN, CLIP_STD, clip_preprocess
+from dicode_jax.media.transforms import CLIP_MEAN, CLIP_STD, clip_preprocess
 from dicode_jax.models.clip import CLIPVision, CLIPVisionConfig
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dicode_jax.data.packing import pack_row
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.gpt2 import GPT2Config
 from dicode_jax.models.llama import LlamaConfig
+from dicode_jax.stages.dicode.packing import pack_row
 
 L, N, Z, IMAGE, PAD = 5, 3, 4, 20, 19
 LENGTHS = ((1, 3, 2), (4, 1))  # keyframes of the videos in each row

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dicode_jax.data.transforms import clip_preprocess
+from dicode_jax.media.transforms import clip_preprocess
 from dicode_jax.models.clip import CLIPVisionConfig
 from dicode_jax.models.dicode.tokenizer import (
     DeepTokenizer,

@@ -20,9 +20,9 @@ from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS, NoiseSchedule
 from dicode_jax.diffusion.time_grid import ddim_time_grid, ddim_timesteps
 from dicode_jax.distributions.gaussian_mixture import GaussianMixture
 from dicode_jax.models.dicode import decoder as decoding
-from dicode_jax.models.dicode import tokenizer_loss as training
 from dicode_jax.models.dicode.decoder import ClipDecoder, SamplingConfig
 from dicode_jax.models.dicode.generate import Draws, generate
+from dicode_jax.stages.dicode import tokenizer_loss as training
 from parity.harness import Check, runner
 from parity.runners.language import byte_ids
 

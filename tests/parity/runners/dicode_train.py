@@ -14,7 +14,7 @@ from convert import dicode
 from convert.plan import flatten, plan
 from dicode_jax.diffusion.losses import add_offset_noise
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
-from dicode_jax.models.dicode import tokenizer_loss as training
+from dicode_jax.stages.dicode import tokenizer_loss as training
 from parity.harness import Check, runner
 from parity.runners.dicode import (
     LOSS,

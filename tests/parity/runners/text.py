@@ -11,12 +11,12 @@ import pathlib
 import numpy as np
 import pytest
 
-from dicode_jax.data.clip_text import ClipTokenizer
-from dicode_jax.data.text import IMAGE_TOKENS, TextTokenizer
+from dicode_jax.text.clip import ClipTokenizer
+from dicode_jax.text.gpt import IMAGE_TOKENS, TextTokenizer
 from parity import harness
 from parity.harness import Check, runner
 
-# Where ours differ on purpose, as `dicode_jax.data.clip_text` says: wrongly decoded text is not
+# Where ours differ on purpose, as `dicode_jax.text.clip` says: wrongly decoded text is not
 # repaired, and names of special tokens are read as the text that they are.
 NOT_AS_CLIP = ("\u00c3", "<end_of_text>")
 

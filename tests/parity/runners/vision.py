@@ -16,7 +16,7 @@ from convert.plan import load_module
 from convert.resampler import RULES as RESAMPLER_RULES
 from convert.resampler import config_from_original as resampler_config
 from convert.rules import prefixed
-from dicode_jax.data.transforms import clip_preprocess, resize_bilinear, to_float
+from dicode_jax.media.transforms import clip_preprocess, resize_bilinear, to_float
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from parity.harness import Check, runner
 from parity.runners.unets import captured

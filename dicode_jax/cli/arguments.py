@@ -1,0 +1,207 @@
+"""What the command line accepts: commands, options, their limits and their help."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dicode_jax.cli import data as cli_data
+from dicode_jax.cli import runs as cli_runs
+from dicode_jax.errors import UserError
+from dicode_jax.pipelines.options import (
+    MAX_CLIPS,
+    MAX_FRAMES,
+    MAX_GUIDANCE,
+    MAX_SEED,
+    MAX_STEPS,
+    Real,
+    Whole,
+)
+
+VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")  # as data.video, which is slow to import
+
+_EPILOG = """\
+examples:
+  dicode generate "a red circle moves right on a black background" --out out.mp4
+  dicode generate "a blue cross grows on a gray background" --out out.gif --num-clips 5 --seed 3
+  dicode reconstruct in.mp4 --out out.mp4
+  dicode encode in.mp4 --out tokens.safetensors
+  dicode decode tokens.safetensors --out out.mp4
+  dicode info
+  dicode data inspect videos/ --sheet sheet.png
+  dicode metrics runs/ar --out curves.png
+
+dicode COMMAND --help explains the options of a command."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line, with the nearest option that exists."""
+
+    def error(self, message: str):
+        unknown = message.removeprefix("unrecognized arguments: ").split()
+        if message.startswith("unrecognized arguments") and unknown[0].startswith("--"):
+            near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            message = f"unknown option {unknown[0]}{hint}"
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        """Lets the command's own parser report an unknown option: it knows its neighbours."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
+
+
+def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
+    """The parser; `args.run` of what it returns is the function of the chosen command.
+
+    Mistakes are raised as `UserError`.
+    """
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        prog="dicode",
+        description="Text to video through compressed deep tokens.",
+        epilog=_EPILOG,
+        formatter_class=formatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, summary: str, details: str = "") -> argparse.ArgumentParser:
+        description = f"{summary[0].upper()}{summary[1:]}.{details and ' ' + details}"
+        added = subparsers.add_parser(
+            name, help=summary, description=description, allow_abbrev=False
+        )
+        added.set_defaults(run=commands[name])
+        return added
+
+    sub = command("generate", "paint a video for a prompt")
+    sub.add_argument("prompt", metavar="PROMPT", help="what to show, in quotes")
+    _add_video_out(sub)
+    sub.add_argument(
+        "--num-clips",
+        type=_number(int, Whole(1, MAX_CLIPS)),
+        default=1,
+        metavar="N",
+        help="clips of two seconds each (default: 1)",
+    )
+    _add_sampling(sub)
+    _add_model(sub)
+
+    sub = command(
+        "reconstruct",
+        "take a video through deep tokens and back",
+        "Only its keyframes reach the model; every clip is painted between two of them.",
+    )
+    _add_video_in(sub)
+    _add_video_out(sub)
+    _add_sampling(sub)
+    _add_model(sub)
+
+    sub = command("encode", "turn a video into deep tokens")
+    _add_video_in(sub)
+    sub.add_argument("--out", required=True, metavar="FILE", help="a .safetensors file")
+    _add_model(sub)
+
+    sub = command("decode", "paint a video from deep tokens")
+    sub.add_argument("tokens", metavar="TOKENS", help="a file that `dicode encode` wrote")
+    _add_video_out(sub)
+    _add_sampling(sub)
+    _add_model(sub)
+
+    sub = command(
+        "info",
+        "describe a model",
+        "A video or a file of deep tokens can be named too.",
+    )
+    sub.add_argument(
+        "path",
+        nargs="?",
+        metavar="PATH",
+        help="a model folder, a packaged name or owner/name on the Hub (default: the packaged one)",
+    )
+    cli_data.add_parsers(command)
+    cli_runs.add_parsers(command)
+    return parser
+
+
+def _add_video_in(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("video", metavar="VIDEO", help="a video file of any kind, size and length")
+    parser.add_argument(
+        "--keyframes",
+        choices=("every", "demo"),
+        default="every",
+        help="every: one each two seconds (default); demo: the first and the last of the file",
+    )
+
+
+def _add_video_out(parser: argparse.ArgumentParser) -> None:
+    known = ", ".join(VIDEO_SUFFIXES[:-1]) + " or " + VIDEO_SUFFIXES[-1]
+    parser.add_argument("--out", required=True, metavar="FILE", help=f"the video: {known}")
+    parser.add_argument("--sheet", metavar="FILE", help="also write a contact sheet, a .png")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--num-frames",
+        type=_number(int, Whole(2, MAX_FRAMES, is_even=True)),
+        metavar="N",
+        help="frames per clip, an even number (default: the model's own, mostly 16)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=_number(int, Whole(0, MAX_SEED)),
+        default=0,
+        metavar="S",
+        help="another seed paints another video (default: 0)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=_number(int, Whole(1, MAX_STEPS)),
+        metavar="N",
+        help="denoising steps; fewer are faster and coarser (default: the model's own, mostly 50)",
+    )
+    parser.add_argument(
+        "--guidance-scale",
+        type=_number(float, Real(0.0, MAX_GUIDANCE, is_open=True)),
+        metavar="X",
+        help="how strongly a clip follows its deep tokens, as 7.5; 1 switches guidance off "
+        "(default: the model's own)",
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        metavar="PATH",
+        help="a model folder, a packaged name or owner/name on the Hub (default: the packaged one)",
+    )
+
+
+def _number(kind: type, rule: Whole | Real) -> Callable[[str], Any]:
+    """A parser of numbers that `rule` lets pass."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = text  # which the rule refuses as it is
+        try:
+            return rule(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        import dicode_jax
+
+        sys.stdout.write(f"dicode {dicode_jax.__version__}\n")
+        parser.exit()

@@ -1,0 +1,113 @@
+"""Commands about trainings: `dicode metrics` and `dicode export`."""
+
+import argparse
+import logging
+import pathlib
+import shutil
+import sys
+
+from dicode_jax.errors import UserError
+
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
+OVERVIEW_ROWS = 20
+
+
+def add_parsers(command) -> None:
+    """Declares the commands' options; `command(name, summary, details)` makes a parser."""
+    sub = command(
+        "metrics",
+        "show what a training logged",
+        "A step that was done twice, because the run was killed and resumed, counts once.",
+    )
+    sub.add_argument("workdir", metavar="DIR", help="folder of the run")
+    sub.add_argument(
+        "--out", metavar="FILE", help="also draw the curves: " + _listed(PLOT_SUFFIXES)
+    )
+    sub.add_argument(
+        "--last",
+        type=_count,
+        metavar="N",
+        help="the last N logged steps as they are (default: means over parts of the whole run)",
+    )
+
+    sub = command(
+        "export",
+        "make a model of a training's checkpoint",
+        "A run of the language model is put together with the tokenizer it was trained on.",
+    )
+    sub.add_argument(
+        "checkpoint", metavar="CKPT", help="folder of a run, or one of its checkpoints"
+    )
+    sub.add_argument("--out", required=True, metavar="MODEL", help="the folder to make")
+    sub.add_argument(
+        "--step", type=_count, metavar="N", help="which checkpoint (default: the newest)"
+    )
+    sub.add_argument(
+        "--no-ema", action="store_true", help="the last weights, not their moving average"
+    )
+    sub.add_argument(
+        "--tokenizer",
+        metavar="DIR",
+        help="folder with `tokenizer` and `decoder` (default: the one that the run names)",
+    )
+    sub.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="storage type of the weights (default: float32)",
+    )
+
+
+def metrics(args: argparse.Namespace) -> None:
+    """Prints a table of what a run logged, and draws its curves."""
+    from dicode_jax.storage.files import atomic_path, check_output
+    from dicode_jax.training import curves
+    from dicode_jax.training.logs import read_metrics
+
+    if args.out is not None:
+        check_output(args.out, PLOT_SUFFIXES)
+    path = pathlib.Path(args.workdir) / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(f"no metrics.jsonl in {args.workdir}; name the --workdir of a training")
+    records = read_metrics(path)
+    if not curves.metric_names(records):
+        raise UserError(f"{path} holds no step yet; the training writes one every --log-every")
+    shown = curves.summarize(records, OVERVIEW_ROWS) if args.last is None else records[-args.last :]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(curves.table(shown, width=width))
+    first, last = records[0]["step"], records[-1]["step"]
+    print(f"{len(records)} logged steps, {first} to {last}")
+    if args.out is not None:
+        with atomic_path(args.out) as temporary:
+            curves.plot(records, temporary, title=str(args.workdir))
+        print(f"{args.out}: curves")
+
+
+def export(args: argparse.Namespace) -> None:
+    """Writes a pipeline folder from a checkpoint."""
+    from dicode_jax.stages.export import export
+
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax misses a file that it does not need
+    done = export(
+        args.checkpoint,
+        args.out,
+        step=args.step,
+        use_ema=not args.no_ema,
+        tokenizer=args.tokenizer,
+        dtype=args.dtype,
+    )
+    hint = "parts that trainings read"
+    if done.is_pipeline:
+        command = 'generate "..."' if done.has_language_model else "reconstruct VIDEO"
+        hint = f"dicode {command} --model {args.out} --out out.mp4"
+    print(f"{args.out}: step {done.step}; {hint}")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"want a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _listed(suffixes) -> str:
+    return ", ".join(suffixes[:-1]) + " or " + suffixes[-1]

@@ -1,0 +1,161 @@
+"""ArrayRecord shards of whole media files.
+
+A record is one line of JSON, a newline, then the bytes of the media file:
+
+    {"name": "clips/17.mp4", "captions": ["a dog runs"], "suffix": ".mp4"}
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from dicode_jax.data.records import (
+    MEDIA_SUFFIXES,
+    BrokenRecord,
+    MediaBytes,
+    Record,
+    captions_from_value,
+    name_hash,
+)
+from dicode_jax.data.sources.identity import distinct_shards
+from dicode_jax.storage.files import atomic_path
+
+_MAX_OPEN = 64  # shards at a time
+
+
+def pack(name: str, captions: Sequence[str], suffix: str, data: bytes) -> bytes:
+    """One record, from the bytes of a media file of kind `suffix` (as `.mp4`)."""
+    header = {"name": name, "captions": list(captions), "suffix": suffix}
+    return json.dumps(header).encode() + b"\n" + data
+
+
+def unpack(where: str, data: bytes) -> Record:
+    """The record that `pack` wrote; `where` goes in front of its name.
+
+    Raises:
+      BrokenRecord: It is of another form.
+    """
+    line, _, rest = data.partition(b"\n")
+    try:
+        header = json.loads(line)
+        name, suffix = str(header["name"]), str(header["suffix"]).lower()
+        captions = captions_from_value(header.get("captions"))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise BrokenRecord(
+            f"{where}: does not begin with a line of JSON that has name, captions and suffix"
+        ) from error
+    if suffix not in MEDIA_SUFFIXES:
+        raise BrokenRecord(f"{where}: holds {suffix!r}, neither a video nor a picture")
+    media = MediaBytes(data=rest, suffix=suffix)
+    return Record(name=f"{where}/{name}", captions=captions, media=media)
+
+
+def write_shard(path: str | os.PathLike, records: Iterable[bytes]) -> int:
+    """Writes what `pack` made into one shard, whole or not at all; returns how many."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    count = 0
+    with atomic_path(pathlib.Path(path)) as temporary:
+        # One record per group: a record is then read without its neighbours.
+        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+        try:
+            for record in records:
+                writer.write(record)
+                count += 1
+        finally:
+            writer.close()
+    return count
+
+
+class ArrayRecordSource:
+    """Records of several shards, named `SHARD:NUMBER/NAME`.
+
+    Which records are held out goes by shard and number, so that opening reads no record: their
+    names lie in front of their media, which the format gives as a whole only.
+    """
+
+    def __init__(self, shards: dict[str, str], counts: list[int], left_out: tuple[str, ...] = ()):
+        self.left_out = left_out
+        self._paths = list(shards)
+        self._shards = list(shards.values())  # what stands for each in a canonical name
+        self._ends = np.cumsum(counts)
+        self._readers: dict[int, Any] = {}
+        self._name = (-1, "")  # of the record that was read last: it is asked for next
+
+    @classmethod
+    def open(cls, paths: list[str]) -> tuple["ArrayRecordSource", np.ndarray]:
+        """Counts the records of all shards; returns hashes of canonical names too."""
+        shards, left_out = distinct_shards(paths)
+        counts = []
+        for path in shards:
+            count, fault = _count(path)
+            counts.append(count)
+            if fault:
+                left_out.append(f"{path} is not a whole ArrayRecord file ({fault})")
+        source = cls(shards, counts, tuple(left_out))
+        hashes = [name_hash(source.canonical_name(i)) for i in range(len(source))]
+        return source, np.array(hashes, np.uint64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def name(self, index: int) -> str:
+        place, name = self._name
+        if place == index:
+            return name
+        try:
+            return self.record(index).name
+        except BrokenRecord:
+            return self._where(*self._place(index))
+
+    def canonical_name(self, index: int) -> str:
+        shard, number = self._place(index)
+        return f"{self._shards[shard]}:{number}"
+
+    def record(self, index: int) -> Record:
+        shard, number = self._place(index)
+        where = self._where(shard, number)
+        if shard not in self._readers:
+            if len(self._readers) >= _MAX_OPEN:
+                self._readers.pop(next(iter(self._readers)))
+            self._readers[shard] = _open(self._paths[shard])
+        try:
+            (data,) = self._readers[shard].read([number])
+        except (IndexError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise BrokenRecord(f"{where}: cannot be read ({reason})") from error
+        record = unpack(where, data)
+        self._name = (index, record.name)
+        return record
+
+    def _place(self, index: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return shard, int(index) - (int(self._ends[shard - 1]) if shard else 0)
+
+    def _where(self, shard: int, number: int) -> str:
+        return f"{os.path.basename(self._paths[shard])}:{number}"
+
+    def __getstate__(self):
+        return self.__dict__ | {"_readers": {}}
+
+
+def _count(path: str) -> tuple[int, str]:
+    """How many records a shard has, or 0 and what is wrong with it."""
+    reader = _open(path)
+    try:
+        count = reader.num_records()
+        reader.close()  # tells what was wrong
+    except (RuntimeError, ValueError, OSError) as error:
+        return 0, " ".join(str(error).split())
+    return count, "" if count else "there is no record in it"
+
+
+def _open(path: str):
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    # No reading ahead: records are read in random order.
+    return ArrayRecordReader(path, options="readahead_buffer_size:0")

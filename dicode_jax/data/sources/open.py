@@ -1,0 +1,164 @@
+"""Opens a data set of any known form as one kind of source."""
+
+import glob
+import itertools
+import logging
+import os
+import pathlib
+import re
+from typing import Literal
+
+import numpy as np
+
+from dicode_jax.data.config import DataConfig
+from dicode_jax.data.records import ClipSource, Record, Subset, in_validation, suffix_of
+from dicode_jax.data.sources.array_record import ArrayRecordSource
+from dicode_jax.data.sources.folder import FolderSource
+from dicode_jax.data.sources.shapes import ShapesSource
+from dicode_jax.data.sources.table import TABLE_SUFFIXES, TableSource
+from dicode_jax.data.sources.tar import TarSource
+from dicode_jax.data.token_cache import is_cache
+from dicode_jax.errors import UserError
+
+__all__ = ["ClipSource", "Record", "kind_of", "open_source", "shard_paths"]
+
+_log = logging.getLogger(__name__)
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_ARRAY_RECORD = re.compile(r"\.array_?record(-\d+-of-\d+)?$", re.IGNORECASE)
+
+
+def open_source(
+    cfg: DataConfig,
+    *,
+    split: Literal["train", "validation", "all"] = "train",
+    seed: int = 0,
+    images: bool = True,
+) -> ClipSource:
+    """Lists a data set; no pixels are read. What is no record is named in the log for `train`.
+
+    Args:
+      split: `validation` is the share `cfg.validation` of the records, by a hash of their canonical
+        names, and may be empty; `train` is the rest. The synthetic world holds out captions
+        instead.
+      seed: Names the row of scenes of the synthetic world; other sources do not need it.
+      images: False leaves pictures out (where the form of the data shows which ones they are).
+
+    Raises:
+      UserError: There is nothing at `cfg.path`, it is of no known form, or `split` other than
+        `validation` is empty.
+    """
+    kind = kind_of(cfg)
+    if kind == "shapes":
+        world = {"train": "train", "validation": "test", "all": "all"}[split]
+        return ShapesSource(seed=seed, split=world)
+    if kind == "cache":
+        raise UserError(
+            f"{cfg.path} is a token cache, which only the language model reads; give the videos"
+        )
+    if kind == "folder":
+        source, hashes = FolderSource.open(cfg.path, images=images)
+    elif kind == "table":
+        source, hashes = TableSource.open(
+            cfg.path,
+            root=cfg.root,
+            video_column=cfg.video_column,
+            caption_column=cfg.caption_column,
+            images=images,
+        )
+    elif kind == "tar":
+        source, hashes = TarSource.open(shard_paths(cfg.path, kind), images=images)
+    else:
+        source, hashes = ArrayRecordSource.open(shard_paths(cfg.path, kind))
+    if not len(source):
+        what = "videos" if not images else "videos and no pictures"
+        more = f" ({source.left_out[0]})" if source.left_out else ""
+        raise UserError(f"there are no {what} in {cfg.path}{more}")
+    if split == "train":
+        for line in source.left_out:
+            _log.warning("left out: %s", line)
+    if split == "all" or (split == "train" and cfg.validation == 0):
+        return source
+    held_out = in_validation(hashes, cfg.validation)
+    subset = Subset(source, np.flatnonzero(held_out if split == "validation" else ~held_out))
+    if split == "train" and not len(subset):
+        raise UserError(f"all of {cfg.path} is held out; lower validation ({cfg.validation:g})")
+    return subset
+
+
+def kind_of(cfg: DataConfig) -> str:
+    """What `cfg.path` is: shapes, folder, table, tar, array_record or cache.
+
+    Raises:
+      UserError: It cannot be told.
+    """
+    if cfg.kind != "auto":
+        return cfg.kind
+    if cfg.path == "shapes":
+        return "shapes"
+    path = pathlib.Path(cfg.path)
+    if path.is_dir():
+        names = [entry.name for entry in os.scandir(path)]
+        has_records = any(_ARRAY_RECORD.search(name) for name in names)
+        if has_records:
+            # One that is not finished has no manifest yet.
+            is_begun = any(name.startswith("tokens-") for name in names)
+            return "cache" if is_begun or is_cache(path) else "array_record"
+        return "tar" if any(suffix_of(name) == ".tar" for name in names) else "folder"
+    if suffix_of(cfg.path) in TABLE_SUFFIXES:
+        return "table"
+    if re.search(r"\.tar(\.\w+)?$|\.tgz$", cfg.path, re.IGNORECASE):
+        return "tar"
+    if _ARRAY_RECORD.search(cfg.path):
+        return "array_record"
+    if path.is_file():
+        return "folder"
+    what = "does not exist" if not path.exists() else "is of no known form"
+    raise UserError(
+        f"{cfg.path} {what}; want `shapes`, a folder of videos, a .csv or .jsonl table, or .tar or "
+        ".array_record shards"
+    )
+
+
+def shard_paths(pattern: str, kind: str) -> list[str]:
+    """The shards that a folder, a file or a pattern names, sorted.
+
+    A pattern may hold `*`, `?` and, as webdataset writes them, `{000..127}` and `{a,b}`.
+
+    Raises:
+      UserError: There are none, or one of a range is missing.
+    """
+    if os.path.isdir(pattern):
+        names = sorted(entry.name for entry in os.scandir(pattern) if entry.is_file())
+        wanted = _ARRAY_RECORD.search if kind == "array_record" else lambda n: n.endswith(".tar")
+        paths = [os.path.join(pattern, n) for n in names if wanted(n) and not n.startswith(".")]
+    else:
+        paths = []
+        for one in _braces(pattern):
+            found = sorted(glob.glob(one, recursive=True)) if glob.has_magic(one) else [one]
+            paths += found
+    if not paths:
+        raise UserError(f"there are no shards at {pattern}")
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if missing:
+        raise UserError(f"there is no file {missing[0]} ({len(missing)} of {len(paths)} missing)")
+    return list(dict.fromkeys(paths))
+
+
+def _braces(pattern: str) -> list[str]:
+    """Writes out `{000..127}` and `{a,b}`."""
+    choices, texts, at = [], [], 0
+    for match in _BRACES.finditer(pattern):
+        texts.append(pattern[at : match.start()])
+        inner, at = match.group(1), match.end()
+        span = re.fullmatch(r"(\d+)\.\.(\d+)", inner)
+        if span:
+            first, last = span.groups()
+            width = len(first) if first.startswith("0") else 0
+            choices.append([f"{i:0{width}d}" for i in range(int(first), int(last) + 1)])
+        else:
+            choices.append(inner.split(","))
+    rest = pattern[at:]
+    return [
+        "".join(text + part for text, part in zip(texts, chosen, strict=True)) + rest
+        for chosen in itertools.product(*choices)
+    ]

@@ -1,0 +1,268 @@
+"""A table of videos: CSV, TSV or JSON lines, one row per caption, WebVid's columns too.
+
+Only the place of every row is kept in memory; a row is read again when its record is asked for.
+"""
+
+import array
+import csv
+import json
+import os
+import posixpath
+from collections.abc import Iterator
+
+import numpy as np
+
+from dicode_jax.data.records import (
+    CAPTION_FIELDS,
+    IMAGE_SUFFIXES,
+    MEDIA_SUFFIXES,
+    BrokenRecord,
+    MediaFile,
+    Record,
+    captions_from_value,
+    name_hash,
+    suffix_of,
+)
+from dicode_jax.data.sources.identity import FileNames, differs, first_name, group, hash_files
+from dicode_jax.errors import UserError
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+VIDEO_FIELDS = ("video", "video_path", "path", "file", "file_name", "filename", "filepath", "image")
+WEBVID_ID, WEBVID_FOLDER = "videoid", "page_dir"
+_SHOWN_ERRORS = 5
+
+csv.field_size_limit(2**24)
+
+
+class TableSource:
+    """Rows that name files; rows of the same file are one record with several captions.
+
+    WebVid's rows name `PAGE_DIR/VIDEOID.mp4`, which is looked for below `root` and `root/videos`,
+    then as `VIDEOID.mp4`.
+    """
+
+    def __init__(self, path, root, columns, video_column, caption_column):
+        self.left_out: tuple[str, ...] = ()
+        self._path, self._root, self._columns = path, root, columns
+        self._video_column, self._caption_column = video_column, caption_column
+        self._places = np.zeros(0, np.int64)  # of rows in the file, those of a record together
+        self._ends = np.zeros(1, np.int64)  # record i has the places ends[i] to ends[i + 1]
+
+    @classmethod
+    def open(
+        cls,
+        path: str,
+        *,
+        root: str | None,
+        video_column: str | None,
+        caption_column: str | None,
+        images: bool,
+    ) -> tuple["TableSource", np.ndarray]:
+        """Goes through the table once; returns hashes of canonical names too.
+
+        Raises:
+          UserError: There is no such table, or its columns do not tell which is which.
+        """
+        if not os.path.isfile(path):
+            raise UserError(f"there is no table {path}")
+        rows = _rows(path)
+        try:
+            columns = next(rows)[1]
+            source = cls(path, root or os.path.dirname(path) or ".", columns, None, None)
+            source._video_column = _find_video_column(path, columns, video_column)
+            source._caption_column = _find_caption_column(path, columns, caption_column)
+            return source, source._index(rows, images)
+        except StopIteration:
+            raise UserError(f"{path} is empty") from None
+        except (csv.Error, UnicodeDecodeError, OSError) as error:
+            raise UserError(f"{path} cannot be read as a table: {error}") from error
+
+    def _index(self, rows, images: bool) -> np.ndarray:
+        known, wrong, count = FileNames(self._root), [], 0
+        places, wanted = array.array("q"), array.array("b")
+        spelled, canonical, files = (array.array("Q") for _ in range(3))
+        for number, (place, row) in enumerate(rows, start=1):
+            name = self._name_in(row) if isinstance(row, dict) else None
+            if name is None or suffix_of(name) not in MEDIA_SUFFIXES:
+                count += 1
+                if len(wrong) < _SHOWN_ERRORS:
+                    why = row if isinstance(row, str) else f"names no video or picture ({name})"
+                    wrong.append(f"{self._path}, row {number}: {why}")
+            else:
+                if name.startswith(("http://", "https://")):
+                    raise UserError(
+                        f"{self._path} names web addresses ({name}); download the videos and give "
+                        "the column of local files as video_column"
+                    )
+                one, file = self._resolve(known, name)
+                places.append(place)
+                wanted.append(images or suffix_of(name) not in IMAGE_SUFFIXES)
+                spelled.append(name_hash(name))
+                canonical.append(spelled[-1] if one == name else name_hash(one))
+                files.append(canonical[-1] if file is None else file)
+        if count > len(wrong):
+            wrong.append(f"{self._path}: {count - len(wrong)} more rows like these")
+        spelled, canonical, files = (np.array(a, np.uint64) for a in (spelled, canonical, files))
+        order, self._ends = group(files, canonical, np.array(wanted, bool))
+        self._places = np.array(places, np.int64)[order]
+        other = np.count_nonzero(differs(spelled[order], self._ends))
+        if other:
+            wrong.append(
+                f"{self._path}: {other} rows name the file of an earlier row by another name; "
+                "their captions are joined"
+            )
+        self.left_out = tuple(wrong)
+        return hash_files(canonical[order], self._ends, self.canonical_name)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def name(self, index: int) -> str:
+        return self._name_in(self._read(self._places[self._ends[index]]))
+
+    def canonical_name(self, index: int) -> str:
+        known = FileNames(self._root)
+        return first_name(self._resolve(known, self._name_in(row))[0] for row in self._rows(index))
+
+    def record(self, index: int) -> Record:
+        rows = self._rows(index)
+        name = self._name_in(rows[0])
+        captions: list[str] = []
+        for row in rows if self._caption_column else ():
+            try:
+                captions += captions_from_value(row.get(self._caption_column))
+            except ValueError as error:
+                raise BrokenRecord(f"{name}: {error} in {self._caption_column}") from error
+        media = MediaFile(path=self._find(name), suffix=suffix_of(name))
+        return Record(name=name, captions=tuple(dict.fromkeys(captions)), media=media)
+
+    def _name_in(self, row: dict) -> str | None:
+        value = row.get(self._video_column)
+        if value in (None, "") or isinstance(value, list | dict):
+            return None
+        if self._video_column != WEBVID_ID:
+            return str(value)
+        folder = str(row.get(WEBVID_FOLDER) or "")
+        return f"{folder}/{value}.mp4" if folder else f"{value}.mp4"
+
+    def _resolve(self, known: FileNames, name: str) -> tuple[str, int | None]:
+        """As `FileNames.resolve`; WebVid's names are canonical wherever the files lie."""
+        if self._video_column != WEBVID_ID:
+            return known.resolve(name)
+        found = (known.resolve(place)[1] for place in _webvid_places(name))
+        file = next((file for file in found if file is not None), None)
+        return posixpath.normpath(name), file
+
+    def _find(self, name: str) -> str:
+        path = os.path.join(self._root, name)
+        if self._video_column == WEBVID_ID:
+            candidates = [os.path.join(self._root, place) for place in _webvid_places(name)]
+            path = next(filter(os.path.isfile, candidates), path)
+        return path
+
+    def _rows(self, index: int) -> list[dict]:
+        return [
+            self._read(place) for place in self._places[self._ends[index] : self._ends[index + 1]]
+        ]
+
+    def _read(self, place: int) -> dict:
+        with open(self._path, "rb") as file:
+            file.seek(int(place))
+            if suffix_of(self._path) in (".jsonl", ".ndjson"):
+                return json.loads(file.readline())
+            cells = next(csv.reader(_text(file), **_dialect(self._path)))
+            return dict(zip(self._columns, cells, strict=False))
+
+
+def _rows(path: str) -> Iterator[tuple[int, object]]:
+    """First `(0, columns)`, then place in bytes and row; a string says what is wrong with one."""
+    with open(path, "rb") as file:
+        if suffix_of(path) in (".jsonl", ".ndjson"):
+            yield from _json_rows(file)
+            return
+        position = 3 if file.read(3) == b"\xef\xbb\xbf" else 0
+        file.seek(position)
+        lines = _Counted(_text(file), position)
+        columns, place = None, position
+        for cells in csv.reader(lines, **_dialect(path)):
+            if columns is None:
+                columns = [cell.strip() for cell in cells]
+                yield 0, columns
+            elif cells:
+                yield place, dict(zip(columns, cells, strict=False))
+            place = lines.position
+
+
+def _json_rows(file) -> Iterator[tuple[int, object]]:
+    """The columns of JSON lines are those of the first row."""
+    place, started = 0, False
+    for line in file:
+        if line.strip():
+            try:
+                row = json.loads(line)
+                row = row if isinstance(row, dict) else "is not a JSON object"
+            except ValueError as error:
+                row = f"is not JSON: {error}"
+            if not started:
+                started = True
+                yield 0, list(row) if isinstance(row, dict) else []
+            yield place, row
+        place += len(line)
+
+
+def _webvid_places(name: str) -> tuple[str, str, str]:
+    """Where a file of WebVid may lie below the root, best first."""
+    return name, f"videos/{name}", os.path.basename(name)
+
+
+class _Counted:
+    """Lines of text, with the number of bytes that have been handed on."""
+
+    def __init__(self, lines: Iterator[str], position: int):
+        self._lines, self.position = lines, position
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.position += len(line.encode())
+        return line
+
+
+def _text(file) -> Iterator[str]:
+    return (line.decode() for line in file)
+
+
+def _dialect(path: str) -> dict[str, str]:
+    return {"delimiter": "\t"} if suffix_of(path) == ".tsv" else {}
+
+
+def _find_video_column(path: str, columns: list[str], given: str | None) -> str:
+    if given is not None:
+        if given not in columns:
+            raise UserError(f"{path} has no column {given!r}; it has {', '.join(columns)}")
+        return given
+    found = [name for name in (*VIDEO_FIELDS, WEBVID_ID) if name in columns]
+    if not found:
+        raise UserError(
+            f"{path}: which column names the file? Give it as video_column; there are "
+            f"{', '.join(columns)}"
+        )
+    return found[0]
+
+
+def _find_caption_column(path: str, columns: list[str], given: str | None) -> str | None:
+    if given == "":
+        return None
+    if given is not None:
+        if given not in columns:
+            raise UserError(f"{path} has no column {given!r}; it has {', '.join(columns)}")
+        return given
+    found = [name for name in CAPTION_FIELDS if name in columns]
+    if not found:
+        raise UserError(
+            f"{path}: which column holds the caption? Give it as caption_column ('' for none); "
+            f"there are {', '.join(columns)}"
+        )
+    return found[0]

@@ -1,0 +1,433 @@
+"""Video files in and out: any container and codec that PyAV knows, and mp4, gif and webp to write.
+
+Frames are uint8 RGB [h, w, 3]. Files are read one frame at a time, by time and not by number, so
+that neither their length nor a variable frame rate matters.
+"""
+
+import bisect
+import contextlib
+import dataclasses
+import fractions
+import itertools
+import math
+import os
+import pathlib
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+
+import av
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from dicode_jax.errors import UserError
+from dicode_jax.media.container import check_complete, check_index, open_container, upright
+from dicode_jax.media.picture import open_picture
+from dicode_jax.storage.files import atomic_path, check_output
+
+VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")
+KEYFRAME_INTERVAL = 2.0  # seconds
+DEFAULT_FPS = 8
+H264_CRF = 10  # what the original demo writes with
+
+_LONGEST_GAP = 3600.0  # seconds between two frames, beyond which the time stamps are wrong
+_LOSSLESS_PIXELS = 128 * 128  # webp frames up to this size lose nothing
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frame:
+    """One frame of a file: `image` uint8 [h, w, 3], on screen from `time`, in seconds."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    time: float
+    duration: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Video:
+    """Frames with their times in seconds; the first is at 0."""
+
+    frames: UInt8[np.ndarray, "f h w 3"]
+    times: Float[np.ndarray, " f"]
+
+    @property
+    def fps(self) -> float:
+        """Frames per second on average."""
+        return (len(self.times) - 1) / max(float(self.times[-1]), 1e-6)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+    """What a file says of itself; `duration` in seconds and `num_frames` where it knows them."""
+
+    width: int
+    height: int
+    fps: float | None
+    duration: float | None
+    num_frames: int | None
+
+
+def iter_frames(path: str | os.PathLike) -> Iterator[Frame]:
+    """Reads a file frame by frame, upright and all of the size of the first.
+
+    Raises:
+      UserError: there is no such file; it is empty, damaged or cut short, holds no moving picture,
+        or only one frame.
+    """
+    path = _existing(path)
+    frames = _webp_frames(path) if _is_webp(path) else _decoded_frames(path)
+    first, shape, last_time, count = None, None, -math.inf, 0
+    for frame in frames:
+        first = frame.time if first is None else first
+        shape = shape or frame.image.shape
+        time = max(frame.time - first, last_time)  # a broken stamp must not turn time back
+        if time - last_time > _LONGEST_GAP and count:
+            raise UserError(f"{path} jumps by {time - last_time:.0f} s after {last_time:.1f} s")
+        image = frame.image if frame.image.shape == shape else _resized(frame.image, shape)
+        yield Frame(image=image, time=time, duration=frame.duration)
+        last_time, count = time, count + 1
+    if count < 2:
+        what = "holds no frame" if count == 0 else "holds one frame only"
+        raise UserError(f"{path} {what}; a video has at least two")
+
+
+def read_video(path: str | os.PathLike) -> Video:
+    """Reads all frames of a file into memory; see `iter_frames` for the errors."""
+    frames = list(iter_frames(path))
+    return Video(
+        frames=np.stack([frame.image for frame in frames]),
+        times=np.array([frame.time for frame in frames]),
+    )
+
+
+def iter_keyframes(
+    path: str | os.PathLike, mode: str = "every", *, interval: float = KEYFRAME_INTERVAL
+) -> Iterator[Frame]:
+    """Reads the keyframes of a file: two or more, so that clips lie between them.
+
+    Args:
+      path: any video file.
+      mode: "every" takes what is on screen every `interval` seconds, and the last frame if the rest
+        is more than half an interval; "demo" takes the first and the last frame of the file, as the
+        original demo does.
+      interval: seconds.
+
+    Raises:
+      UserError: as `iter_frames`, or an unknown mode.
+    """
+    if mode not in ("every", "demo"):
+        raise UserError(f"unknown keyframes {mode!r}; choose one of: every, demo")
+    if not (math.isfinite(interval) and interval > 0):
+        raise UserError(f"the keyframe interval must be a positive number, got {interval}")
+    if mode == "demo":
+        frames = iter_frames(path)
+        yield next(frames)
+        for last in frames:  # noqa: B007
+            pass
+        yield last
+        return
+    yield from _keyframes_on_grid(iter_frames(path), interval)
+
+
+def probe(path: str | os.PathLike) -> VideoInfo:
+    """Reads what the file's header says, without decoding it; see `iter_frames` for the errors."""
+    path = _existing(path)
+    if _is_webp(path):
+        with open_picture(path, path) as image:
+            return VideoInfo(
+                width=image.width,
+                height=image.height,
+                fps=None,
+                duration=None,
+                num_frames=getattr(image, "n_frames", 1),
+            )
+    with _opened(path) as (container, stream):
+        return VideoInfo(
+            width=stream.codec_context.width,
+            height=stream.codec_context.height,
+            fps=float(stream.average_rate) if stream.average_rate else None,
+            duration=_duration(container, stream),
+            num_frames=stream.frames or None,
+        )
+
+
+def write_video(
+    path: str | os.PathLike,
+    frames: UInt8[np.ndarray, "f h w 3"] | Iterable[UInt8[np.ndarray, "h w 3"]],
+    fps: float = DEFAULT_FPS,
+) -> None:
+    """Writes .mp4 (h264, crf 10, yuv420p), .gif or .webp (both repeat for ever), by extension.
+
+    `frames` may be a generator: one frame is held at a time, except for gif. Odd sizes get a
+    repeated row or column in mp4. The file appears when it is whole, and not at all on an error or
+    Ctrl-C.
+
+    Raises:
+      UserError: the path cannot be written; see `files.check_output`.
+      ValueError: no frames, or frames or a rate that are none.
+    """
+    path = check_output(path, VIDEO_SUFFIXES)
+    if not (math.isfinite(fps) and 0 < fps <= 1000):
+        raise ValueError(f"fps must lie between 0 and 1000, got {fps}")
+    frames = iter(frames)
+    try:
+        first = next(frames)
+    except StopIteration:
+        raise ValueError(f"no frames to write to {path}") from None
+    rate = fractions.Fraction(fps).limit_denominator(1001)
+    write = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp}[path.suffix.lower()]
+    checked = (_checked(frame, first.shape) for frame in itertools.chain([first], frames))
+    with atomic_path(path) as temporary:
+        try:
+            write(str(temporary), checked, rate, first.shape)
+        except av.error.FFmpegError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def contact_sheet(
+    path: str | os.PathLike,
+    rows: Sequence[UInt8[np.ndarray, "f h w 3"]],
+    *,
+    labels: Sequence[str] | None = None,
+    columns: int = 12,
+    cell_size: int = 112,
+) -> None:
+    """Writes a picture of several clips: a row of frames each, evenly spaced in time.
+
+    Args:
+      path: the .png to write; its folder is made if need be.
+      rows: clips or runs of images, uint8, each of one size.
+      labels: a line above each row, cut where it is too long.
+      columns: frames per row at most; the first and the last are always among them.
+      cell_size: height of a frame on the sheet in pixels. Small frames grow by a whole factor, so
+        that their pixels stay sharp.
+    """
+    rows = [np.asarray(row) for row in rows]
+    if not rows or any(row.ndim != 4 or row.dtype != np.uint8 or not len(row) for row in rows):
+        raise ValueError(f"want rows uint8 [f, h, w, 3], got {[list(row.shape) for row in rows]}")
+    if labels is not None and len(labels) != len(rows):
+        raise ValueError(f"{len(labels)} labels for {len(rows)} rows")
+    gap, font = max(2, cell_size // 28), ImageFont.load_default(max(11, cell_size // 8))
+    label_height = 0 if labels is None else round(font.size * 1.7)
+    strips = []
+    for row in rows:
+        chosen = np.linspace(0, len(row) - 1, min(columns, len(row))).round().astype(int)
+        strips.append([_cell(row[i], cell_size) for i in chosen])
+    border = 4 * gap
+    width = max(sum(cell.width + gap for cell in strip) - gap for strip in strips) + 2 * border
+    row_gap = border if labels is None else 3 * gap
+    height = sum(strip[0].height + label_height + row_gap for strip in strips) - row_gap
+    sheet = Image.new("RGB", (width, height + 2 * border), (250, 250, 248))
+    draw = ImageDraw.Draw(sheet)
+    y = border
+    for strip, label in zip(strips, labels or [""] * len(strips), strict=True):
+        if label_height:
+            text = _shortened(label, font, width - 2 * border)
+            draw.text((border, y), text, fill=(60, 62, 68), font=font)
+            y += label_height
+        x = border
+        for cell in strip:
+            sheet.paste(cell, (x, y))
+            x += cell.width + gap
+        y += strip[0].height + row_gap
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        sheet.save(temporary, "PNG", optimize=True)
+
+
+# Reading
+
+
+def _existing(path: str | os.PathLike) -> pathlib.Path:
+    path = pathlib.Path(path)
+    try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, not a video file")
+        if not path.is_file():
+            raise UserError(f"there is no file {path}")
+        if path.stat().st_size == 0:
+            raise UserError(f"{path} is empty")
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    return path
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path):
+    with open_container(str(path), path) as (container, stream):
+        check_index(path, stream, path.stat().st_size)
+        yield container, stream
+
+
+def _decoded_frames(path: pathlib.Path) -> Iterator[Frame]:
+    """Decodes the first video stream, with presentation times in seconds."""
+    with _opened(path) as (container, stream):
+        stream.thread_type = "AUTO"
+        step = 1.0 / float(stream.average_rate or stream.guessed_rate or 25)
+        count, packets, end, time = 0, 0, 0.0, 0.0
+        for packet in container.demux():
+            if packet.pts is not None and packet.time_base is not None:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream is not stream:
+                continue
+            packets += packet.size > 0
+            for frame in packet.decode():
+                time = frame.time if frame.time is not None else (time + step if count else 0.0)
+                lasts = frame.duration * frame.time_base if frame.duration else None
+                yield Frame(image=upright(frame), time=time, duration=float(lasts or step))
+                count += 1
+        _check_gif(path, container)
+        check_complete(path, container, stream, packets=packets, end=end, step=step)
+
+
+def _check_gif(path: pathlib.Path, container) -> None:
+    if container.format.name != "gif":
+        return
+    with path.open("rb") as file:
+        file.seek(-min(64, path.stat().st_size), os.SEEK_END)
+        if not file.read().rstrip(b"\0\r\n ").endswith(b";"):
+            raise UserError(f"{path} is cut short: the end of the animation is missing")
+
+
+def _duration(container, stream) -> float | None:
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration else None
+
+
+def _is_webp(path: pathlib.Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(12)
+    return head[:4] == b"RIFF" and head[8:] == b"WEBP"
+
+
+def _webp_frames(path: pathlib.Path) -> Iterator[Frame]:
+    """Reads an animated WebP with Pillow: FFmpeg does not know the format."""
+    with path.open("rb") as file:
+        promised = int.from_bytes(file.read(8)[4:], "little") + 8
+    if path.stat().st_size < promised:
+        raise UserError(f"{path} is cut short: {path.stat().st_size} of {promised} bytes are there")
+    time = 0.0
+    with open_picture(path, path) as image:
+        for index in range(getattr(image, "n_frames", 1)):
+            image.seek(index)
+            pixels = np.asarray(image.convert("RGB"))
+            duration = (image.info.get("duration") or 100) / 1000
+            yield Frame(image=pixels, time=time, duration=duration)
+            time += duration
+
+
+def _resized(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
+
+
+def _keyframes_on_grid(frames: Iterator[Frame], interval: float) -> Iterator[Frame]:
+    """What is on screen at whole intervals, and the end if it is more than half of one later."""
+    count, shown, steps = 0, None, []
+    for frame in frames:
+        if shown is not None:
+            steps = [*steps[-8:], frame.time - shown.time]
+            while count * interval < frame.time - 1e-6:
+                yield shown
+                count += 1
+        shown = frame
+    if count * interval <= shown.time + 1e-6:
+        yield shown
+        count += 1
+    lasts = min(shown.duration, 2 * statistics.median(steps))
+    rest = shown.time + lasts - (count - 1) * interval
+    if count < 2 or rest > interval / 2:
+        yield shown
+
+
+# Writing
+
+
+def _checked(frame: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    frame = np.asarray(frame)
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
+        raise ValueError(f"want frames uint8 [h, w, 3], got {frame.dtype} {list(frame.shape)}")
+    if frame.shape != shape:
+        raise ValueError(f"frames differ in size: {list(shape)} and {list(frame.shape)}")
+    return np.ascontiguousarray(frame)
+
+
+def _numbered(frames: Iterable[np.ndarray], rate: fractions.Fraction) -> Iterator[av.VideoFrame]:
+    for index, image in enumerate(frames):
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+        frame.pts, frame.time_base = index, 1 / rate
+        yield frame
+
+
+def _write_mp4(path: str, frames: Iterable[np.ndarray], rate: fractions.Fraction, shape) -> None:
+    pad = ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0))
+    even = (np.pad(frame, pad, mode="edge") for frame in frames)
+    with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": str(H264_CRF)})
+        stream.height, stream.width = shape[0] + pad[0][1], shape[1] + pad[1][1]
+        stream.pix_fmt = "yuv420p"
+        for frame in _numbered(even, rate):
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def _write_webp(path: str, frames: Iterable[np.ndarray], rate: fractions.Fraction, shape) -> None:
+    """Whole frames, one by one: an encoder of animations would merge equal frames into one."""
+    lossless = shape[0] * shape[1] <= _LOSSLESS_PIXELS
+    options = {"lossless": "1"} if lossless else {"quality": "90"}
+    with av.open(path, "w", format="webp", options={"loop": "0"}) as container:
+        stream = container.add_stream("libwebp", rate=rate, options=options)
+        stream.height, stream.width, stream.pix_fmt = shape[0], shape[1], "bgra"
+        for frame in _numbered(frames, rate):
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def _write_gif(path: str, frames: Iterable[np.ndarray], rate: fractions.Fraction, shape) -> None:
+    """One palette for the whole video; times alternate so that the rate holds in hundredths."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=shape[1], height=shape[0], format="rgb24", time_base=1 / rate)
+    split, palette = graph.add("split"), graph.add("palettegen", "stats_mode=full")
+    apply, sink = graph.add("paletteuse", "dither=sierra2_4a"), graph.add("buffersink")
+    source.link_to(split)
+    split.link_to(palette, 0, 0)
+    split.link_to(apply, 1, 0)
+    palette.link_to(apply, 0, 1)
+    apply.link_to(sink)
+    graph.configure()
+    for frame in _numbered(frames, rate):
+        source.push(frame)
+    source.push(None)
+    with av.open(path, "w", format="gif", options={"loop": "0"}) as container:
+        stream = container.add_stream("gif", rate=rate)
+        stream.height, stream.width, stream.pix_fmt = shape[0], shape[1], "pal8"
+        with contextlib.suppress(av.error.EOFError):
+            while True:
+                container.mux(stream.encode(sink.pull()))
+        container.mux(stream.encode(None))
+
+
+# Contact sheets
+
+
+def _cell(image: np.ndarray, size: int) -> Image.Image:
+    """A frame `size` high; one that is much smaller grows by the nearest whole factor instead."""
+    picture = Image.fromarray(image)
+    factor = round(size / image.shape[0])
+    if factor >= 2:
+        return picture.resize(
+            (factor * image.shape[1], factor * image.shape[0]), Image.Resampling.NEAREST
+        )
+    width = max(1, round(size * image.shape[1] / image.shape[0]))
+    return picture.resize((width, size), Image.Resampling.LANCZOS)
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    fits = bisect.bisect(range(len(text)), width, key=lambda n: font.getlength(text[:n] + "..."))
+    return text[: max(0, fits - 1)].rstrip() + "..."

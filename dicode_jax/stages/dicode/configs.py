@@ -1,0 +1,246 @@
+"""Configs of the trainings; the files in `configs/` return one of these."""
+
+import dataclasses
+import pathlib
+from typing import ClassVar, Literal
+
+from dicode_jax.data.config import DataConfig
+from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
+from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
+from dicode_jax.models.dicode.decoder import ClipDecoderConfig
+from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
+from dicode_jax.runtime.sharding import ShardingConfig
+from dicode_jax.stages.dicode.representation_model import RepresentationConfig
+from dicode_jax.stages.dicode.tokenizer_loss import TokenizerLossConfig
+from dicode_jax.stages.dicode.trainable import TrainableParts
+from dicode_jax.training.optim import OptimConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _RunConfig:
+    """What every training has.
+
+    Attributes:
+      data: Where the examples come from and how they are read.
+      optim: Optimiser and schedule.
+      num_steps: Length of the run (and of the schedule).
+      batch_size: Examples per step, over all devices.
+      frame_size: Height and width in pixels.
+      dtype: Type of the computation. Parameters, norms, softmax and losses are float32 in both.
+      ema_decay: Moving average of the weights that is exported; 0 for none.
+      validation_examples: How many held-out examples the validation loss is the mean of, the first
+        ones; all where there are fewer.
+      sharding: The mesh of devices, and how parameters lie on it.
+      seed: Of weights, data and noise.
+    """
+
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    num_steps: int = 10_000
+    batch_size: int = 8
+    frame_size: int = 64
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    ema_decay: float = 0.0
+    validation_examples: int = 64
+    sharding: ShardingConfig = ShardingConfig()
+    seed: int = 0
+
+    RETIRED: ClassVar = ("validation_batches",)  # stands in runs of earlier releases
+
+    def __post_init__(self):
+        for name in ("num_steps", "batch_size", "frame_size", "validation_examples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderTrainConfig(_RunConfig):
+    """Training of the autoencoder on single frames.
+
+    Attributes:
+      model: Sizes; `scale_factor` is measured at export, so that latents have unit variance.
+      init: `model` folder of an earlier run that is gone on from; None starts fresh.
+      l1_weight: Weight of the absolute error beside the squared error of weight 1.
+      kl_weight: Weight of the KL term, averaged over latent numbers.
+    """
+
+    model: AutoencoderKLConfig
+    init: str | None = None
+    num_steps: int = 2000
+    batch_size: int = 16
+    l1_weight: float = 0.1
+    kl_weight: float = 1e-3
+    ema_decay: float = 0.999
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RepresentationTrainConfig(_RunConfig):
+    """First stage of a small tokenizer: image tower and resampler, by regression.
+
+    Attributes:
+      model: Tokenizer, head and probes.
+      autoencoder: `model` folder of a trained autoencoder, whose latents are regressed.
+      init: `model` folder of an earlier run that is gone on from; None starts fresh.
+      probe_weight: Weight of the probes' cross-entropy; their labels only exist for the synthetic
+        world, with other data it must be 0.
+      pixel_weight: Weight of the squared error of the decoded latents.
+    """
+
+    model: RepresentationConfig
+    autoencoder: str
+    init: str | None = None
+    num_steps: int = 4000
+    batch_size: int = 32
+    probe_weight: float = 0.02
+    pixel_weight: float = 0.0
+    ema_decay: float = 0.999
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether batches hold the labels of what a frame shows."""
+        return self.probe_weight > 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerTrainConfig(_RunConfig):
+    """Video diffusion training of the tokenizer: the clip decoder's UNet learns to paint clips.
+
+    Attributes:
+      tokenizer: Image tower and resampler.
+      decoder: UNet, autoencoder, latent head, noise schedule.
+      autoencoder: `model` folder of a trained autoencoder that replaces the decoder's; None keeps a
+        fresh one.
+      representation: `model` folder of a regression run, whose tokenizer and head are taken over
+        and frozen; None trains the resampler together with the UNet.
+      init: Folder with the `tokenizer` and `decoder` to start from, as `convert.dynamicrafter
+        --for-dicode` writes it (or the `model` of an earlier run); None starts fresh. It brings
+        all parts: `autoencoder` is not read then, and `representation` says no more than that the
+        tokenizer stays frozen.
+      cached_clips: Clips whose latents (and, of a frozen tokenizer, deep tokens) are computed once
+        and trained on again and again; 0 encodes every batch anew.
+      trainable: Which parts are trained, beside what `representation` freezes.
+      loss: Condition dropping and regularisers.
+      fs: Frame stride that the UNet is told; None for the stride that each clip was read with.
+      sample_steps: Sampling steps of the sample sheet.
+      sample_guidance: Guidance scale of the sample sheet; 1 for none.
+    """
+
+    tokenizer: DeepTokenizerConfig = dataclasses.field(default_factory=DeepTokenizerConfig)
+    decoder: ClipDecoderConfig = dataclasses.field(default_factory=ClipDecoderConfig)
+    autoencoder: str | None = None
+    representation: str | None = None
+    init: str | None = None
+    cached_clips: int = 0
+    trainable: TrainableParts = TrainableParts()
+    loss: TokenizerLossConfig = dataclasses.field(default_factory=TokenizerLossConfig)
+    fs: int | None = 6
+    sample_steps: int = 25
+    sample_guidance: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.cached_clips and self.autoencoder is None and self.init is None:
+            raise ValueError("cached_clips needs a trained autoencoder: give autoencoder or init")
+        if self.has_frozen_tokenizer and self.representation is None and self.init is None:
+            raise ValueError("trainable.resampler False needs a tokenizer that is ready: give init")
+        if self.loss.extra != "none" and self.loss.extra_scheduler != "constant":
+            raise ValueError("a run's extra_scheduler must be constant: its loss knows no step")
+        if self.optim.accumulate_steps > 1 and self.loss.extra.startswith("second_moment"):
+            raise ValueError(
+                f"loss.extra {self.loss.extra!r} is of mean and variance of a whole batch, and "
+                "optim.accumulate_steps sees its parts alone: set it to 1, or take another term"
+            )
+        if self.loss.extra == "vae" and not self.tokenizer.use_vae:
+            raise ValueError("loss.extra 'vae' needs tokenizer.use_vae")
+
+    @property
+    def has_frozen_tokenizer(self) -> bool:
+        """Whether deep tokens stay what they are, so that they can be computed once."""
+        return self.representation is not None or not (
+            self.trainable.resampler or self.tokenizer.use_vae
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ARTrainConfig(_RunConfig):
+    """Training of the language model on deep tokens.
+
+    Attributes:
+      model: Body, head and loss.
+      tokenizer: `model` folder of a tokenizer run, whose tokenizer reads the keyframes (and whose
+        decoder paints the samples). Not needed to train on a token cache.
+      init: `model` folder of an earlier run that is gone on from; None starts fresh.
+      body_init: Folder of a body to start from, as `convert.gpt2 --for-dicode` and `convert.llama
+        --for-dicode` write it; None starts fresh.
+      cached_videos: Videos whose keyframes are encoded once and trained on again and again; 0
+        encodes every batch anew.
+      text_tokenizer: Folder or file of the text tokenizer; None makes the synthetic world's own.
+      text_length: Text ids per sample, padded.
+      num_keyframes: Keyframes per sample.
+      caption_dropout: Share of samples that see the empty prompt, which guidance needs.
+      packed: Put several videos into one row, each with its own positions; needs a token cache.
+      row_length: Positions of a packed row; None for the body's longest sequence.
+      input_noise: Standard deviation of noise on the tokens that the model reads, relative to
+        theirs; it makes generation forgive its own errors.
+      sample_prompts: Prompts of the sample sheet; captions of the validation split when empty.
+    """
+
+    model: DiCoDeLMConfig
+    tokenizer: str | None = None
+    init: str | None = None
+    body_init: str | None = None
+    cached_videos: int = 0
+    text_tokenizer: str | None = None
+    text_length: int = 80
+    num_keyframes: int = 5
+    batch_size: int = 32
+    caption_dropout: float = 0.0
+    packed: bool = False
+    row_length: int | None = None
+    input_noise: float = 0.0
+    sample_prompts: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.init is not None and self.body_init is not None:
+            raise ValueError("init brings the body too: leave body_init out")
+        if not 0 <= self.caption_dropout < 1:
+            raise ValueError(f"caption_dropout must be in [0, 1), got {self.caption_dropout}")
+        if self.data.kind == "cache" and self.cached_videos:
+            raise ValueError("cached_videos is for videos; a token cache is encoded already")
+        needed = self.text_length + self.num_keyframes * (self.model.num_tokens + 1)
+        if needed > self.model.body.max_seq_len:
+            raise ValueError(
+                f"{self.num_keyframes} keyframes after {self.text_length} text ids need {needed} "
+                f"positions, the body has {self.model.body.max_seq_len}"
+            )
+
+        if self.row_length is not None and self.row_length < needed:
+            raise ValueError(
+                f"row_length {self.row_length} is too short for {self.num_keyframes} keyframes "
+                f"after {self.text_length} text ids, which need {needed}"
+            )
+
+    @property
+    def packed_length(self) -> int:
+        """Positions of a packed row."""
+        return self.row_length or self.model.body.max_seq_len
+
+    @property
+    def packed_keyframes(self) -> int:
+        """Keyframes that a packed row has room for."""
+        return (self.packed_length - self.text_length) // (self.model.num_tokens + 1)
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether the data set is a token cache, by its kind or by what lies there."""
+        if self.data.kind == "auto":
+            return (pathlib.Path(self.data.path) / "manifest.json").is_file()
+        return self.data.kind == "cache"
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether batches hold deep tokens; otherwise keyframes, which are encoded in the step."""
+        return self.has_cache or self.cached_videos > 0

@@ -1,0 +1,75 @@
+"""How frames become squares: settled by the training of a tokenizer, followed by all that use it.
+
+A tokenizer's config says `resize` and `antialias`; a pipeline reads videos by them, and so must
+every training on its tokens.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from dicode_jax.errors import UserError
+from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
+from dicode_jax.stages import parts
+from dicode_jax.stages.dicode import configs
+from dicode_jax.stages.dicode.representation_model import RepresentationConfig
+
+DEFAULT_RESIZE = "crop"  # where nothing says otherwise
+
+
+def settle(config: Any) -> Any:
+    """The config of a training with `data.resize` as frames will be read, never None.
+
+    It is that of the tokenizer whose folder the config names, where that one says it. A language
+    model reads with that tokenizer's filter too; a tokenizer that goes on learning, with its own.
+
+    Raises:
+      UserError: `data.resize` contradicts the tokenizer, or its folder holds none.
+    """
+    data, folder, stored = config.data, *_stored_tokenizer(config)
+    said = {"data.resize": data.resize, "the config of the tokenizer": _own_resize(config)}
+    if stored is not None:
+        said[f"the tokenizer in {folder}"] = stored.resize
+    said = {who: resize for who, resize in said.items() if resize is not None}
+    if len(set(said.values())) > 1:
+        lines = " and ".join(f"{who} says {resize!r}" for who, resize in said.items())
+        raise UserError(f"{lines}, but frames are read in one way: leave data.resize out")
+    data = dataclasses.replace(data, resize=next(iter(said.values()), DEFAULT_RESIZE))
+    if isinstance(config, configs.ARTrainConfig) and stored is not None and stored.resize:
+        data = dataclasses.replace(data, antialias=stored.antialias)
+    return dataclasses.replace(config, data=data)
+
+
+def as_read(config: Any, tokenizer: DeepTokenizerConfig) -> DeepTokenizerConfig:
+    """The tokenizer's config with what the run read frames by, as it is exported."""
+    data = config.data
+    return dataclasses.replace(
+        tokenizer, resize=data.resize or DEFAULT_RESIZE, antialias=data.antialias
+    )
+
+
+def _own_resize(config: Any) -> str | None:
+    """What the config says of the tokenizer that it trains."""
+    if isinstance(config, configs.RepresentationTrainConfig):
+        return config.model.tokenizer.resize
+    return config.tokenizer.resize if isinstance(config, configs.TokenizerTrainConfig) else None
+
+
+def _stored_tokenizer(
+    config: Any,
+) -> tuple[pathlib.Path | None, DeepTokenizerConfig | None]:
+    """Folder and config of the tokenizer that a run starts from or stands on, if any."""
+    if isinstance(config, configs.ARTrainConfig):
+        folder, is_representation = config.tokenizer, False
+    elif isinstance(config, configs.TokenizerTrainConfig):
+        folder, is_representation = config.init or config.representation, config.init is None
+    elif isinstance(config, configs.RepresentationTrainConfig):
+        folder, is_representation = config.init, True
+    else:
+        folder = None
+    if folder is None:
+        return None, None
+    folder = pathlib.Path(folder)
+    if is_representation:
+        return folder, parts.stored_config(folder, RepresentationConfig).tokenizer
+    return folder, parts.stored_config(folder / "tokenizer", DeepTokenizerConfig)

@@ -1,0 +1,132 @@
+"""Regression training of a small tokenizer: deep tokens that give keyframes back (ours)."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dicode_jax.data.sources.open import kind_of
+from dicode_jax.data.sources.shapes import FRAME_LABELS
+from dicode_jax.errors import UserError
+from dicode_jax.media.transforms import to_float, to_uint8
+from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from dicode_jax.nn.rngs import row_keys
+from dicode_jax.stages import parts
+from dicode_jax.stages.dicode import reading
+from dicode_jax.stages.dicode.configs import RepresentationTrainConfig
+from dicode_jax.stages.dicode.representation_model import (
+    RepresentationConfig,
+    RepresentationModel,
+    probe_loss,
+)
+from dicode_jax.storage import weights
+from dicode_jax.training.stage import Stage
+from dicode_jax.typing import Array, UInt8
+
+
+class Regression(nnx.Module):
+    """The trained representation beside the frozen autoencoder that gives its targets."""
+
+    def __init__(
+        self, config: RepresentationTrainConfig, autoencoder: AutoencoderKLConfig, *, rngs: nnx.Rngs
+    ):
+        dtype = parts.compute_dtype(config)
+        self.model = RepresentationModel(config.model, dtype=dtype, rngs=rngs)
+        self.autoencoder = AutoencoderKL(autoencoder, dtype=dtype, rngs=rngs)
+
+
+def make_stage(config: RepresentationTrainConfig) -> Stage:
+    """Trains the representation; batches are `image` uint8 [b, h, w, 3] and `labels` int32 [b, p].
+
+    Raises:
+      UserError: Probes are asked for on data without labels; no autoencoder is where it should be.
+    """
+    if config.has_labels and kind_of(config.data) != "shapes":
+        raise UserError(
+            "the probes know the synthetic world only: with other data give --probe-weight 0"
+        )
+    autoencoder = parts.stored_config(config.autoencoder, AutoencoderKLConfig)
+
+    def load():
+        arrays = parts.leaves(parts.load_autoencoder(config.autoencoder), "autoencoder")
+        if config.init is not None:
+            arrays |= parts.leaves(load_start(config), "model")
+        return arrays
+
+    def batch_shapes(b: int):
+        shapes = {"image": jax.ShapeDtypeStruct(parts.image_shape(config, b), jnp.uint8)}
+        if config.has_labels:
+            shapes["labels"] = jax.ShapeDtypeStruct((b, len(FRAME_LABELS)), jnp.int32)
+        return shapes
+
+    return Stage(
+        name="representation",
+        config=config,
+        create=lambda rngs: Regression(config, autoencoder, rngs=rngs),
+        load=load,
+        is_trained=lambda path, _: path[0] == "model",
+        loss_fn=functools.partial(loss_fn, config),
+        batch_shapes=batch_shapes,
+        export=functools.partial(export, config),
+    )
+
+
+def loss_fn(
+    config: RepresentationTrainConfig, model: Regression, batch, keys: Array
+) -> tuple[Array, dict[str, Array]]:
+    """Squared (and a little absolute) error of the head's image, plus the probes."""
+    images = to_float(batch["image"])
+    predicted, logits = model.model(images, row_keys(keys, len(images)))
+    scale = model.autoencoder.cfg.scale_factor
+    target = scale * model.autoencoder.encode(images).mode().astype(jnp.float32)
+    error = predicted.astype(jnp.float32) - target
+    mse = jnp.mean(jnp.square(error))
+    loss = mse + 0.1 * jnp.mean(jnp.abs(error))
+    metrics = {"mse": mse, "target_std": jnp.std(target)}
+    if config.has_labels:
+        probes, right = probe_loss(logits, batch["labels"])
+        loss += config.probe_weight * probes
+        metrics["probe_loss"] = probes
+        metrics |= {f"probe_{name}": right[i] for i, name in enumerate(FRAME_LABELS)}
+    if config.pixel_weight:
+        pixels = model.autoencoder.decode(predicted / scale).astype(jnp.float32)
+        squares = jnp.mean(jnp.square(pixels - images), axis=(1, 2, 3))
+        loss += config.pixel_weight * jnp.mean(squares)
+        metrics["psnr"] = jnp.mean(10 * jnp.log10(4.0 / squares))
+    return loss, metrics
+
+
+def reconstruct(model: Regression, images: UInt8[Array, "b h w 3"]) -> UInt8[Array, "b h w 3"]:
+    """What the head reads back from the deep tokens of keyframes."""
+    predicted, _ = model.model(to_float(images))
+    return to_uint8(model.autoencoder.decode(predicted / model.autoencoder.cfg.scale_factor))
+
+
+def export(config: RepresentationTrainConfig, model: Regression, folder: pathlib.Path) -> None:
+    """Writes tokenizer, head and probes; the autoencoder stays where it came from."""
+    tokenizer = reading.as_read(config, config.model.tokenizer)
+    weights.save_module(folder, model.model, dataclasses.replace(config.model, tokenizer=tokenizer))
+
+
+def load_start(config: RepresentationTrainConfig) -> RepresentationModel:
+    """The model of `config.init`.
+
+    Raises:
+      UserError: It has other settings than the config's, besides how its frames were read.
+    """
+    model, stored = parts.load(config.init, RepresentationModel, RepresentationConfig)
+    settings = (
+        dataclasses.replace(cfg, tokenizer=reading.as_read(config, cfg.tokenizer))
+        for cfg in (stored, config.model)
+    )
+    if len(set(settings)) > 1:
+        raise UserError(f"{config.init} holds a model of other sizes than --config's")
+    return model
+
+
+def load_representation(folder: str | pathlib.Path) -> RepresentationModel:
+    """The representation that an earlier run exported."""
+    return parts.load(folder, RepresentationModel, RepresentationConfig)[0]

@@ -1,0 +1,221 @@
+"""From a checkpoint of a training to the folder that pipelines, or other trainings, read."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import jax
+from flax import nnx
+
+from dicode_jax import config as config_lib
+from dicode_jax.errors import UserError
+from dicode_jax.models.dicode.ar import DiCoDeLM
+from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
+from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig, SamplingConfig
+from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
+from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.pipelines.dicode import DiCoDePipeline, PipelineConfig
+from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
+from dicode_jax.stages.dicode import configs
+from dicode_jax.stages.registry import build_stage
+from dicode_jax.storage import weights
+from dicode_jax.storage.folders import check_folder, new_folder
+from dicode_jax.text.gpt import TextTokenizer
+from dicode_jax.training.checkpoint import read_parameters
+from dicode_jax.training.setup import create_model, plan_stage
+from dicode_jax.training.stage import Stage
+
+KINDS = (
+    configs.AutoencoderTrainConfig,
+    configs.RepresentationTrainConfig,
+    configs.TokenizerTrainConfig,
+    configs.ARTrainConfig,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What was written: of which step, and whether it is a pipeline that paints or generates."""
+
+    step: int
+    is_pipeline: bool
+    has_language_model: bool
+
+
+def export(
+    checkpoint: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    step: int | None = None,
+    use_ema: bool = True,
+    tokenizer: str | os.PathLike | None = None,
+    dtype: str = "float32",
+) -> Exported:
+    """Writes a checkpoint as a folder, whole or not at all.
+
+    A run of the language model makes a pipeline together with the tokenizer and decoder that it
+    was trained on, a run of the tokenizer one without a language model. Other runs make the parts
+    that trainings read, as in their `model` folder.
+
+    Args:
+      checkpoint: Folder of a run, its `checkpoints`, or one of these.
+      out: A new folder.
+      step: Which checkpoint; None takes the newest.
+      use_ema: Take the moving average of the weights when there is one.
+      tokenizer: Folder with the `tokenizer` and `decoder` for a language model; None takes the
+        one that its config names.
+      dtype: Storage type of a pipeline's weights.
+
+    Raises:
+      UserError: There is no such checkpoint, a part that the config names is missing, or the folder
+        cannot be written.
+    """
+    workdir, step = _find_run(pathlib.Path(checkpoint), step)
+    config = read_run_config(workdir / "config.json")
+    has_lm = isinstance(config, configs.ARTrainConfig)
+    is_pipeline = has_lm or isinstance(config, configs.TokenizerTrainConfig)
+    if has_lm:
+        # All of the language model is in the checkpoint, wherever the run once started.
+        named = config.tokenizer if tokenizer is None else str(tokenizer)
+        config = dataclasses.replace(config, init=None, body_init=None, tokenizer=named)
+        _check_tokenizer(config)
+    elif tokenizer is not None:
+        raise UserError(f"{workdir} trained no language model, so that --tokenizer says nothing")
+    sources = [workdir / "checkpoints", workdir / "config.json"]
+    if has_lm:
+        sources += [pathlib.Path(config.tokenizer) / name for name in ("tokenizer", "decoder")]
+    target = check_folder(out, sources=sources)
+    stage = build_stage(config)
+    step, model = load_model(stage, workdir, step=step, use_ema=use_ema)
+    if not is_pipeline:
+        with new_folder(out, sources=sources) as folder:
+            stage.export(model, folder)
+        return Exported(step, is_pipeline, has_lm)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as parts:
+            stage.export(model, pathlib.Path(parts))
+            _assemble(config, pathlib.Path(parts)).save_pretrained(out, dtype=dtype)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+    return Exported(step, is_pipeline, has_lm)
+
+
+def load_model(
+    stage: Stage, workdir: pathlib.Path, *, step: int | None = None, use_ema: bool = True
+) -> tuple[int, nnx.Module]:
+    """The step and the whole model of a checkpoint, on one device.
+
+    What was trained is read from the checkpoint; the rest is loaded or drawn as at the start of
+    the run.
+
+    Raises:
+      UserError: There is no such checkpoint, or a folder that the stage loads is missing.
+    """
+    mesh = make_mesh(ShardingConfig(), jax.devices()[:1])
+    plan = plan_stage(stage, mesh)
+    places = plan.shardings.state.params
+    like = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), plan.state.params, places
+    )
+    step, params = read_parameters(workdir, like, step=step, use_ema=use_ema)
+    trained = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(params)}
+    load = lambda: {**stage.load(), **trained}  # noqa: E731
+    return step, create_model(dataclasses.replace(stage, load=load), mesh)
+
+
+def read_run_config(path: pathlib.Path) -> Any:
+    """The config of a run, told by the names of its fields.
+
+    Raises:
+      UserError: The file is missing, or is none that a training wrote.
+    """
+    try:
+        names = set(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"no configuration of a training at {path} ({error})") from error
+    for kind in KINDS:
+        if names <= {field.name for field in dataclasses.fields(kind)}:
+            return config_lib.from_json(kind, path)
+    raise UserError(f"{path} is not the configuration of a training")
+
+
+def _find_run(checkpoint: pathlib.Path, step: int | None) -> tuple[pathlib.Path, int | None]:
+    """The run's folder, and the step that the name of a single checkpoint says."""
+    folder = checkpoint.resolve()
+    if folder.parent.name == "checkpoints" and folder.name.isdigit():
+        if step not in (None, int(folder.name)):
+            raise UserError(f"{checkpoint} is not the checkpoint of step {step}")
+        folder, step = folder.parent, int(folder.name)
+    workdir = folder.parent if folder.name == "checkpoints" else folder
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"no checkpoints in {workdir}; name the --workdir of a training")
+    return workdir, step
+
+
+def _check_tokenizer(config: configs.ARTrainConfig) -> None:
+    if config.tokenizer is None:
+        raise UserError(
+            "the run read a token cache and names no tokenizer; give the `model` folder of the "
+            "tokenizer run that the cache was made with as --tokenizer"
+        )
+    folder = pathlib.Path(config.tokenizer)
+    missing = [name for name in ("tokenizer", "decoder") if not (folder / name).is_dir()]
+    if missing:
+        raise UserError(
+            f"no {' and no '.join(missing)} in {folder}; give the `model` folder of the tokenizer "
+            "run as --tokenizer"
+        )
+
+
+def _assemble(config: Any, exported: pathlib.Path) -> DiCoDePipeline:
+    """The pipeline of what a stage wrote."""
+
+    def load(folder, kind, config_type):
+        build = lambda cfg: kind(cfg, rngs=ShapeRngs())  # noqa: E731
+        return weights.load_module(folder, build, config_type, on_host=True)[0]
+
+    language_model = text = None
+    folder = exported
+    if isinstance(config, configs.ARTrainConfig):
+        language_model = load(exported, DiCoDeLM, DiCoDeLMConfig)
+        text = TextTokenizer.from_file(exported)
+        folder = pathlib.Path(config.tokenizer)
+    tokenizer = load(folder / "tokenizer", DeepTokenizer, DeepTokenizerConfig)
+    decoder = load(folder / "decoder", ClipDecoder, ClipDecoderConfig)
+    return DiCoDePipeline(
+        tokenizer=tokenizer,
+        decoder=decoder,
+        language_model=language_model,
+        text=text,
+        config=_pipeline_config(config, decoder.cfg),
+        metadata={name: weights.read_metadata(folder / name) for name in ("tokenizer", "decoder")},
+    )
+
+
+def _pipeline_config(config: Any, decoder: ClipDecoderConfig) -> PipelineConfig:
+    """Sizes and sampling defaults: those of the training of the decoder, where they are known."""
+    if isinstance(config, configs.TokenizerTrainConfig):
+        return PipelineConfig(
+            frame_size=config.frame_size,
+            fps=config.data.fps or PipelineConfig.fps,
+            sampling=SamplingConfig(
+                num_frames=config.data.num_frames,
+                num_inference_steps=config.sample_steps,
+                guidance_scale=config.sample_guidance,
+                fs=decoder.unet.default_fs if config.fs is None else config.fs,
+            ),
+        )
+    folder = pathlib.Path(config.tokenizer)
+    if (folder / weights.CONFIG_FILE).is_file():  # a pipeline
+        of_decoder = config_lib.from_json(PipelineConfig, folder / weights.CONFIG_FILE)
+    elif (folder.parent / weights.CONFIG_FILE).is_file():  # the `model` of a run
+        of_decoder = _pipeline_config(read_run_config(folder.parent / weights.CONFIG_FILE), decoder)
+    else:
+        frames = decoder.unet.temporal_length or SamplingConfig.num_frames
+        sampling = SamplingConfig(num_frames=frames, fs=decoder.unet.default_fs)
+        of_decoder = PipelineConfig(frame_size=config.frame_size, sampling=sampling)
+    return dataclasses.replace(of_decoder, text_length=config.text_length)

@@ -1,0 +1,25 @@
+"""The trainings of DiCoDe as stages: what is built, loaded, trained, and written out."""
+
+from typing import Any
+
+from dicode_jax.stages import autoencoder
+from dicode_jax.stages.dicode import configs, language_model, representation, tokenizer
+from dicode_jax.training.stage import Stage
+
+__all__ = ["build_stage"]
+
+_STAGES = {
+    configs.AutoencoderTrainConfig: autoencoder.make_stage,
+    configs.RepresentationTrainConfig: representation.make_stage,
+    configs.TokenizerTrainConfig: tokenizer.make_stage,
+    configs.ARTrainConfig: language_model.make_stage,
+}
+
+
+def build_stage(config: Any) -> Stage:
+    """The stage that a config of `stages.configs` describes; weights are not touched yet.
+
+    Raises:
+      UserError: A folder that the config names is missing, or does not fit it.
+    """
+    return _STAGES[type(config)](config)

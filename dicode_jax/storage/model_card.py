@@ -1,0 +1,203 @@
+"""What a model folder holds, read from file headers alone, and the model card made from it.
+
+The header of converted weights says where they come from (`weights.read_metadata`): `origin` (keys
+of `LICENCES`, with commas between), `converter` (command and version) and `sources` (JSON: file
+name -> SHA-256).
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+
+from dicode_jax.errors import UserError
+from dicode_jax.storage import weights
+from dicode_jax.storage.files import atomic_path
+
+__all__ = ["LICENCES", "Part", "inspect", "licence_notes", "render", "write"]
+
+CARD_FILE = "README.md"
+
+LICENCES = {
+    "dicode": "DiCoDe: the authors' repository states no licence; ask them before sharing these",
+    "dynamicrafter": "DynamiCrafter: code Apache-2.0; the weights as their own model card says",
+    "open_clip": "OpenCLIP ViT-H/14 of LAION: MIT",
+    "gpt2": "GPT-2: MIT, with a clause on crediting its output",
+    "llama": "Llama 3.2: Community License; what is shared must say 'Built with Llama'",
+    "divot": "Divot: Apache-2.0 'for academic purpose only', third-party components apart",
+}
+"""Origin of weights -> what is known of their licence."""
+
+_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """One module of a model folder.
+
+    Attributes:
+      name: Of its sub-folder.
+      num_parameters: Numbers it holds.
+      dtypes: Storage types, the most frequent first.
+      num_bytes: Size of the numbers in the file.
+      metadata: See the module's text; empty for weights that were trained here.
+    """
+
+    name: str
+    num_parameters: int
+    dtypes: tuple[str, ...]
+    num_bytes: int
+    metadata: dict[str, str]
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Where the weights come from, keys of `LICENCES`; empty when they were trained here."""
+        return tuple(filter(None, self.metadata.get("origin", "").split(",")))
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """File that was converted -> its SHA-256."""
+        try:
+            return dict(json.loads(self.metadata.get("sources", "{}")))
+        except (ValueError, TypeError):
+            return {}
+
+
+def inspect(folder: str | os.PathLike) -> list[Part]:
+    """The parts of a model folder, in the order of their names; one for a folder of one module.
+
+    Raises:
+      UserError: There is none, or a file is broken.
+    """
+    folder = pathlib.Path(folder)
+    found = sorted(folder.glob(f"*/{weights.WEIGHTS_FILE}"))
+    if (folder / weights.WEIGHTS_FILE).is_file():
+        found.append(folder / weights.WEIGHTS_FILE)
+    if not found:
+        raise UserError(f"{folder} is not a model: it holds no weights")
+    return [_inspect(path) for path in found]
+
+
+def _inspect(path: pathlib.Path) -> Part:
+    arrays, header = weights.read_header(path)
+    counts: dict[str, int] = {}
+    for kind, shape in arrays.values():
+        counts[kind] = counts.get(kind, 0) + math.prod(shape)
+    ordered = sorted(counts, key=counts.get, reverse=True)
+    return Part(
+        name=path.parent.name,
+        num_parameters=sum(counts.values()),
+        dtypes=tuple(_TYPES.get(kind, kind.lower()) for kind in ordered),
+        num_bytes=path.stat().st_size,
+        metadata={key: value for key, value in header.items() if key != "format"},
+    )
+
+
+def licence_notes(parts: list[Part]) -> list[str]:
+    """One line for each origin among the parts, none for what was trained here."""
+    origins = {origin for part in parts for origin in part.origins}
+    return [LICENCES.get(o, f"{o}: licence not recorded") for o in sorted(origins)]
+
+
+def write(
+    folder: str | os.PathLike, *, name: str | None = None, overwrite: bool = False
+) -> pathlib.Path:
+    """Writes the card of a model folder to its README.md; one that is there is kept.
+
+    Args:
+      name: What the model is called where it is shared, `owner/name`.
+      overwrite: Replace a card that is there.
+    """
+    path = pathlib.Path(folder) / CARD_FILE
+    if overwrite or not path.exists():
+        card = render(folder, name=name)
+        with atomic_path(path) as temporary:
+            temporary.write_text(card)
+    return path
+
+
+def render(folder: str | os.PathLike, *, name: str | None = None) -> str:
+    """The card of a model folder as Markdown: what it is, parts, sources, licences, how to use.
+
+    Raises:
+      UserError: The folder holds no weights, or a file is broken.
+    """
+    folder = pathlib.Path(folder)
+    parts = inspect(folder)
+    names = {part.name for part in parts}
+    what, tag, usage = _DICODE
+    if "unet" in names:
+        what, tag, usage = _DYNAMICRAFTER if "text_tower" in names else _DIVOT
+    total = sum(part.num_parameters for part in parts)
+    lines = [
+        "---",
+        "library_name: dicode_jax",
+        f"pipeline_tag: {tag}",
+        f"license: {'other' if licence_notes(parts) else 'apache-2.0'}",
+        "tags: [jax, flax, video-generation]",
+        "---",
+        "",
+        f"# {name or folder.resolve().name}",
+        "",
+        f"{what} {total:,} parameters.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        *usage.format(name=name or folder.resolve().name).strip().splitlines(),
+        "```",
+        "",
+        "## Parts",
+        "",
+        "| Part | Parameters | Stored as |",
+        "|---|---:|---|",
+        *(f"| {p.name} | {p.num_parameters:,} | {', '.join(p.dtypes)} |" for p in parts),
+        "",
+        "## Sources and licences",
+        "",
+    ]
+    notes = licence_notes(parts)
+    lines += [f"- {note}" for note in notes] or ["The weights were trained with dicode_jax."]
+    sources = _sources(parts)
+    if sources:
+        lines += ["", "| File | SHA-256 |", "|---|---|"]
+        lines += [f"| {file} | `{digest}` |" for file, digest in sources.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _sources(parts: list[Part]) -> dict[str, str]:
+    """All files that were converted; parts may share them."""
+    return {file: digest for part in parts for file, digest in sorted(part.sources.items())}
+
+
+_DICODE = (
+    "Text to video through compressed deep tokens (DiCoDe, arXiv 2412.04446), in JAX and Flax NNX.",
+    "text-to-video",
+    """
+from dicode_jax import DiCoDePipeline
+
+pipe = DiCoDePipeline.from_pretrained("{name}")
+video = pipe("a dog runs on the beach", num_clips=2, seed=0)  # uint8 [1, frames, h, w, 3]
+""",
+)
+_DYNAMICRAFTER = (
+    "Image to video with latent diffusion (DynamiCrafter, arXiv 2310.12190), in JAX and Flax NNX.",
+    "image-to-video",
+    """
+from dicode_jax.pipelines.dynamicrafter import DynamiCrafterPipeline
+
+pipe = DynamiCrafterPipeline.from_pretrained("{name}")
+video = pipe(image, "waves roll in", seed=0)  # image: uint8 [h, w, 3]; video: [1, frames, h, w, 3]
+""",
+)
+_DIVOT = (
+    "De-tokenizer of Divot (arXiv 2412.04432): features to clips, in JAX and Flax NNX.",
+    "other",
+    """
+from dicode_jax.pipelines.divot import DivotDetokenizer
+
+decoder = DivotDetokenizer.from_pretrained("{name}")
+video = decoder(features, null_features=null_features, seed=0)  # features: of Divot's tokenizer
+""",
+)

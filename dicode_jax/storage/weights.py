@@ -1,0 +1,224 @@
+"""NNX modules as safetensors: arrays named by their path, and a `config.json` beside them."""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dicode_jax import config as config_lib
+from dicode_jax.errors import UserError
+from dicode_jax.storage.files import atomic_path
+
+__all__ = [
+    "hash_module",
+    "load_module",
+    "named_arrays",
+    "read_arrays",
+    "read_header",
+    "read_metadata",
+    "save_module",
+]
+
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+
+
+def named_arrays(module: nnx.Module | nnx.State) -> dict[str, jax.Array]:
+    """Dotted path -> array of every variable of a module (or of its state)."""
+    state = nnx.state(module) if isinstance(module, nnx.Module) else module
+    return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+
+
+def save_module(
+    folder: str | pathlib.Path,
+    module: nnx.Module,
+    config: Any,
+    *,
+    dtype=None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes `model.safetensors` and `config.json` to `folder`.
+
+    Args:
+      module: Its arrays are stored under their dotted paths.
+      config: The dataclass that builds the module again.
+      dtype: Storage type of floating-point arrays; as they are by default.
+      metadata: Where the weights come from, kept in the file's header (see `read_metadata`) and as
+        notes of the config.
+    """
+    from safetensors.flax import save_file
+
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {}
+    for path, array in named_arrays(module).items():
+        is_float = jnp.issubdtype(array.dtype, jnp.floating)
+        arrays[path] = array.astype(dtype) if dtype is not None and is_float else array
+    with atomic_path(folder / WEIGHTS_FILE) as temporary:
+        save_file(arrays, temporary, metadata={**(metadata or {}), "format": "dicode_jax"})
+    write_config(folder, config, metadata)
+
+
+def write_config(
+    folder: str | pathlib.Path, config: Any, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes `config.json`, with the origin of the weights (see `read_metadata`) as notes."""
+    notes = {n: json.loads(v) if n == "sources" else v for n, v in (metadata or {}).items()}
+    config_lib.to_json(config, pathlib.Path(folder) / CONFIG_FILE, notes=notes)
+
+
+def read_arrays(
+    path: str | pathlib.Path, *, on_host: bool = False
+) -> dict[str, jax.Array | np.ndarray]:
+    """Reads a safetensors file, onto the default device or `on_host` as NumPy arrays.
+
+    Raises:
+      UserError: The file is missing or is not a whole safetensors file.
+    """
+    from safetensors import SafetensorError, flax, numpy
+
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"no weights at {path}")
+    try:
+        return (numpy if on_host else flax).load_file(path)
+    except (SafetensorError, json.JSONDecodeError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error})") from error
+
+
+def read_header(path: str | os.PathLike) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict]:
+    """Names, types and shapes of the arrays of a safetensors file, without reading them.
+
+    Returns:
+      Name -> (type as the format spells it, shape), and the metadata of the file.
+
+    Raises:
+      UserError: The file is missing or is not a whole safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"no weights at {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            arrays = {n: (s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()}
+            return arrays, dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error})") from error
+
+
+def read_metadata(folder: str | pathlib.Path) -> dict[str, str]:
+    """What the header of a module's weights says of their origin; empty for those trained here.
+
+    Raises:
+      UserError: The file is missing or is not a whole safetensors file.
+    """
+    header = read_header(pathlib.Path(folder) / WEIGHTS_FILE)[1]
+    return {key: value for key, value in header.items() if key != "format"}
+
+
+def load_module(
+    folder: str | pathlib.Path,
+    build: Callable[[Any], nnx.Module],
+    config_type: type,
+    *,
+    param_dtype=jnp.float32,
+    on_host: bool = False,
+) -> tuple[nnx.Module, Any]:
+    """Reads what `save_module` wrote, without allocating the module twice.
+
+    Args:
+      build: Makes the module from its config; it runs under `nnx.eval_shape`.
+      config_type: The dataclass of the config.
+      param_dtype: Type of floating-point arrays in memory.
+      on_host: Keeps the arrays as NumPy's, for models that no single device holds.
+
+    Returns:
+      The module and its config.
+
+    Raises:
+      UserError: A file is missing or broken; an array is missing, unknown or of the wrong shape.
+    """
+    folder = pathlib.Path(folder)
+    config = config_lib.from_json(config_type, folder / CONFIG_FILE)
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: build(config)))
+    arrays = read_arrays(folder / WEIGHTS_FILE, on_host=on_host)
+    flat = [(path, ".".join(map(str, path)), leaf) for path, leaf in nnx.to_flat_state(abstract)]
+    shapes = {name: array.shape for name, array in arrays.items()}
+    _check_shapes(folder / WEIGHTS_FILE, shapes, {name: leaf.shape for _, name, leaf in flat})
+
+    def place(name, leaf):
+        array = arrays[name]
+        is_float = np.issubdtype(leaf.dtype, np.floating)
+        dtype = param_dtype if is_float else leaf.dtype
+        return leaf.replace(array.astype(dtype, copy=False) if on_host else array.astype(dtype))
+
+    state = nnx.from_flat_state([(path, place(name, leaf)) for path, name, leaf in flat])
+    return nnx.merge(graph, state), config
+
+
+def hash_module(folder: str | pathlib.Path) -> str:
+    """SHA-256 of what a stored module computes: its config, and its arrays in their stored types.
+
+    Notes on where weights come from do not count, nor does the order of the arrays in the file.
+
+    Raises:
+      UserError: A file is missing or broken.
+    """
+    folder = pathlib.Path(folder)
+    path = folder / WEIGHTS_FILE
+    read_header(path)  # says what is wrong with it
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"no configuration at {folder / CONFIG_FILE} ({error})") from error
+    settings = {name: value for name, value in config.items() if not name.startswith("_")}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        for name, array in sorted(header.items()):
+            digest.update(f"{name} {array['dtype']} {array['shape']}".encode())
+            begin, end = array["data_offsets"]
+            file.seek(8 + length + begin)
+            digest.update(file.read(end - begin))
+    return digest.hexdigest()
+
+
+def check_module(
+    folder: str | pathlib.Path, build: Callable[[Any], nnx.Module], config_type: type
+) -> None:
+    """Whether `load_module` would load a folder, by its config and the weights' header alone.
+
+    Raises:
+      UserError: As `load_module` does.
+    """
+    folder = pathlib.Path(folder)
+    config = config_lib.from_json(config_type, folder / CONFIG_FILE)
+    abstract = nnx.state(nnx.eval_shape(lambda: build(config)))
+    wanted = {".".join(map(str, p)): leaf.shape for p, leaf in nnx.to_flat_state(abstract)}
+    arrays, _ = read_header(folder / WEIGHTS_FILE)
+    _check_shapes(
+        folder / WEIGHTS_FILE, {name: shape for name, (_, shape) in arrays.items()}, wanted
+    )
+
+
+def _check_shapes(path: pathlib.Path, held: dict[str, tuple], wanted: dict[str, tuple]) -> None:
+    problems = [f"missing {name}" for name in wanted if name not in held]
+    problems += [f"unknown {name}" for name in sorted(set(held) - set(wanted))]
+    problems += [
+        f"{name} has shape {tuple(held[name])}, the config wants {tuple(shape)}"
+        for name, shape in wanted.items()
+        if name in held and tuple(held[name]) != tuple(shape)
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{path} does not fit its config: {'; '.join(problems[:3])}{more}")

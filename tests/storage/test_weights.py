@@ -1,0 +1,101 @@
+"""Modules to folders and back."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dicode_jax.errors import UserError
+from dicode_jax.nn.resampler import Resampler, ResamplerConfig
+from dicode_jax.storage import weights
+
+CONFIG = ResamplerConfig(
+    dim=12, depth=1, head_dim=4, num_heads=2, num_queries=4, embed_dim=10, output_dim=6
+)
+
+
+def build(config):
+    return Resampler(config, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    weights.save_module(tmp_path, Resampler(CONFIG, rngs=nnx.Rngs(3)), CONFIG)
+    return tmp_path
+
+
+def test_round_trip_keeps_every_array_and_the_config(folder):
+    module, config = weights.load_module(folder, build, ResamplerConfig)
+    assert config == CONFIG
+    want = weights.named_arrays(Resampler(CONFIG, rngs=nnx.Rngs(3)))
+    got = weights.named_arrays(module)
+    assert set(got) == set(want)
+    for name in want:
+        np.testing.assert_array_equal(got[name], want[name])
+
+
+def test_half_precision_storage_is_read_as_float32(tmp_path):
+    weights.save_module(tmp_path, build(CONFIG), CONFIG, dtype=jnp.float16)
+    stored = weights.read_arrays(tmp_path / weights.WEIGHTS_FILE)
+    assert {array.dtype for array in stored.values()} == {jnp.dtype("float16")}
+    module, _ = weights.load_module(tmp_path, build, ResamplerConfig)
+    assert module.proj_in.kernel.dtype == jnp.float32
+
+
+def test_wrong_shape_and_missing_array_are_named(folder):
+    config = dataclasses.replace(CONFIG, depth=2, output_dim=7)
+    path = folder / weights.CONFIG_FILE
+    path.write_text(json.dumps(dataclasses.asdict(config)))
+    with pytest.raises(UserError, match=r"missing blocks\.1\..* more"):
+        weights.load_module(folder, build, ResamplerConfig)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "model.safetensors").unlink(), "no weights at"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 99), "not a whole safetensors"),
+        (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
+        (lambda f: (f / "config.json").write_text('{"dimm": 3}'), "dimm"),
+        (lambda f: (f / "config.json").unlink(), "no configuration at"),
+    ],
+)
+def test_broken_folder_is_one_line(folder, damage, message):
+    damage(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        weights.load_module(folder, build, ResamplerConfig)
+    assert "\n" not in str(caught.value)
+
+
+def test_cut_weights_file_is_refused(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(UserError, match="not a whole safetensors"):
+        weights.load_module(folder, build, ResamplerConfig)
+
+
+def test_weights_file_has_the_permissions_of_any_new_file(folder, tmp_path):
+    (tmp_path / "plain").touch()
+    mode = (tmp_path / "plain").stat().st_mode
+    assert (folder / weights.WEIGHTS_FILE).stat().st_mode == mode
+
+
+def test_hash_follows_config_and_numbers_but_not_notes(folder, tmp_path_factory):
+    def stored(module, config=CONFIG, **options):
+        other = tmp_path_factory.mktemp("other")
+        weights.save_module(other, module, config, **options)
+        return weights.hash_module(other)
+
+    base = weights.hash_module(folder)
+    same = Resampler(CONFIG, rngs=nnx.Rngs(3))
+    assert stored(same, metadata={"source": "elsewhere"}) == base
+    assert stored(same, dtype=jnp.float16) != base
+    assert stored(same, dataclasses.replace(CONFIG, num_heads=1, head_dim=8)) != base
+    same.proj_in.bias[0] += 1e-6
+    assert stored(same) != base
+    (folder / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match="not a whole safetensors"):
+        weights.hash_module(folder)

@@ -1,0 +1,84 @@
+"""CLIP's text tokenizer: the layout of ids, and both kinds of vocabulary files."""
+
+import gzip
+
+import numpy as np
+import pytest
+
+from dicode_jax.errors import UserError
+from dicode_jax.text import clip as clip_text
+from dicode_jax.text.clip import ClipTokenizer
+
+MERGES = ["c a", "ca t</w>", "d o", "do g</w>"]
+SIZE = 512 + len(MERGES) + 2
+START, END = SIZE - 2, SIZE - 1
+CAT, DOG = 512 + 1, 512 + 3
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return ClipTokenizer(clip_text.build(MERGES), SIZE)
+
+
+def letters(word):
+    """Ids of a word that no merge touches: the last letter carries the end of the word."""
+    first = [ord(c) - ord("!") for c in word]
+    return [*first[:-1], first[-1] + 256]
+
+
+def test_words_stand_between_start_and_end_and_zeros_follow(tokenizer):
+    ids = tokenizer(["cat dog", "cat", ""], 6)
+    assert ids.dtype == np.int32
+    np.testing.assert_array_equal(
+        ids, [[START, CAT, DOG, END, 0, 0], [START, CAT, END, 0, 0, 0], [START, END, 0, 0, 0, 0]]
+    )
+
+
+def test_single_letters_have_the_published_ids(tokenizer):
+    assert tokenizer(["a"], 3)[0, 1] == 320  # of the full vocabulary too: letters come first
+    np.testing.assert_array_equal(tokenizer(["xy!"], 5)[0, 1:4], [*letters("xy"), 256])
+
+
+@pytest.mark.parametrize("prompt", ["CAT  dog", " cat\n\tdog ", "cat dog", "CaT &#100;og"])
+def test_case_white_space_and_html_do_not_matter(tokenizer, prompt):
+    np.testing.assert_array_equal(tokenizer([prompt], 5), tokenizer(["cat dog"], 5))
+
+
+def test_a_long_prompt_keeps_its_end(tokenizer):
+    np.testing.assert_array_equal(tokenizer(["cat " * 9], 4)[0], [START, CAT, CAT, END])
+
+
+def test_both_files_give_the_same_ids(tokenizer, tmp_path):
+    lines = ["#version: 0.2", *MERGES]
+    merges = tmp_path / "bpe.txt.gz"
+    merges.write_bytes(gzip.compress("\n".join(lines).encode()))
+    tokenizer.save(tmp_path / "text")
+    want = tokenizer(["dog cat, é 7"], 9)
+    for path in (merges, tmp_path / "text", tmp_path / "text/tokenizer.json"):
+        np.testing.assert_array_equal(
+            ClipTokenizer.from_file(path, SIZE)(["dog cat, é 7"], 9), want
+        )
+
+
+def test_without_a_vocabulary_only_the_empty_prompt_is_known(tmp_path):
+    tokenizer = ClipTokenizer(None, 49408)
+    np.testing.assert_array_equal(tokenizer([""], 4)[0], [49406, 49407, 0, 0])
+    tokenizer.save(tmp_path / "text")
+    assert not (tmp_path / "text").exists()
+    assert not tokenizer.has_words
+    with pytest.raises(UserError, match="without CLIP's vocabulary"):
+        tokenizer(["cat"], 4)
+
+
+def test_other_vocabularies_and_broken_files_are_refused(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    with pytest.raises(UserError, match="not the vocabulary of this text tower"):
+        ClipTokenizer.from_file(tmp_path, 49408)
+    (tmp_path / "broken.json").write_text("{")
+    for path, message in (
+        (tmp_path / "broken.json", "does not hold a CLIP vocabulary"),
+        (tmp_path / "nothing", "no CLIP vocabulary"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            ClipTokenizer.from_file(path, SIZE)
+        assert "\n" not in str(caught.value)
