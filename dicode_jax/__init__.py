@@ -5,10 +5,14 @@ The public names load on first use, so that ``import dicode_jax`` imports neithe
 
 from typing import TYPE_CHECKING, Any
 
+from dicode_jax import _moved
+
 if TYPE_CHECKING:
     from dicode_jax.pipelines.dicode import DiCoDePipeline
 
 __all__ = ["DiCoDePipeline", "__version__"]
+
+_moved.install()
 
 _LAZY = {"DiCoDePipeline": "dicode_jax.pipelines.dicode"}
 

@@ -14,9 +14,9 @@ from flax import nnx
 
 from dicode_jax.data.stream import BatchStream
 from dicode_jax.stages import parts
-from dicode_jax.stages.dicode import examples as lm_data
 from dicode_jax.stages.dicode import language_model
 from dicode_jax.stages.dicode.configs import ARTrainConfig
+from dicode_jax.stages.dicode.examples import Examples, open_batches, open_examples
 from dicode_jax.stages.dicode.reading import settle
 from dicode_jax.stages.registry import build_stage
 from dicode_jax.text.gpt import TextTokenizer
@@ -34,11 +34,11 @@ def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
     stage = build_stage(config)
     text = language_model.load_text(config)
     unpacked = dataclasses.replace(config, packed=False)
-    train = lm_data.open_examples(config, text)
-    held_out = lm_data.open_examples(unpacked, text, split="validation")
+    train = open_examples(config, text)
+    held_out = open_examples(unpacked, text, split="validation")
     if not len(held_out):
         data.say_nothing_is_held_out(config, len(train))
-        held_out = lm_data.open_examples(unpacked, text)
+        held_out = open_examples(unpacked, text)
 
     encode = lambda batch: batch  # noqa: E731
     if config.cached_videos:
@@ -46,7 +46,7 @@ def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
         batches = cached_videos(config, train, encode, workdir)
     else:
         index, count = data.share(config)
-        batches = lm_data.open_batches(config, train, process_index=index, process_count=count)
+        batches = open_batches(config, train, process_index=index, process_count=count)
 
     num_examples, num_batches = data.num_validated(config, len(held_out))
 
@@ -82,10 +82,10 @@ class Encode:
 
 
 def cached_videos(
-    config: ARTrainConfig, examples: lm_data.Examples, encode: Encode, workdir: pathlib.Path
+    config: ARTrainConfig, examples: Examples, encode: Encode, workdir: pathlib.Path
 ) -> BatchStream:
     """Batches of videos that are encoded once."""
-    stream = lm_data.open_batches(
+    stream = open_batches(
         config,
         examples,
         batch_size=min(ENCODED_TOGETHER, config.cached_videos),
@@ -96,14 +96,14 @@ def cached_videos(
     return data.array_stream(config, cache.arrays, cache.names)
 
 
-def open_in_order(config: ARTrainConfig, examples: lm_data.Examples, **options: int) -> BatchStream:
+def open_in_order(config: ARTrainConfig, examples: Examples, **options: int) -> BatchStream:
     """Batches in the order of the data set, which are always the same."""
     fixed = dataclasses.replace(config.data, shuffle=False, num_workers=0, prefetch=1)
     config = dataclasses.replace(config, data=fixed)
-    return lm_data.open_batches(config, examples, **options)
+    return open_batches(config, examples, **options)
 
 
-def make_sample(config: ARTrainConfig, text: TextTokenizer, examples: lm_data.Examples):
+def make_sample(config: ARTrainConfig, text: TextTokenizer, examples: Examples):
     """Sample sheets of fixed prompts; None without a decoder that paints."""
     decoder = language_model.load_decoder(config)
     if decoder is None:

@@ -6,8 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dicode_jax.cli import data as cli_data
-from dicode_jax.cli import runs as cli_runs
+from dicode_jax.cli import data, runs
 from dicode_jax.errors import UserError
 from dicode_jax.pipelines.options import (
     MAX_CLIPS,
@@ -123,8 +122,8 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         metavar="PATH",
         help="a model folder, a packaged name or owner/name on the Hub (default: the packaged one)",
     )
-    cli_data.add_parsers(command)
-    cli_runs.add_parsers(command)
+    data.add_parsers(command)
+    runs.add_parsers(command)
     return parser
 
 

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from dicode_jax import cli
+from dicode_jax.cli import video as video_commands
 from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.errors import UserError
 from dicode_jax.media import video
@@ -107,7 +108,7 @@ def fails(capsys, *argv, status=2):
 
 
 class TestGenerate:
-    @pytest.mark.parametrize("suffix", cli.VIDEO_SUFFIXES)
+    @pytest.mark.parametrize("suffix", video_commands.VIDEO_SUFFIXES)
     def test_writes_the_video(self, calls, work, capsys, suffix):
         assert cli.main(["generate", PROMPT, "--out", f"out{suffix}", "--num-clips", "3"]) == 0
         read = video.read_video(f"out{suffix}")
@@ -134,7 +135,7 @@ class TestGenerate:
         argv = ["generate", PROMPT, "--out", "a.mp4", "--sheet", "a.png", "--num-clips", "40"]
         assert cli.main(argv) == 0
         sheet = Image.open("a.png")
-        assert sheet.height > cli.SHEET_ROWS * 100
+        assert sheet.height > video_commands.SHEET_ROWS * 100
         assert "a.png: contact sheet" in capsys.readouterr().out
 
     def test_our_own_warnings_are_one_line_and_others_are_not_shown(self, calls, work, capsys):
@@ -281,7 +282,7 @@ class TestVideoCommands:
         np.testing.assert_array_equal(tokens[:, 0, 0], shown)
         batches = [call[1][0] for call in calls if call[0] == "encode"]
         assert min(batches) >= 2
-        assert max(batches) <= cli.ENCODE_BATCH + 1
+        assert max(batches) <= video_commands.ENCODE_BATCH + 1
 
     @pytest.mark.parametrize("command", ["encode", "reconstruct"])
     @pytest.mark.parametrize(
@@ -391,14 +392,14 @@ class TestShell:
             "import signal, sys, time, numpy as np\n"
             # Children of a process in the background ignore Ctrl-C.
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-            "from dicode_jax import cli\n"
+            "import sys; from dicode_jax import cli; main = sys.modules['dicode_jax.cli.main']\n"
             "from dicode_jax.data import video\n"
             "def frames():\n"
             "    for i in range(1000):\n"
             "        if i == 3: print('writing', flush=True)\n"
             "        time.sleep(0.02)\n"
             "        yield np.full((16, 16, 3), i % 250, np.uint8)\n"
-            "cli._COMMANDS['info'] = lambda args: video.write_video('a.mp4', frames())\n"
+            "main.COMMANDS['info'] = lambda args: video.write_video('a.mp4', frames())\n"
             "sys.exit(cli.main(['info']))\n"
         )
         process = subprocess.Popen(

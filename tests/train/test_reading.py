@@ -17,7 +17,7 @@ from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
 from dicode_jax.nn.resampler import ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines.dicode import DiCoDePipeline
-from dicode_jax.stages.dicode import examples as lm_data
+from dicode_jax.stages.dicode import examples as lm_examples
 from dicode_jax.stages.dicode import representation
 from dicode_jax.stages.dicode.configs import (
     ARTrainConfig,
@@ -233,12 +233,12 @@ def test_cache_of_another_way_is_refused(pipe, folder, pictures, tmp_path):
         encode.encode(silent, out)
     cached = with_data(crop, path=str(out.out))
     with pytest.raises(UserError, match="tokenizer"):
-        lm_data.open_examples(cached, pipe.text)
+        lm_examples.open_examples(cached, pipe.text)
     manifest = json.loads((out.out / "manifest.json").read_text())
     manifest["tokenizer"] = weights.hash_module(f"{crop.tokenizer}/tokenizer")
     (out.out / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"frames read by 'stretch', the tokenizer .* by 'crop'"):
-        lm_data.open_examples(cached, pipe.text)
+        lm_examples.open_examples(cached, pipe.text)
 
 
 def test_cache_of_an_earlier_release_is_known_again(pipe, folder, pictures, tmp_path):

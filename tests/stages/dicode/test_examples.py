@@ -22,7 +22,7 @@ from dicode_jax.data.token_cache import CachedVideo
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.gpt2 import GPT2Config
-from dicode_jax.stages.dicode import examples as lm_data
+from dicode_jax.stages.dicode import examples as lm_examples
 from dicode_jax.stages.dicode import language_model
 from dicode_jax.stages.dicode.configs import ARTrainConfig
 from dicode_jax.stages.dicode.packing import pack_row
@@ -95,7 +95,7 @@ def test_splits_of_a_cache_go_by_names_and_share_nothing(config):
     found = {
         split: [e.name(i) for i in range(len(e))]
         for split in ("train", "validation", "all")
-        for e in [lm_data.open_examples(config, TEXT, split=split)]
+        for e in [lm_examples.open_examples(config, TEXT, split=split)]
     }
     names = [f"v{i}" for i in [*range(0, COUNT, 2), *range(1, COUNT, 2)]]
     held_out = in_validation([name_hash(name) for name in names], 0.2)
@@ -142,7 +142,7 @@ def test_a_cache_has_the_sides_of_its_data_set(config, tmp_path, monkeypatch, fo
     path = data_set_with_aliases(tmp_path / "data", form)
     data = DataConfig(path=str(path), validation=0.3, clip_start="start")
     source = open_source(data, split="all")
-    to_encode = lm_data.VideosToEncode(
+    to_encode = lm_examples.VideosToEncode(
         source=source,
         indices=np.arange(len(source)),
         data=data,
@@ -166,7 +166,7 @@ def test_a_cache_has_the_sides_of_its_data_set(config, tmp_path, monkeypatch, fo
     for where in (path, cache):
         opened = dataclasses.replace(config, data=dataclasses.replace(data, path=str(where)))
         for split in ("train", "validation"):
-            found[where, split] = numbers(lm_data.open_examples(opened, TEXT, split=split))
+            found[where, split] = numbers(lm_examples.open_examples(opened, TEXT, split=split))
         assert not found[where, "train"] & found[where, "validation"]
         assert found[where, "validation"]
     assert found[cache, "train"] == found[path, "train"]
@@ -176,7 +176,7 @@ def test_a_cache_has_the_sides_of_its_data_set(config, tmp_path, monkeypatch, fo
 @pytest.mark.parametrize("start", ["random", "center", "start"])
 def test_a_cached_video_gives_keyframes_in_a_row_and_a_mask(config, start):
     data = dataclasses.replace(config.data, clip_start=start)
-    examples = lm_data.open_examples(dataclasses.replace(config, data=data), TEXT, split="all")
+    examples = lm_examples.open_examples(dataclasses.replace(config, data=data), TEXT, split="all")
     rng = np.random.default_rng(0)
     places = set()
     for index in [*range(COUNT)] * 3:
@@ -200,7 +200,7 @@ def test_captions_are_dropped_and_chosen_in_training_only(config):
     config = dataclasses.replace(config, caption_dropout=0.3)
     seen = {"train": [], "validation": []}
     for split, found in seen.items():
-        examples = lm_data.open_examples(config, TEXT, split=split)
+        examples = lm_examples.open_examples(config, TEXT, split=split)
         index = next(i for i in range(len(examples)) if int(examples.name(i)[1:]) % 3 == 2)
         rng = np.random.default_rng(0)
         found += [tuple(examples(index, rng)["text_ids"]) for _ in range(1000)]
@@ -213,7 +213,7 @@ def test_captions_are_dropped_and_chosen_in_training_only(config):
 
 def test_dropping_captions_changes_nothing_else(config):
     kept, dropped = (
-        lm_data.open_examples(dataclasses.replace(config, caption_dropout=share), TEXT)
+        lm_examples.open_examples(dataclasses.replace(config, caption_dropout=share), TEXT)
         for share in (0.0, 0.9)
     )
     for index in range(len(kept)):
@@ -223,8 +223,8 @@ def test_dropping_captions_changes_nothing_else(config):
 
 def test_packed_rows_hold_every_video_once_as_it_is_alone(config):
     config = dataclasses.replace(config, packed=True, num_keyframes=4)
-    packed = lm_data.open_examples(config, TEXT)
-    alone = lm_data.open_examples(dataclasses.replace(config, packed=False), TEXT)
+    packed = lm_examples.open_examples(config, TEXT)
+    alone = lm_examples.open_examples(dataclasses.replace(config, packed=False), TEXT)
     numbers = {alone.name(i): i for i in range(len(alone))}
     rows = [packed.name(row).split(" + ") for row in range(len(packed))]
     assert sorted(name for row in rows for name in row) == sorted(numbers)
@@ -254,8 +254,8 @@ def test_batches_go_on_where_they_stopped_whatever_makes_them(config):
     def batches(workers=0):
         data = dataclasses.replace(config.data, num_workers=workers)
         changed = dataclasses.replace(config, data=data)
-        examples = lm_data.open_examples(changed, TEXT)
-        return lm_data.open_batches(changed, examples, process_index=0, process_count=1)
+        examples = lm_examples.open_examples(changed, TEXT)
+        return lm_examples.open_batches(changed, examples, process_index=0, process_count=1)
 
     straight = batches()
     wanted = [next(straight) for _ in range(6)]
@@ -279,7 +279,7 @@ def test_batches_go_on_where_they_stopped_whatever_makes_them(config):
 
 def test_videos_of_the_world_come_as_keyframes_with_their_caption(config):
     config = dataclasses.replace(config, data=DataConfig())
-    examples = lm_data.open_examples(config, TEXT, split="validation")
+    examples = lm_examples.open_examples(config, TEXT, split="validation")
     example = examples(7, np.random.default_rng(0))
     assert example["keyframes"].shape == (K, 16, 16, 3)
     assert example["keyframes"].dtype == np.uint8
@@ -289,19 +289,19 @@ def test_videos_of_the_world_come_as_keyframes_with_their_caption(config):
 
 def test_what_does_not_fit_is_refused_on_one_line(config, tmp_path):
     with pytest.raises(UserError, match="num_keyframes is 5, the model knows 4"):
-        lm_data.open_examples(dataclasses.replace(config, num_keyframes=5), TEXT)
+        lm_examples.open_examples(dataclasses.replace(config, num_keyframes=5), TEXT)
     videos = dataclasses.replace(config, data=DataConfig(), packed=True)
     with pytest.raises(UserError, match=r"encode them first \(python -m train\.encode\)"):
-        lm_data.open_examples(videos, TEXT)
+        lm_examples.open_examples(videos, TEXT)
     wider = dataclasses.replace(config, model=dataclasses.replace(config.model, token_dim=Z + 1))
     with pytest.raises(UserError, match="2 tokens of width 3 per keyframe, the model reads 2 of"):
-        lm_data.open_examples(wider, TEXT)
+        lm_examples.open_examples(wider, TEXT)
     token_cache.shard_path(tmp_path, 0, 2).touch()
     begun = dataclasses.replace(config, data=DataConfig(path=str(tmp_path)))
     with pytest.raises(UserError, match="is not finished: run train"):
-        lm_data.open_examples(begun, TEXT)
+        lm_examples.open_examples(begun, TEXT)
     record = types.SimpleNamespace(name="odd.mp4", captions=("été 7",))
-    captions = lm_data.Captions(tokenizer=TEXT, length=L)
+    captions = lm_examples.Captions(tokenizer=TEXT, length=L)
     with pytest.raises(UserError, match=r"the caption of odd\.mp4: .* never seen: '7'"):
         captions(record.name, record.captions, np.random.default_rng(0))
 
@@ -309,7 +309,7 @@ def test_what_does_not_fit_is_refused_on_one_line(config, tmp_path):
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_noise_on_inputs_is_measured_on_keyframes_that_are_there(config, packed):
     config = dataclasses.replace(config, packed=packed, input_noise=0.5, num_keyframes=4)
-    batch = next(lm_data.open_batches(config, lm_data.open_examples(config, TEXT)))
+    batch = next(lm_examples.open_batches(config, lm_examples.open_examples(config, TEXT)))
     batch.pop("ids")
     there = batch["frame_segments"] > 0 if packed else batch["frame_mask"]
     assert not there.all()

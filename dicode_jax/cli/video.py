@@ -1,0 +1,310 @@
+"""`dicode generate`, `reconstruct`, `encode`, `decode` and `info`: thin over the pipelines."""
+
+import argparse
+import contextlib
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+
+from dicode_jax.cli.arguments import VIDEO_SUFFIXES
+from dicode_jax.errors import UserError
+from dicode_jax.pipelines.options import MAX_CLIPS
+
+TOKEN_SUFFIXES = (".safetensors",)
+SHEET_SUFFIXES = (".png",)
+TOKEN_FORMAT = "dicode_jax deep tokens"
+
+SHEET_ROWS = 24
+ENCODE_BATCH = 32  # keyframes that are in memory at once
+
+
+def generate(args: argparse.Namespace) -> None:
+    """Runs `dicode generate`."""
+    if not args.prompt.strip():
+        raise UserError("the prompt is empty; say what to show")
+    _check_outputs(args)
+    pipe = _load(args.model)
+    start = time.monotonic()
+    with _progress_bar() as progress:
+        video = pipe(
+            args.prompt,
+            num_clips=args.num_clips,
+            num_frames=args.num_frames,
+            seed=args.seed,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance_scale,
+            progress=progress,
+        )[0]
+    _write(args, pipe, video, args.num_clips, start, args.prompt)
+
+
+def reconstruct(args: argparse.Namespace) -> None:
+    """Runs `dicode reconstruct`."""
+    _check_outputs(args, args.video)
+    _check_video(args.video)
+    pipe = _load(args.model)
+    start = time.monotonic()
+    tokens, _ = _encode_keyframes(pipe, args.video, args.keyframes)
+    _decode_tokens(args, pipe, tokens, start, pathlib.Path(args.video).name)
+
+
+def encode(args: argparse.Namespace) -> None:
+    """Runs `dicode encode`."""
+    import json
+
+    from dicode_jax.storage.files import atomic_path, check_output
+
+    out = check_output(args.out, TOKEN_SUFFIXES, sources=[args.video])
+    if out.exists():
+        _check_tokens(out)
+    _check_video(args.video)
+    pipe = _load(args.model)
+    start = time.monotonic()
+    tokens, times = _encode_keyframes(pipe, args.video, args.keyframes)
+    from safetensors.numpy import save_file
+
+    metadata = {"format": TOKEN_FORMAT, "keyframe_times": json.dumps(times)}
+    with atomic_path(args.out) as temporary:
+        save_file({"tokens": tokens}, temporary, metadata=metadata)
+    k, n, z = tokens.shape
+    took = time.monotonic() - start
+    print(f"{args.out}: {k} keyframes x {n} tokens x {z} numbers, in {took:.1f} s")
+
+
+def decode(args: argparse.Namespace) -> None:
+    """Runs `dicode decode`."""
+    _check_outputs(args, args.tokens)
+    tokens = read_tokens(args.tokens)
+    pipe = _load(args.model)
+    _decode_tokens(args, pipe, tokens, time.monotonic(), pathlib.Path(args.tokens).name)
+
+
+def info(args: argparse.Namespace) -> None:
+    """Runs `dicode info`."""
+    path = None if args.path is None else pathlib.Path(args.path)
+    if path is not None and path.is_file():
+        if path.suffix.lower() in TOKEN_SUFFIXES:
+            k, n, z = read_tokens(path).shape
+            print(f"{path}: deep tokens of {k} keyframes, {n} x {z} each: {k - 1} clips")
+            return
+        from dicode_jax.media import video
+
+        info = video.probe(path)
+        rate = f", {info.fps:.4g} frames a second" if info.fps else ""
+        lasts = f", {info.duration:.2f} s" if info.duration else ""
+        print(f"{path}: a video of {info.width} x {info.height}{rate}{lasts}")
+        return
+    if path is None or not path.is_dir():  # a folder may hold single parts, which are no pipeline
+        from dicode_jax.storage import hub
+
+        path = hub.find_model(args.path)
+    _describe(path)
+
+
+def _describe(folder: pathlib.Path) -> None:
+    """Parts, their origin, and what a pipeline does unless told otherwise, from headers alone."""
+    from dicode_jax.storage import model_card
+    from dicode_jax.storage.weights import CONFIG_FILE
+
+    config = None
+    if (folder / "decoder").is_dir() and (folder / CONFIG_FILE).is_file():
+        from dicode_jax.pipelines.dicode import check_folder
+
+        config = check_folder(folder)
+    parts = model_card.inspect(folder)
+    for part in parts:
+        print(f"{part.name:<16} {part.num_parameters:>13,} parameters, {', '.join(part.dtypes)}")
+    size = sum(part.num_bytes for part in parts)
+    print(f"{'in all':<16} {sum(p.num_parameters for p in parts):>13,}, {size / 1e6:,.1f} MB")
+    if config is not None:
+        _describe_dicode(folder, config)
+    for name in dict.fromkeys(part.metadata.get("converter") for part in parts):
+        if name is not None:
+            print(f"{'converted by':<16} {name}")
+    sources = {item for part in parts for item in part.sources.items()}
+    for file, digest in sorted(sources):
+        print(f"{'source':<16} {digest}  {file}")
+    for note in model_card.licence_notes(parts):
+        print(f"{'licence':<16} {note}")
+
+
+def _describe_dicode(folder: pathlib.Path, config) -> None:
+    """Sizes of a clip and of a keyframe, and the sampling defaults."""
+    from dicode_jax import config as config_lib
+    from dicode_jax.models.dicode.decoder import ClipDecoderConfig
+    from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
+    from dicode_jax.storage.weights import CONFIG_FILE
+
+    decoder = config_lib.from_json(ClipDecoderConfig, folder / "decoder" / CONFIG_FILE)
+    size, sampling = config.frame_size, config.sampling
+    print(
+        f"{'clip':<16} {sampling.num_frames} frames of {size} x {size} at {config.fps:g} a second"
+    )
+    print(f"{'keyframe':<16} {decoder.num_tokens} deep tokens of {decoder.token_dim} numbers")
+    if (folder / "tokenizer").is_dir():
+        reads = config_lib.from_json(DeepTokenizerConfig, folder / "tokenizer" / CONFIG_FILE)
+        part = "the largest square" if reads.resize == "crop" else "the whole, stretched"
+        smooth = ", antialiased" if reads.antialias else ""
+        print(f"{'of a frame':<16} {part}{smooth}")
+    guidance = f"guidance {sampling.guidance_scale:g}"
+    print(
+        f"{'sampling':<16} {sampling.num_inference_steps} steps, {guidance}, eta {sampling.eta:g}"
+    )
+    if (folder / "language_model").is_dir():
+        print(f"{'text':<16} {config.text_length} tokens")
+
+
+# Steps that commands share
+
+
+def read_tokens(path: str | os.PathLike):
+    """Reads what `dicode encode` wrote: float32 [k, n, z].
+
+    Raises:
+      UserError: there is no such file, or it does not hold the deep tokens of two keyframes or
+        more.
+    """
+    import numpy as np
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    try:
+        arrays = load_file(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"{path} is not a whole safetensors file; make one with: dicode encode"
+        ) from error
+    if list(arrays) != ["tokens"]:
+        held = ", ".join(sorted(arrays)[:3]) or "nothing"
+        raise UserError(f"{path} holds {held}, not deep tokens; make them with: dicode encode")
+    tokens = arrays["tokens"]
+    if tokens.ndim != 3 or len(tokens) < 2 or 0 in tokens.shape or tokens.dtype.kind != "f":
+        raise UserError(
+            f"{path} holds an array {tokens.dtype} {list(tokens.shape)}; want deep tokens "
+            "[keyframes, tokens, width] of two keyframes or more"
+        )
+    tokens = tokens.astype(np.float32)
+    if not np.isfinite(tokens).all():
+        raise UserError(f"{path} holds numbers that are not finite")
+    return tokens
+
+
+def _check_tokens(path: pathlib.Path) -> None:
+    """Refuses to replace anything but deep tokens: weights have the same extension."""
+    try:
+        read_tokens(path)
+    except UserError as error:
+        raise UserError(f"{path} is there, and is no file of deep tokens; name another") from error
+
+
+def _check_outputs(args: argparse.Namespace, *sources: str) -> None:
+    from dicode_jax.storage.files import check_output
+
+    check_output(args.out, VIDEO_SUFFIXES, sources=sources)
+    if args.sheet is not None:
+        check_output(args.sheet, SHEET_SUFFIXES, sources=sources)
+
+
+def _load(model: str | None):
+    """The pipeline; jax is imported here and not before."""
+    from dicode_jax.pipelines.dicode import DiCoDePipeline
+
+    return DiCoDePipeline.from_pretrained(model)
+
+
+def _check_video(path: str) -> None:
+    """Opens the file, so that a wrong one is known before the model loads."""
+    from dicode_jax.media import video
+
+    video.probe(path)
+
+
+def _encode_keyframes(pipe, path: str, mode: str):
+    """Deep tokens float32 [k, n, z] of a file's keyframes, and their times in seconds."""
+    import numpy as np
+
+    from dicode_jax.media import video
+
+    tokens, times, waiting = [], [], []
+    with _progress_bar() as progress:
+
+        def encode(frames):
+            images = np.stack([frame.image for frame in frames])
+            tokens.append(np.asarray(pipe.encode(images, range(len(frames))), np.float32))
+            times.extend(round(frame.time, 6) for frame in frames)
+            progress("keyframes", len(times), None)
+
+        for frame in video.iter_keyframes(path, mode):
+            waiting.append(frame)
+            if len(waiting) == ENCODE_BATCH + 2:  # two at least must be left for the end
+                encode(waiting[:ENCODE_BATCH])
+                del waiting[:ENCODE_BATCH]
+        encode(waiting)
+    return np.concatenate(tokens), times
+
+
+def _decode_tokens(args: argparse.Namespace, pipe, tokens, start: float, label: str) -> None:
+    num_clips = len(tokens) - 1
+    if num_clips > MAX_CLIPS:
+        raise UserError(f"{label} has {num_clips} clips; at most {MAX_CLIPS} are painted at once")
+    with _progress_bar() as progress:
+        video = pipe.decode(
+            tokens,
+            num_frames=args.num_frames,
+            seed=args.seed,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance_scale,
+            progress=progress,
+        )
+    _write(args, pipe, video, num_clips, start, label)
+
+
+def _write(args: argparse.Namespace, pipe, frames, num_clips: int, start: float, label: str):
+    """Writes the video and the contact sheet; a clip lasts as long as the model was made for."""
+    from dicode_jax.media.video import contact_sheet, write_video
+
+    seconds = pipe.config.sampling.num_frames / pipe.config.fps
+    f, h, w, _ = frames.shape
+    write_video(args.out, frames, fps=f / (num_clips * seconds))
+    lasts, took = num_clips * seconds, time.monotonic() - start
+    print(f"{args.out}: {f} frames of {w} x {h}, {lasts:g} s, in {took:.1f} s")
+    if args.sheet is None:
+        return
+    clips = frames.reshape(num_clips, -1, h, w, 3)
+    count = min(SHEET_ROWS, num_clips)
+    shown = [round(i * (num_clips - 1) / max(count - 1, 1)) for i in range(count)]
+    labels = [label, *(f"{seconds * i:g} to {seconds * (i + 1):g} s" for i in shown[1:])]
+    contact_sheet(args.sheet, [clips[i] for i in shown], labels=labels)
+    print(f"{args.sheet}: contact sheet")
+
+
+@contextlib.contextmanager
+def _progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Gives `progress(what, done, total)`: a bar on a terminal, nothing elsewhere."""
+    from tqdm import tqdm
+
+    bar: tqdm | None = None
+    shown = ""
+
+    def progress(what: str, done: int, total: int | None) -> None:
+        nonlocal bar, shown
+        if bar is None or what != shown:
+            if bar is not None:
+                bar.close()
+            # disable=None: only on a terminal
+            bar = tqdm(total=total, desc=what, leave=False, disable=None, dynamic_ncols=True)
+            shown = what
+        bar.total = total
+        bar.update(done - bar.n)
+
+    try:
+        yield progress
+    finally:
+        if bar is not None:
+            bar.close()
