@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -13,6 +14,8 @@ from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.gpt2 import GPT2Config
 from dicode_jax.models.llama import LlamaConfig
 from dicode_jax.stages.dicode.packing import pack_row
+from dicode_jax.training.stage import WEIGHT
+from dicode_jax.training.state import create_state, make_train_step
 
 L, N, Z, IMAGE, PAD = 5, 3, 4, 20, 19
 LENGTHS = ((1, 3, 2), (4, 1))  # keyframes of the videos in each row
@@ -142,3 +145,29 @@ def test_length_of_the_row_and_room_for_keyframes_change_nothing():
     model, rows = build(), list(videos())
     base, roomy = (packed_loss(model, pack(rows, *size)).loss for size in ((45, 7), (60, 9)))
     np.testing.assert_allclose(base, roomy, rtol=1e-5)
+
+
+@pytest.mark.parametrize("balance", [False, True])
+def test_parts_of_a_packed_batch_and_padded_videos_give_one_update(balance):
+    """Rows hold 6 and 5 keyframes, and 3 and 2 videos: no part is as heavy as the other."""
+    model, rows = build(balance_samples=balance), list(videos())
+    graph, params = nnx.split(model)
+    tx = optax.sgd(1.0)
+
+    def padded_loss(params):
+        out = each_alone(nnx.merge(graph, params), rows)
+        return jnp.average(out.loss, weights=out.weight), out.weight.sum()
+
+    def loss_fn(model, batch, keys):
+        out = model.packed_loss(**batch)
+        return out.loss, {WEIGHT: out.weight}
+
+    (loss, weight), wanted = jax.value_and_grad(padded_loss, has_aux=True)(params)
+    assert float(weight) == pytest.approx(5 if balance else 11 * N)
+    step = make_train_step(graph, loss_fn, tx, optax.constant_schedule(1.0), accumulate_steps=2)
+    state = create_state(params, tx, jax.random.key(0), use_ema=False)
+    after, metrics = jax.jit(step)(state, {}, pack(rows))
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
+    largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(wanted))
+    for old, new, gradient in zip(*map(jax.tree.leaves, (params, after.params, wanted))):
+        np.testing.assert_allclose(old - new, gradient, rtol=0, atol=1e-6 * largest)
