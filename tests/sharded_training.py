@@ -200,16 +200,33 @@ def averages(stage_name: str) -> dict:
                 batch["frame_mask"] = np.arange(3) < lengths[:, None]
             mesh = make_mesh(config.sharding, jax.devices()[:devices])
             prepared = prepare(stage, mesh)
+            entry = report[f"{devices} devices, {parts} parts"] = {}
+            if stage_name == "language_model" and parts == cases[0]:
+                entry["validation"] = _validation(stage, prepared, batch, 32 if devices == 1 else 8)
             before = [np.asarray(x) for x in jax.tree.leaves(prepared.state.params)]
             state, metrics = prepared.train_step(prepared.state, global_batch(batch, mesh))
             after = [np.asarray(x) for x in jax.tree.leaves(state.params)]
             update = np.concatenate([(b - a).ravel() for a, b in zip(before, after)])
             whole = update if whole is None else whole
-            report[f"{devices} devices, {parts} parts"] = {
-                "loss": float(metrics["loss"]),
-                "differs": float(np.abs(update - whole).max() / np.abs(whole).max()),
-            }
+            entry["loss"] = float(metrics["loss"])
+            entry["differs"] = float(np.abs(update - whole).max() / np.abs(whole).max())
     return report
+
+
+def _validation(stage, prepared, batch, batch_size: int) -> float:
+    """The loss of all but the last rows of a batch, in batches of another size."""
+    import jax
+
+    from dicode_jax.training.evaluate import Evaluation
+
+    count = len(batch["frame_mask"])
+    parts = [
+        {name: x[start : start + batch_size] for name, x in batch.items()}
+        for start in range(0, count, batch_size)
+    ]
+    with jax.set_mesh(prepared.mesh):
+        evaluate = Evaluation(stage.loss_fn, lambda: parts, count - 3)
+        return evaluate(prepared.model_of(prepared.state))["validation_loss"]
 
 
 def train_from_stream(index: int, count: int, address: str, folder: str) -> dict:

@@ -164,6 +164,16 @@ def test_parts_of_a_batch_give_the_update_of_the_whole_on_one_device_and_on_eigh
 
 @pytest.mark.slow
 @pytest.mark.multi_device
+def test_validation_on_eight_devices_in_small_batches_is_that_of_one_device(in_parts):
+    one, eight = (
+        in_parts["language_model"][case]["validation"]
+        for case in ("1 devices, 1 parts", "8 devices, 2 parts")
+    )
+    np.testing.assert_allclose(eight, one, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.multi_device
 @pytest.mark.parametrize("mesh", ["data", "fsdp", "all"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_eight_devices_give_the_losses_of_one(on_meshes, stage, mesh):
