@@ -1,8 +1,11 @@
 # make demo    a prompt to a video, and a video through the tokenizer and back
 # make test    lint and all tests
+# make quick   the tests of what a change breaks first, about four minutes on two cores
+# make lowest  demo and quick with exactly the lower bounds of pyproject.toml; wants the oldest Python, 3.11
 # make clean   remove what these made
 #
-# Both make their own environment in .venv. Nothing but Python >= 3.11 and a package index is needed.
+# They make their own environment in .venv, lowest in .venv-lowest. Nothing but Python >= 3.11 and a package
+# index is needed.
 #   PROMPT="a small blue cross moves up on a gray background"   VIDEO=path/to/a/video   SEED=0   STEPS=50
 #   PYTHON=python3.12                   the interpreter that .venv is made from
 #   PYTEST_ARGS="-k unet"               what pytest gets besides the defaults
@@ -16,6 +19,16 @@ OUT ?= outputs/demo
 VENV ?= .venv
 PYTEST_ARGS ?=
 TORCH ?=
+
+# Videos, samplers, pipelines, training steps and runs, checkpoints, sharding, the commands, the package.
+QUICK := -m "not slow" tests/data tests/diffusion tests/e2e tests/pipelines/test_dicode.py \
+  tests/pipelines/test_export.py tests/train tests/training \
+  $(addprefix tests/test_,$(addsuffix .py,checkpoint cli cli_runs config package readme scripts sharding weights))
+
+# Every requirement at its lower bound; `make lowest` hands them to pip.
+PINS ?=
+LOWEST := import re, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+  print(*(re.sub("[>~]=", "==", r) for r in p["dependencies"] + p["optional-dependencies"]["test"]))
 
 # The first interpreter that is new enough.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -35,10 +48,10 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test clean
+.PHONY: help demo test quick lowest clean
 
 help:
-	@sed -n '1,10s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
+	@sed -n '1,13s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 # $(call install,what,stamp): an editable install, repeated only when pyproject.toml changes.
 define install
@@ -46,7 +59,7 @@ define install
 	  echo "error: no Python >= 3.11 at '$(PYTHON)'; name one with PYTHON=..." >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 	@echo "installing $(1) into $(VENV): about 1 GB, a minute or more the first time"
-	@$(BIN)/python -m pip install --quiet --editable "$(1)"
+	@$(BIN)/python -m pip install --quiet --editable "$(1)" $(PINS)
 	@touch $@
 endef
 
@@ -88,6 +101,13 @@ test: $(VENV)/.installed-test
 	@$(BIN)/ruff check .
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 $(PYTEST_ARGS)
 
+quick: $(VENV)/.installed-test
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 $(QUICK) $(PYTEST_ARGS)
+
+lowest:
+	@pins=$$("$(PYTHON)" -c '$(LOWEST)') && \
+	  $(MAKE) --no-print-directory demo quick VENV=.venv-lowest PINS="$$pins"
+
 clean:
-	rm -rf $(VENV) outputs/demo build dist *.egg-info .jax_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-newest .venv-lowest outputs/demo build dist *.egg-info .jax_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
