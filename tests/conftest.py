@@ -1,5 +1,6 @@
 """Shared by all tests: shape checks on, CPU, full float32 matmuls, and where the goldens lie."""
 
+import importlib.metadata
 import os
 import pathlib
 
@@ -11,6 +12,11 @@ import jax
 jax.config.update("jax_default_matmul_precision", "highest")
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+def pytest_report_header():
+    names = ("jax", "flax", "av", "numpy")
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
 
 
 def pytest_addoption(parser):
