@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from typing import IO
+from typing import IO, Any
 
 import av
 import numpy as np
@@ -15,7 +15,9 @@ _TEXT_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}
 # These index their frames and fail by themselves when cut, or cannot tell at all.
 _SELF_CHECKING = {"mov", "mp4", "gif", "mpegts"}
 # Titles in another encoding do no harm: PyAV 19 keeps their bytes, earlier ones must be told.
-_ANY_TITLE = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+_ANY_TITLE: dict[str, Any] = (
+    {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+)
 
 
 @contextlib.contextmanager
