@@ -21,9 +21,9 @@ PYTEST_ARGS ?=
 TORCH ?=
 
 # Videos, samplers, pipelines, training steps and runs, checkpoints, sharding, the commands, the package.
-QUICK := -m "not slow" tests/data tests/diffusion tests/e2e tests/pipelines/test_dicode.py \
-  tests/pipelines/test_export.py tests/train tests/training \
-  $(addprefix tests/test_,$(addsuffix .py,checkpoint cli cli_runs config package readme scripts sharding weights))
+QUICK := -m "not slow" tests/cli tests/data tests/diffusion tests/e2e tests/media tests/storage tests/train tests/training \
+  $(addprefix tests/,pipelines/test_dicode.py stages/test_export.py runtime/test_sharding.py) \
+  $(addprefix tests/test_,config.py package.py readme.py scripts.py)
 
 # Every requirement at its lower bound; `make lowest` hands them to pip.
 PINS ?=
