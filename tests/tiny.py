@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dicode_jax.data.shapes_world import all_captions
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
 from dicode_jax.models.clip import CLIPVisionConfig
@@ -43,7 +44,7 @@ def with_value(module: nnx.Module, value: float) -> nnx.Module:
 
 
 def tiny_pipeline() -> DiCoDePipeline:
-    tokenizer_text = text.train_small()
+    tokenizer_text = text.train_small(all_captions())
     tokenizer = DeepTokenizerConfig(
         vision=CLIPVisionConfig(
             image_size=16, patch_size=8, embed_dim=12, num_layers=1, num_heads=2, output_dim=None

@@ -178,7 +178,7 @@ class TextTokenizer:
             )
 
 
-def train_small(captions: Iterable[str] | None = None, *, vocab_size: int = 256) -> TextTokenizer:
+def train_small(captions: Iterable[str], *, vocab_size: int = 256) -> TextTokenizer:
     """Makes the small vocabulary; the same captions give the same one, to the byte.
 
     Text is put in lower case and runs of white space count as one space. The letters a to z all
@@ -186,14 +186,10 @@ def train_small(captions: Iterable[str] | None = None, *, vocab_size: int = 256)
     hold beyond that cannot.
 
     Args:
-      captions: what to learn from; all of the synthetic world's by default.
+      captions: what to learn from, such as `data.shapes_world.all_captions()`.
       vocab_size: an upper bound of the base vocabulary; the default leaves every word of the
         synthetic world whole (144 entries).
     """
-    if captions is None:
-        from dicode_jax.data import shapes_world as synthetic
-
-        captions = synthetic.all_captions()
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     learned = tokenizers.Tokenizer(models.BPE())
     learned.normalizer = _small_normalizer()

@@ -10,6 +10,7 @@ from hugging_face_folder import draw, write_folder
 
 from convert import gpt2, hugging_face
 from convert.plan import plan, shapes_of
+from dicode_jax.data.shapes_world import all_captions
 from dicode_jax.models.causal_lm import BodyConfig, build_body
 from dicode_jax.models.gpt2 import GPT2Config
 from dicode_jax.nn.rngs import ShapeRngs
@@ -93,7 +94,7 @@ def test_every_layout_of_a_folder_converts(tmp_path, prefix, num_shards):
 
 
 def test_rows_for_the_image_tokens_are_appended_always_the_same(tmp_path):
-    small = text.train_small(vocab_size=300)
+    small = text.train_small(all_captions(), vocab_size=300)
     count = small.vocab_size - len(text.IMAGE_TOKENS)
     table = draw({"t": (count, WIDTH)})["t"]
     folder = write_folder(
@@ -170,7 +171,7 @@ def test_a_folder_without_config_or_with_a_tokenizer_of_another_size_is_refused(
     assert run(tmp_path / "empty", "--out", tmp_path / "out") == 2
     assert "no config.json in" in capsys.readouterr().err
     folder = write_folder(tmp_path / "in", CONFIG, checkpoint())
-    text.train_small().save(folder)
+    text.train_small(all_captions()).save(folder)
     assert run(folder, "--out", tmp_path / "out", "--for-dicode") == 2
     assert "the token table 77 rows" in capsys.readouterr().err
 

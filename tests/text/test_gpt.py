@@ -14,7 +14,7 @@ from dicode_jax.text import gpt as text
 
 @pytest.fixture(scope="module")
 def small():
-    return text.train_small()
+    return text.train_small(synthetic.all_captions())
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from hugging_face_folder import draw, write_folder
 from tiny import tiny_pipeline
 
 from convert import hugging_face, llama
+from dicode_jax.data.shapes_world import all_captions
 from dicode_jax.errors import UserError
 from dicode_jax.models.causal_lm import compare_bodies
 from dicode_jax.models.llama import LlamaConfig, RotaryScaling
@@ -17,7 +18,7 @@ from dicode_jax.storage import weights
 from dicode_jax.text import gpt as text
 from train import ar
 
-BASE = text.train_small().vocab_size - len(text.IMAGE_TOKENS)
+BASE = text.train_small(all_captions()).vocab_size - len(text.IMAGE_TOKENS)
 
 
 @pytest.fixture(scope="module")

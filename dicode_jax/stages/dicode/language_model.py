@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dicode_jax.data.shapes_world import all_captions
 from dicode_jax.errors import UserError
 from dicode_jax.media.transforms import to_float
 from dicode_jax.models.causal_lm import BodyConfig, build_body, compare_bodies
@@ -95,7 +96,7 @@ def load_text(config: ARTrainConfig) -> TextTokenizer:
     Raises:
       UserError: Its ids are not those that the model's config names.
     """
-    text = train_small()
+    text = train_small(all_captions())
     if config.text_tokenizer is not None:
         text = TextTokenizer.from_file(config.text_tokenizer)
     if text.vocab_size > config.model.body.vocab_size:

@@ -16,6 +16,7 @@ from PIL import Image
 from dicode_jax.data import token_cache
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.records import in_validation, name_hash
+from dicode_jax.data.shapes_world import all_captions
 from dicode_jax.data.sources.array_record import pack, write_shard
 from dicode_jax.data.sources.open import open_source
 from dicode_jax.data.token_cache import CachedVideo
@@ -28,7 +29,7 @@ from dicode_jax.stages.dicode.configs import ARTrainConfig
 from dicode_jax.stages.dicode.packing import pack_row
 from dicode_jax.text.gpt import train_small
 
-TEXT = train_small()
+TEXT = train_small(all_captions())
 N, Z, L, K = 2, 3, 6, 3
 COUNT = 40
 CAPTIONS = ("a red circle", "a blue square")
