@@ -11,7 +11,7 @@ import dataclasses
 
 from configs import shapes_autoencoder
 from dicode_jax.data.config import DataConfig
-from dicode_jax.stages.dicode.configs import AutoencoderTrainConfig
+from dicode_jax.stages.config import AutoencoderTrainConfig
 from dicode_jax.training.optim import OptimConfig
 
 

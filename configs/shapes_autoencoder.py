@@ -6,7 +6,7 @@ Measured: 34.4 dB on training frames after 5000 steps, 26 minutes on two shared 
 """
 
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
-from dicode_jax.stages.dicode.configs import AutoencoderTrainConfig
+from dicode_jax.stages.config import AutoencoderTrainConfig
 from dicode_jax.training.optim import OptimConfig
 
 

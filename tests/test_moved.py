@@ -28,6 +28,7 @@ def test_a_documented_import_of_the_last_release_works_in_a_fresh_process():
     code = (
         "from dicode_jax.data.video import write_video\n"
         "from dicode_jax.models.dicode.stages.configs import ARTrainConfig\n"
+        "from dicode_jax.models.dicode.stages.configs import AutoencoderTrainConfig\n"
         "from dicode_jax.data.sources import open_source\n"
     )
     done = subprocess.run(

@@ -12,7 +12,7 @@ from flax import nnx
 
 from dicode_jax.data.examples import FrameReader
 from dicode_jax.stages import autoencoder
-from dicode_jax.stages.dicode.configs import AutoencoderTrainConfig
+from dicode_jax.stages.config import AutoencoderTrainConfig
 from dicode_jax.stages.dicode.reading import settle
 from dicode_jax.stages.registry import build_stage
 from dicode_jax.training.evaluate import look

@@ -14,7 +14,7 @@ from dicode_jax.media.transforms import to_float, to_uint8
 from dicode_jax.models.autoencoder_kl import AutoencoderKL
 from dicode_jax.nn.rngs import row_keys
 from dicode_jax.stages import parts
-from dicode_jax.stages.dicode.configs import AutoencoderTrainConfig
+from dicode_jax.stages.config import AutoencoderTrainConfig
 from dicode_jax.storage import weights
 from dicode_jax.training.evaluate import jit_local
 from dicode_jax.training.stage import Stage

@@ -19,6 +19,7 @@ from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfi
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines.dicode import DiCoDePipeline, PipelineConfig
 from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
+from dicode_jax.stages.config import AutoencoderTrainConfig
 from dicode_jax.stages.dicode import configs
 from dicode_jax.stages.registry import build_stage
 from dicode_jax.storage import weights
@@ -29,7 +30,7 @@ from dicode_jax.training.setup import create_model, plan_stage
 from dicode_jax.training.stage import Stage
 
 KINDS = (
-    configs.AutoencoderTrainConfig,
+    AutoencoderTrainConfig,
     configs.RepresentationTrainConfig,
     configs.TokenizerTrainConfig,
     configs.ARTrainConfig,

@@ -3,13 +3,14 @@
 from typing import Any
 
 from dicode_jax.stages import autoencoder
+from dicode_jax.stages.config import AutoencoderTrainConfig
 from dicode_jax.stages.dicode import configs, language_model, representation, tokenizer
 from dicode_jax.training.stage import Stage
 
 __all__ = ["build_stage"]
 
 _STAGES = {
-    configs.AutoencoderTrainConfig: autoencoder.make_stage,
+    AutoencoderTrainConfig: autoencoder.make_stage,
     configs.RepresentationTrainConfig: representation.make_stage,
     configs.TokenizerTrainConfig: tokenizer.make_stage,
     configs.ARTrainConfig: language_model.make_stage,

@@ -10,9 +10,9 @@ from tiny import tiny_pipeline
 from dicode_jax import config as config_lib
 from dicode_jax.data.config import DataConfig
 from dicode_jax.errors import UserError
+from dicode_jax.stages.config import AutoencoderTrainConfig
 from dicode_jax.stages.dicode.configs import (
     ARTrainConfig,
-    AutoencoderTrainConfig,
     RepresentationTrainConfig,
     TokenizerTrainConfig,
 )

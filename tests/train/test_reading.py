@@ -17,11 +17,11 @@ from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
 from dicode_jax.nn.resampler import ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines.dicode import DiCoDePipeline
+from dicode_jax.stages.config import AutoencoderTrainConfig
 from dicode_jax.stages.dicode import examples as lm_examples
 from dicode_jax.stages.dicode import representation
 from dicode_jax.stages.dicode.configs import (
     ARTrainConfig,
-    AutoencoderTrainConfig,
     RepresentationTrainConfig,
     TokenizerTrainConfig,
 )

@@ -13,11 +13,11 @@ from tiny import tiny_pipeline
 from dicode_jax.data.config import DataConfig
 from dicode_jax.models.llama import LlamaConfig
 from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.stages.config import AutoencoderTrainConfig
 from dicode_jax.stages.dicode import tokenizer as tokenizer_stage
 from dicode_jax.stages.dicode import tokenizer_loss
 from dicode_jax.stages.dicode.configs import (
     ARTrainConfig,
-    AutoencoderTrainConfig,
     TokenizerTrainConfig,
 )
 from dicode_jax.stages.registry import build_stage
