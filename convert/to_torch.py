@@ -1,7 +1,7 @@
 """Weights of this package as a state dict with the original key names.
 
     python -m convert.to_torch converted/dicode --out dicode.safetensors
-    python -m convert.to_torch runs/lm/export --out agent.pt
+    python -m convert.to_torch runs/ar/model --out agent.pt
 
 The tables of the converters, run backwards: what was trained here runs in the original code, and
 the way there and back is bitwise. MODEL is a model folder, of which every part goes into one file,

@@ -2,7 +2,8 @@
 
 python -m train.encode --config configs/gpt2_small.py --tokenizer runs/tokenizer/model \
     --data.path videos/ --out cache
-python -m train.ar --config configs/gpt2_small.py --data.path cache --workdir runs/ar
+python -m train.ar --config configs/gpt2_small.py --data.path cache --workdir runs/ar \
+    --text-tokenizer models/gpt2_small_body
 
 A shard is a fixed run of the data set. With several processes, process p of P encodes the shards
 p, p + P, ... on its own devices; they share nothing but the folder, in which process 0 writes the

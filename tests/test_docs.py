@@ -1,0 +1,105 @@
+"""Every command and every Python block of the documentation could run as it is written."""
+
+import documented
+import pytest
+from source_tree import ROOT
+
+from dicode_jax.stages.dicode.language_model import load_text
+
+COMMANDS = documented.commands()
+SNIPPETS = list(documented.snippets())
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize(
+    ("command", "is_whole"),
+    [(command, is_whole) for _, command, is_whole in COMMANDS],
+    ids=[f"{where}: {command[:60]}" for where, command, _ in COMMANDS],
+)
+def test_a_documented_command_parses(command, is_whole):
+    parsed = documented.check(command, is_whole=is_whole)
+    if "train.ar " in command and is_whole and parsed.text_tokenizer is None:
+        load_text(parsed)  # refuses a body with another vocabulary, which wants --text-tokenizer
+
+
+@pytest.mark.parametrize("code", [code for _, code in SNIPPETS], ids=[at for at, _ in SNIPPETS])
+def test_a_documented_snippet_compiles_and_its_imports_exist(code):
+    documented.check_snippet(code)
+
+
+def test_commands_and_snippets_are_found():
+    places = {where for where, *_ in COMMANDS}
+    assert {"README.md", "scaling.md", "configs/llama_3b.py", "train/encode.py"} <= places
+    assert len(COMMANDS) > 80
+    assert sum(command.startswith("python -m train.ar") for _, command, _ in COMMANDS) > 15
+    assert len(SNIPPETS) >= 5
+
+
+TRAIN = "python -m train.ar --config configs/shapes_ar.py --workdir runs/ar"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"{TRAIN} --log-evry 5",
+        f"{TRAIN} --optim.lrr 3e-4",
+        f"{TRAIN} --model.body.num-layer 2",
+        f"{TRAIN} --num_keyframes 4",
+        f"{TRAIN} --num-keyframes four",
+        "python -m train.ar --config configs/shapes_arr.py --workdir runs/ar",
+        "python -m train.ar --config configs/shapes_autoencoder.py --workdir runs/ar",
+        "python -m train.arr --config configs/shapes_ar.py --workdir runs/ar",
+        "python -m train.encode --config configs/shapes_ar.py --outt cache",
+        "python -m train.assemble --tokenizer a --lm b --out c --pipeline.frame-sizes 64",
+        "python -m convert.divot --ckpt a.bin --outt b",
+        "python -m benchmarks.kill_test --evry 2",
+        "dicode generate red --out a.mp4 --num-clip 2",
+        "dicode generate red",
+        "dicode data inspekt VIDEOS",
+        "make tests",
+        "make test PYTEST_ARG=x",
+    ],
+)
+def test_a_wrong_command_is_found(command):
+    with pytest.raises(documented.Wrong):
+        documented.check(command)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("dicode info [PATH]    # what it is", ["dicode", "info", "PATH"]),
+        ("python -m a.b --x $i > log-$i.txt 2>&1 &", ["python", "-m", "a.b", "--x", "1"]),
+        ("dicode a --n ${#HOSTS[@]} --y '2 3' && c", ["dicode", "a", "--n", "1", "--y", "2 3"]),
+        ('python -m a.b --id $i" > log.txt', ["python", "-m", "a.b", "--id", "1"]),
+    ],
+)
+def test_words_of_a_command_are_the_shells(command, words):
+    assert documented.words_of(command) == words
+
+
+def test_what_a_sentence_names_need_not_be_whole_but_right():
+    documented.check("dicode metrics", is_whole=False)
+    documented.check("python -m train.encode", is_whole=False)
+    with pytest.raises(documented.Wrong):
+        documented.check("dicode metrics")
+    with pytest.raises(documented.Wrong):
+        documented.check("dicode metrics --lst 3", is_whole=False)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "x = (1",
+        "from dicode_jax.data.clips import read_klip\nread_klip()",
+        "import dicode_jax.dada\ndicode_jax",
+        "import functools",
+    ],
+)
+def test_a_wrong_snippet_is_found(code):
+    with pytest.raises(documented.Wrong):
+        documented.check_snippet(code)
