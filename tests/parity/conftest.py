@@ -1,16 +1,28 @@
-"""Prints one line per compared array at the end of a parity run."""
+"""Prints one line per compared array at the end of a parity run, and what was left out."""
+
+import collections
 
 
 def pytest_terminal_summary(terminalreporter):
-    lines = []
+    lines, left_out = [], collections.defaultdict(list)
     for reports in terminalreporter.stats.values():
         for report in reports:
             for name, value in getattr(report, "user_properties", ()):
-                if name == "parity" and getattr(report, "when", "") == "call":
+                if getattr(report, "when", "") != "call":
+                    continue
+                if name == "parity":
                     lines.append(value)
-    if not lines:
-        return
-    terminalreporter.section("parity: fixture, array, max error, bound, error over bound")
-    for line in lines:
-        terminalreporter.write_line(line)
-    terminalreporter.write_line(f"{len(lines)} arrays compared")
+                elif name == "left_out":
+                    kind, *counts = value
+                    left_out[kind].append(counts)
+    if lines:
+        terminalreporter.section("parity: fixture, array, max error, bound, error over bound")
+        for line in lines:
+            terminalreporter.write_line(line)
+        terminalreporter.write_line(f"{len(lines)} arrays compared")
+    if left_out:
+        terminalreporter.section("parity: left out, no runner knows it")
+        for kind, counts in sorted(left_out.items()):
+            fixtures, arrays = map(sum, zip(*counts))
+            what = f"{fixtures} fixture(s), {arrays} arrays" if fixtures else "an empty folder"
+            terminalreporter.write_line(f"{kind:<40} {what}")

@@ -1,8 +1,10 @@
 """Finds golden fixtures, runs the runner of their kind and compares every array.
 
-A fixture is an `.npz` file whose `meta` names its `kind`, or a folder `family/name` with a
-`config.json`. A runner takes a `Fixture` and yields a `Check` for each array; it reads sizes, cases
-and key lists from the fixture, so other fixtures of the same kind run through the same code.
+Fixtures lie in folders, one for each family. One is an `.npz` file whose `meta` names its kind, or
+a folder whose name is its kind. A runner takes a `Fixture` and yields a `Check` for each array; it
+reads sizes, cases and key lists from the fixture, so other fixtures of the same kind run through
+the same code. Which families there are is what the runners say: a fixture of another family is left
+out by name, one of theirs that no runner takes is a failure.
 """
 
 import dataclasses
@@ -14,10 +16,8 @@ import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+from safetensors import safe_open
 from safetensors.numpy import load_file
-
-# Folders of fixtures; in these an unknown kind is a failure.
-FAMILIES = ("dynamicrafter", "dicode", "text_and_vision")
 
 VOCABULARIES: str | None = None  # folder of published tokenizer files, from the command line
 
@@ -25,7 +25,7 @@ RUNNERS: dict[str, Callable[["Fixture"], Iterable["Check"]]] = {}
 
 
 def runner(*kinds: str):
-    """Registers a function as the runner of fixtures of these kinds."""
+    """Registers a function as the runner of fixtures of these kinds, `family/kind`."""
 
     def register(function):
         for kind in kinds:
@@ -35,6 +35,11 @@ def runner(*kinds: str):
         return function
 
     return register
+
+
+def is_known_family(kind: str) -> bool:
+    """Whether a runner takes fixtures of the same family as `kind`."""
+    return any(known.partition("/")[0] == kind.partition("/")[0] for known in RUNNERS)
 
 
 def load_runners() -> None:
@@ -110,7 +115,8 @@ class Fixture:
     Attributes:
       root: The folder that holds the families.
       path: The `.npz` file, or the folder.
-      kind: `kind` of the npz's meta, or `family/name` of the folder.
+      kind: `family/kind`: the folder of the family, then `kind` of the npz's meta or the name of
+        the fixture's own folder.
     """
 
     root: pathlib.Path
@@ -136,6 +142,16 @@ class Fixture:
                 return {k: file[k] for k in file.files if k != "meta" and not k.startswith("sd/")}
         return load_file(self.path / "io.safetensors")
 
+    @property
+    def num_arrays(self) -> int:
+        """How many arrays it holds, weights left out; a folder may keep them in several files."""
+        if self.path.is_file():
+            return len(self.arrays)
+        files = [path for path in self.path.iterdir() if not path.stem.startswith("weights")]
+        npz = [np.load(path) for path in files if path.suffix == ".npz"]
+        names = [safe_open(path, "numpy").keys() for path in files if path.suffix == ".safetensors"]
+        return sum(map(len, (*npz, *names)))
+
     def sibling(self, name: str) -> dict[str, np.ndarray]:
         """Tensors of another file, relative to this fixture's folder, float16 upcast to float32."""
         base = self.path.parent if self.path.is_file() else self.path
@@ -145,8 +161,7 @@ class Fixture:
         """Another fixture beside this one (`"ddim_traj.npz"`, `"../system"`)."""
         base = self.path.parent if self.path.is_file() else self.path
         path = (base / name).resolve()
-        kind = _meta(path)["kind"] if path.is_file() else f"{path.parent.name}/{path.name}"
-        return Fixture(path.parent.parent, path, kind)
+        return Fixture(path.parent.parent, path, _kind(path))
 
     def state_dict(self, prefix: str = "sd/") -> dict[str, np.ndarray]:
         """Original keys -> float32 arrays of an npz; follows `weights_from` / `weights_keys`."""
@@ -173,12 +188,22 @@ def _meta(path: pathlib.Path) -> dict:
         return json.loads(str(file["meta"]))
 
 
-def find_fixtures(root: pathlib.Path) -> Iterator[Fixture]:
-    """Every fixture below `root/<family>` for the families of this project."""
-    root = root.resolve()
-    for family in FAMILIES:
-        for path in sorted((root / family).glob("*")):
-            if path.suffix == ".npz":
-                yield Fixture(root, path, _meta(path)["kind"])
-            elif path.is_dir():
-                yield Fixture(root, path, f"{family}/{path.name}")
+def _kind(path: pathlib.Path) -> str:
+    is_npz = path.is_file() and "meta" in np.load(path).files
+    return f"{path.parent.name}/{_meta(path)['kind'] if is_npz else path.stem}"
+
+
+def families(root: pathlib.Path) -> list[pathlib.Path]:
+    """The folders below `root`, each of a family."""
+    return [path for path in sorted(root.resolve().iterdir()) if _is_visible_folder(path)]
+
+
+def find_fixtures(family: pathlib.Path) -> Iterator[Fixture]:
+    """Every fixture in the folder of a family."""
+    for path in sorted(family.iterdir()):
+        if path.suffix == ".npz" or _is_visible_folder(path):
+            yield Fixture(family.parent, path, _kind(path))
+
+
+def _is_visible_folder(path: pathlib.Path) -> bool:
+    return path.is_dir() and path.name[0] not in "._"

@@ -51,7 +51,7 @@ def torch_order(video):
     return np.moveaxis(np.asarray(video), -1, -4)
 
 
-@runner("noise_schedule")
+@runner("dynamicrafter/noise_schedule")
 def run_schedules(fixture):
     config = fixture.config
     base = {
@@ -111,7 +111,7 @@ def run_small_functions(arrays):
             yield Check(name, got, want, rtol=1e-6, atol=1e-6)
 
 
-@runner("ddim_tables")
+@runner("dynamicrafter/ddim_tables")
 def run_tables(fixture):
     for name, want in fixture.arrays.items():
         grid_name, group, *rest = name.split("/")
@@ -210,7 +210,7 @@ def run_trajectory(arrays, name, model, case, sampler, bound):
         yield Check(key, torch_order(got), want, **bound)
 
 
-@runner("ddim_trajectory")
+@runner("dynamicrafter/ddim_trajectory")
 def run_trajectories(fixture):
     unet = load_unet(fixture)
     model = compiled(unet)
@@ -224,7 +224,7 @@ def run_trajectories(fixture):
             yield sampled(fixture.arrays, name, unet, case, schedule, bound)
 
 
-@runner("divot_ddim")
+@runner("dynamicrafter/divot_ddim")
 def run_divot(fixture):
     schedule = NoiseSchedule(zero_terminal_snr=True, parameterization="v")
     for name, want in fixture.arrays.items():
@@ -287,7 +287,7 @@ def sampled(arrays, name, unet, case, schedule, bound, table_dtype="float32"):
     return Check(f"{name}/sample_latents", torch_order(got), want, **bound)
 
 
-@runner("losses")
+@runner("dynamicrafter/losses")
 def run_losses(fixture):
     arrays, model = fixture.arrays, compiled(load_unet(fixture))
     for name, case in fixture.config["cases"].items():

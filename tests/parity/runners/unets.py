@@ -71,7 +71,7 @@ def autoencoder_path(path: str) -> str:
     return path.replace("mid.block_", "middle.block").replace("mid.attn_1", "middle.attention")
 
 
-@runner("autoencoder_kl")
+@runner("dynamicrafter/autoencoder_kl")
 def run_autoencoder(fixture):
     arrays = fixture.arrays
     model = convert.from_torch("autoencoder_kl", fixture.state_dict(), fixture.config["config"])
@@ -131,7 +131,7 @@ def like_original(value, want):
     return value.reshape(want.shape)
 
 
-@runner("unet3d")
+@runner("dynamicrafter/unet3d")
 def run_unet(fixture):
     arrays = fixture.arrays
     model = convert.from_torch("unet3d", fixture.state_dict(), fixture.config["config"])
@@ -195,7 +195,7 @@ def with_original_names(state: nnx.State, state_dict, table) -> dict[str, np.nda
     return out
 
 
-@runner("grads")
+@runner("dynamicrafter/grads")
 def run_gradients(fixture):
     config, weights = fixture.config, fixture.state_dict()
     source = fixture.sibling_fixture(config["inputs_from"])

@@ -55,7 +55,7 @@ RESAMPLER = {"atol": 2e-5, "rtol": 1e-4}
 RESAMPLER_HALF = {"atol": 2e-5, "rtol": 1e-3}
 
 
-@runner("resampler")
+@runner("dynamicrafter/resampler")
 def run_resampler(fixture):
     arrays, done = fixture.arrays, set()
     for name, variant in fixture.config["variants"].items():
@@ -81,7 +81,7 @@ def run_resampler(fixture):
 # --- dynamicrafter/clip_preprocess.npz
 
 
-@runner("clip_preprocess")
+@runner("dynamicrafter/clip_preprocess")
 def run_clip_preprocess(fixture):
     arrays, config, done = fixture.arrays, fixture.config, set()
     for case, facts in config["cases"].items():

@@ -1,0 +1,60 @@
+"""What `pytest tests/parity` does with fixtures that no runner knows."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from source_tree import ROOT
+
+
+@pytest.fixture
+def golden(tmp_path):
+    """A family that nobody knows, with a folder and a file, and one without fixtures."""
+    folder = tmp_path / "nova" / "dit"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    np.savez(folder / "outputs.npz", a=np.zeros(2), b=np.zeros(3))
+    save_file({"c": np.zeros(2)}, folder / "io.safetensors")
+    save_file({"w": np.zeros(2)}, folder / "weights.safetensors")
+    for name in ("one", "two"):
+        meta = json.dumps({"kind": "schedule"})
+        np.savez(tmp_path / "nova" / f"{name}.npz", meta=meta, a=np.zeros(2))
+    np.savez(tmp_path / "nova" / "plain.npz", a=np.zeros(2))
+    (tmp_path / "hollow").mkdir()
+    (tmp_path / "hollow" / "README.md").touch()
+    (tmp_path / ".git" / "x").mkdir(parents=True)
+    return tmp_path
+
+
+def run(golden):
+    command = [sys.executable, "-m", "pytest", "tests/parity/test_golden.py", "-q"]
+    command += ["-p", "no:cacheprovider", "--golden", str(golden)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = done.stdout.split("left out, no runner knows it", 1)[1].splitlines()
+    return done, {line.split()[0]: line.split(maxsplit=1)[1] for line in lines if "  " in line}
+
+
+def test_a_family_without_runners_is_left_out_by_name(golden):
+    done, left_out = run(golden)
+    assert done.returncode == 0, done.stdout
+    assert left_out == {
+        "nova/dit": "1 fixture(s), 3 arrays",
+        "nova/schedule": "2 fixture(s), 2 arrays",
+        "nova/plain": "1 fixture(s), 1 arrays",
+        "hollow": "an empty folder",
+    }
+
+
+def test_an_unknown_kind_of_a_family_with_runners_fails_by_name(golden):
+    (golden / "dicode" / "dream").mkdir(parents=True)
+    (golden / "dicode" / "dream" / "config.json").write_text("{}")
+    np.savez(golden / "dicode" / "dream.npz", meta=json.dumps({"kind": "unet3d"}), a=np.zeros(2))
+    done, left_out = run(golden)
+    assert done.returncode == 1, done.stdout
+    assert "2 failed" in done.stdout
+    assert "no runner for 'dicode/dream'" in done.stdout
+    assert left_out["dicode/dream"] == "1 fixture(s), 0 arrays"
+    assert left_out["dicode/unet3d"] == "1 fixture(s), 1 arrays"  # of another family it has one
