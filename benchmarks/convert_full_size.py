@@ -28,8 +28,8 @@ def make(folder: pathlib.Path) -> None:
     """Writes the official layout with random weights that keep activations finite."""
     import torch
 
-    from convert.dicode import LANGUAGE_MODEL
-    from convert.dicode_found import RELEASED
+    from convert.dicode.found import RELEASED
+    from convert.dicode.modules import LANGUAGE_MODEL
     from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
     from dicode_jax.text.gpt import END_OF_TEXT
 

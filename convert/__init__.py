@@ -1,6 +1,6 @@
 """Port original PyTorch weights: `convert.from_torch(kind, state_dict, config)` returns the module.
 
-Each kind is one file with a table of rules (see `convert.rules`) and two functions:
+Each kind is one file with a table of rules (see `convert.engine.rules`) and two functions:
 `config_from_original`, which reads the original configuration, and `from_torch`. Reading arrays
 needs no torch; a state dict may hold numpy arrays or torch tensors.
 """
@@ -13,20 +13,20 @@ from flax import nnx
 
 # kind -> "module:function"; the function takes (state_dict, config) and returns the module.
 KINDS: dict[str, str] = {
-    "unet3d": "convert.unet3d:from_torch",
-    "autoencoder_kl": "convert.autoencoder_kl:from_torch",
-    "resampler": "convert.resampler:from_torch",
-    "image_proj": "convert.resampler:image_proj_from_torch",
-    "clip": "convert.open_clip:from_torch",
-    "clip_vision": "convert.open_clip:vision_from_torch",
-    "clip_text": "convert.open_clip:text_from_torch",
-    "gpt2": "convert.gpt2:from_torch",
-    "llama": "convert.llama:from_torch",
-    "t5": "convert.t5:from_torch",
-    "dicode_lm": "convert.dicode_lm:from_torch",
-    "dicode_tokenizer": "convert.dicode:tokenizer_from_torch",
-    "dicode_decoder": "convert.dicode:decoder_from_torch",
-    "dicode": "convert.dicode:from_torch",
+    "unet3d": "convert.parts.unet3d:from_torch",
+    "autoencoder_kl": "convert.parts.autoencoder_kl:from_torch",
+    "resampler": "convert.parts.resampler:from_torch",
+    "image_proj": "convert.parts.resampler:image_proj_from_torch",
+    "clip": "convert.parts.clip:from_torch",
+    "clip_vision": "convert.parts.clip:vision_from_torch",
+    "clip_text": "convert.parts.clip:text_from_torch",
+    "gpt2": "convert.parts.gpt2:from_torch",
+    "llama": "convert.parts.llama:from_torch",
+    "t5": "convert.parts.t5:from_torch",
+    "dicode_lm": "convert.dicode.lm:from_torch",
+    "dicode_tokenizer": "convert.dicode.modules:tokenizer_from_torch",
+    "dicode_decoder": "convert.dicode.modules:decoder_from_torch",
+    "dicode": "convert.dicode.modules:from_torch",
 }
 
 
@@ -40,7 +40,7 @@ def from_torch(kind: str, state_dict: Mapping[str, Any], config: Any) -> nnx.Mod
 
     Raises:
       ValueError: Unknown kind, or an option of the configuration that is not supported.
-      convert.rules.ConversionError: A source key is unused, a target unfilled or a shape wrong;
+      ConversionError: A source key is unused, a target unfilled or a shape wrong;
         the message lists all of them.
     """
     if kind not in KINDS:

@@ -12,10 +12,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convert import autoencoder_kl, buffers, command, found, resampler, unet3d
-from convert.plan import Plan, plan, shapes_of, write_module
-from convert.rules import ConversionError, prefixed
-from convert.sources import open_source
+from convert.engine import command, found
+from convert.engine.plan import Plan, plan, shapes_of, write_module
+from convert.engine.rules import ConversionError, prefixed
+from convert.engine.sources import open_source
+from convert.parts import autoencoder_kl, buffers, resampler, unet3d
 from dicode_jax.errors import UserError
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines import divot as pipeline

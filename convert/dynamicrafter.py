@@ -19,12 +19,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convert import autoencoder_kl, buffers, command, constants, found, open_clip, resampler, unet3d
-from convert.dicode_config import schedule_from_original
-from convert.original_yaml import read_options
-from convert.plan import Plan, plan, shapes_of, write_module
-from convert.rules import ConversionError, Rule, Rules, prefixed, to_numpy
-from convert.sources import LazyTensor, open_source
+from convert.dicode.config import schedule_from_original
+from convert.engine import command, found
+from convert.engine.plan import Plan, plan, shapes_of, write_module
+from convert.engine.rules import ConversionError, Rule, Rules, prefixed, to_numpy
+from convert.engine.sources import LazyTensor, open_source
+from convert.engine.yaml import read_options
+from convert.parts import autoencoder_kl, buffers, constants, resampler, unet3d
+from convert.parts import clip as open_clip
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
 from dicode_jax.models.clip import CLIPText

@@ -21,20 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from convert import (
-    autoencoder_kl,
-    command,
-    dicode,
-    dicode_lm,
-    gpt2,
-    llama,
-    open_clip,
-    resampler,
-    unet3d,
-)
-from convert.plan import DTYPES, shapes_of, write_safetensors
-from convert.rules import Rules, original_names, prefixed, to_numpy
-from convert.sources import Source, open_source
+from convert.dicode import lm as dicode_lm
+from convert.dicode import modules as dicode
+from convert.engine import command
+from convert.engine.plan import DTYPES, shapes_of, write_safetensors
+from convert.engine.rules import Rules, original_names, prefixed, to_numpy
+from convert.engine.sources import Source, open_source
+from convert.parts import autoencoder_kl, gpt2, llama, resampler, unet3d
+from convert.parts import clip as open_clip
 from dicode_jax import config as config_lib
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
 from dicode_jax.errors import UserError

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convert.rules import original_names
+from convert.engine.rules import original_names
 from dicode_jax.storage import weights
 
 MANIFESTS = pathlib.Path(__file__).parent / "manifests"

@@ -3,7 +3,7 @@
 import numpy as np
 from tiny import random_module
 
-from convert import open_clip
+from convert.parts import clip as open_clip
 from convert.to_torch import original_state_dict
 from dicode_jax.models.clip import CLIP
 from dicode_jax.nn.rngs import ShapeRngs

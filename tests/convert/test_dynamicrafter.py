@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from tiny import random_module
 
 from convert import dynamicrafter as command
-from convert import open_clip
+from convert.parts import clip as open_clip
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
 from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from tiny_clip import CONFIG, checkpoint
 
-from convert import dicode_command, open_clip
-from convert.command import parser, run
-from convert.rules import ConversionError
+from convert.dicode import command as dicode_command
+from convert.engine.command import parser, run
+from convert.engine.rules import ConversionError
+from convert.parts import clip as open_clip
 from dicode_jax.errors import UserError
 from dicode_jax.models.clip import CLIP, CLIPConfig
 from dicode_jax.nn.rngs import ShapeRngs

@@ -8,8 +8,8 @@ import pytest
 from convert_names import read_manifest, shapes_only
 from hugging_face_folder import draw, write_folder
 
-from convert import gpt2, hugging_face
-from convert.plan import plan, shapes_of
+from convert.engine.plan import plan, shapes_of
+from convert.parts import gpt2, hugging_face
 from dicode_jax.data.shapes_world import all_captions
 from dicode_jax.models.causal_lm import BodyConfig, build_body
 from dicode_jax.models.gpt2 import GPT2Config

@@ -9,9 +9,9 @@ from convert_names import read_manifest, shapes_only
 from hugging_face_folder import draw, write_folder
 
 import convert
-from convert import hugging_face, llama
-from convert.plan import plan, shapes_of
-from convert.rules import ConversionError
+from convert.engine.plan import plan, shapes_of
+from convert.engine.rules import ConversionError
+from convert.parts import hugging_face, llama
 from dicode_jax.models.causal_lm import BodyConfig, build_body
 from dicode_jax.models.llama import LlamaConfig
 from dicode_jax.nn.rngs import ShapeRngs

@@ -11,8 +11,11 @@ import math
 import pytest
 from convert_names import read_manifest, shapes_only
 
-from convert import dicode, dicode_command, dicode_found, open_clip
-from convert.plan import plan, shapes_of
+from convert.dicode import command as dicode_command
+from convert.dicode import found as dicode_found
+from convert.dicode import modules as dicode
+from convert.engine.plan import plan, shapes_of
+from convert.parts import clip as open_clip
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
 from dicode_jax.models.clip import CLIP, CLIPConfig
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig

@@ -7,8 +7,9 @@ import pytest
 from safetensors.numpy import save_file
 from tiny_clip import CONFIG, checkpoint
 
-from convert import open_clip, to_torch
-from convert.plan import shapes_of
+from convert import to_torch
+from convert.engine.plan import shapes_of
+from convert.parts import clip as open_clip
 from convert.to_torch import original_state_dict
 from dicode_jax.models.clip import CLIP, CLIPConfig
 from dicode_jax.nn.rngs import ShapeRngs

@@ -9,9 +9,11 @@ from flax import nnx
 from safetensors.numpy import load_file
 from tiny import random_module, tiny_pipeline
 
-from convert import command, dicode_command, to_torch
-from convert.plan import plan, shapes_of
-from convert.sources import open_source
+from convert import to_torch
+from convert.dicode import command as dicode_command
+from convert.engine import command
+from convert.engine.plan import plan, shapes_of
+from convert.engine.sources import open_source
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
 from dicode_jax.models.clip import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig

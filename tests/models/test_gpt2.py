@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 
 from convert import from_torch
-from convert.gpt2 import config_from_original
-from convert.plan import flat_shapes, flatten
-from convert.rules import ConversionError
+from convert.engine.plan import flat_shapes, flatten
+from convert.engine.rules import ConversionError
+from convert.parts.gpt2 import config_from_original
 from dicode_jax.models.gpt2 import GPT2, GPT2Config
 from dicode_jax.nn.layer_stack import with_scan_layers
 from dicode_jax.nn.masks import causal_mask, key_mask, positions_from_valid

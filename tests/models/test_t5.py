@@ -9,9 +9,9 @@ from flax import nnx
 from tiny import random_module
 
 import convert
-from convert import t5
-from convert.plan import plan, shapes_of
-from convert.rules import ConversionError
+from convert.engine.plan import plan, shapes_of
+from convert.engine.rules import ConversionError
+from convert.parts import t5
 from dicode_jax.models.t5 import T5Encoder, T5EncoderConfig, relative_buckets
 from dicode_jax.nn.layer_stack import with_scan_layers
 from dicode_jax.nn.rngs import ShapeRngs

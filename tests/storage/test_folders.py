@@ -11,7 +11,7 @@ from hugging_face_folder import draw, write_folder
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from convert import gpt2, hugging_face
+from convert.parts import gpt2, hugging_face
 from dicode_jax.errors import UserError
 from dicode_jax.storage.folders import MARK, check_folder, new_folder
 

@@ -89,7 +89,7 @@ def test_a_tokenizer_is_written_whole_beside_a_link(pipe, tmp_path):
 def test_a_signal_during_a_conversion_leaves_nothing(tmp_path, number, status, count):
     code = (
         "import sys, time\n"
-        "from convert import command\n"
+        "from convert.engine import command\n"
         "def main(args, report):\n"
         "    with command.output_folder(args.out) as folder:\n"
         "        (folder / 'model.safetensors').write_text('half')\n"

@@ -7,7 +7,7 @@ import pytest
 from hugging_face_folder import draw, write_folder
 from tiny import tiny_pipeline
 
-from convert import hugging_face, llama
+from convert.parts import hugging_face, llama
 from dicode_jax.data.shapes_world import all_captions
 from dicode_jax.errors import UserError
 from dicode_jax.models.causal_lm import compare_bodies

@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 
 from convert import from_torch
-from convert.dicode_lm import config_from_original
-from convert.plan import flat_shapes, flatten
-from convert.rules import ConversionError
+from convert.dicode.lm import config_from_original
+from convert.engine.plan import flat_shapes, flatten
+from convert.engine.rules import ConversionError
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.gpt2 import GPT2Config

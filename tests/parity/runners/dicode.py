@@ -13,8 +13,8 @@ import numpy as np
 from flax import nnx
 
 import convert
-from convert import dicode
-from convert.plan import flatten, plan
+from convert.dicode import modules as dicode
+from convert.engine.plan import flatten, plan
 from dicode_jax.diffusion.samplers.ddim import DDIM
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS, NoiseSchedule
 from dicode_jax.diffusion.time_grid import ddim_time_grid, ddim_timesteps

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convert import dicode
-from convert.plan import flatten, plan
+from convert.dicode import modules as dicode
+from convert.engine.plan import flatten, plan
 from dicode_jax.diffusion.losses import add_offset_noise
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
 from dicode_jax.stages.dicode import tokenizer_loss as training

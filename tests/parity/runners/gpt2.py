@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convert import from_torch, gpt2
-from convert.plan import flatten, plan
+from convert import from_torch
+from convert.engine.plan import flatten, plan
+from convert.parts import gpt2
 from dicode_jax.distributions.gaussian_mixture import GaussianMixture
 from dicode_jax.nn.masks import causal_mask, key_mask, positions_from_valid
 from parity.harness import Check, runner

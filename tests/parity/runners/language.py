@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convert import dicode_lm, from_torch
-from convert.plan import flatten, plan
+from convert import from_torch
+from convert.dicode import lm as dicode_lm
+from convert.engine.plan import flatten, plan
 from dicode_jax.distributions.gaussian_mixture import GaussianMixture
 from dicode_jax.models.dicode.generate import Draws, generate
 from dicode_jax.nn.masks import causal_mask, key_mask

@@ -5,7 +5,8 @@ import re
 import jax.numpy as jnp
 import numpy as np
 
-from convert import from_torch, llama
+from convert import from_torch
+from convert.parts import llama
 from dicode_jax.nn.masks import causal_mask
 from dicode_jax.nn.rotary import rotary_frequencies, rotary_tables
 from parity.harness import Check, runner

@@ -9,9 +9,9 @@ import numpy as np
 from flax import nnx
 
 import convert
-from convert.plan import flatten
-from convert.unet3d import rules as unet_rules
-from convert.unet3d import uses_linear
+from convert.engine.plan import flatten
+from convert.parts.unet3d import rules as unet_rules
+from convert.parts.unet3d import uses_linear
 from dicode_jax.diffusion.losses import diffusion_loss
 from dicode_jax.distributions.diagonal_gaussian import DiagonalGaussian
 from parity.harness import Check, runner

@@ -10,12 +10,12 @@ import numpy as np
 from flax import nnx
 
 from convert import from_torch
-from convert.open_clip import VISION_RULES
-from convert.open_clip import config_from_original as clip_config
-from convert.plan import load_module
-from convert.resampler import RULES as RESAMPLER_RULES
-from convert.resampler import config_from_original as resampler_config
-from convert.rules import prefixed
+from convert.engine.plan import load_module
+from convert.engine.rules import prefixed
+from convert.parts.clip import VISION_RULES
+from convert.parts.clip import config_from_original as clip_config
+from convert.parts.resampler import RULES as RESAMPLER_RULES
+from convert.parts.resampler import config_from_original as resampler_config
 from dicode_jax.media.transforms import clip_preprocess, resize_bilinear, to_float
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from parity.harness import Check, runner

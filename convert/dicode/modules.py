@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from convert import autoencoder_kl, buffers, dicode_lm, open_clip, resampler, unet3d
-from convert.dicode_config import SystemConfig, config_from_original
-from convert.plan import load_module
-from convert.rules import LINEAR, ConversionError, Rule, Rules, prefixed, to_numpy
+from convert.dicode import lm as dicode_lm
+from convert.dicode.config import SystemConfig, config_from_original
+from convert.engine.plan import load_module
+from convert.engine.rules import LINEAR, ConversionError, Rule, Rules, prefixed, to_numpy
+from convert.parts import autoencoder_kl, buffers, resampler, unet3d
+from convert.parts import clip as open_clip
 from dicode_jax.models.clip import CLIPText, CLIPTextConfig
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
@@ -222,11 +224,3 @@ def select(source: Mapping[str, Any], prefixes: tuple[str, ...]) -> dict[str, An
 def below(source: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """The keys below a prefix, without it."""
     return {k.removeprefix(prefix): v for k, v in source.items() if k.startswith(prefix)}
-
-
-if __name__ == "__main__":
-    import sys
-
-    from convert.dicode_command import main
-
-    sys.exit(main())

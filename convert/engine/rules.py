@@ -9,8 +9,8 @@ A converter is a table and nothing else:
         Skip(r"h\.\d+\.attn\.bias", why="causal mask buffer"),
     )
 
-`convert.plan` applies it, strict both ways. Every layout is invertible and every pattern of a
-`Rule` is simple enough to be written out, so that the same table gives the original names back:
+`convert.engine.plan` applies it, strict both ways. Every layout is invertible and every pattern of
+a `Rule` is simple enough to be written out, so that the same table gives the original names back:
 literals, `(...)` groups that the target names, `(?:a|b)` and `(?:a)?`, whose first form is the
 name to write.
 """

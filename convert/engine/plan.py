@@ -20,7 +20,15 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from convert.rules import ConversionError, Layout, Rules, Skip, Split, original_names, to_numpy
+from convert.engine.rules import (
+    ConversionError,
+    Layout,
+    Rules,
+    Skip,
+    Split,
+    original_names,
+    to_numpy,
+)
 from dicode_jax.errors import UserError
 from dicode_jax.storage.files import atomic_path
 from dicode_jax.storage.weights import WEIGHTS_FILE, write_config

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from convert import dicode, found, open_clip
-from convert.dicode_config import SystemConfig
-from convert.found import Found, Keys
-from convert.rules import to_numpy
+from convert.dicode import modules as dicode
+from convert.dicode.config import SystemConfig
+from convert.engine import found
+from convert.engine.found import Found, Keys
+from convert.engine.rules import to_numpy
+from convert.parts import clip as open_clip
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
 from dicode_jax.models.clip import CLIPConfig

@@ -7,9 +7,9 @@ tokenizer's half and no part of our model: `resampler_from_torch` reads it.
 from collections.abc import Mapping
 from typing import Any
 
-from convert import gpt2, hugging_face, llama, resampler
-from convert.plan import load_module
-from convert.rules import DROP0, LINEAR, Layout, Rule, Rules, Skip, prefixed, to_numpy
+from convert.engine.plan import load_module
+from convert.engine.rules import DROP0, LINEAR, Layout, Rule, Rules, Skip, prefixed, to_numpy
+from convert.parts import gpt2, hugging_face, llama, resampler
 from dicode_jax.models.causal_lm import BodyConfig
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import convert
-from convert import dicode
-from convert.rules import ConversionError
+from convert.dicode import modules as dicode
+from convert.engine.rules import ConversionError
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
 
 OPTIONS = {

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from convert import autoencoder_kl, open_clip, resampler, unet3d
+from convert.parts import autoencoder_kl, resampler, unet3d
+from convert.parts import clip as open_clip
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.models.clip import CLIPConfig, CLIPTextConfig
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 
 import convert
-from convert import dicode_command
+from convert.dicode import command as dicode_command
 from dicode_jax import DiCoDePipeline
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
@@ -20,7 +20,7 @@ from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.storage.weights import load_module
 from dicode_jax.text import gpt as text
 
-SYSTEM = pathlib.Path(__file__).parents[1] / "golden" / "dicode" / "system"
+SYSTEM = pathlib.Path(__file__).parents[2] / "golden" / "dicode" / "system"
 AGENT = "llm_agent."
 
 

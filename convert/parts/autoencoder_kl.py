@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from convert.plan import load_module
-from convert.rules import CONV1X1, CONV2D, Rule, Rules
+from convert.engine.plan import load_module
+from convert.engine.rules import CONV1X1, CONV2D, Rule, Rules
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.nn.rngs import ShapeRngs
 

@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 
 import convert
-from convert import autoencoder_kl, unet3d
-from convert.plan import flatten
-from convert.rules import ConversionError, Rule
+from convert.engine.plan import flatten
+from convert.engine.rules import ConversionError, Rule
+from convert.parts import autoencoder_kl, unet3d
 from dicode_jax.models.autoencoder_kl import AutoencoderKL
 from dicode_jax.models.unet3d import UNet3D
 from dicode_jax.nn.rngs import ShapeRngs

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convert.plan import Plan, fill_state
+from convert.engine.plan import Plan, fill_state
 from dicode_jax.media.transforms import clip_preprocess
 from dicode_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVision
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig, VAEProjector

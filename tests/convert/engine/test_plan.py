@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 from safetensors import safe_open
 
-from convert import command
-from convert.plan import load_module, plan, write_module
-from convert.rules import (
+from convert.engine import command
+from convert.engine.plan import load_module, plan, write_module
+from convert.engine.rules import (
     CONV1X1,
     DROP0,
     LINEAR,
@@ -23,7 +23,7 @@ from convert.rules import (
     original_names,
     prefixed,
 )
-from convert.sources import LazyTensor
+from convert.engine.sources import LazyTensor
 from dicode_jax.errors import UserError
 from dicode_jax.storage import weights
 

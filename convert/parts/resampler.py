@@ -7,8 +7,8 @@ Written against `resampler.py` of both (the language model's copy has `no_norm_o
 from collections.abc import Mapping
 from typing import Any
 
-from convert.plan import load_module
-from convert.rules import DROP0, LINEAR, Rule, Rules, Skip
+from convert.engine.plan import load_module
+from convert.engine.rules import DROP0, LINEAR, Rule, Rules, Skip
 from dicode_jax.nn.resampler import LinearImageProjection, Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
 

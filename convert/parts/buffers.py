@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.rules import to_numpy
+from convert.engine.rules import to_numpy
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS, NoiseSchedule
 
 BUFFERS = (*PERSISTENT_BUFFERS, "scale_arr")

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from convert.plan import load_module
-from convert.rules import CONV1D1, CONV1X1, CONV2D, CONV3D_T, LINEAR, Layout, Rule, Rules
+from convert.engine.plan import load_module
+from convert.engine.rules import CONV1D1, CONV1X1, CONV2D, CONV3D_T, LINEAR, Layout, Rule, Rules
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.rngs import ShapeRngs
 

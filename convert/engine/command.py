@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dicode_jax
-from convert.plan import DTYPES
-from convert.rules import ConversionError
-from convert.sources import Source
+from convert.engine.plan import DTYPES
+from convert.engine.rules import ConversionError
+from convert.engine.sources import Source
 from dicode_jax.errors import UserError
 from dicode_jax.runtime.interrupts import exit_status, polite_signals
 from dicode_jax.storage import folders

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from convert import from_torch, open_clip, resampler
-from convert.plan import plan
-from convert.rules import ConversionError, prefixed
+from convert import from_torch
+from convert.engine.plan import plan
+from convert.engine.rules import ConversionError, prefixed
+from convert.parts import clip as open_clip
+from convert.parts import resampler
 from dicode_jax.models.clip import CLIP, CLIPConfig, CLIPText, CLIPVision
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs

@@ -7,9 +7,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from convert.hugging_face import check_tied_head, loop_config
-from convert.plan import load_module
-from convert.rules import LINEAR, Rule, Rules, Skip
+from convert.engine.plan import load_module
+from convert.engine.rules import LINEAR, Rule, Rules, Skip
+from convert.parts.hugging_face import check_tied_head, loop_config
 from dicode_jax.models.t5 import T5Encoder, T5EncoderConfig
 from dicode_jax.nn.layer_stack import with_scan_layers
 from dicode_jax.nn.rngs import ShapeRngs

@@ -8,22 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from convert import (
-    command,
-    constants,
-    dicode,
-    dicode_found,
-    dicode_lm,
-    gpt2,
-    hugging_face,
-    open_clip,
-    original_yaml,
-)
-from convert.dicode_config import SystemConfig, config_from_original
-from convert.found import Found, differences
-from convert.plan import Plan, plan, shapes_of, write_module
-from convert.rules import ConversionError, Rules, prefixed, to_numpy
-from convert.sources import LazyTensor, Source, open_source
+from convert.dicode import found as dicode_found
+from convert.dicode import lm as dicode_lm
+from convert.dicode import modules as dicode
+from convert.dicode.config import SystemConfig, config_from_original
+from convert.engine import command
+from convert.engine import yaml as original_yaml
+from convert.engine.found import Found, differences
+from convert.engine.plan import Plan, plan, shapes_of, write_module
+from convert.engine.rules import ConversionError, Rules, prefixed, to_numpy
+from convert.engine.sources import LazyTensor, Source, open_source
+from convert.parts import clip as open_clip
+from convert.parts import constants, gpt2, hugging_face
 from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError
 from dicode_jax.models.clip import CLIPConfig, CLIPText

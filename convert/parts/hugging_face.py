@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from convert import command
-from convert.plan import load_module, plan, shapes_of, write_module
-from convert.rules import ConversionError, Rules, to_numpy
-from convert.sources import LazyTensor, open_source
+from convert.engine import command
+from convert.engine.plan import load_module, plan, shapes_of, write_module
+from convert.engine.rules import ConversionError, Rules, to_numpy
+from convert.engine.sources import LazyTensor, open_source
 from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError
 from dicode_jax.models.causal_lm import BodyConfig, build_body

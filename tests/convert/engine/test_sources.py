@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from convert import sources
-from convert.sources import open_source
+from convert.engine import sources
+from convert.engine.sources import open_source
 from dicode_jax.errors import UserError
 
 torch = pytest.importorskip("torch")

@@ -1,0 +1,123 @@
+"""GPT-2 weights from Hugging Face: the `transformer.` layout and the hub files' layout without
+prefix.
+
+Written against transformers 4.45 and 5.23. The linear layers are `Conv1D`, stored `[in, out]`: they
+are kept as they are.
+
+    python -m convert.gpt2 FOLDER --out OUT [--for-dicode]
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from convert.engine.rules import KEEP, Rule, Rules, Skip
+from convert.parts import hugging_face
+from dicode_jax.models.gpt2 import GPT2, GPT2Config
+
+_PREFIX = r"(?:transformer\.)?"
+
+
+def _both(layer: str, target: str) -> tuple[Rule, ...]:
+    """Weight and bias of one linear layer of every block."""
+    return (
+        Rule(rf"{_PREFIX}h\.(\d+)\.{layer}\.weight", f"blocks.{{0}}.{target}.kernel", KEEP),
+        Rule(rf"{_PREFIX}h\.(\d+)\.{layer}\.bias", f"blocks.{{0}}.{target}.bias"),
+    )
+
+
+RULES: Rules = (
+    Rule(rf"{_PREFIX}wte\.weight", "token_embed.embedding"),
+    Rule(rf"{_PREFIX}wpe\.weight", "position_embed.embedding"),
+    Rule(rf"{_PREFIX}h\.(\d+)\.ln_1\.weight", "blocks.{0}.attn_norm.scale"),
+    Rule(rf"{_PREFIX}h\.(\d+)\.ln_1\.bias", "blocks.{0}.attn_norm.bias"),
+    Rule(rf"{_PREFIX}h\.(\d+)\.ln_2\.weight", "blocks.{0}.mlp_norm.scale"),
+    Rule(rf"{_PREFIX}h\.(\d+)\.ln_2\.bias", "blocks.{0}.mlp_norm.bias"),
+    *_both(r"attn\.c_attn", "attn.qkv"),
+    *_both(r"attn\.c_proj", "attn.out"),
+    *_both(r"mlp\.c_fc", "mlp.up"),
+    *_both(r"mlp\.c_proj", "mlp.down"),
+    Rule(rf"{_PREFIX}ln_f\.weight", "final_norm.scale"),
+    Rule(rf"{_PREFIX}ln_f\.bias", "final_norm.bias"),
+    Skip(rf"{_PREFIX}h\.\d+\.attn\.bias", why="causal mask buffer"),
+    Skip(rf"{_PREFIX}h\.\d+\.attn\.masked_bias", why="mask value buffer"),
+    Skip(r"lm_head\.weight", why="tied to the token embedding"),
+)
+
+# Options of the original that change what is computed: only these values are supported.
+_NEUTRAL = {
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+    "model_type": ("gpt2",),
+}
+_ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
+# Options without any effect on hidden states and logits.
+_IGNORED = {
+    "transformers_version",
+    "architectures",
+    "initializer_range",
+    "use_cache",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "reorder_and_upcast_attn",
+    "torch_dtype",
+    "dtype",
+    "task_specific_params",
+    "n_ctx",
+    "_name_or_path",
+    "output_past",
+    "return_dict",
+    "gradient_checkpointing",
+}
+
+
+def config_from_original(config: Mapping[str, Any]) -> GPT2Config:
+    """Reads a Hugging Face `config.json` (or the part of it a fixture carries).
+
+    Raises:
+      KeyError: A size is missing.
+      ValueError: An option is unknown, or has a value that would change what is computed.
+    """
+    left = dict(config)
+    take = left.pop
+    activations = [left.pop(k) for k in ("activation_function", "activation") if k in left]
+    for activation in activations:
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"activation {activation!r} is not supported; GPT-2 uses 'gelu_new'")
+    rates = {k: left.pop(k) for k in ("resid_pdrop", "embd_pdrop", "attn_pdrop") if k in left}
+    if len(set(rates.values())) > 1:
+        raise ValueError(f"the three dropout rates must be equal, got {rates}")
+    for name, allowed in _NEUTRAL.items():
+        if name in left and (value := left.pop(name)) not in allowed:
+            raise ValueError(f"{name}={value!r} is not supported; only {allowed[0]!r} is")
+    embed_dim, mlp_dim = take("n_embd"), take("n_inner", None)
+    out = GPT2Config(
+        num_layers=take("n_layer"),
+        num_heads=take("n_head"),
+        embed_dim=embed_dim,
+        max_seq_len=take("n_positions"),
+        vocab_size=take("vocab_size"),
+        mlp_dim=None if mlp_dim == 4 * embed_dim else mlp_dim,
+        dropout=next(iter(rates.values()), 0.0),
+        layer_norm_eps=take("layer_norm_epsilon", 1e-5),
+    )
+    unknown = [k for k in left if k not in _IGNORED and not k.startswith("summary_")]
+    if unknown:
+        raise ValueError(f"unknown option(s) of GPT-2: {', '.join(sorted(unknown))}")
+    return out
+
+
+FAMILY = hugging_face.Family(
+    name="gpt2",
+    title="GPT-2",
+    config_from_original=config_from_original,
+    rules=lambda cfg: RULES,
+    tables=("transformer.wte.weight", "wte.weight"),
+)
+
+
+def from_torch(state_dict: Mapping[str, Any], config: Mapping[str, Any] | GPT2Config) -> GPT2:
+    """A GPT-2 from an original state dict; see `hugging_face.from_torch`."""
+    return hugging_face.from_torch(FAMILY, state_dict, config)
