@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convert.dicode.config import schedule_from_original
 from convert.engine import command, found
 from convert.engine.plan import Plan, plan, shapes_of, write_module
 from convert.engine.rules import ConversionError, Rule, Rules, prefixed, to_numpy
@@ -298,7 +297,7 @@ def contradictions(
             ),
             "resampler": resampler.config_from_original(options["image_proj_stage_config"]),
         }
-        schedule = schedule_from_original(options)
+        schedule = buffers.schedule_from_original(options)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{name} is no configuration of DynamiCrafter: {error}") from error
     lines = [

@@ -4,9 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from convert.parts import autoencoder_kl, resampler, unet3d
+from convert.parts import autoencoder_kl, buffers, resampler, unet3d
 from convert.parts import clip as open_clip
-from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.models.clip import CLIPConfig, CLIPTextConfig
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoderConfig
@@ -163,21 +162,6 @@ def config_from_original(config: Mapping[str, Any] | SystemConfig) -> SystemConf
     )
 
 
-def schedule_from_original(options: Mapping[str, Any]) -> NoiseSchedule:
-    """The noise schedule of the original's arguments, with the original's defaults."""
-    return NoiseSchedule(
-        num_timesteps=options.get("timesteps", 1000),
-        beta_schedule=options.get("beta_schedule", "linear"),
-        linear_start=options.get("linear_start", 1e-4),
-        linear_end=options.get("linear_end", 2e-2),
-        zero_terminal_snr=options.get("rescale_betas_zero_snr", False),
-        parameterization=options.get("parameterization", "eps"),
-        base_scale=options.get("base_scale", 0.7) if options.get("use_dynamic_rescale") else None,
-        turning_step=options.get("turning_step", 400),
-        v_posterior=options.get("v_posterior", 0.0),
-    )
-
-
 def loss_config_from_original(options: Mapping[str, Any]) -> TokenizerLossConfig:
     """The training-loss settings of the original's arguments, with the original's defaults.
 
@@ -244,7 +228,7 @@ def _decoder_config(
     return ClipDecoderConfig(
         unet=unet3d.config_from_original(options["unet_config"], context_rule="per_frame"),
         autoencoder=dataclasses.replace(autoencoder, scale_factor=options.get("scale_factor", 1.0)),
-        schedule=schedule_from_original(options),
+        schedule=buffers.schedule_from_original(options),
         num_tokens=tokenizer.num_tokens,
         image_proj_type=options.get("image_proj_type"),
         latent_head=head,
