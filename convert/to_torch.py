@@ -12,7 +12,6 @@ resampler, tied output matrices.
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from convert.parts import clip as open_clip
 from dicode_jax import config as config_lib
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
 from dicode_jax.errors import UserError
+from dicode_jax.kinds import kind_of
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.models.clip import (
     CLIP,
@@ -201,16 +201,15 @@ def read_config(folder: pathlib.Path) -> Any:
     Raises:
       UserError: It is none of `KINDS`.
     """
-    try:
-        stored = json.loads((folder / CONFIG_FILE).read_text())
-        names = {name for name in stored if not name.startswith("_")}
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"no configuration of a module in {folder}: {error}") from error
-    for config_type in KINDS:
-        fields = {field.name for field in dataclasses.fields(config_type)}
-        if fields == names or fields == names - {"kind"}:
-            return config_lib.from_json(config_type, folder / CONFIG_FILE)
-    raise UserError(f"{folder / CONFIG_FILE} is not of a module that has original names")
+    kind, settings = config_lib.read_json(folder / CONFIG_FILE)
+    found = [config_type for config_type in KINDS if kind == kind_of(config_type)]
+    if kind is None:  # of an earlier release, which may lack fields that came since
+        fields = {t: {field.name for field in dataclasses.fields(t)} for t in KINDS}
+        found = [t for t in KINDS if settings.keys() <= fields[t]]
+        found.sort(key=lambda config_type: len(fields[config_type]))
+    if not found:
+        raise UserError(f"{folder / CONFIG_FILE} is not of a module that has original names")
+    return config_lib.from_json(found[0], folder / CONFIG_FILE)
 
 
 def find_parts(model: pathlib.Path) -> list[pathlib.Path]:

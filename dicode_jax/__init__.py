@@ -9,12 +9,13 @@ from dicode_jax import _moved
 
 if TYPE_CHECKING:
     from dicode_jax.pipelines.dicode import DiCoDePipeline
+    from dicode_jax.pipelines.load import load
 
-__all__ = ["DiCoDePipeline", "__version__"]
+__all__ = ["DiCoDePipeline", "__version__", "load"]
 
 _moved.install()
 
-_LAZY = {"DiCoDePipeline": "dicode_jax.pipelines.dicode"}
+_LAZY = {"DiCoDePipeline": "dicode_jax.pipelines.dicode", "load": "dicode_jax.pipelines.load"}
 
 
 def _version() -> str:

@@ -9,15 +9,25 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import dacite
 
+from dicode_jax import kinds
 from dicode_jax.errors import UserError
 from dicode_jax.storage.files import atomic_path
 
-__all__ = ["from_dict", "from_json", "load_config_file", "parse_overrides", "to_dict", "to_json"]
+__all__ = [
+    "from_dict",
+    "from_json",
+    "load_config_file",
+    "parse_overrides",
+    "read_json",
+    "to_dict",
+    "to_json",
+]
 
 Config = TypeVar("Config")
 
@@ -62,7 +72,8 @@ def from_dict(kind: type[Config], data: dict[str, Any]) -> Config:
     """Builds the dataclass `kind` from a dictionary.
 
     `kind`, or a field of it, may be a union of dataclasses that tell themselves apart by a field
-    `kind`; data without one is of the first. Fields that a class lists as `RETIRED` are left out.
+    `kind`; data without one is of the first. A field that is gone is left out with a warning that
+    names what replaced it, as `RETIRED` of its class says.
 
     Raises:
       UserError: A field is unknown, missing or of the wrong type.
@@ -88,7 +99,9 @@ def _build(kind: Any, data: Any) -> Any:
             raise ValueError(f"unknown kind {name!r}; known are {', '.join(kinds)}")
         kind = kinds[name]
     hints = get_type_hints(kind)
-    retired = getattr(kind, "RETIRED", ())
+    retired: Mapping[str, str] = getattr(kind, "RETIRED", {})
+    for name in data.keys() & retired.keys():
+        warnings.warn(f"{name} is gone: {retired[name]} has replaced it", stacklevel=2)
     data = {name: _build(hints.get(name), x) for name, x in data.items() if name not in retired}
     options = dacite.Config(strict=True, cast=[tuple], type_hooks={float: float})
     return dacite.from_dict(kind, data, options)
@@ -105,22 +118,24 @@ def _tuples(value: Any) -> Any:
 def to_json(
     config: Any, path: str | pathlib.Path, *, notes: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes the config as indented JSON, whole or not at all.
+    """Writes the config as indented JSON with its kind and version, whole or not at all.
 
     Args:
       notes: Facts that are no settings, such as where weights come from. Their names get a leading
         underscore, by which `from_json` knows to leave them out.
     """
-    data = {f"_{name}": value for name, value in (notes or {}).items()} | to_dict(config)
+    kind = kinds.kind_of(type(config))
+    data = {} if kind is None else {"kind": kind, "version": kinds.VERSION}
+    data |= {f"_{name}": value for name, value in (notes or {}).items()} | to_dict(config)
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(data, indent=2) + "\n")
 
 
-def from_json(kind: type[Config], path: str | pathlib.Path) -> Config:
-    """Reads a config written by `to_json`.
+def read_json(path: str | pathlib.Path) -> tuple[str | None, dict[str, Any]]:
+    """What a `config.json` says: its kind, None in one of an earlier release, and its settings.
 
     Raises:
-      UserError: The file is missing, is not JSON, or does not fit `kind`.
+      UserError: The file is missing or is no JSON object, or its kind or version is not known.
     """
     path = pathlib.Path(path)
     try:
@@ -129,6 +144,28 @@ def from_json(kind: type[Config], path: str | pathlib.Path) -> Config:
         raise UserError(f"no configuration at {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
-    if isinstance(data, dict):
-        data = {name: value for name, value in data.items() if not name.startswith("_")}
-    return from_dict(kind, data)
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is no configuration: it holds no JSON object")
+    kind, version = data.get("kind"), data.pop("version", kinds.VERSION)
+    if version != kinds.VERSION:
+        raise UserError(
+            f"{path} is of version {version!r}, known is {kinds.VERSION}: take a newer dicode_jax"
+        )
+    if kind is not None and str(kind) not in kinds.KINDS:
+        raise UserError(f"{path} is of the kind {kind!r}; known are {', '.join(kinds.KINDS)}")
+    return kind, {name: value for name, value in data.items() if not name.startswith("_")}
+
+
+def from_json(config_type: type[Config], path: str | pathlib.Path) -> Config:
+    """Reads a config written by `to_json`.
+
+    Raises:
+      UserError: As `read_json`, or the file is of another kind or does not fit `config_type`.
+    """
+    kind, data = read_json(path)
+    wanted = kinds.kind_of(config_type)
+    if kind is not None and kind != wanted:
+        raise UserError(f"{path} is of the kind {kind!r}, not {wanted!r}")
+    if "kind" not in {field.name for field in dataclasses.fields(config_type)}:
+        data.pop("kind", None)
+    return from_dict(config_type, data)

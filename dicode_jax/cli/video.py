@@ -105,14 +105,15 @@ def info(args: argparse.Namespace) -> None:
 def _describe(folder: pathlib.Path) -> None:
     """Parts, their origin, and what a pipeline does unless told otherwise, from headers alone."""
     from dicode_jax.storage import model_card
-    from dicode_jax.storage.weights import CONFIG_FILE
 
-    config = None
-    if (folder / "decoder").is_dir() and (folder / CONFIG_FILE).is_file():
+    config, kind = None, _kind(folder)
+    if kind == "dicode":
         from dicode_jax.pipelines.dicode import check_folder
 
         config = check_folder(folder)
     parts = model_card.inspect(folder)
+    if kind is not None:
+        print(f"{'kind':<16} {kind}")
     for part in parts:
         print(f"{part.name:<16} {part.num_parameters:>13,} parameters, {', '.join(part.dtypes)}")
     size = sum(part.num_bytes for part in parts)
@@ -127,6 +128,17 @@ def _describe(folder: pathlib.Path) -> None:
         print(f"{'source':<16} {digest}  {file}")
     for note in model_card.licence_notes(parts):
         print(f"{'licence':<16} {note}")
+
+
+def _kind(folder: pathlib.Path) -> str | None:
+    """Of a pipeline or a single module; None for a folder of parts, and a module of old."""
+    from dicode_jax import config as config_lib
+    from dicode_jax.pipelines.load import pipeline_kind
+    from dicode_jax.storage.weights import CONFIG_FILE, WEIGHTS_FILE
+
+    if (folder / WEIGHTS_FILE).is_file() and (folder / CONFIG_FILE).is_file():
+        return config_lib.read_json(folder / CONFIG_FILE)[0]
+    return pipeline_kind(folder) if (folder / CONFIG_FILE).is_file() else None
 
 
 def _describe_dicode(folder: pathlib.Path, config) -> None:

@@ -38,6 +38,7 @@ from dicode_jax.models.dicode.generate import generate
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.nn.rngs import ShapeRngs, fold, sample_keys
 from dicode_jax.pipelines import checks, options
+from dicode_jax.pipelines.load import check_kind
 from dicode_jax.storage import hub, model_card, weights
 from dicode_jax.storage.folders import new_folder
 from dicode_jax.text.gpt import TextTokenizer
@@ -178,6 +179,7 @@ class DiCoDePipeline:
             local_files_only=local_files_only,
             token=token,
         )
+        check_kind(folder, "dicode")
         config = config_lib.from_json(PipelineConfig, folder / weights.CONFIG_FILE)
         decoder = _load(folder, "decoder", dtype, param_dtype)
         tokenizer = language_model = text = None

@@ -29,6 +29,7 @@ from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs, sample_keys
 from dicode_jax.pipelines import checks, options
+from dicode_jax.pipelines.load import check_kind
 from dicode_jax.storage import hub, model_card, weights
 from dicode_jax.storage.folders import new_folder
 from dicode_jax.typing import Float, UInt8
@@ -99,6 +100,7 @@ class DivotDetokenizer:
           UserError: There is no such model, or its files are broken.
         """
         folder = hub.find_model(path_or_name, revision=revision, **options)
+        check_kind(folder, "divot")
         config = config_lib.from_json(DivotConfig, folder / weights.CONFIG_FILE)
         parts = {}
         for name, (kind, config_type) in PARTS.items():

@@ -32,6 +32,7 @@ from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs, fold, sample_keys
 from dicode_jax.pipelines import checks, options
+from dicode_jax.pipelines.load import check_kind
 from dicode_jax.storage import hub, model_card, weights
 from dicode_jax.storage.folders import new_folder
 from dicode_jax.text.clip import ClipTokenizer
@@ -116,6 +117,7 @@ class DynamiCrafterPipeline:
           UserError: There is no such model, or its files are broken or do not fit together.
         """
         folder = hub.find_model(path_or_name, revision=revision, **options)
+        check_kind(folder, "dynamicrafter")
         config = config_lib.from_json(DynamiCrafterConfig, folder / weights.CONFIG_FILE)
         parts = {}
         for name, (kind, config_type) in PARTS.items():

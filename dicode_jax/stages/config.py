@@ -38,7 +38,7 @@ class RunConfig:
     sharding: ShardingConfig = ShardingConfig()
     seed: int = 0
 
-    RETIRED: ClassVar = ("validation_batches",)  # stands in runs of earlier releases
+    RETIRED: ClassVar = {"validation_batches": "validation_examples"}
 
     def __post_init__(self):
         for name in ("num_steps", "batch_size", "frame_size", "validation_examples"):

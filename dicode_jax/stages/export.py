@@ -1,7 +1,6 @@
 """From a checkpoint of a training to the folder that pipelines, or other trainings, read."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import tempfile
@@ -11,6 +10,7 @@ import jax
 from flax import nnx
 
 from dicode_jax import config as config_lib
+from dicode_jax import kinds
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
@@ -19,7 +19,6 @@ from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfi
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines.dicode import DiCoDePipeline, PipelineConfig
 from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
-from dicode_jax.stages.config import AutoencoderTrainConfig
 from dicode_jax.stages.dicode import configs
 from dicode_jax.stages.registry import build_stage
 from dicode_jax.storage import weights
@@ -28,13 +27,6 @@ from dicode_jax.text.gpt import TextTokenizer
 from dicode_jax.training.checkpoint import read_parameters
 from dicode_jax.training.setup import create_model, plan_stage
 from dicode_jax.training.stage import Stage
-
-KINDS = (
-    AutoencoderTrainConfig,
-    configs.RepresentationTrainConfig,
-    configs.TokenizerTrainConfig,
-    configs.ARTrainConfig,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,18 +121,18 @@ def load_model(
 
 
 def read_run_config(path: pathlib.Path) -> Any:
-    """The config of a run, told by the names of its fields.
+    """The config of a run, told by its kind; in runs of earlier releases by the fields.
 
     Raises:
       UserError: The file is missing, or is none that a training wrote.
     """
-    try:
-        names = set(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"no configuration of a training at {path} ({error})") from error
-    for kind in KINDS:
-        if names <= {field.name for field in dataclasses.fields(kind)}:
-            return config_lib.from_json(kind, path)
+    kind, settings = config_lib.read_json(path)
+    if kind in kinds.TRAININGS:
+        return config_lib.from_json(kinds.config_type(kind), path)
+    for config_type in map(kinds.config_type, kinds.TRAININGS):
+        known = {field.name for field in dataclasses.fields(config_type)}
+        if kind is None and settings.keys() <= known | config_type.RETIRED.keys():
+            return config_lib.from_json(config_type, path)
     raise UserError(f"{path} is not the configuration of a training")
 
 

@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 
+from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError
 from dicode_jax.storage import weights
 from dicode_jax.storage.files import atomic_path
@@ -125,10 +126,7 @@ def render(folder: str | os.PathLike, *, name: str | None = None) -> str:
     """
     folder = pathlib.Path(folder)
     parts = inspect(folder)
-    names = {part.name for part in parts}
-    what, tag, usage = _DICODE
-    if "unet" in names:
-        what, tag, usage = _DYNAMICRAFTER if "text_tower" in names else _DIVOT
+    what, tag, usage = _USES.get(_kind(folder), _DICODE)
     total = sum(part.num_parameters for part in parts)
     lines = [
         "---",
@@ -166,6 +164,12 @@ def render(folder: str | os.PathLike, *, name: str | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _kind(folder: pathlib.Path) -> str | None:
+    """What the config says; a folder of parts, which are no pipeline yet, has none."""
+    path = folder / weights.CONFIG_FILE
+    return config_lib.read_json(path)[0] if path.is_file() else None
+
+
 def _sources(parts: list[Part]) -> dict[str, str]:
     """All files that were converted; parts may share them."""
     return {file: digest for part in parts for file, digest in sorted(part.sources.items())}
@@ -201,3 +205,4 @@ decoder = DivotDetokenizer.from_pretrained("{name}")
 video = decoder(features, null_features=null_features, seed=0)  # features: of Divot's tokenizer
 """,
 )
+_USES = {"dicode": _DICODE, "dynamicrafter": _DYNAMICRAFTER, "divot": _DIVOT}

@@ -167,7 +167,8 @@ def load_module(
 def hash_module(folder: str | pathlib.Path) -> str:
     """SHA-256 of what a stored module computes: its config, and its arrays in their stored types.
 
-    Notes on where weights come from do not count, nor does the order of the arrays in the file.
+    Kind, version and notes on where weights come from do not count, nor does the order of the
+    arrays in the file.
 
     Raises:
       UserError: A file is missing or broken.
@@ -175,11 +176,8 @@ def hash_module(folder: str | pathlib.Path) -> str:
     folder = pathlib.Path(folder)
     path = folder / WEIGHTS_FILE
     read_header(path)  # says what is wrong with it
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"no configuration at {folder / CONFIG_FILE} ({error})") from error
-    settings = {name: value for name, value in config.items() if not name.startswith("_")}
+    _, settings = config_lib.read_json(folder / CONFIG_FILE)
+    settings.pop("kind", None)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")

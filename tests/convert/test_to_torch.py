@@ -14,6 +14,7 @@ from convert.dicode import command as dicode_command
 from convert.engine import command
 from convert.engine.plan import plan, shapes_of
 from convert.engine.sources import open_source
+from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
 from dicode_jax.models.clip import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
@@ -107,6 +108,17 @@ def test_the_way_to_original_names_and_back_is_bitwise(name, tmp_path):
         got = back.array(path)
         assert got.dtype == array.dtype
         np.testing.assert_array_equal(got, array, err_msg=path)
+
+
+def test_a_config_is_read_by_its_kind_and_one_of_old_by_its_fields(tmp_path):
+    old = pathlib.Path(__file__).parents[1] / "old_models/dicode"
+    for part, config_type in (("tokenizer", DeepTokenizerConfig), ("decoder", ClipDecoderConfig)):
+        assert type(to_torch.read_config(old / part)) is config_type
+    stored = json.loads((old / "tokenizer/config.json").read_text())
+    named = {"kind": "dicode_decoder", "version": 1}
+    (tmp_path / "config.json").write_text(json.dumps(named | stored))
+    with pytest.raises(UserError, match="does not fit ClipDecoderConfig"):
+        to_torch.read_config(tmp_path)
 
 
 def test_names_are_those_of_the_original(tmp_path):

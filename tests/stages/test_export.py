@@ -1,19 +1,22 @@
 """Checkpoints of tiny runs become folders that pipelines load."""
 
-import dataclasses
+import json
+import pathlib
 
 import jax
 import numpy as np
 import pytest
 from tiny import tiny_pipeline
 
-from dicode_jax import cli
+from dicode_jax import cli, kinds
 from dicode_jax import config as config_lib
 from dicode_jax.data.config import DataConfig
+from dicode_jax.errors import UserError
 from dicode_jax.pipelines.dicode import DiCoDePipeline
 from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
 from dicode_jax.stages.dicode.configs import ARTrainConfig, TokenizerTrainConfig
 from dicode_jax.stages.dicode.trainable import TrainableParts
+from dicode_jax.stages.export import read_run_config
 from dicode_jax.stages.registry import build_stage
 from dicode_jax.storage import weights
 from dicode_jax.training.checkpoint import Checkpointer
@@ -183,12 +186,22 @@ def test_mistakes_cost_one_line_and_leave_nothing(lm_run, tokenizer_run, tmp_pat
 
 
 def test_every_kind_of_run_is_told_by_its_config(lm_run, tmp_path):
-    from dicode_jax.errors import UserError
-    from dicode_jax.stages.export import KINDS, read_run_config
-
-    names = [frozenset(field.name for field in dataclasses.fields(kind)) for kind in KINDS]
-    assert not any(a <= b for i, a in enumerate(names) for j, b in enumerate(names) if i != j)
     assert isinstance(read_run_config(lm_run[0] / "config.json"), ARTrainConfig)
-    (tmp_path / "config.json").write_text('{"_note": 1, "strange": 2}')
-    with pytest.raises(UserError, match="not the configuration of a training"):
-        read_run_config(tmp_path / "config.json")
+    path = tmp_path / "config.json"
+    for kind in kinds.TRAININGS:  # told before the fields are looked at, which do not fit
+        path.write_text(json.dumps({"kind": kind, "version": 1, "some": 1}))
+        with pytest.raises(UserError, match=f"fit {kinds.config_type(kind).__name__}: .*some"):
+            read_run_config(path)
+    for other in ({"kind": "dicode", "version": 1}, {"learning_rate": 1}):
+        path.write_text(json.dumps(other))
+        with pytest.raises(UserError, match="not the configuration of a training"):
+            read_run_config(path)
+
+
+def test_a_run_of_the_release_before_is_told_by_its_fields():
+    """One of them is gone since."""
+    old = pathlib.Path(__file__).parents[1] / "old_models/run/config.json"
+    with pytest.warns(UserWarning, match="validation_batches is gone: validation_examples has"):
+        config = read_run_config(old)
+    assert isinstance(config, ARTrainConfig)
+    assert config.validation_examples == ARTrainConfig.validation_examples

@@ -1,0 +1,53 @@
+"""What a `config.json` can be of: how each kind is called there, and which dataclass it holds.
+
+A file says its kind and the version of its format. Classes are named and not imported, so that the
+floors below them can write the name and refuse another.
+"""
+
+import importlib
+from typing import Any
+
+__all__ = ["KINDS", "MODULES", "PIPELINES", "TRAININGS", "VERSION", "config_type", "kind_of"]
+
+VERSION = 1
+
+PIPELINES = {
+    "dicode": "pipelines.dicode.PipelineConfig",
+    "dynamicrafter": "pipelines.dynamicrafter.DynamiCrafterConfig",
+    "divot": "pipelines.divot.DivotConfig",
+}
+MODULES = {
+    "dicode_tokenizer": "models.dicode.tokenizer.DeepTokenizerConfig",
+    "dicode_decoder": "models.dicode.decoder.ClipDecoderConfig",
+    "dicode_language_model": "models.dicode.ar_config.DiCoDeLMConfig",
+    "dicode_representation": "stages.dicode.representation_model.RepresentationConfig",
+    "autoencoder_kl": "models.autoencoder_kl.AutoencoderKLConfig",
+    "clip": "models.clip.CLIPConfig",
+    "clip_text": "models.clip.CLIPTextConfig",
+    "clip_vision": "models.clip.CLIPVisionConfig",
+    "gpt2": "models.gpt2.GPT2Config",
+    "llama": "models.llama.LlamaConfig",
+    "resampler": "nn.resampler.ResamplerConfig",
+    "t5_encoder": "models.t5.T5EncoderConfig",
+    "unet3d": "models.unet3d.UNet3DConfig",
+}
+TRAININGS = {
+    "autoencoder_training": "stages.config.AutoencoderTrainConfig",
+    "representation_training": "stages.dicode.configs.RepresentationTrainConfig",
+    "tokenizer_training": "stages.dicode.configs.TokenizerTrainConfig",
+    "ar_training": "stages.dicode.configs.ARTrainConfig",
+}
+KINDS = PIPELINES | MODULES | TRAININGS
+
+_NAMES = {f"dicode_jax.{path}": kind for kind, path in KINDS.items()}
+
+
+def kind_of(config_type: Any) -> str | None:
+    """How files call the configs of a class; None for one that is no file's."""
+    return _NAMES.get(f"{config_type.__module__}.{config_type.__qualname__}")
+
+
+def config_type(kind: str) -> type:
+    """The dataclass of a kind."""
+    module, _, name = KINDS[kind].rpartition(".")
+    return getattr(importlib.import_module(f"dicode_jax.{module}"), name)

@@ -1,0 +1,154 @@
+"""A model folder says what it is; those of the release before, which said nothing, still load.
+
+`old_models` holds what that release wrote: two pipelines of random weights and the config of a run.
+"""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from tiny import tiny_pipeline
+
+import dicode_jax
+from dicode_jax import cli, kinds
+from dicode_jax.errors import UserError
+from dicode_jax.nn.resampler import Resampler, ResamplerConfig
+from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.pipelines import load as load_lib
+from dicode_jax.pipelines.dicode import DiCoDePipeline
+from dicode_jax.pipelines.divot import DivotDetokenizer
+from dicode_jax.pipelines.dynamicrafter import DynamiCrafterPipeline
+from dicode_jax.storage import weights
+
+OLD = pathlib.Path(__file__).parents[1] / "old_models"
+CLASSES = {
+    "dicode": DiCoDePipeline,
+    "dynamicrafter": DynamiCrafterPipeline,
+    "divot": DivotDetokenizer,
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A DiCoDe pipeline of this release."""
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def rewrite(folder, **changes):
+    """Changes entries of a folder's config; None takes one out."""
+    path = folder / "config.json"
+    data = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
+
+
+def test_old_dicode_folder_generates_and_decodes():
+    pipe = dicode_jax.load(OLD / "dicode")
+    assert type(pipe) is DiCoDePipeline
+    tokens = pipe.generate_tokens("a red circle grows on a navy background", seed=1)
+    video = pipe.decode(tokens[0], seed=1)
+    assert video.shape == (4, 16, 16, 3)
+    assert video.std() > 0
+
+
+def test_old_dynamicrafter_folder_paints():
+    pipe = dicode_jax.load(OLD / "dynamicrafter")
+    assert type(pipe) is DynamiCrafterPipeline
+    video = pipe(np.full((8, 16, 3), 90, np.uint8), "cat", seed=1)
+    assert video.shape == (1, 4, 8, 16, 3)
+    assert video.std() > 0
+
+
+@pytest.mark.parametrize("kind", ["dicode", "dynamicrafter"])
+def test_info_knows_the_kind_of_an_old_folder(kind, capsys):
+    assert cli.main(["info", str(OLD / kind)]) == 0
+    out, err = capsys.readouterr()
+    assert f"{'kind':<16} {kind}\n" in out
+    assert not err
+
+
+def test_every_kind_is_of_a_class_and_every_class_of_a_kind():
+    for kind in kinds.KINDS:
+        assert kinds.kind_of(kinds.config_type(kind)) == kind
+    assert {kind: load_lib.pipeline_class(kind) for kind in kinds.PIPELINES} == CLASSES
+
+
+def test_folder_and_its_parts_say_their_kind_and_version(folder):
+    said = {
+        str(path.parent.relative_to(folder)): json.loads(path.read_text())
+        for path in folder.glob("**/config.json")
+    }
+    assert {name: data["kind"] for name, data in said.items()} == {
+        ".": "dicode",
+        "tokenizer": "dicode_tokenizer",
+        "decoder": "dicode_decoder",
+        "language_model": "dicode_language_model",
+    }
+    assert {data["version"] for data in said.values()} == {1}
+
+
+def test_the_kind_decides_and_not_the_parts(folder):
+    rewrite(folder, kind="divot")
+    assert load_lib.pipeline_kind(folder) == "divot"
+
+
+def test_packaged_model_is_the_default():
+    assert load_lib.pipeline_kind(dicode_jax.storage.hub.find_model()) == "dicode"
+
+
+@pytest.mark.parametrize("wrong", ["dynamicrafter", "divot"])
+def test_a_class_refuses_the_folder_of_another(folder, wrong):
+    with pytest.raises(
+        UserError, match=f"'dicode', which {CLASSES[wrong].__name__}.* dicode_jax.l"
+    ):
+        CLASSES[wrong].from_pretrained(folder)
+    with pytest.raises(UserError, match=r"'dynamicrafter', which DiCoDePipeline .* dicode_jax"):
+        DiCoDePipeline.from_pretrained(OLD / "dynamicrafter")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "opera"}, "of the kind 'opera'; known are dicode, dynamicrafter, divot"),
+        ({"kind": ["dicode"]}, r"of the kind \['dicode'\]; known are dicode"),
+        ({"version": 2}, "of version 2, known is 1"),
+        ({"kind": "unet3d"}, "a single module of the kind 'unet3d'; name the folder of a whole"),
+        (
+            {"kind": "ar_training"},
+            "of a training of the kind 'ar_training'; .* with: dicode export ",
+        ),
+    ],
+)
+def test_what_is_no_pipeline_is_refused_in_one_line(folder, changes, message):
+    rewrite(folder, **changes)
+    for load in (dicode_jax.load, DiCoDePipeline.from_pretrained):
+        with pytest.raises(UserError, match=message) as caught:
+            load(folder)
+        assert "\n" not in str(caught.value)
+
+
+def test_old_folders_that_are_no_pipeline_are_told_apart(tmp_path):
+    with pytest.raises(UserError, match=r"the folder of a training; .* dicode export"):
+        dicode_jax.load(OLD / "run")
+    with pytest.raises(UserError, match="a single module; name the folder of a whole pipeline"):
+        dicode_jax.load(OLD / "dicode/decoder")
+    shutil.copy(OLD / "dicode/config.json", tmp_path)
+    with pytest.raises(UserError, match=r"is no model: .* no part lies there"):
+        dicode_jax.load(tmp_path)
+
+
+def test_a_module_of_another_kind_is_refused(tmp_path):
+    cfg = ResamplerConfig(dim=8, depth=1, head_dim=4, num_heads=2, num_queries=2, embed_dim=6)
+    module = Resampler(cfg, rngs=ShapeRngs())
+    weights.save_module(tmp_path, module, cfg)
+    rewrite(tmp_path, kind="unet3d")
+    build = lambda cfg: Resampler(cfg, rngs=ShapeRngs())  # noqa: E731
+    with pytest.raises(UserError, match="is of the kind 'unet3d', not 'resampler'"):
+        weights.load_module(tmp_path, build, ResamplerConfig)
+    rewrite(tmp_path, kind="resampler")
+    hash_now = weights.hash_module(tmp_path)
+    rewrite(tmp_path, kind=None, version=None)
+    assert weights.load_module(tmp_path, build, ResamplerConfig)[1] == cfg
+    assert weights.hash_module(tmp_path) == hash_now  # so that caches of before stay good
