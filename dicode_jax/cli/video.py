@@ -104,13 +104,12 @@ def info(args: argparse.Namespace) -> None:
 
 def _describe(folder: pathlib.Path) -> None:
     """Parts, their origin, and what a pipeline does unless told otherwise, from headers alone."""
+    from dicode_jax.pipelines.load import PIPELINES, pipeline_class
     from dicode_jax.storage import model_card
 
     config, kind = None, _kind(folder)
-    if kind == "dicode":
-        from dicode_jax.pipelines.dicode import check_folder
-
-        config = check_folder(folder)
+    if kind in PIPELINES:
+        config = pipeline_class(kind).check_folder(folder)
     parts = model_card.inspect(folder)
     if kind is not None:
         print(f"{'kind':<16} {kind}")
@@ -118,7 +117,7 @@ def _describe(folder: pathlib.Path) -> None:
         print(f"{part.name:<16} {part.num_parameters:>13,} parameters, {', '.join(part.dtypes)}")
     size = sum(part.num_bytes for part in parts)
     print(f"{'in all':<16} {sum(p.num_parameters for p in parts):>13,}, {size / 1e6:,.1f} MB")
-    if config is not None:
+    if kind == "dicode":
         _describe_dicode(folder, config)
     for name in dict.fromkeys(part.metadata.get("converter") for part in parts):
         if name is not None:

@@ -3,16 +3,12 @@
     pipe = DiCoDePipeline.from_pretrained()
     video = pipe("a red circle moves right on a black background", num_clips=2, seed=0)
 
-A pipeline is a folder: `config.json` with the sampling defaults, and one sub-folder a part
-(`tokenizer`, `decoder`, `language_model`: safetensors and a config; `text`: the text tokenizer).
-Arrays go in and out; reading and writing files is `data.video`.
+Arrays go in and out; reading and writing videos is `media.video`.
 """
 
 import dataclasses
 import functools
-import os
 import pathlib
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dicode_jax import config as config_lib
+from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
 from dicode_jax.media.transforms import resize_bilinear
 from dicode_jax.models.dicode.ar import DiCoDeLM
@@ -36,11 +32,8 @@ from dicode_jax.models.dicode.decoder import (
 )
 from dicode_jax.models.dicode.generate import generate
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
-from dicode_jax.nn.rngs import ShapeRngs, fold, sample_keys
-from dicode_jax.pipelines import checks, options
-from dicode_jax.pipelines.load import check_kind
-from dicode_jax.storage import hub, model_card, weights
-from dicode_jax.storage.folders import new_folder
+from dicode_jax.nn.rngs import fold
+from dicode_jax.pipelines import base, checks, options
 from dicode_jax.text.gpt import TextTokenizer
 from dicode_jax.typing import Float, UInt8
 
@@ -110,7 +103,7 @@ class PipelineConfig:
             options.named(name, options.Whole(1), getattr(self, name))
 
 
-class DiCoDePipeline:
+class DiCoDePipeline(base.Pipeline):
     """Holds tokenizer, clip decoder, language model and text tokenizer.
 
     Args:
@@ -123,6 +116,11 @@ class DiCoDePipeline:
         when the pipeline is saved.
     """
 
+    kind = "dicode"
+    part_types = PARTS
+    optional = frozenset({"tokenizer", "language_model"})
+    config_type = PipelineConfig
+
     def __init__(
         self,
         *,
@@ -133,133 +131,22 @@ class DiCoDePipeline:
         config: PipelineConfig,
         metadata: Mapping[str, Mapping[str, str]] | None = None,
     ):
-        self.config, self.text = config, text
-        self.metadata = dict(metadata or {})
+        parts = {"tokenizer": tokenizer, "decoder": decoder, "language_model": language_model}
+        super().__init__(parts, config=config, text=text, metadata=metadata)
         self.tokenizer, self.decoder, self.language_model = tokenizer, decoder, language_model
-        self._split = {
-            name: nnx.split(module) for name, module in self.parts.items() if module is not None
-        }
-
-    @property
-    def parts(self) -> dict[str, nnx.Module | None]:
-        """The modules by the name of their folder."""
-        return {name: getattr(self, name) for name in PARTS}
 
     @classmethod
-    def from_pretrained(
-        cls,
-        path_or_name: str | os.PathLike | None = None,
-        revision: str | None = None,
-        *,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        cache_dir: str | os.PathLike | None = None,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-    ) -> "DiCoDePipeline":
-        """Loads a pipeline folder, a model that lies in the package, or one of the Hub.
+    def _read_text(cls, folder: pathlib.Path, configs: Mapping[str, Any]) -> TextTokenizer | None:
+        has_text = "language_model" in configs
+        return TextTokenizer.from_file(folder / base.TEXT_FOLDER) if has_text else None
 
-        Args:
-          path_or_name: A folder, the name of a packaged model, or `owner/name` on the Hugging Face
-            Hub, which is downloaded once; None for the packaged default.
-          revision: Branch, tag or commit on the Hub.
-          dtype: Computing type; None for that of the parameters and inputs.
-          param_dtype: Type of the weights in memory.
-          cache_dir: Where downloads are kept; None for the Hub's usual cache.
-          local_files_only: Do not reach for the Hub; `HF_HUB_OFFLINE=1` does the same for all.
-          token: Access token of the Hub; None for the one that `hf auth login` stored.
+    @classmethod
+    def _assemble(cls, parts: Mapping[str, Any], **known: Any) -> "DiCoDePipeline":
+        return cls(**{name: parts.get(name) for name in PARTS}, **known)
 
-        Raises:
-          UserError: There is no such model, or its files are broken or do not fit together.
-        """
-        folder = hub.find_model(
-            path_or_name,
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            token=token,
-        )
-        check_kind(folder, "dicode")
-        config = config_lib.from_json(PipelineConfig, folder / weights.CONFIG_FILE)
-        decoder = _load(folder, "decoder", dtype, param_dtype)
-        tokenizer = language_model = text = None
-        if (folder / "tokenizer").is_dir():
-            tokenizer = _load(folder, "tokenizer", dtype, param_dtype)
-        if (folder / "language_model").is_dir():
-            language_model = _load(folder, "language_model", dtype, param_dtype)
-            text = TextTokenizer.from_file(folder / "text")
-        return cls(
-            tokenizer=tokenizer,
-            decoder=decoder,
-            language_model=language_model,
-            text=text,
-            config=config,
-            metadata={
-                name: weights.read_metadata(folder / name)
-                for name in PARTS
-                if (folder / name).is_dir()
-            },
-        )
-
-    def save_pretrained(self, folder: str | os.PathLike, *, dtype: Any = None) -> None:
-        """Writes the pipeline as a folder, with a model card if it has none.
-
-        Args:
-          folder: Made if need be; a model that was written here is replaced, but for its card.
-          dtype: Storage type of the weights; float32 by default.
-
-        Raises:
-          UserError: The folder holds anything but a model that was written here.
-        """
-        with new_folder(folder, overwrite=True, keep=[model_card.CARD_FILE]) as fresh:
-            self._write(fresh, dtype)
-            model_card.write(fresh, name=pathlib.Path(folder).resolve().name)
-
-    def _write(self, folder: pathlib.Path, dtype: Any) -> None:
-        for name, module in self.parts.items():
-            if module is not None:
-                metadata = self.metadata.get(name)
-                weights.save_module(
-                    folder / name, module, module.cfg, dtype=dtype, metadata=metadata
-                )
-        if self.text is not None:
-            self.text.save(folder / "text")
-        config_lib.to_json(self.config, folder / weights.CONFIG_FILE)
-
-    def push_to_hub(
-        self,
-        name: str,
-        *,
-        dtype: Any = None,
-        private: bool | None = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        commit_message: str = "Upload model",
-    ) -> str:
-        """Saves the pipeline to the Hugging Face Hub, with a model card; returns its address.
-
-        Args:
-          name: `owner/name`; the repository is made if need be.
-          dtype: Storage type of the weights; float32 by default.
-          private: Whether a new repository is private; None for the owner's default.
-          revision: Branch to commit to; None for the main one.
-          token: Access token; None for the one that `hf auth login` stored.
-          commit_message: What the commit says.
-
-        Raises:
-          UserError: The name is not of that form, or the Hub refuses.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            self._write(pathlib.Path(folder), dtype)
-            model_card.write(folder, name=name)
-            return hub.upload(
-                folder,
-                name,
-                private=private,
-                revision=revision,
-                token=token,
-                commit_message=commit_message,
-            )
+    @property
+    def _schedule(self) -> NoiseSchedule:
+        return self.decoder.cfg.schedule
 
     def __call__(
         self,
@@ -317,7 +204,7 @@ class DiCoDePipeline:
         if self.language_model is None:
             raise UserError("this model has no language model; it can encode and decode only")
         prompts = options.check_prompts(prompt)
-        seeds = options.check_seeds(seed, len(prompts))
+        keys = fold(self._keys(seed, len(prompts)), 0)
         num_clips = options.named("num_clips", options.OPTIONS["num_clips"], num_clips)
         encoded = self.text.encode(prompts, self.config.text_length, allow_empty=False)
         for i in encoded.truncated:
@@ -327,7 +214,6 @@ class DiCoDePipeline:
                 stacklevel=2,
             )
         graph, state = self._split["language_model"]
-        keys = fold(sample_keys(seeds), 0)
         tokens = []
         # One prompt at a time: the products of a batch are rounded in another way in each size.
         for i, ids in enumerate(encoded.ids):
@@ -416,7 +302,7 @@ class DiCoDePipeline:
                 f"{tokens.shape[-3]} keyframes"
             )
         batched = tokens if is_batch else tokens[None]
-        samples = sample_keys(options.check_seeds(seed, len(batched)))
+        samples = self._keys(seed, len(batched))
         sampling = self._sampling(
             num_frames=num_frames,
             num_inference_steps=num_inference_steps,
@@ -448,37 +334,10 @@ class DiCoDePipeline:
         return self.decode(self.encode(video, keyframes), **changes)
 
     def _sampling(self, **changes: Any) -> SamplingConfig:
-        config = checks.sampling_of(self.config.sampling, self.decoder.cfg.schedule, **changes)
+        config = super()._sampling(**changes)
         if config.num_frames % 2 and self.decoder.cfg.image_proj_type == "headrear":
             raise UserError(f"num_frames must be even, got {config.num_frames}")
         return config
-
-
-def check_folder(folder: str | os.PathLike) -> PipelineConfig:
-    """The config of a pipeline folder that `from_pretrained` would load; no weights are read.
-
-    Raises:
-      UserError: A part or the vocabulary is missing, or weights do not fit their config.
-    """
-    folder = pathlib.Path(folder)
-    config = config_lib.from_json(PipelineConfig, folder / weights.CONFIG_FILE)
-    for name, (kind, config_type) in PARTS.items():
-        if name == "decoder" or (folder / name).is_dir():
-            build = lambda cfg, kind=kind: kind(cfg, rngs=ShapeRngs())  # noqa: E731
-            weights.check_module(folder / name, build, config_type)
-    if (folder / "language_model").is_dir():
-        TextTokenizer.from_file(folder / "text")
-    return config
-
-
-def _load(folder: pathlib.Path, name: str, dtype: Any, param_dtype: Any) -> nnx.Module:
-    kind, config_type = PARTS[name]
-    build = lambda cfg: kind(  # noqa: E731
-        cfg, dtype=dtype, param_dtype=param_dtype, rngs=ShapeRngs()
-    )
-    module, _ = weights.load_module(folder / name, build, config_type, param_dtype=param_dtype)
-    checks.check_weights(name, module)
-    return module
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "num_keyframes", "config"))

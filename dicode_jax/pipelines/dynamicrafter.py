@@ -11,7 +11,6 @@ frame before it is cropped, so that a narrow one gets no black bars.
 
 import dataclasses
 import functools
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dicode_jax import config as config_lib
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
 from dicode_jax.media.transforms import clip_preprocess, resize_bilinear, to_float
@@ -30,11 +28,8 @@ from dicode_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVis
 from dicode_jax.models.latent_video import VideoSamplingConfig, sample_latents
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
-from dicode_jax.nn.rngs import ShapeRngs, fold, sample_keys
-from dicode_jax.pipelines import checks, options
-from dicode_jax.pipelines.load import check_kind
-from dicode_jax.storage import hub, model_card, weights
-from dicode_jax.storage.folders import new_folder
+from dicode_jax.nn.rngs import fold
+from dicode_jax.pipelines import base, checks, options
 from dicode_jax.text.clip import ClipTokenizer
 from dicode_jax.typing import Array, Float, UInt8
 
@@ -45,7 +40,6 @@ PARTS: dict[str, tuple[type, type]] = {
     "image_tower": (CLIPVision, CLIPVisionConfig),
     "resampler": (Resampler, ResamplerConfig),
 }
-TEXT_FOLDER = "text"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +62,7 @@ class DynamiCrafterConfig:
     sampling: VideoSamplingConfig = VideoSamplingConfig()
 
 
-class DynamiCrafterPipeline:
+class DynamiCrafterPipeline(base.Pipeline):
     """Holds UNet, autoencoder, both CLIP towers, resampler and text tokenizer.
 
     Args:
@@ -81,6 +75,10 @@ class DynamiCrafterPipeline:
       UserError: The parts do not fit together.
     """
 
+    kind = "dynamicrafter"
+    part_types = PARTS
+    config_type = DynamiCrafterConfig
+
     def __init__(
         self,
         parts: Mapping[str, nnx.Module],
@@ -89,71 +87,15 @@ class DynamiCrafterPipeline:
         config: DynamiCrafterConfig,
         metadata: Mapping[str, Mapping[str, str]] | None = None,
     ):
-        self.parts, self.text, self.config = dict(parts), text, config
-        self.metadata = dict(metadata or {})
-        self._split = {name: nnx.split(module) for name, module in self.parts.items()}
+        super().__init__(parts, config=config, text=text, metadata=metadata)
         _check_parts(self.parts, config)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        path_or_name: str | os.PathLike,
-        revision: str | None = None,
-        *,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        **options: Any,
-    ) -> "DynamiCrafterPipeline":
-        """Loads a folder that `convert.dynamicrafter` wrote, or a model of the Hub.
-
-        Args:
-          path_or_name: A folder, or `owner/name` on the Hugging Face Hub.
-          revision: Branch, tag or commit on the Hub.
-          dtype: Computing type; None for that of the parameters.
-          param_dtype: Type of the weights in memory.
-          options: Of `hub.find_model`: `cache_dir`, `local_files_only`, `token`.
-
-        Raises:
-          UserError: There is no such model, or its files are broken or do not fit together.
-        """
-        folder = hub.find_model(path_or_name, revision=revision, **options)
-        check_kind(folder, "dynamicrafter")
-        config = config_lib.from_json(DynamiCrafterConfig, folder / weights.CONFIG_FILE)
-        parts = {}
-        for name, (kind, config_type) in PARTS.items():
-            build = lambda cfg, kind=kind: kind(  # noqa: E731
-                cfg, dtype=dtype, param_dtype=param_dtype, rngs=ShapeRngs()
-            )
-            parts[name], _ = weights.load_module(
-                folder / name, build, config_type, param_dtype=param_dtype
-            )
-            checks.check_weights(name, parts[name])
-        vocab_size = parts["text_tower"].cfg.vocab_size
-        text = ClipTokenizer(None, vocab_size)
-        if (folder / TEXT_FOLDER).is_dir():
-            text = ClipTokenizer.from_file(folder / TEXT_FOLDER, vocab_size)
-        metadata = {name: weights.read_metadata(folder / name) for name in PARTS}
-        return cls(parts, text=text, config=config, metadata=metadata)
-
-    def save_pretrained(self, folder: str | os.PathLike, *, dtype: Any = None) -> None:
-        """Writes the pipeline as a folder, with a model card if it has none.
-
-        Args:
-          folder: Made if need be; a model that was written here is replaced, but for its card.
-          dtype: Storage type of the weights; as they are by default.
-
-        Raises:
-          UserError: The folder holds anything but a model that was written here.
-        """
-        with new_folder(folder, overwrite=True, keep=[model_card.CARD_FILE]) as fresh:
-            for name, module in self.parts.items():
-                metadata = self.metadata.get(name)
-                weights.save_module(
-                    fresh / name, module, module.cfg, dtype=dtype, metadata=metadata
-                )
-            self.text.save(fresh / TEXT_FOLDER)
-            config_lib.to_json(self.config, fresh / weights.CONFIG_FILE)
-            model_card.write(fresh, name=pathlib.Path(folder).resolve().name)
+    def _read_text(cls, folder: pathlib.Path, configs: Mapping[str, Any]) -> ClipTokenizer:
+        vocab_size = configs["text_tower"].vocab_size
+        if (folder / base.TEXT_FOLDER).is_dir():
+            return ClipTokenizer.from_file(folder / base.TEXT_FOLDER, vocab_size)
+        return ClipTokenizer(None, vocab_size)
 
     def __call__(
         self,
@@ -237,7 +179,7 @@ class DynamiCrafterPipeline:
         sampling = self._sampling(**changes)
         length = self.parts["text_tower"].cfg.max_seq_len
         ids = self.text(["", *prompts], length)
-        keys = sample_keys(options.check_seeds(seed, len(images)))
+        keys = self._keys(seed, len(images))
         context, null_context = _contexts(
             *self._of("text_tower", "image_tower", "resampler"), jnp.asarray(ids), images
         )
@@ -255,11 +197,6 @@ class DynamiCrafterPipeline:
         )
         checks.check_painted(is_finite, ", ".join(PARTS), sampling)
         return latents
-
-    def _of(self, *names: str) -> tuple[tuple, tuple]:
-        """Graphs and states of some parts."""
-        graphs, states = zip(*(self._split[name] for name in names), strict=True)
-        return graphs, states
 
     def _fit(self, image, name: str) -> Float[Array, "b y x 3"]:
         """Images [b, h, w, 3] of the model's size in [-1, 1], scaled to cover it and cropped."""
@@ -288,7 +225,7 @@ class DynamiCrafterPipeline:
         return lasts
 
     def _sampling(self, **changes: Any) -> VideoSamplingConfig:
-        sampling = checks.sampling_of(self.config.sampling, self.config.schedule, **changes)
+        sampling = super()._sampling(**changes)
         if self.config.interpolation and sampling.num_frames < 2:
             raise UserError(f"num_frames must be at least 2, got {sampling.num_frames}")
         return sampling

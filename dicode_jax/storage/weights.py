@@ -193,8 +193,8 @@ def hash_module(folder: str | pathlib.Path) -> str:
 
 def check_module(
     folder: str | pathlib.Path, build: Callable[[Any], nnx.Module], config_type: type
-) -> None:
-    """Whether `load_module` would load a folder, by its config and the weights' header alone.
+) -> Any:
+    """The config of a folder that `load_module` would load, by it and the weights' header alone.
 
     Raises:
       UserError: As `load_module` does.
@@ -207,6 +207,7 @@ def check_module(
     _check_shapes(
         folder / WEIGHTS_FILE, {name: shape for name, (_, shape) in arrays.items()}, wanted
     )
+    return config
 
 
 def _check_shapes(path: pathlib.Path, held: dict[str, tuple], wanted: dict[str, tuple]) -> None:

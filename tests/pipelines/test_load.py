@@ -69,6 +69,17 @@ def test_info_knows_the_kind_of_an_old_folder(kind, capsys):
     assert not err
 
 
+def test_a_folder_of_every_kind_is_checked_without_its_weights(tmp_path, capsys):
+    for kind, part in (("dicode", "text"), ("dynamicrafter", "resampler")):
+        shutil.copytree(OLD / kind, tmp_path / kind)
+        shutil.rmtree(tmp_path / kind / part)
+        assert cli.main(["info", str(tmp_path / kind)]) == 2
+        out, err = capsys.readouterr()
+        assert part in err
+        assert err.count("\n") == 1
+        assert not out
+
+
 def test_every_kind_is_of_a_class_and_every_class_of_a_kind():
     for kind in kinds.KINDS:
         assert kinds.kind_of(kinds.config_type(kind)) == kind

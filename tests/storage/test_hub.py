@@ -14,6 +14,7 @@ from tiny import tiny_pipeline
 from dicode_jax import cli
 from dicode_jax.errors import UserError
 from dicode_jax.pipelines.dicode import DiCoDePipeline
+from dicode_jax.pipelines.dynamicrafter import DynamiCrafterPipeline
 from dicode_jax.storage import hub, model_card, weights
 
 NAME = "someone/tiny-model"
@@ -182,6 +183,14 @@ def test_push_sends_the_pipeline_and_its_card(api, folder):
     assert "float16" in card
     assert "no licence" in card  # the decoder's origin was handed on
     assert DIGEST in card
+
+
+def test_a_pipeline_of_another_kind_is_pushed_as_well(api):
+    old = pathlib.Path(__file__).parents[1] / "old_models/dynamicrafter"
+    DynamiCrafterPipeline.from_pretrained(old).push_to_hub(NAME)
+    files = api.sent["files"]
+    assert {"config.json", "text/tokenizer.json", "resampler/model.safetensors"} <= set(files)
+    assert "pipeline_tag: image-to-video" in files["README.md"].decode()
 
 
 def test_push_says_in_one_line_what_is_wrong(api, folder, tmp_path, monkeypatch):

@@ -1,0 +1,215 @@
+"""What all pipelines share: parts and a config, in memory and as a folder.
+
+A folder holds `config.json` with the sampling defaults, one sub-folder a part (safetensors and a
+config), and `text` where there is a text tokenizer. A pipeline says what its parts are and adds
+what they do together.
+"""
+
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import jax.numpy as jnp
+from flax import nnx
+
+from dicode_jax import config as config_lib
+from dicode_jax.diffusion.schedules import NoiseSchedule
+from dicode_jax.nn.rngs import ShapeRngs, sample_keys
+from dicode_jax.pipelines import checks, options
+from dicode_jax.pipelines.load import check_kind
+from dicode_jax.storage import hub, model_card, weights
+from dicode_jax.storage.folders import new_folder
+from dicode_jax.typing import Array
+
+TEXT_FOLDER = "text"
+
+
+class Pipeline:
+    """Named modules, a text tokenizer and a config; abstract.
+
+    Attributes:
+      kind: What `config.json` calls it.
+      part_types: Part -> classes of the module and of its config.
+      optional: Parts that a pipeline may lack.
+      config_type: Class of its config, which holds `sampling`.
+    """
+
+    kind: ClassVar[str]
+    part_types: ClassVar[Mapping[str, tuple[type, type]]]
+    optional: ClassVar[frozenset[str]] = frozenset()
+    config_type: ClassVar[type]
+
+    def __init__(
+        self,
+        parts: Mapping[str, Any],
+        *,
+        config: Any,
+        text: Any = None,
+        metadata: Mapping[str, Mapping[str, str]] | None = None,
+    ):
+        self.parts, self.config, self.text = dict(parts), config, text
+        self.metadata = dict(metadata or {})
+        self._split = {name: nnx.split(x) for name, x in self.parts.items() if x is not None}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_name: str | os.PathLike | None = None,
+        revision: str | None = None,
+        *,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+    ) -> Self:
+        """Loads a pipeline folder, a model that lies in the package, or one of the Hub.
+
+        Args:
+          path_or_name: A folder, the name of a packaged model, or `owner/name` on the Hugging Face
+            Hub, which is downloaded once; None for the packaged default.
+          revision: Branch, tag or commit on the Hub.
+          dtype: Computing type; None for that of the parameters and inputs.
+          param_dtype: Type of the weights in memory.
+          cache_dir: Where downloads are kept; None for the Hub's usual cache.
+          local_files_only: Do not reach for the Hub; `HF_HUB_OFFLINE=1` does the same for all.
+          token: Access token of the Hub; None for the one that `hf auth login` stored.
+
+        Raises:
+          UserError: There is no such model, it is of another kind, or its files are broken or do
+            not fit together.
+        """
+        folder = hub.find_model(
+            path_or_name,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        config, parts = cls._read_config(folder), {}
+        for name in cls._stored(folder):
+            module, config_type = cls.part_types[name]
+            build = lambda cfg, module=module: module(  # noqa: E731
+                cfg, dtype=dtype, param_dtype=param_dtype, rngs=ShapeRngs()
+            )
+            parts[name], _ = weights.load_module(
+                folder / name, build, config_type, param_dtype=param_dtype
+            )
+            checks.check_weights(name, parts[name])
+        text = cls._read_text(folder, {name: part.cfg for name, part in parts.items()})
+        metadata = {name: weights.read_metadata(folder / name) for name in parts}
+        return cls._assemble(parts, config=config, text=text, metadata=metadata)
+
+    @classmethod
+    def check_folder(cls, folder: str | os.PathLike) -> Any:
+        """The config of a folder that `from_pretrained` would load; no weights are read.
+
+        Raises:
+          UserError: A part or the vocabulary is missing, or weights do not fit their config.
+        """
+        folder = pathlib.Path(folder)
+        config, configs = cls._read_config(folder), {}
+        for name in cls._stored(folder):
+            module, config_type = cls.part_types[name]
+            build = lambda cfg, module=module: module(cfg, rngs=ShapeRngs())  # noqa: E731
+            configs[name] = weights.check_module(folder / name, build, config_type)
+        cls._read_text(folder, configs)
+        return config
+
+    def save_pretrained(self, folder: str | os.PathLike, *, dtype: Any = None) -> None:
+        """Writes the pipeline as a folder, with a model card if it has none.
+
+        Args:
+          folder: Made if need be; a model that was written here is replaced, but for its card.
+          dtype: Storage type of the weights; as they are by default.
+
+        Raises:
+          UserError: The folder holds anything but a model that was written here.
+        """
+        with new_folder(folder, overwrite=True, keep=[model_card.CARD_FILE]) as fresh:
+            self._write(fresh, dtype)
+            model_card.write(fresh, name=pathlib.Path(folder).resolve().name)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        dtype: Any = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload model",
+    ) -> str:
+        """Saves the pipeline to the Hugging Face Hub, with a model card; returns its address.
+
+        Args:
+          name: `owner/name`; the repository is made if need be.
+          dtype: Storage type of the weights; as they are by default.
+          private: Whether a new repository is private; None for the owner's default.
+          revision: Branch to commit to; None for the main one.
+          token: Access token; None for the one that `hf auth login` stored.
+          commit_message: What the commit says.
+
+        Raises:
+          UserError: The name is not of that form, or the Hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self._write(pathlib.Path(folder), dtype)
+            model_card.write(folder, name=name)
+            return hub.upload(
+                folder,
+                name,
+                private=private,
+                revision=revision,
+                token=token,
+                commit_message=commit_message,
+            )
+
+    def _write(self, folder: pathlib.Path, dtype: Any) -> None:
+        for name, module in self.parts.items():
+            if module is not None:
+                metadata = self.metadata.get(name)
+                weights.save_module(
+                    folder / name, module, module.cfg, dtype=dtype, metadata=metadata
+                )
+        if self.text is not None:
+            self.text.save(folder / TEXT_FOLDER)
+        config_lib.to_json(self.config, folder / weights.CONFIG_FILE)
+
+    @classmethod
+    def _read_config(cls, folder: pathlib.Path) -> Any:
+        check_kind(folder, cls.kind)
+        return config_lib.from_json(cls.config_type, folder / weights.CONFIG_FILE)
+
+    @classmethod
+    def _stored(cls, folder: pathlib.Path) -> list[str]:
+        """Parts that a folder has or must have."""
+        return [n for n in cls.part_types if n not in cls.optional or (folder / n).is_dir()]
+
+    @classmethod
+    def _read_text(cls, folder: pathlib.Path, configs: Mapping[str, Any]) -> Any:
+        """The text tokenizer of parts of these configs."""
+        return None
+
+    @classmethod
+    def _assemble(cls, parts: Mapping[str, Any], **known: Any) -> Self:
+        return cls(parts, **known)
+
+    @property
+    def _schedule(self) -> NoiseSchedule:
+        return self.config.schedule
+
+    def _sampling(self, **changes: Any) -> Any:
+        """The sampling defaults with the options that are not None in place of their own."""
+        return checks.sampling_of(self.config.sampling, self._schedule, **changes)
+
+    def _keys(self, seed: int | Sequence[int], count: int) -> Array:
+        """A key for each of `count` samples, that of the sample alone with its own seed."""
+        return sample_keys(options.check_seeds(seed, count))
+
+    def _of(self, *names: str) -> tuple[tuple, tuple]:
+        """Graphs and states of some parts."""
+        graphs, states = zip(*(self._split[name] for name in names), strict=True)
+        return graphs, states
