@@ -163,9 +163,10 @@ def from_json(config_type: type[Config], path: str | pathlib.Path) -> Config:
       UserError: As `read_json`, or the file is of another kind or does not fit `config_type`.
     """
     kind, data = read_json(path)
-    wanted = kinds.kind_of(config_type)
-    if kind is not None and kind != wanted:
-        raise UserError(f"{path} is of the kind {kind!r}, not {wanted!r}")
-    if "kind" not in {field.name for field in dataclasses.fields(config_type)}:
+    members = get_args(config_type) or (config_type,)
+    wanted = [kinds.kind_of(member) for member in members]
+    if kind is not None and kind not in wanted:
+        raise UserError(f"{path} is of the kind {kind!r}, not {' or '.join(map(repr, wanted))}")
+    if not any(field.name == "kind" for member in members for field in dataclasses.fields(member)):
         data.pop("kind", None)
     return from_dict(config_type, data)

@@ -13,7 +13,10 @@ from tiny import tiny_pipeline
 
 import dicode_jax
 from dicode_jax import cli, kinds
+from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError
+from dicode_jax.models.causal_lm import BodyConfig
+from dicode_jax.models.gpt2 import GPT2Config
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines import load as load_lib
@@ -98,6 +101,16 @@ def test_folder_and_its_parts_say_their_kind_and_version(folder):
         "language_model": "dicode_language_model",
     }
     assert {data["version"] for data in said.values()} == {1}
+
+
+def test_a_body_is_read_as_one_of_several_kinds(tmp_path):
+    body = GPT2Config(num_layers=1, num_heads=2, embed_dim=16, max_seq_len=64, vocab_size=9)
+    config_lib.to_json(body, tmp_path / "config.json")
+    assert json.loads((tmp_path / "config.json").read_text())["kind"] == "gpt2"
+    assert config_lib.from_json(BodyConfig, tmp_path / "config.json") == body
+    rewrite(tmp_path, kind="unet3d")
+    with pytest.raises(UserError, match="of the kind 'unet3d', not 'gpt2' or 'llama'"):
+        config_lib.from_json(BodyConfig, tmp_path / "config.json")
 
 
 def test_the_kind_decides_and_not_the_parts(folder):
