@@ -30,7 +30,7 @@ FLOORS = (
     ("runtime",),
     ("config",),
     ("storage.files",),  # whatever writes a file writes it whole, a config too
-    ("errors", "typing", "_moved", "assets"),
+    ("errors", "kinds", "typing", "_moved", "assets"),
 )
 
 # The cli and what lies outside the library may know every family; inside, only these do.
