@@ -77,8 +77,24 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         added.set_defaults(run=commands[name])
         return added
 
-    sub = command("generate", "paint a video for a prompt")
-    sub.add_argument("prompt", metavar="PROMPT", help="what to show, in quotes")
+    sub = command(
+        "generate",
+        "paint a video for a prompt",
+        "A DynamiCrafter model goes on from an image, or paints what lies between two.",
+    )
+    sub.add_argument(
+        "prompt",
+        nargs="?",
+        default="",
+        metavar="PROMPT",
+        help="what to show, in quotes; with --image it can be left out",
+    )
+    sub.add_argument("--image", metavar="FILE", help="the first frame, for DynamiCrafter")
+    sub.add_argument(
+        "--last-image",
+        metavar="FILE",
+        help="the last frame, for a DynamiCrafter that interpolates; the first again for a loop",
+    )
     _add_video_out(sub)
     sub.add_argument(
         "--num-clips",
@@ -105,8 +121,16 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
     sub.add_argument("--out", required=True, metavar="FILE", help="a .safetensors file")
     _add_model(sub)
 
-    sub = command("decode", "paint a video from deep tokens")
-    sub.add_argument("tokens", metavar="TOKENS", help="a file that `dicode encode` wrote")
+    sub = command(
+        "decode",
+        "paint a video from deep tokens",
+        "Divot's de-tokenizer decodes features of Divot's video tokenizer: a .safetensors file "
+        "with the array `features`, float [l, e] for one clip or [b, l, e] for several in a row, "
+        "and, unless guidance is 1, `null_features` [l, e], those of an all-zero clip.",
+    )
+    sub.add_argument(
+        "tokens", metavar="TOKENS", help="a file that `dicode encode` wrote, or one of features"
+    )
     _add_video_out(sub)
     _add_sampling(sub)
     _add_model(sub)
@@ -114,7 +138,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
     sub = command(
         "info",
         "describe a model",
-        "A video or a file of deep tokens can be named too.",
+        "A video or a file of deep tokens or features can be named too.",
     )
     sub.add_argument(
         "path",

@@ -7,24 +7,43 @@ import pathlib
 import time
 from collections.abc import Callable, Iterator
 
+import dicode_jax
 from dicode_jax.cli.arguments import VIDEO_SUFFIXES
 from dicode_jax.errors import UserError
-from dicode_jax.pipelines.options import MAX_CLIPS
+from dicode_jax.pipelines.options import MAX_CLIPS, check_seeds
 
 TOKEN_SUFFIXES = (".safetensors",)
 SHEET_SUFFIXES = (".png",)
 TOKEN_FORMAT = "dicode_jax deep tokens"
 
 SHEET_ROWS = 24
+CAN = {
+    "dicode": "generates, reconstructs, encodes and decodes",
+    "dynamicrafter": "generates, from --image",
+    "divot": "decodes features",
+}
+"""Kind of pipeline -> what the commands do with it."""
+
 ENCODE_BATCH = 32  # keyframes that are in memory at once
 
 
 def generate(args: argparse.Namespace) -> None:
     """Runs `dicode generate`."""
-    if not args.prompt.strip():
-        raise UserError("the prompt is empty; say what to show")
-    _check_outputs(args)
-    pipe = _load(args.model)
+    if args.image is None:
+        if args.last_image is not None:
+            raise UserError("--last-image goes with --image, the first frame")
+        if not args.prompt.strip():
+            raise UserError("the prompt is empty; say what to show")
+    images = [path for path in (args.image, args.last_image) if path is not None]
+    _check_outputs(args, *images)
+    images = [_read_image(path) for path in images]
+    folder, kind = _find(args, "dicode", "dynamicrafter")
+    if kind == "dynamicrafter":
+        _animate(args, folder, *images)
+        return
+    if images:
+        raise UserError(f"{folder} paints a prompt alone; --image is for DynamiCrafter")
+    pipe = dicode_jax.load(folder)
     start = time.monotonic()
     with _progress_bar() as progress:
         video = pipe(
@@ -39,11 +58,31 @@ def generate(args: argparse.Namespace) -> None:
     _write(args, pipe, video, args.num_clips, start, args.prompt)
 
 
+def _animate(args: argparse.Namespace, folder, image=None, last_image=None) -> None:
+    """Paints what follows an image, or lies between two."""
+    if image is None:
+        raise UserError(f"{folder} goes on from an image; name it with --image")
+    if args.num_clips != 1:
+        raise UserError(f"{folder} paints one clip; leave --num-clips out")
+    pipe = dicode_jax.load(folder)
+    start = time.monotonic()
+    video = pipe(
+        image,
+        args.prompt,
+        last_image=last_image,
+        num_frames=args.num_frames,
+        seed=args.seed,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance_scale,
+    )[0]
+    _write(args, pipe, video, 1, start, args.prompt or pathlib.Path(args.image).name)
+
+
 def reconstruct(args: argparse.Namespace) -> None:
     """Runs `dicode reconstruct`."""
     _check_outputs(args, args.video)
     _check_video(args.video)
-    pipe = _load(args.model)
+    pipe = dicode_jax.load(_find(args, "dicode")[0])
     start = time.monotonic()
     tokens, _ = _encode_keyframes(pipe, args.video, args.keyframes)
     _decode_tokens(args, pipe, tokens, start, pathlib.Path(args.video).name)
@@ -59,7 +98,7 @@ def encode(args: argparse.Namespace) -> None:
     if out.exists():
         _check_tokens(out)
     _check_video(args.video)
-    pipe = _load(args.model)
+    pipe = dicode_jax.load(_find(args, "dicode")[0])
     start = time.monotonic()
     tokens, times = _encode_keyframes(pipe, args.video, args.keyframes)
     from safetensors.numpy import save_file
@@ -75,9 +114,19 @@ def encode(args: argparse.Namespace) -> None:
 def decode(args: argparse.Namespace) -> None:
     """Runs `dicode decode`."""
     _check_outputs(args, args.tokens)
-    tokens = read_tokens(args.tokens)
-    pipe = _load(args.model)
-    _decode_tokens(args, pipe, tokens, time.monotonic(), pathlib.Path(args.tokens).name)
+    label, arrays = pathlib.Path(args.tokens).name, read_arrays(args.tokens)
+    folder, kind = _find(args, "dicode", "divot")
+    if (kind == "divot") != ("features" in arrays):
+        held, wanted = ", ".join(arrays), "features" if kind == "divot" else "tokens"
+        raise UserError(f"{label} holds {held}; {folder}, of the kind {kind!r}, decodes {wanted}")
+    if kind == "divot" and args.num_frames is not None:
+        raise UserError(f"{folder} paints clips of its own length; leave --num-frames out")
+    pipe = dicode_jax.load(folder)
+    start = time.monotonic()
+    if kind == "divot":
+        _decode_features(args, pipe, start, label, **arrays)
+    else:
+        _decode_tokens(args, pipe, arrays["tokens"], start, label)
 
 
 def info(args: argparse.Namespace) -> None:
@@ -85,8 +134,13 @@ def info(args: argparse.Namespace) -> None:
     path = None if args.path is None else pathlib.Path(args.path)
     if path is not None and path.is_file():
         if path.suffix.lower() in TOKEN_SUFFIXES:
-            k, n, z = read_tokens(path).shape
-            print(f"{path}: deep tokens of {k} keyframes, {n} x {z} each: {k - 1} clips")
+            arrays = read_arrays(path)
+            if "features" in arrays:
+                b, n, z = arrays["features"].shape
+                print(f"{path}: features of {b} clips, {n} x {z} each")
+            else:
+                k, n, z = arrays["tokens"].shape
+                print(f"{path}: deep tokens of {k} keyframes, {n} x {z} each: {k - 1} clips")
             return
         from dicode_jax.media import video
 
@@ -117,8 +171,8 @@ def _describe(folder: pathlib.Path) -> None:
         print(f"{part.name:<16} {part.num_parameters:>13,} parameters, {', '.join(part.dtypes)}")
     size = sum(part.num_bytes for part in parts)
     print(f"{'in all':<16} {sum(p.num_parameters for p in parts):>13,}, {size / 1e6:,.1f} MB")
-    if kind == "dicode":
-        _describe_dicode(folder, config)
+    if config is not None:
+        _describe_pipeline(folder, kind, config)
     for name in dict.fromkeys(part.metadata.get("converter") for part in parts):
         if name is not None:
             print(f"{'converted by':<16} {name}")
@@ -140,43 +194,51 @@ def _kind(folder: pathlib.Path) -> str | None:
     return pipeline_kind(folder) if (folder / CONFIG_FILE).is_file() else None
 
 
-def _describe_dicode(folder: pathlib.Path, config) -> None:
-    """Sizes of a clip and of a keyframe, and the sampling defaults."""
+def _describe_pipeline(folder: pathlib.Path, kind: str, config) -> None:
+    """Size of a clip, what goes in, and the sampling defaults."""
+    size, sampling = config.frame_size, config.sampling
+    h, w = (size, size) if isinstance(size, int) else size
+    print(f"{'clip':<16} {sampling.num_frames} frames of {w} x {h} at {config.fps:g} a second")
+    if kind == "dicode":
+        _describe_dicode(folder)
+    guidance = f"guidance {sampling.guidance_scale:g}"
+    print(
+        f"{'sampling':<16} {sampling.num_inference_steps} steps, {guidance}, eta {sampling.eta:g}"
+    )
+    if kind == "dicode" and (folder / "language_model").is_dir():
+        print(f"{'text':<16} {config.text_length} tokens")
+
+
+def _describe_dicode(folder: pathlib.Path) -> None:
+    """What is read of a frame, and what a keyframe becomes."""
     from dicode_jax import config as config_lib
     from dicode_jax.models.dicode.decoder import ClipDecoderConfig
     from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
     from dicode_jax.storage.weights import CONFIG_FILE
 
     decoder = config_lib.from_json(ClipDecoderConfig, folder / "decoder" / CONFIG_FILE)
-    size, sampling = config.frame_size, config.sampling
-    print(
-        f"{'clip':<16} {sampling.num_frames} frames of {size} x {size} at {config.fps:g} a second"
-    )
     print(f"{'keyframe':<16} {decoder.num_tokens} deep tokens of {decoder.token_dim} numbers")
     if (folder / "tokenizer").is_dir():
         reads = config_lib.from_json(DeepTokenizerConfig, folder / "tokenizer" / CONFIG_FILE)
         part = "the largest square" if reads.resize == "crop" else "the whole, stretched"
         smooth = ", antialiased" if reads.antialias else ""
         print(f"{'of a frame':<16} {part}{smooth}")
-    guidance = f"guidance {sampling.guidance_scale:g}"
-    print(
-        f"{'sampling':<16} {sampling.num_inference_steps} steps, {guidance}, eta {sampling.eta:g}"
-    )
-    if (folder / "language_model").is_dir():
-        print(f"{'text':<16} {config.text_length} tokens")
 
 
 # Steps that commands share
 
 
-def read_tokens(path: str | os.PathLike):
-    """Reads what `dicode encode` wrote: float32 [k, n, z].
+def read_arrays(path: str | os.PathLike):
+    """Reads a file that can be decoded: what `dicode encode` wrote, or features for Divot.
+
+    Returns:
+      `tokens` float32 [k, n, z]; or `features` [b, l, e] and, if the file has them,
+      `null_features` [l, e].
 
     Raises:
-      UserError: there is no such file, or it does not hold the deep tokens of two keyframes or
-        more.
+      UserError: there is no such file, or it holds neither features nor the deep tokens of two
+        keyframes or more.
     """
-    import numpy as np
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -191,27 +253,44 @@ def read_tokens(path: str | os.PathLike):
         raise UserError(
             f"{path} is not a whole safetensors file; make one with: dicode encode"
         ) from error
+    if set(arrays) - {"null_features"} == {"features"}:
+        wanted = {"features": (2, 3), "null_features": (2,)}
+        arrays = {n: _floats(path, f"{n} [l, e]", x, wanted[n]) for n, x in arrays.items()}
+        features = arrays["features"]
+        return arrays | {"features": features if features.ndim == 3 else features[None]}
     if list(arrays) != ["tokens"]:
         held = ", ".join(sorted(arrays)[:3]) or "nothing"
         raise UserError(f"{path} holds {held}, not deep tokens; make them with: dicode encode")
-    tokens = arrays["tokens"]
-    if tokens.ndim != 3 or len(tokens) < 2 or 0 in tokens.shape or tokens.dtype.kind != "f":
-        raise UserError(
-            f"{path} holds an array {tokens.dtype} {list(tokens.shape)}; want deep tokens "
-            "[keyframes, tokens, width] of two keyframes or more"
-        )
-    tokens = tokens.astype(np.float32)
-    if not np.isfinite(tokens).all():
+    wanted = "deep tokens [keyframes, tokens, width] of two keyframes or more"
+    return {"tokens": _floats(path, wanted, arrays["tokens"], (3,), least=2)}
+
+
+def _floats(path: pathlib.Path, wanted: str, array, ndims: tuple[int, ...], least: int = 1):
+    """The array as float32.
+
+    Raises:
+      UserError: It is of another type or of other dimensions, or holds NaN or infinity.
+    """
+    import numpy as np
+
+    is_wanted = array.dtype.kind == "f" and array.ndim in ndims and array.size
+    if not is_wanted or len(array) < least:
+        raise UserError(f"{path} holds an array {array.dtype} {list(array.shape)}; want {wanted}")
+    array = array.astype(np.float32)
+    if not np.isfinite(array).all():
         raise UserError(f"{path} holds numbers that are not finite")
-    return tokens
+    return array
 
 
 def _check_tokens(path: pathlib.Path) -> None:
     """Refuses to replace anything but deep tokens: weights have the same extension."""
+    message = f"{path} is there, and is no file of deep tokens; name another"
     try:
-        read_tokens(path)
+        arrays = read_arrays(path)
     except UserError as error:
-        raise UserError(f"{path} is there, and is no file of deep tokens; name another") from error
+        raise UserError(message) from error
+    if "tokens" not in arrays:
+        raise UserError(message)
 
 
 def _check_outputs(args: argparse.Namespace, *sources: str) -> None:
@@ -222,11 +301,33 @@ def _check_outputs(args: argparse.Namespace, *sources: str) -> None:
         check_output(args.sheet, SHEET_SUFFIXES, sources=sources)
 
 
-def _load(model: str | None):
-    """The pipeline; jax is imported here and not before."""
-    from dicode_jax.pipelines.dicode import DiCoDePipeline
+def _find(args: argparse.Namespace, *kinds: str) -> tuple[pathlib.Path, str]:
+    """Folder and kind of the model; jax is imported here and not before.
 
-    return DiCoDePipeline.from_pretrained(model)
+    Raises:
+      UserError: There is no such model, or it is of a kind that the command is not for.
+    """
+    from dicode_jax.pipelines import load
+    from dicode_jax.storage import hub
+
+    folder = hub.find_model(args.model)
+    kind = load.pipeline_kind(folder)
+    if kind not in kinds:
+        raise UserError(
+            f"{folder} is of the kind {kind!r} and does not {args.command}; it {CAN[kind]}"
+        )
+    return folder, kind
+
+
+def _read_image(path: str):
+    """uint8 [h, w, 3] of a picture, the way up that its camera says."""
+    import numpy as np
+    from PIL import ImageOps
+
+    from dicode_jax.media.picture import open_picture
+
+    with open_picture(path, path) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def _check_video(path: str) -> None:
@@ -274,6 +375,27 @@ def _decode_tokens(args: argparse.Namespace, pipe, tokens, start: float, label: 
             progress=progress,
         )
     _write(args, pipe, video, num_clips, start, label)
+
+
+def _decode_features(
+    args: argparse.Namespace, pipe, start: float, label: str, features, null_features=None
+) -> None:
+    """Paints a clip for each set of features, one after the other."""
+    import numpy as np
+
+    clips, seeds = [], check_seeds(args.seed, len(features))
+    with _progress_bar() as progress:
+        for seed, one in zip(seeds, features, strict=True):
+            progress("clips", len(clips), len(features))
+            painted = pipe(
+                one,
+                null_features=null_features,
+                seed=seed,
+                num_inference_steps=args.steps,
+                guidance_scale=args.guidance_scale,
+            )
+            clips.append(painted[0])
+    _write(args, pipe, np.concatenate(clips), len(clips), start, label)
 
 
 def _write(args: argparse.Namespace, pipe, frames, num_clips: int, start: float, label: str):

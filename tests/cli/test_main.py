@@ -16,11 +16,14 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+import dicode_jax
 from dicode_jax import cli
 from dicode_jax.cli import video as video_commands
 from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.errors import UserError
 from dicode_jax.media import video
+from dicode_jax.pipelines import load
+from dicode_jax.storage import hub
 
 PROMPT = "a red circle moves right on a black background"
 
@@ -34,7 +37,7 @@ class StubPipeline:
     )
 
     @classmethod
-    def from_pretrained(cls, name=None):
+    def load(cls, name):
         cls.calls.append(("load", name))
         if name == "nowhere":
             raise UserError("no model 'nowhere'")
@@ -73,9 +76,9 @@ class StubPipeline:
 @pytest.fixture
 def calls(monkeypatch):
     """Puts the stub in place; what was called is noted here."""
-    module = types.ModuleType("dicode_jax.pipelines.dicode")
-    module.DiCoDePipeline = StubPipeline
-    monkeypatch.setitem(sys.modules, "dicode_jax.pipelines.dicode", module)
+    monkeypatch.setattr(hub, "find_model", lambda name: name)
+    monkeypatch.setattr(load, "pipeline_kind", lambda folder: "dicode")
+    monkeypatch.setattr(dicode_jax, "load", StubPipeline.load)
     monkeypatch.setattr(StubPipeline, "calls", [], raising=False)
     return StubPipeline.calls
 
@@ -256,6 +259,7 @@ class TestVideoCommands:
     def test_deep_tokens_replace_deep_tokens_alone(self, calls, clip, capsys):
         for _ in range(2):
             assert cli.main(["encode", clip, "--out", "t.safetensors"]) == 0
+        capsys.readouterr()
         save_file({"weight": np.ones(3)}, "model.safetensors")
         before = pathlib.Path("model.safetensors").read_bytes()
         assert "is no file of deep tokens" in fails(
@@ -277,7 +281,7 @@ class TestVideoCommands:
         frames = np.broadcast_to(frames, (num_clips + 1, 4, 4, 3))
         video.write_video("long.webp", frames, fps=0.5)
         assert cli.main(["encode", "long.webp", "--out", "t.safetensors"]) == 0
-        tokens = cli.read_tokens("t.safetensors")
+        tokens = video_commands.read_arrays("t.safetensors")["tokens"]
         shown = [*range(num_clips + 1), num_clips]  # the last frame lasts two seconds too
         np.testing.assert_array_equal(tokens[:, 0, 0], shown)
         batches = [call[1][0] for call in calls if call[0] == "encode"]
@@ -393,7 +397,7 @@ class TestShell:
             # Children of a process in the background ignore Ctrl-C.
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "import sys; from dicode_jax import cli; main = sys.modules['dicode_jax.cli.main']\n"
-            "from dicode_jax.data import video\n"
+            "from dicode_jax.media import video\n"
             "def frames():\n"
             "    for i in range(1000):\n"
             "        if i == 3: print('writing', flush=True)\n"

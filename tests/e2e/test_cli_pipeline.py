@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 from tiny import NUM_FRAMES, NUM_TOKENS, TOKEN_DIM, tiny_pipeline
 
 from dicode_jax import cli
+from dicode_jax.cli.video import read_arrays
 from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.media import video
 
@@ -63,7 +64,7 @@ def test_encode_and_decode_are_reconstruct(folder, work):
     video.write_video("in.mp4", synthetic.render(scene, 2, frame_size=40).reshape(-1, 40, 40, 3))
     model = ["--model", str(folder), "--seed", "4", "--steps", "3"]
     assert cli.main(["encode", "in.mp4", "--out", "t.safetensors", *model[:2]]) == 0
-    assert cli.read_tokens("t.safetensors").shape == (3, NUM_TOKENS, TOKEN_DIM)
+    assert read_arrays("t.safetensors")["tokens"].shape == (3, NUM_TOKENS, TOKEN_DIM)
     assert cli.main(["decode", "t.safetensors", "--out", "a.webp", *model]) == 0
     assert cli.main(["reconstruct", "in.mp4", "--out", "b.webp", *model]) == 0
     a, b = (video.read_video(f"{name}.webp").frames for name in "ab")
