@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+_TYPES = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "BOOL": "bool"}
 
 
 def named_arrays(module: nnx.Module | nnx.State) -> dict[str, jax.Array]:
@@ -132,7 +134,7 @@ def load_module(
     param_dtype=jnp.float32,
     on_host: bool = False,
 ) -> tuple[nnx.Module, Any]:
-    """Reads what `save_module` wrote, without allocating the module twice.
+    """Reads what `save_module` wrote, with one array at a time in memory beside the module.
 
     Args:
       build: Makes the module from its config; it runs under `nnx.eval_shape`.
@@ -149,19 +151,34 @@ def load_module(
     folder = pathlib.Path(folder)
     config = config_lib.from_json(config_type, folder / CONFIG_FILE)
     graph, abstract = nnx.split(nnx.eval_shape(lambda: build(config)))
-    arrays = read_arrays(folder / WEIGHTS_FILE, on_host=on_host)
-    flat = [(path, ".".join(map(str, path)), leaf) for path, leaf in nnx.to_flat_state(abstract)]
-    shapes = {name: array.shape for name, array in arrays.items()}
-    _check_shapes(folder / WEIGHTS_FILE, shapes, {name: leaf.shape for _, name, leaf in flat})
+    flat = {".".join(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(abstract)}
+    stored, _ = read_header(folder / WEIGHTS_FILE)
+    shapes = {name: shape for name, (_, shape) in stored.items()}
+    _check_shapes(folder / WEIGHTS_FILE, shapes, {name: x.shape for name, (_, x) in flat.items()})
+    state = []
+    for name, _, array in _tensors(folder / WEIGHTS_FILE):
+        path, leaf = flat[name]
+        dtype = param_dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
+        if on_host:
+            array = array.astype(dtype, copy=False)
+        else:  # finished before the next is read
+            array = jax.block_until_ready(jnp.asarray(array).astype(dtype))
+        state.append((path, leaf.replace(array)))
+    return nnx.merge(graph, nnx.from_flat_state(state)), config
 
-    def place(name, leaf):
-        array = arrays[name]
-        is_float = np.issubdtype(leaf.dtype, np.floating)
-        dtype = param_dtype if is_float else leaf.dtype
-        return leaf.replace(array.astype(dtype, copy=False) if on_host else array.astype(dtype))
 
-    state = nnx.from_flat_state([(path, place(name, leaf)) for path, name, leaf in flat])
-    return nnx.merge(graph, state), config
+def _tensors(path: pathlib.Path) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Name, type as the format spells it, and array of a whole safetensors file, one by one."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        for name, stored in sorted(header.items()):
+            kind, bits = re.fullmatch(r"([A-Z]+)(\d*)", stored["dtype"]).groups()
+            array = np.empty(stored["shape"], jnp.dtype(_TYPES[kind] + bits))
+            file.seek(8 + length + stored["data_offsets"][0])
+            file.readinto(array.reshape(-1).view(np.uint8))
+            yield name, stored["dtype"], array
 
 
 def hash_module(folder: str | pathlib.Path) -> str:
@@ -179,15 +196,9 @@ def hash_module(folder: str | pathlib.Path) -> str:
     _, settings = config_lib.read_json(folder / CONFIG_FILE)
     settings.pop("kind", None)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        for name, array in sorted(header.items()):
-            digest.update(f"{name} {array['dtype']} {array['shape']}".encode())
-            begin, end = array["data_offsets"]
-            file.seek(8 + length + begin)
-            digest.update(file.read(end - begin))
+    for name, kind, array in _tensors(path):
+        digest.update(f"{name} {kind} {list(array.shape)}".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
     return digest.hexdigest()
 
 

@@ -2,11 +2,16 @@
 
 import dataclasses
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.flax import save_file
 
 from dicode_jax.errors import UserError
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
@@ -15,6 +20,8 @@ from dicode_jax.storage import weights
 CONFIG = ResamplerConfig(
     dim=12, depth=1, head_dim=4, num_heads=2, num_queries=4, embed_dim=10, output_dim=6
 )
+
+ENV = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
 
 
 def build(config):
@@ -43,6 +50,58 @@ def test_half_precision_storage_is_read_as_float32(tmp_path):
     assert {array.dtype for array in stored.values()} == {jnp.dtype("float16")}
     module, _ = weights.load_module(tmp_path, build, ResamplerConfig)
     assert module.proj_in.kernel.dtype == jnp.float32
+
+
+def test_half_precision_storage_is_read_on_the_host_too(tmp_path):
+    for dtype in (jnp.bfloat16, jnp.float16):
+        weights.save_module(tmp_path, build(CONFIG), CONFIG, dtype=dtype)
+        host, _ = weights.load_module(tmp_path, build, ResamplerConfig, on_host=True)
+        device, _ = weights.load_module(tmp_path, build, ResamplerConfig)
+        want = weights.named_arrays(device)
+        for name, array in weights.named_arrays(host).items():
+            assert type(array) is np.ndarray
+            assert array.dtype == np.float32
+            np.testing.assert_array_equal(array, want[name])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_loading_holds_one_array_beside_the_module(tmp_path, dtype):
+    """Of 16 arrays of 8 MB; the peak of getrusage would begin with that of the parent."""
+    arrays = {f"layers.{i}": jnp.full((2048, 1024), i, dtype) for i in range(16)}
+    for count, name in ((1, "warm"), (16, "large")):
+        (tmp_path / name).mkdir()
+        held = {f"layers.{i}": arrays[f"layers.{i}"] for i in range(count)}
+        save_file(held, tmp_path / name / weights.WEIGHTS_FILE)
+        (tmp_path / name / weights.CONFIG_FILE).write_text(f'{{"count": {count}}}')
+    code = """
+import dataclasses, re, sys
+import jax.numpy as jnp
+from flax import nnx
+from dicode_jax.storage import weights
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    count: int
+
+class Model(nnx.Module):
+    def __init__(self, cfg):
+        self.layers = nnx.List([nnx.Param(jnp.zeros((2048, 1024))) for _ in range(cfg.count)])
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+
+weights.load_module("warm", Model, Config)
+before = peak()
+model, _ = weights.load_module("large", Model, Config)
+assert float(model.layers[5][0, 0]) == 5
+print(peak() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=ENV
+    )
+    assert done.returncode == 0, done.stderr
+    assert 100 < float(done.stdout) < 128 + 40  # two copies of all are 256
 
 
 def test_wrong_shape_and_missing_array_are_named(folder):
