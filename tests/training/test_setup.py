@@ -10,7 +10,7 @@ from flax import nnx
 
 from dicode_jax.errors import UserError
 from dicode_jax.nn.rngs import row_keys
-from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
+from dicode_jax.runtime.sharding import ShardingConfig, global_batch, make_mesh
 from dicode_jax.training.optim import OptimConfig
 from dicode_jax.training.setup import prepare
 from dicode_jax.training.stage import Stage
@@ -110,6 +110,19 @@ def test_average_is_what_model_of_gives_unless_told_otherwise():
     path = ("layers", 0, "bias")
     np.testing.assert_allclose(average[path], 0.9 * latest[path], rtol=1e-5)  # bias starts at 0
     assert np.abs(latest[path]).max() > 0
+
+
+def test_a_step_moves_nothing_between_host_and_device_once_its_batch_is_placed():
+    prepared = prepare(make_stage(ema_decay=0.9), one_device())
+    batch = {"x": np.ones((4, 3), np.float32)}
+    placed, state = global_batch(batch, prepared.mesh), prepared.state
+    with jax.transfer_guard("disallow"):
+        for _ in range(2):
+            state, metrics = prepared.train_step(state, placed)
+        with pytest.raises(RuntimeError, match="Disallowed host-to-device transfer"):
+            prepared.train_step(state, batch)  # what the guard is for: an array of the host
+    assert int(state.step) == 2
+    assert np.isfinite(float(metrics["loss"]))
 
 
 @pytest.mark.parametrize(
