@@ -202,6 +202,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a model folder, a packaged name or owner/name on the Hub (default: the packaged one)",
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16", "auto"),
+        default="float32",
+        help="type of weights and computing (default: float32); auto: float32 on CPUs, a half "
+        "precision that the device has on others",
+    )
 
 
 def _number(kind: type, rule: Whole | Real) -> Callable[[str], Any]:

@@ -43,7 +43,7 @@ def generate(args: argparse.Namespace) -> None:
         return
     if images:
         raise UserError(f"{folder} paints a prompt alone; --image is for DynamiCrafter")
-    pipe = dicode_jax.load(folder)
+    pipe = _load(args, folder)
     start = time.monotonic()
     with _progress_bar() as progress:
         video = pipe(
@@ -64,7 +64,7 @@ def _animate(args: argparse.Namespace, folder, image=None, last_image=None) -> N
         raise UserError(f"{folder} goes on from an image; name it with --image")
     if args.num_clips != 1:
         raise UserError(f"{folder} paints one clip; leave --num-clips out")
-    pipe = dicode_jax.load(folder)
+    pipe = _load(args, folder)
     start = time.monotonic()
     video = pipe(
         image,
@@ -82,7 +82,7 @@ def reconstruct(args: argparse.Namespace) -> None:
     """Runs `dicode reconstruct`."""
     _check_outputs(args, args.video)
     _check_video(args.video)
-    pipe = dicode_jax.load(_find(args, "dicode")[0])
+    pipe = _load(args, _find(args, "dicode")[0])
     start = time.monotonic()
     tokens, _ = _encode_keyframes(pipe, args.video, args.keyframes)
     _decode_tokens(args, pipe, tokens, start, pathlib.Path(args.video).name)
@@ -98,7 +98,7 @@ def encode(args: argparse.Namespace) -> None:
     if out.exists():
         _check_tokens(out)
     _check_video(args.video)
-    pipe = dicode_jax.load(_find(args, "dicode")[0])
+    pipe = _load(args, _find(args, "dicode")[0])
     start = time.monotonic()
     tokens, times = _encode_keyframes(pipe, args.video, args.keyframes)
     from safetensors.numpy import save_file
@@ -121,7 +121,7 @@ def decode(args: argparse.Namespace) -> None:
         raise UserError(f"{label} holds {held}; {folder}, of the kind {kind!r}, decodes {wanted}")
     if kind == "divot" and args.num_frames is not None:
         raise UserError(f"{folder} paints clips of its own length; leave --num-frames out")
-    pipe = dicode_jax.load(folder)
+    pipe = _load(args, folder)
     start = time.monotonic()
     if kind == "divot":
         _decode_features(args, pipe, start, label, **arrays)
@@ -317,6 +317,21 @@ def _find(args: argparse.Namespace, *kinds: str) -> tuple[pathlib.Path, str]:
             f"{folder} is of the kind {kind!r} and does not {args.command}; it {CAN[kind]}"
         )
     return folder, kind
+
+
+def _load(args: argparse.Namespace, folder: pathlib.Path):
+    """The pipeline, with weights and computing of the type that is asked for.
+
+    Raises:
+      UserError: The model is broken, or the device does not compute in that type.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    if args.dtype == "float16" and jax.devices()[0].platform == "cpu":
+        raise UserError("a CPU does not compute in float16; take --dtype float32 or bfloat16")
+    dtype = args.dtype if args.dtype == "auto" else jnp.dtype(args.dtype)
+    return dicode_jax.load(folder, dtype=dtype, param_dtype=dtype)
 
 
 def _read_image(path: str):

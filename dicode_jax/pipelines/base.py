@@ -7,10 +7,12 @@ what they do together.
 
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -24,6 +26,18 @@ from dicode_jax.storage.folders import new_folder
 from dicode_jax.typing import Array
 
 TEXT_FOLDER = "text"
+
+
+def auto_dtype() -> Any:
+    """The type that suits the default device: float32 on a CPU, bfloat16 where it is computed in.
+
+    GPUs of NVIDIA before compute capability 8.0 have no bfloat16 and get float16.
+    """
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return jnp.float32
+    is_old = re.fullmatch(r"[1-7]\.\d", str(getattr(device, "compute_capability", "")))
+    return jnp.float16 if is_old else jnp.bfloat16
 
 
 class Pipeline:
@@ -71,7 +85,8 @@ class Pipeline:
           path_or_name: A folder, the name of a packaged model, or `owner/name` on the Hugging Face
             Hub, which is downloaded once; None for the packaged default.
           revision: Branch, tag or commit on the Hub.
-          dtype: Computing type; None for that of the parameters and inputs.
+          dtype: Computing type; None for that of the parameters and inputs, "auto" for
+            `auto_dtype()` in weights and computing.
           param_dtype: Type of the weights in memory.
           cache_dir: Where downloads are kept; None for the Hub's usual cache.
           local_files_only: Do not reach for the Hub; `HF_HUB_OFFLINE=1` does the same for all.
@@ -88,6 +103,8 @@ class Pipeline:
             local_files_only=local_files_only,
             token=token,
         )
+        if isinstance(dtype, str) and dtype == "auto":
+            dtype = param_dtype = auto_dtype()
         config, parts = cls._read_config(folder), {}
         for name in cls._stored(folder):
             module, config_type = cls.part_types[name]

@@ -44,7 +44,9 @@ def load(
       path_or_name: A folder, the name of a packaged model, or `owner/name` on the Hugging Face Hub,
         which is downloaded once; None for the packaged default.
       revision: Branch, tag or commit on the Hub.
-      dtype: Computing type; None for that of the parameters and inputs.
+      dtype: Computing type; None for that of the parameters and inputs, "auto" for what suits the
+        device, in weights and computing: float32 on CPUs, bfloat16 on accelerators, float16 on
+        those that have no bfloat16.
       param_dtype: Type of the weights in memory.
       options: Of `hub.find_model`: `cache_dir`, `local_files_only`, `token`.
 

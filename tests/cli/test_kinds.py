@@ -2,13 +2,18 @@
 
 import pathlib
 import re
+import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 from safetensors.numpy import save_file
 from tiny import random_module
 
+import dicode_jax
 from dicode_jax import cli
 from dicode_jax.cli.video import CAN
 from dicode_jax.media import video
@@ -17,7 +22,7 @@ from dicode_jax.models.latent_video import VideoSamplingConfig
 from dicode_jax.models.unet3d import UNet3DConfig
 from dicode_jax.nn.resampler import ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
-from dicode_jax.pipelines import divot
+from dicode_jax.pipelines import base, divot, load
 from dicode_jax.pipelines.load import PIPELINES
 
 OLD = pathlib.Path(__file__).parents[1] / "old_models"
@@ -113,6 +118,48 @@ def test_features_of_one_clip_without_guidance_need_nothing_else(work, divot_fol
     assert "guidance needs null_features" in line_of(capsys, *argv)
     run(*argv, "--guidance-scale", 1)
     assert len(video.read_video("a.webp").frames) == FRAMES
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "auto"])
+def test_every_kind_computes_in_the_type_that_is_asked_for(work, divot_folder, monkeypatch, dtype):
+    loaded = []
+    monkeypatch.setattr(base, "auto_dtype", lambda: jnp.bfloat16)
+    monkeypatch.setattr(
+        dicode_jax,
+        "load",
+        lambda *a, **options: loaded.append(load.load(*a, **options)) or loaded[-1],
+    )
+    for argv in (
+        ["generate", "a red circle grows", "--model", DICODE],
+        ["generate", "--image", "a.png", "--model", DYNAMICRAFTER],
+        ["decode", "f.safetensors", "--model", divot_folder],
+    ):
+        run(*argv, "--dtype", dtype, "--out", "a.webp")
+        assert video.read_video("a.webp").frames.std() > 0
+        leaves = jax.tree.leaves([nnx.state(part) for part in loaded[-1].parts.values()])
+        assert {leaf.dtype.name for leaf in leaves} == {"bfloat16"}
+
+
+def test_a_cpu_refuses_float16_in_one_line(work, capsys, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(platform="cpu")])
+    argv = ["generate", "cat", "--model", DICODE, "--dtype", "float16", "--out", "a.webp"]
+    assert "does not compute in float16; take --dtype float32 or bf" in line_of(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "dtype"),
+    [
+        ("cpu", None, jnp.float32),
+        ("tpu", None, jnp.bfloat16),
+        ("gpu", "7.5", jnp.float16),
+        ("gpu", "8.0", jnp.bfloat16),
+        ("gpu", "10.0", jnp.bfloat16),
+    ],
+)
+def test_auto_takes_what_the_device_has(monkeypatch, platform, capability, dtype):
+    device = types.SimpleNamespace(platform=platform, compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert base.auto_dtype() is dtype
 
 
 def test_info_describes_every_kind(work, divot_folder, capsys):

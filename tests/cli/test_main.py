@@ -37,7 +37,8 @@ class StubPipeline:
     )
 
     @classmethod
-    def load(cls, name):
+    def load(cls, name, *, dtype, param_dtype):
+        assert dtype == param_dtype == np.float32
         cls.calls.append(("load", name))
         if name == "nowhere":
             raise UserError("no model 'nowhere'")
