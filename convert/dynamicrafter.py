@@ -26,12 +26,12 @@ from convert.engine.sources import LazyTensor, open_source
 from convert.engine.yaml import read_options
 from convert.parts import autoencoder_kl, buffers, constants, resampler, unet3d
 from convert.parts import clip as open_clip
+from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
 from dicode_jax.models.clip import CLIPText
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
-from dicode_jax.models.latent_video import VideoSamplingConfig
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines import dynamicrafter as pipeline
 from dicode_jax.pipelines.dicode import PipelineConfig
@@ -53,7 +53,7 @@ VIDEO_LENGTH = 16  # frames that the resampler has queries for; fixed in all rel
 ORIGINS = {"text_tower": "open_clip", "image_tower": "open_clip"}  # of the others: dynamicrafter
 
 _V = NoiseSchedule(zero_terminal_snr=True, parameterization="v", base_scale=0.7)
-_TRAILING = VideoSamplingConfig(spacing="uniform_trailing")
+_TRAILING = SamplingConfig(spacing="uniform_trailing")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class Variant:
 
     frame_size: tuple[int, int]
     schedule: NoiseSchedule
-    sampling: VideoSamplingConfig
+    sampling: SamplingConfig
     default_fs: int
     learnable_image_scale: bool = False
     interpolation: bool = False
@@ -80,7 +80,7 @@ VARIANTS = {
     "256": Variant(
         frame_size=(256, 256),
         schedule=NoiseSchedule(linear_start=0.00085, linear_end=0.012),
-        sampling=VideoSamplingConfig(guidance_rescale=0.0, fs=3),
+        sampling=SamplingConfig(guidance_rescale=0.0, fs=3),
         default_fs=3,
         learnable_image_scale=True,
     ),

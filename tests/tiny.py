@@ -6,12 +6,13 @@ import numpy as np
 from flax import nnx
 
 from dicode_jax.data.shapes_world import all_captions
+from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
 from dicode_jax.models.clip import CLIPVisionConfig
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
-from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig, SamplingConfig
+from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.models.gpt2 import GPT2Config
 from dicode_jax.models.unet3d import UNet3DConfig

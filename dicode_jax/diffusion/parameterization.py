@@ -1,9 +1,11 @@
 """What the network predicts (noise, clean sample or velocity), and how to pass between them.
 
 Velocity is v = sqrt(a) eps - sqrt(1 - a) x0 with a = alphas_cumprod[t] (Salimans and Ho, arXiv
-2202.00512). All functions take ``timesteps`` as ``[b]`` or, for a different noise level per frame,
+2202.00512). The functions take ``timesteps`` as ``[b]`` or, for a different noise level per frame,
 ``[b, f]``, and samples as ``[b, ...]`` or ``[b, f, ...]``; arithmetic is in float32.
 """
+
+import jax.numpy as jnp
 
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.typing import Array, Float, Int, typechecked
@@ -50,6 +52,25 @@ def x0_from_eps(schedule: NoiseSchedule, x_t: Sample, eps: Sample, timesteps: Ti
     recip = schedule.gather("sqrt_recip_alphas_cumprod", timesteps, x_t.ndim)
     recipm1 = schedule.gather("sqrt_recipm1_alphas_cumprod", timesteps, x_t.ndim)
     return recip * x_t - recipm1 * eps
+
+
+@typechecked
+def x0_and_eps(
+    parameterization: str, x_t: Sample, prediction: Sample, signal: Array, spread: Array
+) -> tuple[Sample, Sample]:
+    """Clean sample and noise from a prediction of any kind, at levels that are given.
+
+    Args:
+        parameterization: one of `dicode_jax.diffusion.schedules.PARAMETERIZATIONS`.
+        x_t: noisy sample, float32.
+        prediction: network output, float32.
+        signal, spread: factors of clean sample and noise in ``x_t``, which they broadcast against.
+    """
+    if parameterization == "v":
+        return signal * x_t - spread * prediction, signal * prediction + spread * x_t
+    if parameterization == "eps":
+        return (x_t - spread * prediction) / signal, prediction
+    return prediction, (x_t - signal * prediction) / jnp.maximum(spread, 1e-12)
 
 
 @typechecked

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dicode_jax.diffusion.guided import make_grid, make_sampler
 from dicode_jax.diffusion.schedules import NoiseSchedule
-from dicode_jax.diffusion.time_grid import ddim_time_grid
 from dicode_jax.errors import UserError
 from dicode_jax.media.transforms import to_uint8
 from dicode_jax.pipelines import options
@@ -43,11 +43,11 @@ def sampling_of(config: Any, schedule: NoiseSchedule, **changes: Any) -> Any:
     """The sampling config with the options that are not None in place of its own.
 
     Raises:
-      UserError: An option is impossible, or the schedule cannot be stepped that often.
+      UserError: An option is impossible, or the sampler cannot step the schedule that way.
     """
     try:
         sampling = dataclasses.replace(config, **options.check(**changes))
-        ddim_time_grid(sampling.spacing, sampling.num_inference_steps, schedule.num_timesteps)
+        make_sampler(schedule, sampling).coefficients(make_grid(schedule, sampling))
     except ValueError as error:
         raise UserError(str(error)) from error
     return sampling

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
 from dicode_jax.media.transforms import resize_bilinear
@@ -26,7 +27,6 @@ from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import (
     ClipDecoder,
     ClipDecoderConfig,
-    SamplingConfig,
     decode_clip,
     decode_latents,
 )
@@ -94,7 +94,7 @@ class PipelineConfig:
     frame_size: int = 256
     fps: float = 8.0
     text_length: int = 80
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: SamplingConfig = SamplingConfig(batch_guidance=True)
     generation: GenerationConfig = GenerationConfig()
 
     def __post_init__(self):
@@ -316,7 +316,7 @@ class DiCoDePipeline(base.Pipeline):
                 progress("clips", clip, k - 1)
             keys = fold(samples, 1 + clip)
             pair = jnp.asarray(batched[:, clip : clip + 2])
-            pixels, is_finite = _decode(graph, state, pair, keys, config=sampling)
+            pixels, is_finite = _decode(graph, state, pair, keys, sampling)
             checks.check_painted(is_finite, "the decoder", sampling)
             clips.append(np.asarray(pixels))
         if progress is not None:
@@ -357,8 +357,8 @@ def _encode(graph, state, images, *, size):
     return tokenizer(images[:, None])[:, 0]
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "config"))
-def _decode(graph, state, tokens, keys, *, config):
+@functools.partial(jax.jit, static_argnames=("graph",))
+def _decode(graph, state, tokens, keys, sampling):
     decoder = nnx.merge(graph, state)
-    latents = decode_clip(decoder, tokens, keys, config)
+    latents = decode_clip(decoder, tokens, keys, sampling)
     return checks.quantize(decode_latents(decoder, latents))

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from dicode_jax.models.latent_video import VideoSamplingConfig, sample_latents
+from dicode_jax.models.latent_video import sample_latents
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.pipelines import base, checks
@@ -47,7 +48,7 @@ class DivotConfig:
     frame_size: tuple[int, int] = (256, 256)
     fps: float = 8.0
     schedule: NoiseSchedule = NoiseSchedule(zero_terminal_snr=True, parameterization="v")
-    sampling: VideoSamplingConfig = VideoSamplingConfig(table_dtype="float16")
+    sampling: SamplingConfig = SamplingConfig(fs=3, table_dtype="float16")
 
 
 class DivotDetokenizer(base.Pipeline):
@@ -118,21 +119,20 @@ class DivotDetokenizer(base.Pipeline):
             jnp.asarray(batch),
             jnp.asarray(null),
             keys,
-            config=dataclasses.replace(self.config, sampling=sampling),
+            sampling,
+            config=self.config,
         )
         checks.check_painted(is_finite, ", ".join(PARTS), sampling)
         return np.asarray(pixels)
 
 
 @functools.partial(jax.jit, static_argnames=("graphs", "config"))
-def _paint(graphs, states, features, null_features, keys, *, config):
+def _paint(graphs, states, features, null_features, keys, sampling, *, config):
     unet, autoencoder, resampler = map(nnx.merge, graphs, states)
     tokens = resampler(jnp.concatenate([null_features[None], features]))
     context, null = tokens[1:], jnp.broadcast_to(tokens[:1], tokens[1:].shape)
     step = autoencoder.cfg.downsampling
     h, w = (side // step for side in config.frame_size)
     shape = (h, w, autoencoder.cfg.embed_dim)
-    latents = sample_latents(
-        unet, config.schedule, context, null, None, keys, shape, config.sampling
-    )
+    latents = sample_latents(unet, config.schedule, context, null, None, keys, shape, sampling)
     return checks.quantize(autoencoder.decode_latents(latents, per_frame=True))

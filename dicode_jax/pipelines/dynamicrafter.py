@@ -20,12 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
 from dicode_jax.media.transforms import clip_preprocess, resize_bilinear, to_float
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
-from dicode_jax.models.latent_video import VideoSamplingConfig, sample_latents
+from dicode_jax.models.latent_video import sample_latents
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import fold
@@ -59,7 +60,7 @@ class DynamiCrafterConfig:
     fps: float = 8.0
     interpolation: bool = False
     schedule: NoiseSchedule = NoiseSchedule()
-    sampling: VideoSamplingConfig = VideoSamplingConfig()
+    sampling: SamplingConfig = SamplingConfig(fs=3)
 
 
 class DynamiCrafterPipeline(base.Pipeline):
@@ -192,8 +193,8 @@ class DynamiCrafterPipeline(base.Pipeline):
             null_context,
             concat,
             keys,
+            sampling,
             schedule=self.config.schedule,
-            sampling=sampling,
         )
         checks.check_painted(is_finite, ", ".join(PARTS), sampling)
         return latents
@@ -224,7 +225,7 @@ class DynamiCrafterPipeline(base.Pipeline):
             raise UserError(f"{len(images)} image(s) and {len(lasts)} last image(s)")
         return lasts
 
-    def _sampling(self, **changes: Any) -> VideoSamplingConfig:
+    def _sampling(self, **changes: Any) -> SamplingConfig:
         sampling = super()._sampling(**changes)
         if self.config.interpolation and sampling.num_frames < 2:
             raise UserError(f"num_frames must be at least 2, got {sampling.num_frames}")
@@ -296,8 +297,8 @@ def _concat(graphs, states, images, lasts, keys, *, num_frames):
     return jnp.concatenate([first, middle, last], axis=1)
 
 
-@functools.partial(jax.jit, static_argnames=("graphs", "schedule", "sampling"))
-def _sample(graphs, states, context, null_context, concat, keys, *, schedule, sampling):
+@functools.partial(jax.jit, static_argnames=("graphs", "schedule"))
+def _sample(graphs, states, context, null_context, concat, keys, sampling, *, schedule):
     (unet,) = map(nnx.merge, graphs, states)
     shape = concat.shape[2:]
     latents = sample_latents(unet, schedule, context, null_context, concat, keys, shape, sampling)

@@ -11,10 +11,11 @@ from flax import nnx
 
 from dicode_jax import config as config_lib
 from dicode_jax import kinds
+from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
-from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig, SamplingConfig
+from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines.dicode import DiCoDePipeline, PipelineConfig
@@ -200,6 +201,7 @@ def _pipeline_config(config: Any, decoder: ClipDecoderConfig) -> PipelineConfig:
                 num_inference_steps=config.sample_steps,
                 guidance_scale=config.sample_guidance,
                 fs=decoder.unet.default_fs if config.fs is None else config.fs,
+                batch_guidance=True,
             ),
         )
     folder = pathlib.Path(config.tokenizer)
@@ -209,6 +211,7 @@ def _pipeline_config(config: Any, decoder: ClipDecoderConfig) -> PipelineConfig:
         of_decoder = _pipeline_config(read_run_config(folder.parent / weights.CONFIG_FILE), decoder)
     else:
         frames = decoder.unet.temporal_length or SamplingConfig.num_frames
-        sampling = SamplingConfig(num_frames=frames, fs=decoder.unet.default_fs)
+        fs = decoder.unet.default_fs
+        sampling = SamplingConfig(num_frames=frames, fs=fs, batch_guidance=True)
         of_decoder = PipelineConfig(frame_size=config.frame_size, sampling=sampling)
     return dataclasses.replace(of_decoder, text_length=config.text_length)

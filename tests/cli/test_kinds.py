@@ -16,9 +16,9 @@ from tiny import random_module
 import dicode_jax
 from dicode_jax import cli
 from dicode_jax.cli.video import CAN
+from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.media import video
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
-from dicode_jax.models.latent_video import VideoSamplingConfig
 from dicode_jax.models.unet3d import UNet3DConfig
 from dicode_jax.nn.resampler import ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
@@ -57,7 +57,7 @@ def divot_folder(tmp_path_factory):
         name: random_module(lambda kind=kind, name=name: kind(CONFIGS[name], rngs=ShapeRngs()))
         for name, (kind, _) in divot.PARTS.items()
     }
-    sampling = VideoSamplingConfig(num_frames=FRAMES, num_inference_steps=2)
+    sampling = SamplingConfig(fs=3, num_frames=FRAMES, num_inference_steps=2)
     config = divot.DivotConfig(frame_size=(8, 16), fps=4.0, sampling=sampling)
     folder = tmp_path_factory.mktemp("models") / "divot"
     divot.DivotDetokenizer(parts, config=config).save_pretrained(folder)

@@ -11,10 +11,10 @@ from tiny import random_module, with_value
 
 from convert import divot as command
 from dicode_jax import cli
+from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
 from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
-from dicode_jax.models.latent_video import VideoSamplingConfig
 from dicode_jax.models.unet3d import UNet3DConfig
 from dicode_jax.nn.resampler import ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
@@ -167,7 +167,7 @@ def test_a_clip_comes_from_its_own_features():
         for name, (kind, _) in PARTS.items()
     }
     strong = {"guidance_scale": 1000.0, "guidance_rescale": 0.0}  # so that it shows in uint8
-    sampling = VideoSamplingConfig(num_frames=2, num_inference_steps=1, **strong)
+    sampling = SamplingConfig(num_frames=2, num_inference_steps=1, **strong)
     decoder = DivotDetokenizer(parts, config=DivotConfig(frame_size=(4, 8), sampling=sampling))
     rng = np.random.default_rng(0)
     null, features, others = (rng.normal(size=(2, 5, 12)) for _ in range(3))

@@ -11,6 +11,7 @@ from tiny import NUM_FRAMES, NUM_TOKENS, TOKEN_DIM, tiny_pipeline, with_value
 
 from dicode_jax.errors import UserError
 from dicode_jax.nn.rngs import sample_keys
+from dicode_jax.pipelines import dicode as pipelines_dicode
 from dicode_jax.pipelines.dicode import DiCoDePipeline, GenerationConfig, PipelineConfig
 
 PROMPTS = [
@@ -124,6 +125,15 @@ def test_guidance_and_steps_change_the_video(pipe, videos):
     default = pipe.decode(tokens)
     assert not close(pipe.decode(tokens, num_inference_steps=3), default)
     assert not close(pipe.decode(tokens, guidance_scale=1.0), default)
+
+
+def test_another_guidance_scale_compiles_nothing(pipe):
+    tokens = pipe.generate_tokens(PROMPTS[0], seed=3)[0]
+    pipelines_dicode._decode.clear_cache()
+    painted = [pipe.decode(tokens, guidance_scale=scale) for scale in (1.5, 3.0, 7.5)]
+    assert pipelines_dicode._decode._cache_size() == 1
+    assert not close(painted[0], painted[1])
+    assert not close(painted[1], painted[2])
 
 
 def test_long_prompt_is_cut_with_a_warning(pipe):

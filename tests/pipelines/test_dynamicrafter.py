@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from tiny import random_module, with_value
 
+from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
 from dicode_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
-from dicode_jax.models.latent_video import VideoSamplingConfig
 from dicode_jax.models.unet3d import UNet3DConfig
 from dicode_jax.nn.resampler import ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
@@ -71,7 +71,7 @@ def make(*, interpolation=False):
             frame_size=(8, 16),
             interpolation=interpolation,
             schedule=NoiseSchedule(zero_terminal_snr=True, parameterization="v", base_scale=0.7),
-            sampling=VideoSamplingConfig(
+            sampling=SamplingConfig(
                 num_frames=FRAMES, num_inference_steps=2, spacing="uniform_trailing"
             ),
         ),

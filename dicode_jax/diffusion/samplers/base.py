@@ -1,8 +1,9 @@
-"""The sampler protocol and the one loop, a ``lax.scan`` that knows neither model nor stepper.
+"""The sampler protocol and the one loop, a ``lax.scan`` that knows neither model nor sampler.
 
-The time grid is an argument, and a timestep may differ per frame. Randomness comes either as one
-key per sample, from which step i uses ``fold_in(key, i)``, so that a sample does not depend on the
-batch it is in, or as given arrays.
+A sampler turns a time grid into what the network is told at each step and what the update needs
+there; the two may differ, and both may differ per frame. Its state carries whatever it remembers.
+Randomness comes either as one key per sample, from which step i uses ``fold_in(key, i)``, so that a
+sample does not depend on the batch it is in, or as given arrays.
 """
 
 from collections.abc import Callable
@@ -14,8 +15,26 @@ import numpy as np
 
 from dicode_jax.typing import Array
 
-Denoise = Callable[[Array, Array], Array]
-"""``(x [b, ...], timesteps [b] or [b, f]) -> prediction [b, ...]``, guidance included."""
+Denoise = Callable[[Array, Array, Array], Array]
+"""``(x [b, ...], times [b] or [b, f], step) -> prediction [b, ...]``, guidance included.
+
+``step`` counts from 0 and is traced, so that guidance may be a table with an entry for each step.
+"""
+
+Project = Callable[[Array, Array], Array]
+"""``(x [b, ...], step) -> x`` with what is given put in its place; see `sample`."""
+
+
+class State(NamedTuple):
+    """What a sampler remembers; one that needs more has these two fields and others.
+
+    Attributes:
+        x: the noisy sample, ``[b, ...]``.
+        x0: the last clean-sample estimate, float32 ``[b, ...]``; zeros before the first step.
+    """
+
+    x: Array
+    x0: Array
 
 
 class Sampler(Protocol):
@@ -23,37 +42,36 @@ class Sampler(Protocol):
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether `step` uses its noise; the loop draws none otherwise."""
+        """Whether `step` may use its noise; the loop draws none otherwise."""
         ...
 
-    def coefficients(self, time_grid: np.ndarray) -> Any:
-        """Everything `step` needs besides arrays: a pytree whose leaves lead with the step axis.
+    def coefficients(self, time_grid: np.ndarray) -> tuple[np.ndarray, Any]:
+        """What the network is told, and everything `step` needs besides arrays.
 
         Args:
-            time_grid: int ``[steps + 1, ...]``, concrete (numpy).
+            time_grid: ``[steps + 1, ...]``, concrete (numpy).
+
+        Returns:
+            Network times ``[steps]`` or ``[steps, b, f]``, and a pytree whose leaves lead with the
+            step axis.
 
         Raises:
             ValueError: the grid leaves the schedule or cannot be stepped.
         """
         ...
 
-    def step(
-        self, x: Array, prediction: Array, coefficients: Any, noise: Array | None
-    ) -> tuple[Array, Array]:
-        """From ``x`` at one grid point to the next; also the estimate of the clean sample."""
+    def init(self, x: Array) -> Any:
+        """The state in front of the first step."""
+        ...
+
+    def step(self, state: Any, prediction: Array, coefficients: Any, noise: Array | None) -> Any:
+        """The state at the next grid point; ``noise`` is None where there is none to add."""
         ...
 
 
-class Trajectory(NamedTuple):
-    """States of a run, in sampling order.
-
-    Attributes:
-        x: after each step, ``[steps, b, ...]``.
-        x0: clean-sample estimate of each step, ``[steps, b, ...]``.
-    """
-
-    x: Array
-    x0: Array
+def initial_state(x: Array) -> State:
+    """The state of a sampler that remembers no more than `State`."""
+    return State(x, jnp.zeros(x.shape, jnp.float32))
 
 
 def sample(
@@ -64,24 +82,28 @@ def sample(
     *,
     keys: Array | None = None,
     noise: Array | None = None,
+    project: Project | None = None,
     return_trajectory: bool = False,
     use_scan: bool = True,
-) -> tuple[Array, Trajectory | None]:
+) -> tuple[Array, Any]:
     """Run a sampler from ``x`` along ``time_grid``. Pure; jit it with the grid closed over.
 
     Args:
         denoise: the guided model.
         sampler: the update rule.
-        x: starting state ``[b, ...]`` (``[b, f, ...]`` when the grid is per frame).
-        time_grid: int ``[steps + 1]``, ``[steps + 1, f]`` or ``[steps + 1, b, f]``, concrete.
+        x: starting sample ``[b, ...]`` (``[b, f, ...]`` when the grid is per frame).
+        time_grid: ``[steps + 1]``, ``[steps + 1, f]`` or ``[steps + 1, b, f]``, concrete.
         keys: one key per sample, ``[b]``.
         noise: noise for every step instead of keys, ``[steps, b, ...]``.
+        project: puts in what is given (frames that are known): before step i as ``(x, i)``, and
+            after the last as ``(x, steps)``.
         return_trajectory: also return every intermediate state.
         use_scan: False runs the same steps in a Python loop, for a ``denoise`` that is compiled on
             its own; equal results.
 
     Returns:
-        The final state (of the same shape and dtype as ``x``) and the trajectory or None.
+        The final sample (of the same shape and dtype as ``x``), and None or the state after each
+        step, every array ``[steps, b, ...]``.
 
     Raises:
         ValueError: a grid of the wrong shape, or a stochastic sampler without keys or noise.
@@ -99,29 +121,30 @@ def sample(
     if grid.ndim == 2:
         grid = np.broadcast_to(grid[:, None], (num_steps + 1, b, grid.shape[1]))
 
-    def body(x, inputs):
-        index, t, coefficients, given = inputs
-        timesteps = jnp.broadcast_to(t, (b,)) if t.ndim == 0 else t
-        step_noise = given
+    def body(state, inputs):
+        step, t, coefficients, step_noise = inputs
+        if project is not None:
+            state = state._replace(x=project(state.x, step))
         if step_noise is None and sampler.is_stochastic:
-            step_noise = per_sample_normal(keys, index, x.shape[1:])
-        new_x, x0 = sampler.step(x, denoise(x, timesteps), coefficients, step_noise)
-        new_x = new_x.astype(x.dtype)
-        return new_x, (Trajectory(new_x, x0) if return_trajectory else None)
+            step_noise = per_sample_normal(keys, step, x.shape[1:])
+        times = jnp.broadcast_to(t, (b,)) if t.ndim == 0 else t
+        prediction = denoise(state.x, times, step)
+        state = sampler.step(state, prediction, coefficients, step_noise)
+        state = state._replace(x=state.x.astype(x.dtype))
+        return state, (state if return_trajectory else None)
 
-    steps = (
-        jnp.arange(num_steps),
-        jnp.asarray(grid[:-1], jnp.int32),
-        jax.tree.map(jnp.asarray, sampler.coefficients(grid)),
-        noise,
-    )
+    times, coefficients = sampler.coefficients(grid)
+    steps = jax.tree.map(jnp.asarray, (np.arange(num_steps), times, coefficients, noise))
+    state = sampler.init(x)
     if use_scan:
-        return jax.lax.scan(body, x, steps)
-    states = []
-    for index in range(num_steps):
-        x, state = body(x, jax.tree.map(lambda leaf, i=index: leaf[i], steps))
-        states.append(state)
-    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        state, trajectory = jax.lax.scan(body, state, steps)
+    else:
+        states = []
+        for index in range(num_steps):
+            state, kept = body(state, jax.tree.map(lambda leaf, i=index: leaf[i], steps))
+            states.append(kept)
+        trajectory = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    return (state.x if project is None else project(state.x, num_steps)), trajectory
 
 
 def per_sample_normal(keys: Array, index: int | Array, shape: tuple[int, ...]) -> Array:

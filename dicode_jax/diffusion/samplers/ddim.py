@@ -13,16 +13,25 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from dicode_jax.diffusion.parameterization import x0_and_eps
+from dicode_jax.diffusion.samplers.base import State, initial_state
+from dicode_jax.diffusion.samplers.checks import (
+    check_eta,
+    check_inversion,
+    is_nonzero,
+    namespace,
+    split_grid,
+)
 from dicode_jax.diffusion.schedules import NoiseSchedule, expand
 from dicode_jax.typing import Array
 
 
 class DDIMTables(NamedTuple):
-    """Quantities of each step, numpy ``[steps, ...]`` in the order of the time grid.
+    """Quantities of each step, ``[steps, ...]`` in the order of the time grid.
 
     ``alphas`` and ``sqrt_one_minus_alphas`` have the dtype of the rounded alphas_cumprod,
-    ``alphas_prev`` and ``sigmas`` are float64. ``scale`` and ``scale_prev`` are the dynamic-rescale
-    factors (ones when it is off), float32.
+    ``alphas_prev`` and ``sigmas`` are float64 (of a traced eta, ``sigmas`` is float32). ``scale``
+    and ``scale_prev`` are the dynamic-rescale factors (ones when it is off), float32.
     """
 
     alphas: np.ndarray
@@ -55,28 +64,25 @@ class DDIM:
 
     Attributes:
         schedule: the training schedule; decides the parameterization and the dynamic rescale.
-        eta: 0 is deterministic, 1 has the variance of ancestral sampling.
-        temperature: factor of the injected noise.
+        eta: 0 is deterministic, 1 has the variance of ancestral sampling; a number, or traced.
         table_dtype: round alphas_cumprod to this dtype before building the tables ("float16" is
             what the Divot fork does); "float32" for everything else. The inversion of a velocity
             always uses the float32 tables.
     """
 
     schedule: NoiseSchedule
-    eta: float = 1.0
-    temperature: float = 1.0
+    eta: float | Array = 1.0
     table_dtype: str = "float32"
 
     def __post_init__(self):
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must be in 0..1, got {self.eta}")
+        check_eta(self.eta)
         if self.table_dtype not in ("float32", "float16"):
             raise ValueError(f"table_dtype must be float32 or float16, got {self.table_dtype!r}")
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether noise is injected: eta and temperature both non-zero."""
-        return self.eta > 0 and self.temperature > 0
+        """Whether noise is injected: eta is not 0, or traced."""
+        return is_nonzero(self.eta)
 
     def tables(self, time_grid: np.ndarray) -> DDIMTables:
         """The per-step tables for a grid.
@@ -88,15 +94,7 @@ class DDIM:
         Raises:
             ValueError: an entry outside the schedule, a visited -1, or an ascending grid.
         """
-        grid = np.asarray(time_grid)
-        start, end = grid[:-1], grid[1:]
-        last = self.schedule.num_timesteps - 1
-        if start.min() < 0 or grid.max() > last or end.min() < -1:
-            raise ValueError(
-                f"the time grid spans {grid.min()}..{grid.max()}, but steps must start in 0..{last}"
-            )
-        if (end > start).any():
-            raise ValueError("the time grid must not ascend: sampling goes from noise to data")
+        start, end = split_grid(time_grid, self.schedule)
         acp = self.schedule.table("alphas_cumprod").astype(self.table_dtype)
         one = acp.dtype.type(1)
         alphas = acp[start]
@@ -125,22 +123,19 @@ class DDIM:
             scale_prev=previous,
         )
 
-    def coefficients(self, time_grid: np.ndarray) -> DDIMCoefficients:
-        """Float32 factors for every step of a grid; see `tables` for shapes and errors.
+    def coefficients(self, time_grid: np.ndarray) -> tuple[np.ndarray, DDIMCoefficients]:
+        """Visited timesteps, int ``[steps, ...]``, and the factors of every step.
 
         Raises:
-            ValueError: also when a visited step has alphas_cumprod 0 and the network predicts
-                noise.
+            ValueError: see `tables`; also when a visited step has alphas_cumprod 0 and the network
+                predicts noise.
         """
         tables = self.tables(time_grid)
         start = np.asarray(time_grid)[:-1]
-        if self.schedule.parameterization == "eps" and (tables.alphas <= 0).any():
-            raise ValueError(
-                "noise prediction cannot be inverted at a timestep whose alphas_cumprod is 0 "
-                f"(t = {start[tables.alphas <= 0].max()}); use v-prediction or 'uniform' spacing"
-            )
+        check_inversion(self.schedule, start, tables.alphas)
         alphas_prev = tables.alphas_prev.astype(np.float32)
         sigmas = tables.sigmas.astype(np.float32)
+        xp = namespace(self.eta)
         direction = np.float32(1) - alphas_prev - sigmas**2
         if self.schedule.parameterization == "v":
             signal = self.schedule.table("sqrt_alphas_cumprod")[start]
@@ -148,43 +143,39 @@ class DDIM:
         else:
             signal = np.sqrt(tables.alphas.astype(np.float32))
             spread = tables.sqrt_one_minus_alphas.astype(np.float32)
-        return DDIMCoefficients(
+        return start, DDIMCoefficients(
             signal=signal,
             spread=spread,
             x0=np.sqrt(alphas_prev),
-            eps=np.sqrt(np.maximum(direction, np.float32(0))),
-            noise=sigmas * np.float32(self.temperature),
+            eps=xp.sqrt(xp.maximum(direction, np.float32(0))),
+            noise=sigmas,
             x0_scale=(tables.scale_prev / tables.scale).astype(np.float32),
         )
 
+    def init(self, x: Array) -> State:
+        """The starting sample, and no estimate yet."""
+        return initial_state(x)
+
     def step(
-        self, x: Array, prediction: Array, coefficients: DDIMCoefficients, noise: Array | None
-    ) -> tuple[Array, Array]:
+        self, state: State, prediction: Array, coefficients: DDIMCoefficients, noise: Array | None
+    ) -> State:
         """One update.
 
         Args:
-            x: state ``[b, ...]``.
-            prediction: guided network output, the shape of ``x``.
-            coefficients: one step's factors, each a scalar, ``[b]`` or ``[b, f]``.
-            noise: standard normal of the shape of ``x``; may be None when not stochastic.
+            state: sample ``[b, ...]``; its estimate is not read.
+            prediction: guided network output, the shape of the sample.
+            coefficients: one step's factors, each a scalar or ``[b, f]``.
+            noise: standard normal of the shape of the sample; may be None when not stochastic.
 
         Returns:
-            The next state, and the clean-sample estimate after the dynamic rescale, float32.
+            The next sample, and the clean-sample estimate after the dynamic rescale, float32.
         """
-        c = DDIMCoefficients(*(expand(jnp.asarray(value), x.ndim) for value in coefficients))
-        x, prediction = x.astype(jnp.float32), prediction.astype(jnp.float32)
-        if self.schedule.parameterization == "v":
-            eps = c.signal * prediction + c.spread * x
-            x0 = c.signal * x - c.spread * prediction
-        elif self.schedule.parameterization == "eps":
-            eps = prediction
-            x0 = (x - c.spread * eps) / c.signal
-        else:
-            x0 = prediction
-            eps = (x - c.signal * x0) / jnp.maximum(c.spread, 1e-12)
+        x, prediction = state.x.astype(jnp.float32), prediction.astype(jnp.float32)
+        c = DDIMCoefficients(*(expand(value, x.ndim) for value in coefficients))
+        x0, eps = x0_and_eps(self.schedule.parameterization, x, prediction, c.signal, c.spread)
         if self.schedule.base_scale is not None:
             x0 = x0 * c.x0_scale
         new_x = c.x0 * x0 + c.eps * eps
         if noise is not None and self.is_stochastic:
             new_x = new_x + c.noise * noise
-        return new_x, x0
+        return State(new_x, x0)

@@ -7,18 +7,13 @@ decoding a clip needs no CLIP.
 """
 
 import dataclasses
-import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dicode_jax.diffusion.guidance import guide, guide_three_way, rescale_guidance
-from dicode_jax.diffusion.samplers.base import Denoise, Trajectory, per_sample_normal, sample
-from dicode_jax.diffusion.samplers.ddim import DDIM
+from dicode_jax.diffusion.guided import SamplingConfig, sample_guided
 from dicode_jax.diffusion.schedules import NoiseSchedule
-from dicode_jax.diffusion.time_grid import SPACINGS, ddim_time_grid
 from dicode_jax.media.transforms import to_uint8 as to_uint8
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.models.dicode.tokenizer import mask_leading_tokens
@@ -259,118 +254,6 @@ def is_constant(path: tuple) -> bool:
     return any(str(part) in ("text_context", "null_tokens") for part in path)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How `decode_clip` samples; the defaults are those of the released demos.
-
-    Attributes:
-        num_frames: frames of a clip.
-        num_inference_steps: DDIM steps.
-        guidance_scale: strength of classifier-free guidance on the deep tokens; with 1 only the
-            conditional branch runs.
-        image_guidance_scale: strength of the deep tokens alone when a text is given too (three-way
-            guidance, the original's `cfg_img`); None for plain guidance. Without a text the two
-            conditional branches are equal, and this takes the place of ``guidance_scale``.
-        guidance_rescale: see `dicode_jax.diffusion.guidance.rescale_guidance`.
-        eta: 0 deterministic, 1 ancestral.
-        spacing: one of `dicode_jax.diffusion.time_grid.SPACINGS`.
-        fs: frame-stride condition of the UNet.
-        drop_tokens: zero the deep tokens 0..drop_tokens of every keyframe; None keeps all.
-        batch_guidance: evaluate the branches of guidance in one batched call instead of one after
-            the other, which takes less memory.
-        table_dtype: rounding of the tables, see `dicode_jax.diffusion.samplers.ddim.DDIM`.
-    """
-
-    num_frames: int = 16
-    num_inference_steps: int = 50
-    guidance_scale: float = 7.5
-    image_guidance_scale: float | None = None
-    guidance_rescale: float = 0.7
-    eta: float = 1.0
-    spacing: str = "uniform"
-    fs: int = 6
-    drop_tokens: int | None = None
-    batch_guidance: bool = True
-    table_dtype: str = "float32"
-
-    def __post_init__(self):
-        if self.num_frames < 1:
-            raise ValueError(f"num_frames must be at least 1, got {self.num_frames}")
-        if self.num_inference_steps < 1:
-            raise ValueError(
-                f"num_inference_steps must be at least 1, got {self.num_inference_steps}"
-            )
-        if self.spacing not in SPACINGS:
-            raise ValueError(f"spacing must be one of {SPACINGS}, got {self.spacing!r}")
-        if not 0 <= self.guidance_rescale <= 1:
-            raise ValueError(f"guidance_rescale must be in 0..1, got {self.guidance_rescale}")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must be in 0..1, got {self.eta}")
-        for name in ("guidance_scale", "image_guidance_scale"):
-            scale = getattr(self, name)
-            if scale is not None and not math.isfinite(scale):
-                raise ValueError(f"{name} must be finite, got {scale}")
-
-    @property
-    def is_guided(self) -> bool:
-        """Whether the unconditional branch runs at all."""
-        return self.guidance_scale != 1.0
-
-
-def guided_denoise(
-    decoder: ClipDecoder,
-    cond: Condition,
-    uncond: Condition | None,
-    fs: Int[Array, " b"] | None,
-    cfg: SamplingConfig,
-    *,
-    image_only: Condition | None = None,
-) -> Denoise:
-    """The guided model of a sampling loop.
-
-    Args:
-        decoder: the network.
-        cond: full condition.
-        uncond: null condition; None (or ``guidance_scale`` 1) runs the conditional branch alone.
-        fs: frame-stride condition, ``[b]``.
-        cfg: scales, rescale and whether branches share one call.
-        image_only: third branch of three-way guidance, deep tokens without text.
-
-    Returns:
-        ``(x [b, f, h, w, c], timesteps [b] or [b, f]) -> prediction [b, f, h, w, c]``, float32.
-    """
-    if uncond is None or not cfg.is_guided:
-        return lambda x, t: decoder.denoise(x, t, cond, fs).astype(jnp.float32)
-    branches = [cond, uncond] + ([] if image_only is None else [image_only])
-    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *branches)
-    count = len(branches)
-
-    def together(x, t):
-        repeat = lambda a: None if a is None else jnp.concatenate([a] * count)  # noqa: E731
-        joined = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), stacked)
-        return jnp.split(decoder.denoise(repeat(x), repeat(t), joined, repeat(fs)), count)
-
-    def apart(x, t):  # a loop, so that the network is compiled once
-        return list(jax.lax.map(lambda branch: decoder.denoise(x, t, branch, fs), stacked))
-
-    evaluate = together if cfg.batch_guidance else apart
-
-    def denoise(x, t):
-        outputs = [output.astype(jnp.float32) for output in evaluate(x, t)]
-        if image_only is not None:
-            image_scale = cfg.image_guidance_scale
-            scale = cfg.guidance_scale if image_scale is None else image_scale
-            guided = guide_three_way(*outputs, cfg.guidance_scale, scale)
-        else:
-            image_scale = cfg.image_guidance_scale
-            guided = guide(*outputs, cfg.guidance_scale if image_scale is None else image_scale)
-        if cfg.guidance_rescale > 0:
-            guided = rescale_guidance(guided, outputs[0], cfg.guidance_rescale)
-        return guided
-
-    return denoise
-
-
 def clip_conditions(
     decoder: ClipDecoder,
     tokens: Float[Array, "b k n d"],
@@ -379,7 +262,7 @@ def clip_conditions(
     text_context: Float[Array, "b l d"] | None = None,
     concat_tokens: Float[Array, "b k n d"] | None = None,
     null_tokens: Float[Array, "n d"] | None = None,
-) -> tuple[Condition, Condition | None, Condition | None]:
+) -> list[Condition]:
     """Conditional, null and image-only condition of a clip; the last two where ``cfg`` uses them.
 
     Args:
@@ -395,14 +278,13 @@ def clip_conditions(
     options = {"concat_tokens": concat_tokens}
     cond = decoder.condition(tokens, cfg.num_frames, text_context=text_context, **options)
     if not cfg.is_guided:
-        return cond, None, None
+        return [cond]
     uncond = decoder.null_condition(
         tokens.shape[0], cfg.num_frames, null_tokens=null_tokens, concat=cond.concat
     )
-    image_only = None
-    if text_context is not None and cfg.image_guidance_scale is not None:
-        image_only = decoder.condition(tokens, cfg.num_frames, **options)
-    return cond, uncond, image_only
+    if text_context is None or cfg.image_guidance_scale is None:
+        return [cond, uncond]
+    return [cond, uncond, decoder.condition(tokens, cfg.num_frames, **options)]
 
 
 @typechecked
@@ -419,8 +301,8 @@ def decode_clip(
     null_tokens: Float[Array, "n d"] | None = None,
     return_trajectory: bool = False,
     use_scan: bool = True,
-) -> Float[Array, "b f h w c"] | tuple[Float[Array, "b f h w c"], Trajectory]:
-    """Sample the latents of a clip from deep tokens. Pure: jit it with ``cfg`` static.
+) -> Float[Array, "b f h w c"] | tuple[Float[Array, "b f h w c"], Any]:
+    """Sample the latents of a clip from deep tokens. Pure: jit it with ``cfg`` as an argument.
 
     Args:
         decoder: the model.
@@ -441,16 +323,9 @@ def decode_clip(
     Raises:
         ValueError: neither keys nor noise, or shapes that do not fit the config.
     """
-    b = tokens.shape[0]
-    if x_init is None:
-        if keys is None:
-            raise ValueError("decode_clip needs keys (one per sample) or x_init")
-        shape = (cfg.num_frames, *decoder.cfg.latent_shape)
-        x_init = per_sample_normal(keys, 0, shape)
-    if x_init.shape[1] != cfg.num_frames:
+    if x_init is not None and x_init.shape[1] != cfg.num_frames:
         raise ValueError(f"x_init has {x_init.shape[1]} frames, the config {cfg.num_frames}")
-    step_keys = None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-    cond, uncond, image_only = clip_conditions(
+    branches = clip_conditions(
         decoder,
         tokens,
         cfg,
@@ -458,20 +333,14 @@ def decode_clip(
         concat_tokens=concat_tokens,
         null_tokens=null_tokens,
     )
-    schedule = decoder.cfg.schedule
-    latents, trajectory = sample(
-        guided_denoise(
-            decoder,
-            cond,
-            uncond,
-            jnp.full((b,), cfg.fs, jnp.int32),
-            cfg,
-            image_only=image_only,
-        ),
-        DDIM(schedule=schedule, eta=cfg.eta, table_dtype=cfg.table_dtype),
-        x_init.astype(jnp.float32),
-        ddim_time_grid(cfg.spacing, cfg.num_inference_steps, schedule.num_timesteps),
-        keys=step_keys,
+    latents, trajectory = sample_guided(
+        decoder.denoise,
+        branches,
+        decoder.cfg.schedule,
+        cfg,
+        (cfg.num_frames, *decoder.cfg.latent_shape),
+        keys=keys,
+        x_init=x_init,
         noise=noise,
         return_trajectory=return_trajectory,
         use_scan=use_scan,

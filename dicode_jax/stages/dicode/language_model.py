@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dicode_jax.data.shapes_world import all_captions
+from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.errors import UserError
 from dicode_jax.media.transforms import to_float
 from dicode_jax.models.causal_lm import BodyConfig, build_body, compare_bodies
@@ -17,7 +18,6 @@ from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import (
     ClipDecoder,
     ClipDecoderConfig,
-    SamplingConfig,
     decode_clip,
     decode_latents,
     to_uint8,

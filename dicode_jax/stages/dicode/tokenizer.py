@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.media.transforms import to_float
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.models.dicode.decoder import (
     ClipDecoder,
     ClipDecoderConfig,
-    SamplingConfig,
     decode_clip,
     decode_latents,
     to_uint8,
@@ -267,6 +267,7 @@ def reconstruct(
         num_inference_steps=config.sample_steps,
         guidance_scale=config.sample_guidance,
         fs=config.decoder.unet.default_fs if config.fs is None else config.fs,
+        batch_guidance=True,
     )
     keyframes = tokenizer_loss.select_keyframes(video, config.decoder.image_proj_type)
     keys = row_keys(stream(0, "sheet"), video.shape[0])

@@ -19,7 +19,7 @@ KEYS = jax.random.split(jax.random.key(1), 3)
 def oracle(schedule, x0):
     """A network that knows the clean sample."""
 
-    def denoise(x, t):
+    def denoise(x, t, _):
         signal = schedule.gather("sqrt_alphas_cumprod", t, x.ndim)
         spread = schedule.gather("sqrt_one_minus_alphas_cumprod", t, x.ndim)
         eps = (x - signal * x0) / spread
@@ -68,26 +68,27 @@ def test_coefficients_are_finite_for_every_number_of_steps(eta):
     sampler = DDIM(schedule=V, eta=eta)
     for num_steps in range(2, 201):
         for spacing in ("uniform_trailing", "uniform", "quad"):
-            for values in sampler.coefficients(ddim_time_grid(spacing, num_steps)):
+            for values in sampler.coefficients(ddim_time_grid(spacing, num_steps))[1]:
                 assert np.isfinite(values).all(), (spacing, num_steps)
 
 
 @pytest.mark.parametrize("num_steps", [7, 11, 25, 61])
 def test_trailing_grids_with_eta_1_give_numbers(num_steps):
     grid = ddim_time_grid("uniform_trailing", num_steps)
-    got, _ = sample(lambda x, t: 0.1 * x, DDIM(schedule=V), X, grid, keys=KEYS)
+    got, _ = sample(lambda x, t, _: 0.1 * x, DDIM(schedule=V), X, grid, keys=KEYS)
     assert np.isfinite(got).all()
 
 
 def test_eta_0_needs_no_randomness_and_repeats():
     grid = ddim_time_grid("uniform", 4)
-    run = lambda: sample(lambda x, t: jnp.sin(x), DDIM(schedule=V, eta=0.0), X, grid)[0]  # noqa: E731
+    run = lambda: sample(lambda x, t, _: jnp.sin(x), DDIM(schedule=V, eta=0.0), X, grid)[0]  # noqa: E731
     np.testing.assert_array_equal(run(), run())
 
 
 def test_a_sample_does_not_depend_on_the_batch_it_is_in():
     grid = ddim_time_grid("uniform", 4)
-    scaled = lambda x, keys: sample(lambda x, t: 0.3 * x, DDIM(schedule=V), x, grid, keys=keys)[0]  # noqa: E731
+    denoise = lambda x, t, _: 0.3 * x  # noqa: E731
+    scaled = lambda x, keys: sample(denoise, DDIM(schedule=V), x, grid, keys=keys)[0]  # noqa: E731
     np.testing.assert_allclose(scaled(X, KEYS)[1:2], scaled(X[1:2], KEYS[1:2]), atol=1e-6)
     assert np.abs(scaled(X[:1], KEYS[:1]) - scaled(X[:1], KEYS[1:2])).max() > 0.1
 
@@ -96,7 +97,7 @@ def test_given_noise_is_used_step_by_step_and_the_loops_agree():
     grid = ddim_time_grid("uniform", 3)
     noise = jax.random.normal(jax.random.key(4), (3, *X.shape))
     options = {"noise": noise, "return_trajectory": True}
-    denoise = lambda x, t: jnp.tanh(x)  # noqa: E731
+    denoise = lambda x, t, _: jnp.tanh(x)  # noqa: E731
     got, steps = sample(denoise, DDIM(schedule=V), X, grid, **options)
     again, loop = sample(denoise, DDIM(schedule=V), X, grid, use_scan=False, **options)
     np.testing.assert_allclose(got, again, atol=1e-6)
@@ -104,7 +105,7 @@ def test_given_noise_is_used_step_by_step_and_the_loops_agree():
     assert steps.x.shape == noise.shape
     other = noise.at[2].add(1.0)  # noise enters at the last step too
     moved, _ = sample(denoise, DDIM(schedule=V), X, grid, noise=other)
-    sigma = DDIM(schedule=V).coefficients(grid).noise[2]
+    sigma = DDIM(schedule=V).coefficients(grid)[1].noise[2]
     np.testing.assert_allclose(moved - got, np.full(X.shape, sigma), atol=1e-5)
 
 
@@ -112,7 +113,7 @@ def test_a_grid_per_frame_moves_each_frame_by_its_own_steps():
     first, second = np.array([900, 300, 0]), np.array([500, 500, 20])
     grid = np.stack([first, second], axis=1)
     sampler = DDIM(schedule=V, eta=0.0)
-    denoise = lambda x, t: jnp.cos(x)  # noqa: E731
+    denoise = lambda x, t, _: jnp.cos(x)  # noqa: E731
     whole, _ = sample(denoise, sampler, X, grid)
     for frame, own in enumerate((first, second)):
         alone, _ = sample(denoise, sampler, X[:, frame], own)
@@ -122,7 +123,7 @@ def test_a_grid_per_frame_moves_each_frame_by_its_own_steps():
 def test_dynamic_rescale_multiplies_the_estimate_by_the_ratio_of_factors():
     schedule = NoiseSchedule(parameterization="v", base_scale=0.5, turning_step=400)
     grid = np.array([800, 200, 0])
-    ratio = DDIM(schedule=schedule).coefficients(grid).x0_scale
+    ratio = DDIM(schedule=schedule).coefficients(grid)[1].x0_scale
     scales = schedule.scale_array
     np.testing.assert_allclose(ratio, [scales[200] / scales[800], 1.0], rtol=1e-6)
 
@@ -156,7 +157,7 @@ def test_noise_prediction_at_zero_snr_is_refused():
 )
 def test_missing_or_misshapen_randomness_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        sample(lambda x, t: x, DDIM(schedule=V), X, ddim_time_grid("uniform", 3), **options)
+        sample(lambda x, t, _: x, DDIM(schedule=V), X, ddim_time_grid("uniform", 3), **options)
 
 
 def test_eta_and_table_type_are_checked():

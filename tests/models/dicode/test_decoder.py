@@ -9,12 +9,13 @@ import pytest
 from flax import nnx
 from models.dicode.tiny_decoder import CONFIG, TOKENS, build
 
+from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.models.dicode import decoder as decoding
-from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig, SamplingConfig
+from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.nn.resampler import ResamplerConfig
 
-SAMPLING = SamplingConfig(num_frames=4, num_inference_steps=3)
+SAMPLING = SamplingConfig(num_frames=4, num_inference_steps=3, batch_guidance=True)
 KEYS = jax.random.split(jax.random.key(2), 3)
 
 
@@ -146,7 +147,7 @@ def test_without_a_text_the_image_scale_takes_the_place_of_the_scale(decoder, mo
 
 def test_dropped_tokens_are_zero_in_the_context_and_the_latent_image(decoder):
     cfg = dataclasses.replace(SAMPLING, drop_tokens=1)
-    cond, uncond, _ = decoding.clip_conditions(decoder, TOKENS, cfg)
+    cond, uncond = decoding.clip_conditions(decoder, TOKENS, cfg)
     seen = cond.context[:, 3:].reshape(3, 4, 4, 6)
     assert not seen[:, :, :2].any()
     np.testing.assert_array_equal(seen[:, 0, 2:], TOKENS[:, 0, 2:])

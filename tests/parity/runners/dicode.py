@@ -15,12 +15,13 @@ from flax import nnx
 import convert
 from convert.dicode import modules as dicode
 from convert.engine.plan import flatten, plan
+from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.diffusion.samplers.ddim import DDIM
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS, NoiseSchedule
 from dicode_jax.diffusion.time_grid import ddim_time_grid, ddim_timesteps
 from dicode_jax.distributions.gaussian_mixture import GaussianMixture
 from dicode_jax.models.dicode import decoder as decoding
-from dicode_jax.models.dicode.decoder import ClipDecoder, SamplingConfig
+from dicode_jax.models.dicode.decoder import ClipDecoder
 from dicode_jax.models.dicode.generate import Draws, generate
 from dicode_jax.stages.dicode import tokenizer_loss as training
 from parity.harness import Check, runner
@@ -242,7 +243,7 @@ def sampling_config(case, num_frames) -> SamplingConfig:
         fields["image_guidance_scale"] = case.get("cfg_img")
     if case.get("rm_tkn", -1) >= 0:
         fields["drop_tokens"] = case["rm_tkn"]
-    return SamplingConfig(num_frames=num_frames, **fields)
+    return SamplingConfig(num_frames=num_frames, batch_guidance=True, **fields)
 
 
 def run_case(decoder, tokens, arrays, name, case, done):
@@ -251,7 +252,8 @@ def run_case(decoder, tokens, arrays, name, case, done):
     read = lambda key: arrays[same.get(key, f"{name}/{key}")]  # noqa: E731
     x_init, noise = last(read("x_T")), last(read("step_noise")[:])
     cfg = sampling_config(case, num_frames=x_init.shape[1])
-    cond, uncond, _ = decoding.clip_conditions(decoder, **tokens, cfg=cfg)
+    branches = decoding.clip_conditions(decoder, **tokens, cfg=cfg)
+    cond, uncond = branches if cfg.is_guided else (*branches, None)
     latents, steps = decoding.decode_clip(
         decoder,
         keys=None,
@@ -379,7 +381,7 @@ def run_end_to_end(fixture):
     got = {"text_ids": ids, "img_emb": tokens[0]}
     decoder = with_compiled_network(loaded.system.decoder)
     noise = last(arrays["noise"])
-    cfg = SamplingConfig(num_frames=noise.shape[2], num_inference_steps=config["ddim_steps"])
+    cfg = sampling_config({"ddim_steps": config["ddim_steps"]}, noise.shape[2])
     latents = decode_chain(decoder, np.asarray(tokens[0]), noise, cfg, frames - 1)
     shape = torch_order(decoding.decode_latents(decoder, latents)).shape
     yield Check("video_shape", np.asarray(shape), np.asarray(config["video_shape"]), exact=True)

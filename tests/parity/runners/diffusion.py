@@ -9,12 +9,13 @@ from flax import nnx
 
 import convert
 from dicode_jax.diffusion import guidance, losses, parameterization
+from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.diffusion.samplers.base import sample
 from dicode_jax.diffusion.samplers.ddim import DDIM
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.diffusion.time_grid import ddim_time_grid, ddim_timesteps
 from dicode_jax.distributions.diagonal_gaussian import DiagonalGaussian
-from dicode_jax.models.latent_video import VideoSamplingConfig, sample_latents
+from dicode_jax.models.latent_video import sample_latents
 from dicode_jax.nn.embeddings import timestep_embedding
 from parity.harness import Check, runner
 
@@ -171,9 +172,9 @@ def guided(branches, case):
     """The guided model of a trajectory case."""
     scale = case["cfg"]
     if scale == 1.0:
-        return branches[0]
+        return lambda x, t, _: branches[0](x, t)
 
-    def denoise(x, t):
+    def denoise(x, t, _):
         outputs = [branch(x, t) for branch in branches]
         if multi := case.get("multi"):
             image_scale = multi.get("cfg_img") if isinstance(multi, dict) else multi
@@ -262,7 +263,7 @@ def sampled(arrays, name, unet, case, schedule, bound, table_dtype="float32"):
         concat = last(concat)
         concat = jnp.broadcast_to(concat, (*x.shape[:-1], concat.shape[-1]))
     spacing = spacing_from(case["spacing"])
-    cfg = VideoSamplingConfig(
+    cfg = SamplingConfig(
         num_frames=x.shape[1],
         num_inference_steps=case["steps"],
         guidance_scale=case["cfg"],
