@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dicode_jax.cli import data, runs
+from dicode_jax.diffusion.samplers import SAMPLERS
 from dicode_jax.errors import UserError
 from dicode_jax.pipelines.options import (
     MAX_CLIPS,
@@ -193,6 +194,11 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="how strongly a clip follows its deep tokens, as 7.5; 1 switches guidance off "
         "(default: the model's own)",
+    )
+    parser.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        help="the update rule; dpm++ is of second order (default: the model's own, mostly ddim)",
     )
 
 

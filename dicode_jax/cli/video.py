@@ -53,6 +53,7 @@ def generate(args: argparse.Namespace) -> None:
             seed=args.seed,
             num_inference_steps=args.steps,
             guidance_scale=args.guidance_scale,
+            sampler=args.sampler,
             progress=progress,
         )[0]
     _write(args, pipe, video, args.num_clips, start, args.prompt)
@@ -202,9 +203,8 @@ def _describe_pipeline(folder: pathlib.Path, kind: str, config) -> None:
     if kind == "dicode":
         _describe_dicode(folder)
     guidance = f"guidance {sampling.guidance_scale:g}"
-    print(
-        f"{'sampling':<16} {sampling.num_inference_steps} steps, {guidance}, eta {sampling.eta:g}"
-    )
+    steps = f"{sampling.num_inference_steps} steps of {sampling.sampler}"
+    print(f"{'sampling':<16} {steps}, {guidance}, eta {sampling.eta:g}")
     if kind == "dicode" and (folder / "language_model").is_dir():
         print(f"{'text':<16} {config.text_length} tokens")
 
@@ -387,6 +387,7 @@ def _decode_tokens(args: argparse.Namespace, pipe, tokens, start: float, label: 
             seed=args.seed,
             num_inference_steps=args.steps,
             guidance_scale=args.guidance_scale,
+            sampler=args.sampler,
             progress=progress,
         )
     _write(args, pipe, video, num_clips, start, label)

@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dicode_jax.diffusion.guidance import guide, guide_three_way, rescale_guidance
+from dicode_jax.diffusion.samplers import SAMPLERS
 from dicode_jax.diffusion.samplers.base import Denoise, Project, Sampler, per_sample_normal, sample
 from dicode_jax.diffusion.samplers.ddim import DDIM
+from dicode_jax.diffusion.samplers.dpm import DPMSolver
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.diffusion.time_grid import SPACINGS, ddim_time_grid
 from dicode_jax.nn.rngs import fold
@@ -49,13 +51,15 @@ class SamplingConfig:
             guidance, the original's `cfg_img`); None for plain guidance. Without a text the two
             conditional branches are equal, and this takes the place of ``guidance_scale``.
         guidance_rescale: see `dicode_jax.diffusion.guidance.rescale_guidance`; 0 for off.
-        eta: 0 deterministic, 1 ancestral.
+        sampler: one of `dicode_jax.diffusion.samplers.SAMPLERS`.
+        eta: 0 deterministic, 1 ancestral ("ddim") or the reverse SDE ("dpm++"); what lies between
+            is told by `DDIM` and `DPMSolver`.
         spacing: one of `dicode_jax.diffusion.time_grid.SPACINGS`.
         fs: frame stride, or frames per second, that the UNet is told.
         drop_tokens: zero the deep tokens 0..drop_tokens of every keyframe; None keeps all.
         batch_guidance: evaluate the branches of guidance in one batched call instead of one after
             the other, which takes less memory.
-        table_dtype: rounding of the tables of `DDIM`.
+        table_dtype: rounding of the tables of `DDIM`; "dpm++" has float64 ones.
     """
 
     num_frames: int = 16
@@ -63,6 +67,7 @@ class SamplingConfig:
     guidance_scale: float = 7.5
     image_guidance_scale: float | None = None
     guidance_rescale: float = 0.7
+    sampler: str = "ddim"
     eta: float = 1.0
     spacing: str = "uniform"
     fs: int = 6
@@ -74,8 +79,9 @@ class SamplingConfig:
         for name in ("num_frames", "num_inference_steps", "fs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.spacing not in SPACINGS:
-            raise ValueError(f"spacing must be one of {SPACINGS}, got {self.spacing!r}")
+        for name, known in (("sampler", SAMPLERS), ("spacing", SPACINGS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
         for name in ("guidance_rescale", "eta"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in 0..1, got {getattr(self, name)}")
@@ -112,8 +118,10 @@ class SamplingConfig:
 
 
 def make_sampler(schedule: NoiseSchedule, cfg: SamplingConfig) -> Sampler:
-    """The sampler of the settings."""
-    return DDIM(schedule=schedule, eta=cfg.eta, table_dtype=cfg.table_dtype)
+    """The sampler that the settings name."""
+    if cfg.sampler == "ddim":
+        return DDIM(schedule=schedule, eta=cfg.eta, table_dtype=cfg.table_dtype)
+    return DPMSolver(schedule=schedule, eta=cfg.eta)
 
 
 def make_grid(schedule: NoiseSchedule, cfg: SamplingConfig) -> np.ndarray:

@@ -157,6 +157,7 @@ class DiCoDePipeline(base.Pipeline):
         seed: int | Sequence[int] = 0,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        sampler: str | None = None,
         progress: Progress | None = None,
     ) -> UInt8[np.ndarray, "b f h w 3"]:
         """Generates a video for each prompt.
@@ -171,6 +172,7 @@ class DiCoDePipeline(base.Pipeline):
           seed: Of all randomness, 0 to 2**32 - 1; or a seed for each prompt.
           num_inference_steps: Diffusion steps per clip; None for the model's default.
           guidance_scale: Strength of the deep tokens; None for the model's default.
+          sampler: "ddim", or "dpm++" of second order; None for the model's default.
           progress: Called as `(what, done, total)` while it works.
 
         Returns:
@@ -183,6 +185,7 @@ class DiCoDePipeline(base.Pipeline):
             "num_frames": num_frames,
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
+            "sampler": sampler,
         }
         self._sampling(**sampling)  # what is wrong is known before the tokens are written
         tokens = self.generate_tokens(prompt, num_clips=num_clips, seed=seed, progress=progress)
@@ -272,14 +275,15 @@ class DiCoDePipeline(base.Pipeline):
         num_frames: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        sampler: str | None = None,
         progress: Progress | None = None,
     ) -> UInt8[np.ndarray, "*b f h w 3"]:
         """Paints the clips between neighbouring keyframes.
 
         Args:
           tokens: Deep tokens of two or more keyframes, of one video or of a batch.
-          seed, num_frames, num_inference_steps, guidance_scale, progress: As for the pipeline;
-            video i of a batch is painted as it is alone with its own seed.
+          seed, num_frames, num_inference_steps, guidance_scale, sampler, progress: As for the
+            pipeline; video i of a batch is painted as it is alone with its own seed.
 
         Returns:
           `(k - 1) * num_frames` frames in [0, 255].
@@ -307,6 +311,7 @@ class DiCoDePipeline(base.Pipeline):
             num_frames=num_frames,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            sampler=sampler,
         )
         graph, state = self._split["decoder"]
         k = batched.shape[1]

@@ -72,6 +72,7 @@ class DivotDetokenizer(base.Pipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         eta: float | None = None,
+        sampler: str | None = None,
         seed: int | Sequence[int] = 0,
     ) -> UInt8[np.ndarray, "b f h w 3"]:
         """Paints a clip for each set of features.
@@ -79,7 +80,7 @@ class DivotDetokenizer(base.Pipeline):
         Args:
           features: Of Divot's video tokenizer, one clip or a batch ([64, 256] in the release).
           null_features: Those of an all-zero clip, for guidance.
-          num_inference_steps, guidance_scale, eta: None for the model's default.
+          num_inference_steps, guidance_scale, eta, sampler: None for the model's default.
           seed: Of all randomness, 0 to 2**32 - 1; or a seed for each clip. Clip i of a call with
             `seed=s` is what it is alone with `seed=s + i`, within one grey level.
 
@@ -100,6 +101,7 @@ class DivotDetokenizer(base.Pipeline):
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             eta=eta,
+            sampler=sampler,
         )
         keys = self._keys(seed, len(batch))
         if null_features is None:

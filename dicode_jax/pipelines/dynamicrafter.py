@@ -109,6 +109,7 @@ class DynamiCrafterPipeline(base.Pipeline):
         guidance_scale: float | None = None,
         guidance_rescale: float | None = None,
         eta: float | None = None,
+        sampler: str | None = None,
         fs: int | None = None,
         seed: int | Sequence[int] = 0,
     ) -> UInt8[np.ndarray, "b f h w 3"]:
@@ -130,6 +131,7 @@ class DynamiCrafterPipeline(base.Pipeline):
           guidance_scale: Strength of prompt and image tokens; 1 for none.
           guidance_rescale: 0 to 1, see `dicode_jax.diffusion.guidance.rescale_guidance`.
           eta: 0 for the same path from the same noise, 1 for fresh noise at every step.
+          sampler: "ddim", or "dpm++" of second order.
           fs: Frame stride for the 256 model (1 to 6, larger for more motion), frames per second for
             the others (smaller for more motion).
           seed: Of all randomness, 0 to 2**32 - 1; or a seed for each image.
@@ -150,6 +152,7 @@ class DynamiCrafterPipeline(base.Pipeline):
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
             eta=eta,
+            sampler=sampler,
             fs=fs,
         )
         pixels, is_finite = _decode(*self._of("autoencoder"), latents)

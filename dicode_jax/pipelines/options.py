@@ -10,6 +10,7 @@ import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dicode_jax.diffusion.samplers import SAMPLERS
 from dicode_jax.errors import UserError
 
 MAX_SEED = 2**32 - 1  # jax drops the bits above without a word
@@ -83,7 +84,24 @@ class Real:
         return text
 
 
-OPTIONS: Mapping[str, Whole | Real] = {
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """One of several names."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, value: Any) -> str:
+        """The name.
+
+        Raises:
+          ValueError: It is none of these; the message says which there are.
+        """
+        if not isinstance(value, str) or value not in self.names:
+            raise ValueError(f"want {' or '.join(self.names)}, got {shown(value)}")
+        return value
+
+
+OPTIONS: Mapping[str, Whole | Real | OneOf] = {
     "num_clips": Whole(1, MAX_CLIPS),
     "num_frames": Whole(1, MAX_FRAMES),
     "num_inference_steps": Whole(1),
@@ -92,12 +110,13 @@ OPTIONS: Mapping[str, Whole | Real] = {
     "image_guidance_scale": Real(),
     "guidance_rescale": Real(0.0, 1.0),
     "eta": Real(0.0, 1.0),
+    "sampler": OneOf(SAMPLERS),
     "fps": Real(0.0, 1000.0, is_open=True),
 }
 
 
 def check(**options: Any) -> dict[str, Any]:
-    """The options that are given, as Python's own numbers; those that are None are left out.
+    """The options that are given, numbers as Python's own; those that are None are left out.
 
     Raises:
       UserError: There is no option of this name, or its value is impossible.
@@ -171,7 +190,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def named(name: str, rule: Whole | Real, value: Any) -> Any:
+def named(name: str, rule: Whole | Real | OneOf, value: Any) -> Any:
     """What `rule` makes of a value.
 
     Raises:

@@ -124,15 +124,16 @@ class TestGenerate:
 
     def test_passes_every_option_on(self, calls, work):
         options = "--num-clips 2 --num-frames 8 --seed 5 --steps 20 --guidance-scale 1.5"
+        options += " --sampler dpm++"
         argv = ["generate", PROMPT, "--out", "a.gif", *options.split(), "--model", "some"]
         assert cli.main(argv) == 0
-        given = {"seed": 5, "num_inference_steps": 20, "guidance_scale": 1.5}
+        given = {"seed": 5, "num_inference_steps": 20, "guidance_scale": 1.5, "sampler": "dpm++"}
         assert calls == [("load", "some"), ("generate", PROMPT, 2, 8, given)]
         assert video.read_video("a.gif").fps == pytest.approx(4, abs=0.1)  # a clip stays 2 s long
 
     def test_leaves_defaults_to_the_model(self, calls, work):
         assert cli.main(["generate", PROMPT, "--out", "a.mp4"]) == 0
-        given = {"seed": 0, "num_inference_steps": None, "guidance_scale": None}
+        given = {"seed": 0, "num_inference_steps": None, "guidance_scale": None, "sampler": None}
         assert calls == [("load", None), ("generate", PROMPT, 1, None, given)]
 
     def test_writes_a_contact_sheet(self, calls, work, capsys):
@@ -194,6 +195,7 @@ class TestGenerate:
             (["--out", "/proc/a.mp4"], "cannot write into the folder /proc"),
             (["--out", "a.mp4", "--sheet", "a.jpg"], "'.jpg'; write to one of: .png"),
             (["--out", "a.mp4", "--step", "5"], "unknown option --step; did you mean --steps?"),
+            (["--out", "a.mp4", "--sampler", "dpm"], "argument --sampler: invalid choice: 'dpm'"),
             (["--out", "a.mp4", "more"], "unrecognized arguments: more"),
         ],
     )
@@ -232,7 +234,7 @@ class TestVideoCommands:
         means = frames[[0, 16, 31]].mean((1, 2))
         np.testing.assert_allclose(tokens[:, 2], means, rtol=1e-6)
         assert cli.main(["decode", "t.safetensors", "--out", "out.webp", "--seed", "3"]) == 0
-        given = {"seed": 3, "num_inference_steps": None, "guidance_scale": None}
+        given = {"seed": 3, "num_inference_steps": None, "guidance_scale": None, "sampler": None}
         assert calls[-1] == ("decode", (3, 4, 3), None, given)
         assert len(video.read_video("out.webp").frames) == 32
 

@@ -125,6 +125,7 @@ def test_features_and_options_are_checked(converted):
         ({"num_inference_steps": 0, "guidance_scale": 1}, "num_inference_steps"),
         ({"guidance_scale": float("nan")}, "guidance_scale: .* got nan"),
         ({"eta": "1", "guidance_scale": 1}, "eta: .* got '1'"),
+        ({"sampler": "euler", "guidance_scale": 1}, "sampler: want ddim or .* got 'euler'"),
         ({"seed": 2**32, "guidance_scale": 1}, "seed: "),
         ({"seed": [1], "guidance_scale": 1}, "seed: 1 seeds for 2"),
         ({"null_features": np.full((5, 12), np.nan)}, "null_features .* NaN or infinite"),
@@ -180,6 +181,8 @@ def test_a_clip_comes_from_its_own_features():
     both = decoder(np.stack([others[1], features[0]]), null_features=null[0], seed=1)
     assert np.abs(alone[0] - both[1]).max() <= 1
     assert (alone != video).any()
+    other = decoder(features[0], null_features=null[0], seed=2, sampler="dpm++", eta=0.0)
+    assert (other != decoder(features[0], null_features=null[0], seed=2, eta=0.0)).any()
     for part in PARTS:
         bad = DivotDetokenizer(
             parts | {part: with_value(parts[part], np.nan)}, config=decoder.config

@@ -10,6 +10,7 @@ import pytest
 from dicode_jax import config as config_lib
 from dicode_jax.diffusion.guidance import guide
 from dicode_jax.diffusion.guided import SamplingConfig, sample_guided
+from dicode_jax.diffusion.samplers import SAMPLERS
 from dicode_jax.diffusion.schedules import NoiseSchedule
 
 X0 = NoiseSchedule(parameterization="x0")
@@ -29,8 +30,9 @@ def run(cfg, branches=2, **options):
     return sample_guided(predict, BRANCHES[:branches], X0, cfg, SHAPE, keys=KEYS, **options)[0]
 
 
-def test_another_value_compiles_nothing_and_gives_what_it_gives_untraced():
-    first = dataclasses.replace(CONFIG, image_guidance_scale=1.0)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_another_value_compiles_nothing_and_gives_what_it_gives_untraced(sampler):
+    first = dataclasses.replace(CONFIG, sampler=sampler, image_guidance_scale=1.0)
     compiled = jax.jit(lambda cfg: run(cfg, 3))
     before = compiled(first)
     for name, values in {
@@ -79,13 +81,14 @@ def test_guidance_may_have_a_scale_for_each_step():
     np.testing.assert_allclose(steps.x0.mean((1, 2, 3, 4, 5)), scales)
 
 
-def test_given_frames_are_put_in_before_each_step_and_after_the_last():
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_given_frames_are_put_in_before_each_step_and_after_the_last(sampler):
     project = lambda x, step: x.at[:, :1].set(10.0 + step)  # noqa: E731
     latents, steps = sample_guided(
         lambda x, times, condition, fs: x,
         BRANCHES[:1],
         X0,
-        CONFIG,
+        dataclasses.replace(CONFIG, sampler=sampler),
         SHAPE,
         keys=KEYS,
         project=project,
@@ -119,15 +122,16 @@ def test_settings_of_older_folders_load():
     }
     loaded = config_lib.from_dict(SamplingConfig, video)
     assert loaded == SamplingConfig(spacing="uniform_trailing", fs=24, table_dtype="float16")
-    assert not loaded.batch_guidance
+    assert (loaded.sampler, loaded.batch_guidance) == ("ddim", False)
     dicode = video | {"image_guidance_scale": None, "drop_tokens": 3, "batch_guidance": True}
     loaded = config_lib.from_dict(SamplingConfig, dicode)
-    assert (loaded.batch_guidance, loaded.drop_tokens) == (True, 3)
+    assert (loaded.sampler, loaded.batch_guidance, loaded.drop_tokens) == ("ddim", True, 3)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"sampler": "euler"}, r"sampler must be one of \('ddim', 'dpm\+\+'\), got 'euler'"),
         ({"fs": 0}, "fs must be at least 1, got 0"),
         ({"guidance_scale": float("inf")}, "guidance_scale must be finite"),
     ],

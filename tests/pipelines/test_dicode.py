@@ -136,6 +136,16 @@ def test_another_guidance_scale_compiles_nothing(pipe):
     assert not close(painted[1], painted[2])
 
 
+def test_the_sampler_changes_the_video(pipe, videos):
+    tokens = pipe.generate_tokens(PROMPTS[0], num_clips=2, seed=3)[0]
+    assert close(pipe.decode(tokens, seed=3, sampler="ddim"), videos[0])
+    ddim, dpm = (
+        pipe.decode(tokens[:2], num_inference_steps=4, sampler=sampler)
+        for sampler in ("ddim", "dpm++")
+    )
+    assert not close(dpm, ddim)
+
+
 def test_long_prompt_is_cut_with_a_warning(pipe):
     with pytest.warns(UserWarning, match=r"has 40 tokens; the model reads the first 14"):
         pipe.generate_tokens(" ".join(["red"] * 40))
@@ -164,6 +174,8 @@ def test_long_prompt_is_cut_with_a_warning(pipe):
         (lambda p: p(PROMPTS[0], num_frames=3), "num_frames must be even, got 3"),
         (lambda p: p(PROMPTS[0], num_inference_steps=0), "num_inference_steps: want .* at least 1"),
         (lambda p: p(PROMPTS[0], num_inference_steps=501), "501"),
+        (lambda p: p(PROMPTS[0], sampler="euler"), r"sampler: want ddim or dpm\+\+, got 'euler'"),
+        (lambda p: p(PROMPTS[0], sampler=2), "sampler: .* got 2"),
         (lambda p: p.encode(np.zeros((1, 8, 8, 3), np.uint8)), "two keyframes"),
         (lambda p: p.encode(np.zeros((4, 8, 8, 3), np.float32)), "uint8"),
         (lambda p: p.encode(np.zeros((4, 0, 8, 3), np.uint8)), "a video is uint8"),

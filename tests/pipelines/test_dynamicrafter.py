@@ -140,6 +140,14 @@ def test_fs_enters(pipe, images, latents):
     assert (apart(other, latents) > 1e-5).all()
 
 
+def test_the_sampler_changes_the_video(pipe, images):
+    ddim, dpm = (
+        pipe.sample_latents(images[0], "cat", num_inference_steps=4, eta=0.0, sampler=sampler)
+        for sampler in ("ddim", "dpm++")
+    )
+    assert (apart(dpm, ddim) > 1e-3).all()
+
+
 def test_only_its_own_frame_holds_the_last_image(between, images):
     """This UNet has no layer over time, and the last image has no tokens: only its frame tells."""
     options = {"seed": 3, "guidance_scale": 1.0}  # rescaled guidance would join the frames
@@ -188,6 +196,7 @@ def test_images_of_any_size_are_covered_without_bars(pipe, size):
         ({"prompt": 3}, "a prompt is text"),
         ({"num_inference_steps": 0}, "num_inference_steps: want .* of at least 1, got 0"),
         ({"num_inference_steps": 2000}, "2000"),
+        ({"sampler": "euler"}, r"sampler: want ddim or dpm\+\+, got 'euler'"),
         ({"eta": 2.0}, "eta: want .* of at most 1, got 2"),
         ({"num_frames": 0}, "num_frames: want a whole number from 1"),
         ({"guidance_scale": float("nan")}, "guidance_scale: .* got nan"),

@@ -1,1 +1,4 @@
-"""Samplers: steppers behind one protocol, and the scan loop that drives any of them."""
+"""Samplers: update rules behind one protocol, and the scan loop that drives any of them."""
+
+SAMPLERS = ("ddim", "dpm++")
+"""Names by which a user picks one; `dicode_jax.diffusion.guided.make_sampler` makes it."""
