@@ -75,6 +75,7 @@ def _animate(args: argparse.Namespace, folder, image=None, last_image=None) -> N
         seed=args.seed,
         num_inference_steps=args.steps,
         guidance_scale=args.guidance_scale,
+        sampler=args.sampler,
     )[0]
     _write(args, pipe, video, 1, start, args.prompt or pathlib.Path(args.image).name)
 
@@ -409,6 +410,7 @@ def _decode_features(
                 seed=seed,
                 num_inference_steps=args.steps,
                 guidance_scale=args.guidance_scale,
+                sampler=args.sampler,
             )
             clips.append(painted[0])
     _write(args, pipe, np.concatenate(clips), len(clips), start, label)

@@ -120,6 +120,19 @@ def test_features_of_one_clip_without_guidance_need_nothing_else(work, divot_fol
     assert len(video.read_video("a.webp").frames) == FRAMES
 
 
+def test_every_kind_paints_with_the_sampler_that_is_asked_for(work, divot_folder):
+    for argv in (
+        ["generate", "a red circle grows", "--model", DICODE],
+        ["generate", "--image", "a.png", "--model", DYNAMICRAFTER],
+        ["decode", "f.safetensors", "--model", divot_folder],
+    ):
+        for sampler in ("ddim", "dpm++"):
+            run(*argv, "--steps", 3, "--sampler", sampler, "--out", f"{sampler}.webp")
+        ddim, dpm = (video.read_video(f"{name}.webp").frames for name in ("ddim", "dpm++"))
+        assert ddim.shape == dpm.shape
+        assert not np.array_equal(ddim, dpm)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "auto"])
 def test_every_kind_computes_in_the_type_that_is_asked_for(work, divot_folder, monkeypatch, dtype):
     loaded = []
@@ -168,7 +181,7 @@ def test_info_describes_every_kind(work, divot_folder, capsys):
         out = capsys.readouterr().out
         assert f"{'kind':<16} {kind}\n" in out
         assert f"{'clip':<16} {FRAMES} frames of 16 x 8 at " in out
-        assert f"{'sampling':<16} 2 steps, guidance 7.5" in out
+        assert f"{'sampling':<16} 2 steps of ddim, guidance 7.5" in out
     run("info", "f.safetensors")
     assert "f.safetensors: features of 2 clips, 5 x 6 each" in capsys.readouterr().out
 
