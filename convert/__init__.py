@@ -1,8 +1,8 @@
 """Port original PyTorch weights: `convert.from_torch(kind, state_dict, config)` returns the module.
 
-Each kind is one file with a table of rules (see `convert.engine.rules`) and two functions:
-`config_from_original`, which reads the original configuration, and `from_torch`. Reading arrays
-needs no torch; a state dict may hold numpy arrays or torch tensors.
+It holds what the commands (`python -m convert`) write, by the same plan. A part is a file with a
+table of rules (see `convert.engine.rules`), `config_from_original`, which reads the original
+configuration, and `from_torch`. A state dict may hold numpy arrays or torch tensors.
 """
 
 import importlib
@@ -40,8 +40,8 @@ def from_torch(kind: str, state_dict: Mapping[str, Any], config: Any) -> nnx.Mod
 
     Raises:
       ValueError: Unknown kind, or an option of the configuration that is not supported.
-      ConversionError: A source key is unused, a target unfilled or a shape wrong;
-        the message lists all of them.
+      ConversionError: A source key is unused, a target unfilled or a shape wrong; lists them all.
+      UserError: A weight is NaN or infinite.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; known are {', '.join(sorted(KINDS))}")

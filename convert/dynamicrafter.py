@@ -1,7 +1,7 @@
 """DynamiCrafter checkpoints to an image-to-video pipeline, or to the start of tokenizer training.
 
-    python -m convert.dynamicrafter --ckpt model.ckpt --out models/dynamicrafter_512 --variant 512
-    python -m convert.dynamicrafter --ckpt model.ckpt --out models/start --for-dicode
+    python -m convert.dynamicrafter model.ckpt --out models/dynamicrafter_512 --variant 512
+    python -m convert.dynamicrafter model.ckpt --out models/start --for-dicode
 
 Written against the four releases (256, 512, 512_interp, 1024; 2535 or 2520 keys with both CLIP
 towers). What tells them apart in the file is the learnable image scale (256) and the dynamic
@@ -12,16 +12,16 @@ the noisy latents, the resampler the queries of one frame.
 
 import argparse
 import dataclasses
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from convert.engine import command, found
-from convert.engine.plan import Plan, plan, shapes_of, write_module
-from convert.engine.rules import ConversionError, Rule, Rules, prefixed, to_numpy
+from convert.engine.command import Part
+from convert.engine.plan import blank, plan, select, stray_keys
+from convert.engine.rules import Rule, Rules, prefixed, to_numpy
 from convert.engine.sources import LazyTensor, open_source
 from convert.engine.yaml import read_options
 from convert.parts import autoencoder_kl, buffers, constants, resampler, unet3d
@@ -32,10 +32,8 @@ from dicode_jax.errors import UserError
 from dicode_jax.models.clip import CLIPText
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
-from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines import dynamicrafter as pipeline
 from dicode_jax.pipelines.dicode import PipelineConfig
-from dicode_jax.storage import model_card, weights
 from dicode_jax.text.clip import ClipTokenizer
 
 UNET, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
@@ -104,20 +102,6 @@ VARIANTS = {
         default_fs=10,
     ),
 }
-
-
-class Part(NamedTuple):
-    """One folder of the output.
-
-    Attributes:
-      plan: What goes where.
-      config: Builds the module.
-      origin: Keys of `model_card.LICENCES`, with commas between.
-    """
-
-    plan: Plan
-    config: Any
-    origin: str
 
 
 def find_variant(source: Mapping[str, Any], wanted: str | None = None) -> str:
@@ -199,10 +183,9 @@ def plan_pipeline(source: Mapping[str, Any], configs: Mapping[str, Any]) -> dict
     """The parts of an image-to-video pipeline, by shapes alone."""
     parts = {}
     for name, rules in _rules(source).items():
-        kind, cfg = pipeline.PARTS[name][0], configs[name]
-        shapes = shapes_of(lambda kind=kind, cfg=cfg: kind(cfg, rngs=ShapeRngs()))
-        own = _select(source, PREFIXES[name])
-        parts[name] = Part(plan(own, rules, shapes), cfg, ORIGINS.get(name, "dynamicrafter"))
+        cfg, own = configs[name], select(source, PREFIXES[name])
+        made = plan(own, rules, blank(pipeline.PARTS[name][0], cfg))
+        parts[name] = Part(made, cfg, ORIGINS.get(name, "dynamicrafter"))
     return parts
 
 
@@ -217,8 +200,8 @@ def plan_for_dicode(source: Mapping[str, Any], configs: Mapping[str, Any]) -> di
     source[FIRST_CONV] = _first(source[FIRST_CONV], latents)
     source[QUERIES] = _first(source[QUERIES], queries)
     rules = _rules(source)
-    text_shapes = shapes_of(lambda: CLIPText(text_config, rngs=ShapeRngs()))
-    text = plan(_select(source, TEXT_TOWER), rules["text_tower"], text_shapes)
+    own = select(source, TEXT_TOWER)
+    text = plan(own, rules["text_tower"], blank(CLIPText, text_config))
 
     config = DeepTokenizerConfig(
         vision=configs["image_tower"],
@@ -226,12 +209,12 @@ def plan_for_dicode(source: Mapping[str, Any], configs: Mapping[str, Any]) -> di
         resize="stretch",
     )
     tokenizer = plan(
-        _select(source, IMAGE_TOWER, RESAMPLER),
+        select(source, IMAGE_TOWER, RESAMPLER),
         (
             *prefixed(open_clip.VISION_RULES, IMAGE_TOWER, "vision."),
             *prefixed(resampler.RULES, RESAMPLER, "resampler."),
         ),
-        shapes_of(lambda: DeepTokenizer(config, rngs=ShapeRngs())),
+        blank(DeepTokenizer, config),
     )
 
     unet = dataclasses.replace(
@@ -240,14 +223,8 @@ def plan_for_dicode(source: Mapping[str, Any], configs: Mapping[str, Any]) -> di
     decoder_config = ClipDecoderConfig(
         unet=unet, autoencoder=configs["autoencoder"], num_tokens=queries
     )
-    own = _select(source, UNET, AUTOENCODER)
-    own["text_context"] = _computed(
-        (text_config.max_seq_len, text_config.embed_dim),
-        lambda: constants.empty_text_context(text, text_config),
-    )
-    own["null_tokens"] = _computed(
-        (queries, config.token_dim), lambda: constants.null_tokens(tokenizer, config)
-    )
+    own = select(source, UNET, AUTOENCODER)
+    own |= constants.lazy(text, text_config, tokenizer, config)
     use_linear = unet3d.uses_linear(source, UNET)
     decoder = plan(
         own,
@@ -257,7 +234,7 @@ def plan_for_dicode(source: Mapping[str, Any], configs: Mapping[str, Any]) -> di
             Rule("text_context", "text_context"),
             Rule("null_tokens", "null_tokens"),
         ),
-        shapes_of(lambda: ClipDecoder(decoder_config, rngs=ShapeRngs())),
+        blank(ClipDecoder, decoder_config),
     )
     decoder.problems.extend(text.problems)
     return {
@@ -268,10 +245,7 @@ def plan_for_dicode(source: Mapping[str, Any], configs: Mapping[str, Any]) -> di
 
 def problems(source: Mapping[str, Any], parts: Mapping[str, Part]) -> list[str]:
     """All that does not fit: keys of no part, and what the parts report."""
-    known = tuple(PREFIXES.values())
-    names = {*buffers.BUFFERS, "scale_factor"}
-    stray = [key for key in source if not key.startswith(known) and key not in names]
-    lines = [f"unused source key: {key}" for key in sorted(stray)]
+    lines = stray_keys(source, PREFIXES.values(), (*buffers.BUFFERS, "scale_factor"))
     return lines + [line for part in parts.values() for line in part.plan.problems]
 
 
@@ -310,44 +284,46 @@ def contradictions(
     return lines
 
 
-def convert(args: argparse.Namespace, report: dict[str, Any]) -> None:
-    """Runs the command."""
-    out = pathlib.Path(args.out)
+def examine(args: argparse.Namespace) -> command.Conversion:
+    """What is in the file that the options name.
+
+    Raises:
+      UserError: It is missing, damaged or of another model, or OUT is in the way.
+    """
     reads = command.sources(args)
-    command.check_folder(out, overwrite=args.overwrite, sources=reads)
+    command.check_folder(args.out, overwrite=args.overwrite, sources=reads)
     source = open_source(args.ckpt)
     name = find_variant(source, args.variant)
     variant = VARIANTS[name]
     configs = find_configs(source, variant)
     make = plan_for_dicode if args.for_dicode else plan_pipeline
     parts = make(source, {part: config.config for part, config in configs.items()})
-    report["variant"] = name
-    report["assumed"] = {part: config.assumed for part, config in configs.items()}
-    report["parts"] = {part: made.plan.report() for part, made in parts.items()}
-    if args.for_dicode:
-        report["cut"] = {FIRST_CONV: "input channels of the latents", QUERIES: "one frame"}
     wrong = problems(source, parts) + buffers.compare(source, variant.schedule)
     if args.yaml is not None:
         wrong += contradictions(read_options(args.yaml), configs, variant, args.yaml)
-    if wrong:
-        raise ConversionError(wrong)
-    text = None
-    if args.vocab is not None:
-        text = ClipTokenizer.from_file(args.vocab, configs["text_tower"].config.vocab_size)
-    report["sources"] = sha256 = command.hashes(source)
-    with command.output_folder(out, overwrite=args.overwrite, sources=reads) as folder:
-        for part, (made, config, origin) in parts.items():
-            header = command.metadata(origin, report, sha256)
-            write_module(folder / part, made, config, dtype=args.dtype, metadata=header)
-        settings = PipelineConfig() if args.for_dicode else _pipeline_config(variant)
-        notes = command.metadata("dynamicrafter", report, sha256)
-        weights.write_config(folder, settings, notes)
-        if text is not None and not args.for_dicode:
-            text.save(folder / pipeline.TEXT_FOLDER)
-        model_card.write(folder, name=out.name)
-        command.write_report(folder, report)
+    report = {
+        "variant": name,
+        "assumed": {part: config.assumed for part, config in configs.items()},
+        "parts": {part: made.plan.report() for part, made in parts.items()},
+    }
+    if args.for_dicode:
+        report["cut"] = {FIRST_CONV: "input channels of the latents", QUERIES: "one frame"}
+    text = {}
+    if args.vocab is not None and not wrong:
+        vocab_size = configs["text_tower"].config.vocab_size
+        text[pipeline.TEXT_FOLDER] = ClipTokenizer.from_file(args.vocab, vocab_size)
     what = "start of DiCoDe's tokenizer training" if args.for_dicode else "pipeline"
-    print(f"wrote {out}: DynamiCrafter {name}, {what}")
+    return command.Conversion(
+        origin="dynamicrafter",
+        sources=[source],
+        reads=reads,
+        parts=parts,
+        settings=PipelineConfig() if args.for_dicode else _pipeline_config(variant),
+        text={} if args.for_dicode else text,
+        report=report,
+        problems=wrong,
+        summary=f"wrote {args.out}: DynamiCrafter {name}, {what}",
+    )
 
 
 def _pipeline_config(variant: Variant) -> pipeline.DynamiCrafterConfig:
@@ -359,10 +335,6 @@ def _pipeline_config(variant: Variant) -> pipeline.DynamiCrafterConfig:
     )
 
 
-def _select(source: Mapping[str, Any], *prefixes: str) -> dict[str, Any]:
-    return {key: value for key, value in source.items() if key.startswith(prefixes)}
-
-
 def _first(tensor: Any, count: int) -> LazyTensor:
     """The first `count` along the second axis of a tensor."""
     shape = (tensor.shape[0], min(count, tensor.shape[1]), *tensor.shape[2:])
@@ -370,14 +342,10 @@ def _first(tensor: Any, count: int) -> LazyTensor:
     return LazyTensor(shape, tensor.dtype, read)
 
 
-def _computed(shape: tuple[int, ...], compute: Any) -> LazyTensor:
-    return LazyTensor(shape, np.dtype(np.float32), compute)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and gives its exit status."""
     options = command.parser("convert.dynamicrafter", __doc__, reads=("ckpt", "vocab", "yaml"))
-    options.add_argument("--ckpt", required=True, metavar="FILE", help="the released model.ckpt")
+    command.add_source(options, "ckpt", "the released model.ckpt")
     options.add_argument(
         "--variant", choices=sorted(VARIANTS), help="needed for 512 and 512_interp alone"
     )
@@ -393,7 +361,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument(
         "--yaml", metavar="FILE", help="the original's config, checked against the weights"
     )
-    return command.run(convert, options, argv)
+    return command.run(examine, options, argv)
 
 
 if __name__ == "__main__":

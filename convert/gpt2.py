@@ -6,10 +6,9 @@ python -m convert.gpt2 FOLDER --out OUT [--for-dicode]
 import functools
 import sys
 
-from convert.parts.gpt2 import FAMILY
-from convert.parts.hugging_face import main as convert_folder
+from convert.parts import gpt2, hugging_face
 
-main = functools.partial(convert_folder, FAMILY)
+main = functools.partial(hugging_face.main, gpt2.FAMILY)
 
 if __name__ == "__main__":
     sys.exit(main())

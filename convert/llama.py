@@ -6,10 +6,9 @@ python -m convert.llama FOLDER --out OUT [--for-dicode]
 import functools
 import sys
 
-from convert.parts.hugging_face import main as convert_folder
-from convert.parts.llama import FAMILY
+from convert.parts import hugging_face, llama
 
-main = functools.partial(convert_folder, FAMILY)
+main = functools.partial(hugging_face.main, llama.FAMILY)
 
 if __name__ == "__main__":
     sys.exit(main())

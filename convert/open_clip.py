@@ -1,8 +1,72 @@
-"""`python -m convert.open_clip`, see `convert.parts.clip`."""
+"""A checkpoint of OpenCLIP, whole, to both CLIP towers.
 
+    python -m convert.open_clip open_clip_pytorch_model.bin --out converted/clip [--config JSON]
+
+Sizes are found from the weights, and what they do not tell as `convert.parts.clip` says.
+"""
+
+import argparse
+import json
+import pathlib
 import sys
+from collections.abc import Sequence
 
-from convert.parts.clip import main
+from convert.engine import command, found
+from convert.engine.sources import open_source
+from convert.parts import clip
+from dicode_jax import config as config_lib
+from dicode_jax.errors import UserError
+from dicode_jax.models.clip import CLIPConfig
+
+
+def examine(args: argparse.Namespace) -> command.Conversion:
+    """What is in one file; see the module's text.
+
+    Raises:
+      UserError: The file or the config is missing, damaged or of another model, or OUT is in the
+        way.
+    """
+    reads = command.sources(args)
+    command.check_folder(args.out, overwrite=args.overwrite, sources=reads)
+    source = open_source(args.file)
+    given = None if args.config is None else _read_config(args.config)
+    told = clip.find_config(source, given)
+    done = clip.plan_towers(source, told.config)
+    lines = []
+    if given is not None:
+        lines = found.differences(args.config, told.config, given, told.assumed)
+    report = done.report() | {
+        "config": config_lib.to_dict(told.config),
+        "assumed": told.assumed if given is None else {},
+        "left_out": source.left_out,
+    }
+    return command.Conversion(
+        origin="open_clip",
+        sources=[source],
+        reads=reads,
+        parts={"": command.Part(done, told.config, "open_clip")},
+        report=report,
+        problems=done.problems + lines,
+        summary=f"{args.out}: CLIP, {report['parameters']:,} parameters",
+    )
+
+
+def _read_config(path: str) -> CLIPConfig:
+    """A configuration of OpenCLIP: the model's alone, or a Hub file with it as `model_cfg`."""
+    try:
+        content = json.loads(pathlib.Path(path).read_text())
+        return clip.config_from_original(content.get("model_cfg", content))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{path} is no configuration of OpenCLIP: {error}") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and gives its exit status."""
+    options = command.parser("convert.open_clip", __doc__, reads=("file", "config"))
+    options.add_argument("file", metavar="FILE", help=".bin, .pt or .safetensors of OpenCLIP")
+    options.add_argument("--config", metavar="JSON", help="OpenCLIP's config, checked against it")
+    return command.run(examine, options, argv)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from convert.dicode import lm as dicode_lm
 from convert.dicode import modules as dicode
 from convert.engine import command
-from convert.engine.plan import DTYPES, shapes_of, write_safetensors
+from convert.engine.plan import DTYPES, blank, flat_shapes, write_safetensors
 from convert.engine.rules import Rules, original_names, prefixed, to_numpy
 from convert.engine.sources import Source, open_source
 from convert.parts import autoencoder_kl, gpt2, llama, resampler, unet3d
@@ -49,7 +50,6 @@ from dicode_jax.models.gpt2 import GPT2, GPT2Config
 from dicode_jax.models.llama import Llama, LlamaConfig
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
-from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.storage import hub
 from dicode_jax.storage.files import atomic_path, check_no_source, check_output
 from dicode_jax.storage.weights import CONFIG_FILE, WEIGHTS_FILE, read_metadata
@@ -142,7 +142,7 @@ def original_state_dict(
       UserError: The tensors are not those of the configuration.
     """
     kind = KINDS[type(cfg)]
-    shapes = shapes_of(lambda: kind.module(cfg, rngs=ShapeRngs()))
+    shapes = flat_shapes(nnx.state(blank(kind.module, cfg)))
     if shapes != {path: tuple(tensor.shape) for path, tensor in source.items()}:
         wrong = sorted(set(shapes) ^ set(source))
         raise UserError(
@@ -226,11 +226,26 @@ def find_parts(model: pathlib.Path) -> list[pathlib.Path]:
     return parts
 
 
-def convert(args: argparse.Namespace, report: dict[str, Any]) -> None:
-    """Writes the file; see the module's text.
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """The tensors of a model under original names: a `command.Result`."""
+
+    tensors: Mapping[str, Any]
+    report: Mapping[str, Any]
+    summary: str
+    problems: Sequence[str] = ()
+
+    def write(self, args: argparse.Namespace, report: dict[str, Any]) -> dict[str, Any]:
+        """Writes the file, whole or not at all."""
+        write(pathlib.Path(args.out), self.tensors, converter=report["converter"])
+        return report
+
+
+def examine(args: argparse.Namespace) -> Export:
+    """What is in a model; see the module's text.
 
     Raises:
-      UserError: MODEL is no model, or the file is in the way or cannot be written.
+      UserError: MODEL is no model, or the file is in the way.
     """
     out = check_output(args.out, SUFFIXES)
     if out.exists() and not args.overwrite:
@@ -255,9 +270,8 @@ def convert(args: argparse.Namespace, report: dict[str, Any]) -> None:
             key: (shape, dtype if key in buffers else DTYPES[args.dtype], read)
             for key, (shape, dtype, read) in tensors.items()
         }
-    report |= {"keys": len(tensors), "parts": [str(s.files[0].parent.name) for s in sources]}
-    write(out, tensors, converter=report["converter"])
-    print(f"{out}: {len(tensors)} tensors under original names")
+    report = {"keys": len(tensors), "parts": [str(s.files[0].parent.name) for s in sources]}
+    return Export(tensors, report, f"{out}: {len(tensors)} tensors under original names")
 
 
 def write(out: pathlib.Path, tensors: Mapping[str, Any], *, converter: str) -> None:
@@ -284,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and gives its exit status."""
     options = command.parser("convert.to_torch", __doc__, reads=("model",), out="FILE", dtype=None)
     options.add_argument("model", metavar="MODEL", help="model folder, a part of one, or a name")
-    return command.run(convert, options, argv)
+    return command.run(examine, options, argv)
 
 
 if __name__ == "__main__":

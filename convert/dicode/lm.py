@@ -7,33 +7,36 @@ tokenizer's half and no part of our model: `resampler_from_torch` reads it.
 from collections.abc import Mapping
 from typing import Any
 
-from convert.engine.plan import load_module
-from convert.engine.rules import DROP0, LINEAR, Layout, Rule, Rules, Skip, prefixed, to_numpy
+from convert.engine.plan import Plan, below, blank, plan, select
+from convert.engine.rules import (
+    DROP0,
+    ConversionError,
+    Layout,
+    Rule,
+    Rules,
+    Skip,
+    dense,
+    prefixed,
+    to_numpy,
+)
 from convert.parts import gpt2, hugging_face, llama, resampler
 from dicode_jax.models.causal_lm import BodyConfig
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.llama import LlamaConfig
-from dicode_jax.nn.layer_stack import with_scan_layers
 from dicode_jax.nn.resampler import Resampler
-from dicode_jax.nn.rngs import ShapeRngs
 
 _DROP1 = Layout("drop1", drop=(1,))  # [m, 1, d] -> [m, d]
 RESAMPLER_PREFIX = "pre_input_resampler."
 
 _AGENT: Rules = (
-    Rule(r"input_resampler\.0\.weight", "input_mlp.up.kernel", LINEAR),
-    Rule(r"input_resampler\.0\.bias", "input_mlp.up.bias"),
-    Rule(r"input_resampler\.2\.weight", "input_mlp.down.kernel", LINEAR),
-    Rule(r"input_resampler\.2\.bias", "input_mlp.down.bias"),
-    Rule(r"output_resampler\.0\.weight", "output_mlp.up.kernel", LINEAR),
-    Rule(r"output_resampler\.0\.bias", "output_mlp.up.bias"),
-    Rule(r"output_resampler\.2\.weight", "output_mlp.down.kernel", LINEAR),
-    Rule(r"output_resampler\.2\.bias", "output_mlp.down.bias"),
+    *dense(r"input_resampler\.0", "input_mlp.up"),
+    *dense(r"input_resampler\.2", "input_mlp.down"),
+    *dense(r"output_resampler\.0", "output_mlp.up"),
+    *dense(r"output_resampler\.2", "output_mlp.down"),
     Rule(r"video_pos_token\.frame_token", "frame_embed", _DROP1),
     Rule(r"video_pos_token\.pos_token", "place_embed", DROP0),
-    Rule(r"vae_decoder\.weight", "vae_decoder.kernel", LINEAR),
-    Rule(r"vae_decoder\.bias", "vae_decoder.bias"),
+    *dense(r"vae_decoder", "vae_decoder"),
     Skip(r"pre_normalizer", why="a constant, kept in the config"),
     Skip(r"pre_input_resampler\..*", why="frozen tokenizer half, see resampler_from_torch"),
 )
@@ -126,6 +129,19 @@ def _width(value: int | None, state_dict, layer: str, axis: int) -> int:
     return tuple(state_dict[f"{layer}.weight"].shape)[axis]
 
 
+def plan_agent(source: Mapping[str, Any], cfg: DiCoDeLMConfig, prefix: str = "") -> Plan:
+    """What goes where in the language model, by shapes alone; keys not below `prefix` are left."""
+    stacked = ("body.blocks",) if cfg.body.scan_layers else ()
+    own = select(source, prefix)
+    return plan(own, prefixed(RULES, prefix), blank(DiCoDeLM, cfg), stacked=stacked)
+
+
+def untied_head(source: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One line when the output matrix is not the token table."""
+    llm = f"{prefix}llm."
+    return hugging_face.compare_head(source, f"{llm}lm_head.weight", f"{llm}transformer.wte.weight")
+
+
 def from_torch(
     state_dict: Mapping[str, Any], config: Mapping[str, Any] | DiCoDeLMConfig
 ) -> DiCoDeLM:
@@ -135,19 +151,13 @@ def from_torch(
       ValueError: The config has an option that is not supported.
       ConversionError: Keys or shapes do not fit, or the output matrix is not tied.
     """
-    cfg = config_from_original(config, state_dict)
-    hugging_face.check_tied_head(state_dict, "llm.lm_head.weight", "llm.transformer.wte.weight")
-    loop = DiCoDeLMConfig(**{**vars(cfg), "body": hugging_face.loop_config(cfg.body)})
-    model = load_module(lambda: DiCoDeLM(loop, rngs=ShapeRngs()), state_dict, RULES)
-    model.cfg, model.body = cfg, with_scan_layers(model.body, cfg.body.scan_layers)
-    return model
+    done = plan_agent(state_dict, config_from_original(config, state_dict))
+    if lines := done.problems or untied_head(state_dict):
+        raise ConversionError(lines)
+    return done.module()
 
 
 def resampler_from_torch(state_dict: Mapping[str, Any], config: Mapping[str, Any]) -> Resampler:
     """The agent's frozen `pre_input_resampler`; `config` as in `config_from_original`."""
-    own = {
-        key.removeprefix(RESAMPLER_PREFIX): value
-        for key, value in state_dict.items()
-        if key.startswith(RESAMPLER_PREFIX)
-    }
+    own = below(state_dict, RESAMPLER_PREFIX)
     return resampler.from_torch(own, config["agent"]["pre_input_resampler"])

@@ -6,23 +6,21 @@ either used, skipped for a stated reason, or an error. A checkpoint brings its o
 buffers: they are compared with those of the configuration, and a difference is an error too.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
-from convert.dicode import lm as dicode_lm
+from convert.dicode import lm
 from convert.dicode.config import SystemConfig, config_from_original
-from convert.engine.plan import load_module
-from convert.engine.rules import LINEAR, ConversionError, Rule, Rules, prefixed, to_numpy
-from convert.parts import autoencoder_kl, buffers, resampler, unet3d
-from convert.parts import clip as open_clip
+from convert.engine import plan as engine
+from convert.engine.plan import Plan, below, blank, plan, select
+from convert.engine.rules import ConversionError, Rule, Rules, dense, prefixed, to_numpy
+from convert.parts import autoencoder_kl, buffers, clip, constants, resampler, unet3d
 from dicode_jax.models.clip import CLIPText, CLIPTextConfig
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
-from dicode_jax.nn.rngs import ShapeRngs
 
 UNET = "model.diffusion_model."
 AUTOENCODER = "first_stage_model."
@@ -37,12 +35,10 @@ TOKENIZER_PARTS = (IMAGE_TOWER, RESAMPLER, *VAE_PARTS)
 DECODER_PARTS = (UNET, AUTOENCODER, LATENT_HEAD)
 
 TOKENIZER_RULES: Rules = (
-    *prefixed(open_clip.VISION_RULES, IMAGE_TOWER, "vision."),
+    *prefixed(clip.VISION_RULES, IMAGE_TOWER, "vision."),
     *prefixed(resampler.RULES, RESAMPLER, "resampler."),
-    Rule(r"vae_(mean|logvar)_proj\.weight", "vae_projector.{0}.kernel", LINEAR),
-    Rule(r"vae_(mean|logvar)_proj\.bias", "vae_projector.{0}.bias"),
-    Rule(r"vae_decoder\.weight", "vae_projector.decoder.kernel", LINEAR),
-    Rule(r"vae_decoder\.bias", "vae_projector.decoder.bias"),
+    *dense(r"vae_(mean|logvar)_proj", "vae_projector.{0}"),
+    *dense(r"vae_decoder", "vae_projector.decoder"),
 )
 
 
@@ -59,6 +55,38 @@ def decoder_rules(state_dict: Mapping[str, Any], cfg: ClipDecoderConfig) -> Rule
         Rule(r"text_context", "text_context"),
         Rule(r"null_tokens", "null_tokens"),
     )
+
+
+class Plans(NamedTuple):
+    """What goes where in tokenizer and clip decoder; of the text tower one constant is kept."""
+
+    tokenizer: Plan
+    text: Plan
+    decoder: Plan
+
+    @property
+    def problems(self) -> list[str]:
+        return [line for part in self for line in part.problems]
+
+
+def plan_system(source: Mapping[str, Any], cfg: SystemConfig) -> Plans:
+    """Decides by shapes alone; the decoder's constants are computed when they are read."""
+    tokenizer, text = plan_tokenizer(source, cfg.tokenizer), plan_text(source, cfg.text)
+    computed = constants.lazy(text, cfg.text, tokenizer, cfg.tokenizer, cfg.text_layer)
+    own = select(source, *DECODER_PARTS) | computed
+    decoder = plan(own, decoder_rules(source, cfg.decoder), blank(ClipDecoder, cfg.decoder))
+    return Plans(tokenizer, text, decoder)
+
+
+def plan_tokenizer(source: Mapping[str, Any], cfg: DeepTokenizerConfig) -> Plan:
+    """What goes where in the deep tokenizer; keys of other parts are left alone."""
+    return plan(select(source, *TOKENIZER_PARTS), TOKENIZER_RULES, blank(DeepTokenizer, cfg))
+
+
+def plan_text(source: Mapping[str, Any], cfg: CLIPTextConfig) -> Plan:
+    """What goes where in the text tower; keys of other parts are left alone."""
+    rules = prefixed(clip.TEXT_RULES, TEXT_TOWER)
+    return plan(select(source, TEXT_TOWER), rules, blank(CLIPText, cfg))
 
 
 class System(NamedTuple):
@@ -101,19 +129,18 @@ def from_torch(state_dict: Mapping[str, Any], config: Mapping[str, Any] | System
       ConversionError: Anything that does not fit, in all parts at once.
     """
     source, cfg = unwrap(state_dict), config_from_original(config)
-    problems = stray_keys(source)
-    has_lm = any(key.startswith(LANGUAGE_MODEL) for key in source)
-    if has_lm and cfg.lm is None:
+    agent = below(source, LANGUAGE_MODEL)
+    if agent and cfg.lm is None:
         raise ValueError("the checkpoint has a language model: give its `gpt2` and `agent` sizes")
-    tokenizer = _attempt(problems, lambda: tokenizer_from_torch(source, cfg))
-    decoder = _attempt(problems, lambda: _decoder(source, cfg, tokenizer))
-    lm = None
-    if has_lm:
-        agent = below(source, LANGUAGE_MODEL)
-        lm = _attempt(problems, lambda: dicode_lm.from_torch(agent, cfg.lm))
+    plans = plan_system(source, cfg)
+    problems = stray_keys(source) + check_schedule(source, cfg.decoder) + plans.problems
+    made = None
+    if agent:
+        made = lm.plan_agent(source, lm.config_from_original(cfg.lm, agent), LANGUAGE_MODEL)
+        problems += made.problems or lm.untied_head(source, LANGUAGE_MODEL)
     if problems:
         raise ConversionError(problems)
-    return System(tokenizer, decoder, lm)
+    return System(plans.tokenizer.module(), plans.decoder.module(), made and made.module())
 
 
 def tokenizer_from_torch(
@@ -129,8 +156,7 @@ def tokenizer_from_torch(
     cfg = config
     if not isinstance(cfg, DeepTokenizerConfig):
         cfg = config_from_original(cfg).tokenizer
-    own = select(source, TOKENIZER_PARTS)
-    return load_module(lambda: DeepTokenizer(cfg, rngs=ShapeRngs()), own, TOKENIZER_RULES)
+    return plan_tokenizer(source, cfg).module()
 
 
 def decoder_from_torch(
@@ -146,7 +172,10 @@ def decoder_from_torch(
       ConversionError: Keys or shapes do not fit, or the noise schedule is another one.
     """
     source, cfg = unwrap(state_dict), config_from_original(config)
-    return _decoder(source, cfg, tokenizer_from_torch(source, cfg))
+    plans = plan_system(source, cfg)
+    if problems := check_schedule(source, cfg.decoder) + plans.problems:
+        raise ConversionError(problems)
+    return plans.decoder.module()
 
 
 def text_tower_from_torch(
@@ -154,20 +183,7 @@ def text_tower_from_torch(
 ) -> CLIPText:
     """The text tower of a checkpoint (`cond_stage_model`), used for the empty prompt alone."""
     source, cfg = unwrap(state_dict), config_from_original(config)
-    return open_clip.text_from_torch(below(source, TEXT_TOWER), cfg.text)
-
-
-def empty_prompt_ids(cfg: CLIPTextConfig) -> np.ndarray:
-    """Token ids of the empty prompt, int32 [1, positions]: start, end, zeros."""
-    ids = np.zeros((1, cfg.max_seq_len), np.int32)
-    ids[0, :2] = cfg.vocab_size - 2, cfg.vocab_size - 1
-    return ids
-
-
-def null_tokens_of(tokenizer: DeepTokenizer) -> jnp.ndarray:
-    """Deep tokens of a zero image as guidance uses them, [n, z]: with a posterior, its mean."""
-    tokens = tokenizer.null_tokens()
-    return tokenizer.posterior(tokens)[0] if tokenizer.cfg.use_vae else tokens
+    return plan_text(source, cfg.text).module()
 
 
 def check_schedule(state_dict: Mapping[str, Any], cfg: ClipDecoderConfig) -> list[str]:
@@ -180,47 +196,12 @@ def check_schedule(state_dict: Mapping[str, Any], cfg: ClipDecoderConfig) -> lis
     return lines
 
 
-def _decoder(
-    source: Mapping[str, Any], cfg: SystemConfig, tokenizer: DeepTokenizer | None
-) -> ClipDecoder:
-    problems = check_schedule(source, cfg.decoder)
-    own = select(source, DECODER_PARTS)
-    text = _attempt(problems, lambda: text_tower_from_torch(source, cfg))
-    if text is not None and tokenizer is not None:
-        ids = jnp.asarray(empty_prompt_ids(cfg.text))
-        own["text_context"] = np.asarray(text(ids, cfg.text_layer)[0])
-        own["null_tokens"] = np.asarray(null_tokens_of(tokenizer))
-    rules = decoder_rules(source, cfg.decoder)
-    decoder = _attempt(
-        problems,
-        lambda: load_module(lambda: ClipDecoder(cfg.decoder, rngs=ShapeRngs()), own, rules),
-    )
-    if problems:
-        raise ConversionError(problems)
-    return decoder
-
-
-def _attempt(problems: list[str], convert: Callable[[], Any]) -> Any:
-    """The result of a conversion, or None with its complaint added to ``problems``."""
-    try:
-        return convert()
-    except ConversionError as error:
-        problems += error.problems
-        return None
-
-
 def stray_keys(source: Mapping[str, Any]) -> list[str]:
     """Keys that belong to no part."""
     known = (*TOKENIZER_PARTS, *DECODER_PARTS, TEXT_TOWER, LANGUAGE_MODEL)
-    stray = [k for k in source if not k.startswith(known) and k not in BUFFERS]
-    return [f"unused source key: {key}" for key in sorted(stray)]
+    return engine.stray_keys(source, known, BUFFERS)
 
 
-def select(source: Mapping[str, Any], prefixes: tuple[str, ...]) -> dict[str, Any]:
-    """The keys that begin with one of the prefixes."""
-    return {key: value for key, value in source.items() if key.startswith(prefixes)}
-
-
-def below(source: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The keys below a prefix, without it."""
-    return {k.removeprefix(prefix): v for k, v in source.items() if k.startswith(prefix)}
+def agent_prefix(source: Mapping[str, Any]) -> str:
+    """What the language model's keys begin with: nothing where it is alone."""
+    return LANGUAGE_MODEL if any(key.startswith(LANGUAGE_MODEL) for key in source) else ""

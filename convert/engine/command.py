@@ -2,24 +2,99 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import dicode_jax
-from convert.engine.plan import DTYPES
+from convert.engine.plan import DTYPES, Plan, write_module
 from convert.engine.rules import ConversionError
 from convert.engine.sources import Source
 from dicode_jax.errors import UserError
 from dicode_jax.runtime.interrupts import exit_status, polite_signals
-from dicode_jax.storage import folders
+from dicode_jax.storage import folders, model_card
 from dicode_jax.storage.files import atomic_path, check_no_source, resolve_output
+from dicode_jax.storage.weights import write_config
 
 REPORT_FILE = folders.REPORT  # lies in every converted model
 _ADVICE = "choose another --out, or add --overwrite"
+
+
+class Result(Protocol):
+    """What a command has found, before anything is written.
+
+    Attributes:
+      report: What there is to say, ready for JSON.
+      problems: One line each; with any, nothing is written.
+      summary: Lines to print when all is written.
+    """
+
+    report: Mapping[str, Any]
+    problems: Sequence[str]
+    summary: str
+
+    def write(self, args: argparse.Namespace, report: dict[str, Any]) -> dict[str, Any]:
+        """Writes the output and gives the whole report, which began as the one that is passed."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A module to write.
+
+    Attributes:
+      plan: What goes where.
+      config: Builds it.
+      origin: Keys of `dicode_jax.storage.model_card.LICENCES`, with commas between.
+    """
+
+    plan: Plan
+    config: Any
+    origin: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """A checkpoint that was looked through, by shapes alone: a `Result`.
+
+    Attributes:
+      origin: As of `Part`, of the whole.
+      sources: What is read; their hashes are kept.
+      reads: Files and folders that OUT must not touch.
+      parts: Folder in OUT, or "" for OUT itself, which is no model and gets no card then -> module.
+      settings: The pipeline's configuration, if it is one.
+      text: Folder in OUT -> tokenizer to save there.
+    """
+
+    origin: str
+    sources: Sequence[Source]
+    reads: Sequence[pathlib.Path]
+    parts: Mapping[str, Part]
+    report: Mapping[str, Any]
+    summary: str
+    problems: Sequence[str] = ()
+    settings: Any = None
+    text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def write(self, args: argparse.Namespace, report: dict[str, Any]) -> dict[str, Any]:
+        """Writes the folder, whole or not at all; see `Result`."""
+        report = report | {"sources": hashes(*self.sources)}
+        with output_folder(args.out, overwrite=args.overwrite, sources=self.reads) as folder:
+            for name, part in self.parts.items():
+                to, notes = folder / name, metadata(part.origin, report)
+                write_module(to, part.plan, part.config, dtype=args.dtype, metadata=notes)
+            if self.settings is not None:
+                write_config(folder, self.settings, metadata(self.origin, report))
+            for name, tokenizer in self.text.items():
+                tokenizer.save(folder / name)
+            if "" not in self.parts:
+                model_card.write(folder, name=pathlib.Path(args.out).name)
+            _write_report(str(folder / REPORT_FILE), report)
+        return report
 
 
 def parser(
@@ -54,16 +129,23 @@ def parser(
     return options
 
 
+def add_source(options: argparse.ArgumentParser, name: str, text: str, *, required=True) -> None:
+    """Adds SOURCE, which may be given as `--name` too."""
+    group = options.add_mutually_exclusive_group(required=required)
+    group.add_argument(name, nargs="?", metavar="SOURCE", default=argparse.SUPPRESS, help=text)
+    group.add_argument(f"--{name}", metavar="SOURCE", help="the same")
+
+
 def run(
-    main: Callable[[argparse.Namespace, dict[str, Any]], None],
+    main: Callable[[argparse.Namespace], Result],
     options: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,
 ) -> int:
     """Runs a command and gives its exit status.
 
     Args:
-      main: Gets the options and an empty report, which it fills as it goes; the report is written
-        even when the conversion fails.
+      main: Gets the options and looks through the sources. What it finds is written here, and so
+        is the report, even when the conversion fails.
       options: See `parser`.
       argv: Arguments instead of the command line's.
 
@@ -76,7 +158,12 @@ def run(
         with polite_signals():
             _check_report(args)
             try:
-                main(args, report)
+                result = main(args)
+                report |= result.report
+                if result.problems:
+                    raise ConversionError(sorted(result.problems))
+                report = result.write(args, report)
+                print(result.summary)
             except ConversionError as error:
                 report["problems"] = error.problems
                 raise UserError(_summary(error, args.report)) from error
@@ -97,15 +184,14 @@ def converter(prog: str) -> str:
     return f"{prog.removeprefix('python -m ')} {dicode_jax.__version__}"
 
 
-def metadata(origin: str, report: Mapping[str, Any], sha256: Mapping[str, str]) -> dict[str, str]:
+def metadata(origin: str, report: Mapping[str, Any]) -> dict[str, str]:
     """What the header of converted weights says of where they come from.
 
     Args:
       origin: A key of `dicode_jax.storage.model_card.LICENCES`.
-      report: Of `run`; names the converter.
-      sha256: Of `Source.sha256`.
+      report: Names the `converter`, and under `sources` the hashes of `Source.sha256`.
     """
-    sources = json.dumps(dict(sha256), sort_keys=True)
+    sources = json.dumps(dict(report["sources"]), sort_keys=True)
     return {"origin": origin, "converter": report["converter"], "sources": sources}
 
 
@@ -160,11 +246,6 @@ def check_folder(
       UserError: See `dicode_jax.storage.folders.check_folder`.
     """
     folders.check_folder(out, sources=sources, overwrite=overwrite, advice=_ADVICE)
-
-
-def write_report(folder: pathlib.Path, report: Mapping[str, Any]) -> None:
-    """Leaves the report in a converted model."""
-    _write_report(str(folder / REPORT_FILE), report)
 
 
 def _write_report(path: str, report: Mapping[str, Any]) -> None:

@@ -30,6 +30,7 @@ from convert.engine.rules import (
     to_numpy,
 )
 from dicode_jax.errors import UserError
+from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.storage.files import atomic_path
 from dicode_jax.storage.weights import WEIGHTS_FILE, write_config
 
@@ -76,6 +77,7 @@ class Plan:
 
     Attributes:
       source: Original key -> tensor, of which only `shape` and `dtype` have been looked at.
+      blank: The module to fill, without memory; None when only shapes were given.
       shapes: Target path -> shape.
       parts: Target path -> its one part; one for each layer where the target is stacked.
       stacked: Target paths whose parts are layers along a new first axis.
@@ -87,6 +89,7 @@ class Plan:
     """
 
     source: Mapping[str, Any]
+    blank: nnx.Module | None
     shapes: dict[str, tuple[int, ...]]
     parts: dict[str, tuple[Part, ...]]
     stacked: frozenset[str]
@@ -120,6 +123,15 @@ class Plan:
         """All targets. Raises ConversionError when something does not fit."""
         return {path: self.array(path) for path in self.check().shapes}
 
+    def module(self) -> nnx.Module:
+        """The module with the values that `write_module` would store, float32.
+
+        Raises:
+          ConversionError: The plan has problems.
+          UserError: A weight is NaN or infinite.
+        """
+        return fill(self.check().blank, self)
+
     def report(self) -> dict[str, Any]:
         """What was decided, ready for JSON: counts, skipped keys with reasons, problems."""
         used = {part.key for parts in self.parts.values() for part in parts}
@@ -143,28 +155,49 @@ def flat_shapes(state: Any) -> dict[str, tuple[int, ...]]:
     return {path: tuple(leaf.shape) for path, leaf in flatten(state).items()}
 
 
-def shapes_of(build: Callable[[], nnx.Module]) -> dict[str, tuple[int, ...]]:
-    """Dotted path -> shape of the module that `build` makes; no memory is touched."""
-    return flat_shapes(nnx.state(nnx.eval_shape(build)))
+def blank(kind: Callable[..., nnx.Module], *sizes: Any) -> nnx.Module:
+    """The module `kind(*sizes)` with shapes in place of arrays; no memory is touched."""
+    return nnx.eval_shape(lambda: kind(*sizes, rngs=ShapeRngs()))
+
+
+def select(source: Mapping[str, Any], *prefixes: str) -> dict[str, Any]:
+    """The keys that begin with one of the prefixes."""
+    return {key: value for key, value in source.items() if key.startswith(prefixes)}
+
+
+def below(source: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The keys below a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in source.items() if k.startswith(prefix)}
+
+
+def stray_keys(source: Mapping[str, Any], prefixes: Iterable[str], names: Iterable[str]) -> list:
+    """One line for every key that is not one of `names` and not below a prefix."""
+    stray = [k for k in source if not k.startswith(tuple(prefixes)) and k not in set(names)]
+    return [f"unused source key: {key}" for key in sorted(stray)]
 
 
 def plan(
-    source: Mapping[str, Any], rules: Rules, target: Any, *, stacked: Sequence[str] = ()
+    source: Mapping[str, Any],
+    rules: Rules,
+    target: nnx.Module | nnx.State | Mapping[str, tuple[int, ...]],
+    *,
+    stacked: Sequence[str] = (),
 ) -> Plan:
     """Decides by shapes alone what goes where.
 
     Args:
       source: Original key -> anything with `shape` and `dtype`.
       rules: The first rule whose pattern matches the whole key takes it.
-      target: Dotted path -> shape of every (floating-point) parameter, or an NNX state.
+      target: The module to fill (see `blank`), its state, or dotted path -> shape.
       stacked: Target prefixes (`"body.blocks"`) below which the parameters of all layers lie along
         a first axis, while the rules name one layer (`body.blocks.3.attn...`).
 
     Returns:
       The plan with its problems; nothing is raised here.
     """
-    shapes = dict(target) if isinstance(target, Mapping) and _is_shapes(target) else None
-    shapes = flat_shapes(target) if shapes is None else shapes
+    is_module = isinstance(target, nnx.Module)
+    state = nnx.state(target) if is_module else target
+    shapes = flat_shapes(state) if isinstance(state, nnx.State) else dict(state)
     single = _layer_shapes(shapes, stacked)
     found: dict[str, Part] = {}
     skipped, unused, mismatched = {}, [], []
@@ -188,6 +221,7 @@ def plan(
     }
     return Plan(
         source=source,
+        blank=target if is_module else None,
         shapes=shapes,
         parts=parts,
         stacked=frozenset(p for p in shapes if _stack_of(p, stacked) is not None),
@@ -197,10 +231,6 @@ def plan(
         mismatched=sorted(mismatched),
         problems=_problems(rules, unused, absent, mismatched),
     )
-
-
-def _is_shapes(target: Mapping) -> bool:
-    return all(isinstance(value, tuple) for value in target.values())
 
 
 def _stack_of(path: str, stacked: Sequence[str]) -> str | None:
@@ -277,39 +307,20 @@ def _problems(rules: Rules, unused, missing, mismatched) -> list[str]:
     return lines + sorted(mismatched)
 
 
-def load_module(
-    build: Callable[[], nnx.Module],
-    source: Mapping[str, Any],
-    rules: Rules,
-    *,
-    dtype: Any = np.float32,
-) -> nnx.Module:
-    """Builds a module without allocating it, then fills it from `source`.
-
-    Args:
-      build: Makes the module; it is run under `nnx.eval_shape`, so no memory is touched.
-      dtype: Storage type of floating-point parameters.
+def fill(module: nnx.Module, plan: Plan, prefix: str = "") -> nnx.Module:
+    """A module like this one with the planned weights below a prefix, float32.
 
     Raises:
-      ConversionError: A source key is unused, a target unfilled or a shape wrong; lists all.
+      UserError: A weight is NaN or infinite.
     """
-    graph, abstract = nnx.split(nnx.eval_shape(build))
-    done = plan(source, rules, abstract).check()
-    return nnx.merge(graph, fill_state(abstract, done.array, dtype=dtype))
+    graph, state = nnx.split(module)
 
+    def read(path: tuple) -> jax.Array:
+        name = prefix + ".".join(map(str, path))
+        return jax.numpy.asarray(finite(name, plan.array(name), DTYPES["float32"]))
 
-def fill_state(
-    abstract: nnx.State, arrays: Callable[[str], np.ndarray] | Mapping, *, dtype: Any = None
-) -> nnx.State:
-    """Puts arrays by dotted path into an abstract state (float arrays as `dtype`)."""
-    get = arrays.__getitem__ if isinstance(arrays, Mapping) else arrays
-
-    def place(path, leaf):
-        cast = dtype is not None and np.issubdtype(leaf.dtype, np.inexact)
-        return leaf.replace(jax.numpy.asarray(get(".".join(path)), dtype if cast else leaf.dtype))
-
-    flat = nnx.to_flat_state(abstract)
-    return nnx.from_flat_state([(path, place(map(str, path), leaf)) for path, leaf in flat])
+    flat = [(path, leaf.replace(read(path))) for path, leaf in nnx.to_flat_state(state)]
+    return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
 def write_module(
@@ -399,7 +410,7 @@ def finite(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
       UserError: It holds NaN or infinity, or does so in `dtype`.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        values = np.ascontiguousarray(array, dtype)
+        values = np.asarray(array, dtype, order="C")  # keeps a scalar a scalar
     if np.isfinite(values).all():
         return values
     if np.isfinite(array).all():

@@ -98,6 +98,22 @@ class Skip:
 Rules = Sequence[Rule | Split | Skip]
 
 
+def affine(source: str, target: str) -> tuple[Rule, Rule]:
+    """Scale and bias of a norm."""
+    return (
+        Rule(rf"{source}\.weight", f"{target}.scale"),
+        Rule(rf"{source}\.bias", f"{target}.bias"),
+    )
+
+
+def dense(source: str, target: str, layout: Layout = LINEAR) -> tuple[Rule, Rule]:
+    """Kernel and bias of a linear layer or a convolution."""
+    return (
+        Rule(rf"{source}\.weight", f"{target}.kernel", layout),
+        Rule(rf"{source}\.bias", f"{target}.bias"),
+    )
+
+
 class ConversionError(ValueError):
     """Everything that did not fit, in one message.
 

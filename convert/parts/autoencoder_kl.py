@@ -4,43 +4,28 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from convert.engine.plan import load_module
-from convert.engine.rules import CONV1X1, CONV2D, Rule, Rules
+from convert.engine.plan import blank, plan
+from convert.engine.rules import CONV1X1, CONV2D, Rule, Rules, affine, dense
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from dicode_jax.nn.rngs import ShapeRngs
-
-
-def _affine(source: str, target: str) -> tuple[Rule, ...]:
-    return (
-        Rule(rf"{source}\.weight", f"{target}.scale"),
-        Rule(rf"{source}\.bias", f"{target}.bias"),
-    )
-
-
-def _conv(source: str, target: str, layout=CONV2D) -> tuple[Rule, ...]:
-    return (
-        Rule(rf"{source}\.weight", f"{target}.kernel", layout),
-        Rule(rf"{source}\.bias", f"{target}.bias"),
-    )
 
 
 def _resnet(source: str, target: str) -> tuple[Rule, ...]:
     return (
-        *_affine(rf"{source}\.norm1", f"{target}.norm1"),
-        *_conv(rf"{source}\.conv1", f"{target}.conv1"),
-        *_affine(rf"{source}\.norm2", f"{target}.norm2"),
-        *_conv(rf"{source}\.conv2", f"{target}.conv2"),
-        *_conv(rf"{source}\.nin_shortcut", f"{target}.shortcut", CONV1X1),
+        *affine(rf"{source}\.norm1", f"{target}.norm1"),
+        *dense(rf"{source}\.conv1", f"{target}.conv1", CONV2D),
+        *affine(rf"{source}\.norm2", f"{target}.norm2"),
+        *dense(rf"{source}\.conv2", f"{target}.conv2", CONV2D),
+        *dense(rf"{source}\.nin_shortcut", f"{target}.shortcut", CONV1X1),
     )
 
 
 def _attention(source: str, target: str) -> tuple[Rule, ...]:
     return (
-        *_affine(rf"{source}\.norm", f"{target}.norm"),
-        *_conv(rf"{source}\.q", f"{target}.q", CONV1X1),
-        *_conv(rf"{source}\.k", f"{target}.k", CONV1X1),
-        *_conv(rf"{source}\.v", f"{target}.v", CONV1X1),
-        *_conv(rf"{source}\.proj_out", f"{target}.out", CONV1X1),
+        *affine(rf"{source}\.norm", f"{target}.norm"),
+        *dense(rf"{source}\.q", f"{target}.q", CONV1X1),
+        *dense(rf"{source}\.k", f"{target}.k", CONV1X1),
+        *dense(rf"{source}\.v", f"{target}.v", CONV1X1),
+        *dense(rf"{source}\.proj_out", f"{target}.out", CONV1X1),
     )
 
 
@@ -48,11 +33,11 @@ def _side(side: str, way: str) -> tuple[Rule, ...]:
     """Encoder (levels under `down`) or decoder (under `up`)."""
     level = rf"{side}\.{way}\.(\d+)"
     return (
-        *_conv(rf"{side}\.conv_(in|out)", f"{side}.conv_{{0}}"),
-        *_affine(rf"{side}\.norm_out", f"{side}.norm_out"),
+        *dense(rf"{side}\.conv_(in|out)", f"{side}.conv_{{0}}", CONV2D),
+        *affine(rf"{side}\.norm_out", f"{side}.norm_out"),
         *_resnet(rf"{level}\.block\.(\d+)", f"{side}.levels.{{0}}.blocks.{{1}}"),
         *_attention(rf"{level}\.attn\.(\d+)", f"{side}.levels.{{0}}.attentions.{{1}}"),
-        *_conv(rf"{level}\.{way}sample\.conv", f"{side}.levels.{{0}}.resample.conv"),
+        *dense(rf"{level}\.{way}sample\.conv", f"{side}.levels.{{0}}.resample.conv", CONV2D),
         *_resnet(rf"{side}\.mid\.block_(\d)", f"{side}.middle.block{{0}}"),
         *_attention(rf"{side}\.mid\.attn_1", f"{side}.middle.attention"),
     )
@@ -61,8 +46,8 @@ def _side(side: str, way: str) -> tuple[Rule, ...]:
 RULES: Rules = (
     *_side("encoder", "down"),
     *_side("decoder", "up"),
-    *_conv("quant_conv", "quant", CONV1X1),
-    *_conv("post_quant_conv", "post_quant", CONV1X1),
+    *dense("quant_conv", "quant", CONV1X1),
+    *dense("post_quant_conv", "post_quant", CONV1X1),
 )
 
 # Options of the original that only have one supported value.
@@ -118,4 +103,4 @@ def from_torch(
 ) -> AutoencoderKL:
     """The autoencoder with the weights of an original state dict (`encoder.*`, `decoder.*`)."""
     cfg = config if dataclasses.is_dataclass(config) else config_from_original(config)
-    return load_module(lambda: AutoencoderKL(cfg, rngs=ShapeRngs()), state_dict, RULES)
+    return plan(state_dict, RULES, blank(AutoencoderKL, cfg)).module()

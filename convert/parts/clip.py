@@ -4,24 +4,16 @@ Written against open_clip 2.22 and 3.3, which share key names. The same tables s
 copies in a DiCoDe or DynamiCrafter checkpoint: `embedder.model.*` holds the image tower and the
 leftovers of a text tower that nothing uses, `cond_stage_model.model.*` the text tower.
 
-    python -m convert.open_clip open_clip_pytorch_model.bin --out converted/clip [--config JSON]
-
 Sizes are found from the weights. The width of the heads is that of OpenCLIP's model of that size
 (80 for ViT-H, 64 for most), the activation the exact GELU; OpenAI's weights need their config.
 """
 
-import argparse
-import json
-import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from convert.engine import command, found
-from convert.engine.plan import load_module, plan, shapes_of, write_module
-from convert.engine.rules import CONV2D, LINEAR, Rule, Rules, Skip, prefixed
-from convert.engine.sources import open_source
-from dicode_jax import config as config_lib
-from dicode_jax.errors import UserError
+from convert.engine import found
+from convert.engine.plan import Plan, blank, plan
+from convert.engine.rules import CONV2D, LINEAR, Rule, Rules, Skip, affine, dense, prefixed
 from dicode_jax.models.clip import (
     CLIP,
     CLIPConfig,
@@ -30,20 +22,15 @@ from dicode_jax.models.clip import (
     CLIPVision,
     CLIPVisionConfig,
 )
-from dicode_jax.nn.rngs import ShapeRngs
 
 _BLOCK = r"transformer\.resblocks\.(\d+)\."
 BLOCK_RULES: Rules = (
-    Rule(_BLOCK + r"ln_(1|2)\.weight", "blocks.{0}.norm{1}.scale"),
-    Rule(_BLOCK + r"ln_(1|2)\.bias", "blocks.{0}.norm{1}.bias"),
+    *affine(_BLOCK + r"ln_(1|2)", "blocks.{0}.norm{1}"),
     Rule(_BLOCK + r"attn\.in_proj_weight", "blocks.{0}.attn.to_qkv.kernel", LINEAR),
     Rule(_BLOCK + r"attn\.in_proj_bias", "blocks.{0}.attn.to_qkv.bias"),
-    Rule(_BLOCK + r"attn\.out_proj\.weight", "blocks.{0}.attn.to_out.kernel", LINEAR),
-    Rule(_BLOCK + r"attn\.out_proj\.bias", "blocks.{0}.attn.to_out.bias"),
-    Rule(_BLOCK + r"mlp\.c_fc\.weight", "blocks.{0}.mlp.up.kernel", LINEAR),
-    Rule(_BLOCK + r"mlp\.c_fc\.bias", "blocks.{0}.mlp.up.bias"),
-    Rule(_BLOCK + r"mlp\.c_proj\.weight", "blocks.{0}.mlp.down.kernel", LINEAR),
-    Rule(_BLOCK + r"mlp\.c_proj\.bias", "blocks.{0}.mlp.down.bias"),
+    *dense(_BLOCK + r"attn\.out_proj", "blocks.{0}.attn.to_out"),
+    *dense(_BLOCK + r"mlp\.c_fc", "blocks.{0}.mlp.up"),
+    *dense(_BLOCK + r"mlp\.c_proj", "blocks.{0}.mlp.down"),
 )
 
 # Keys of the image tower without their `visual.`.
@@ -51,16 +38,14 @@ _VISION: Rules = (
     Rule(r"conv1\.weight", "patch_embed.kernel", CONV2D),
     Rule(r"class_embedding", "class_embed"),
     Rule(r"positional_embedding", "pos_embed"),
-    Rule(r"ln_(pre|post)\.weight", "norm_{0}.scale"),
-    Rule(r"ln_(pre|post)\.bias", "norm_{0}.bias"),
+    *affine(r"ln_(pre|post)", "norm_{0}"),
     Rule(r"proj", "proj.kernel"),  # applied as x @ proj: already [in, out]
     *BLOCK_RULES,
 )
 _TEXT: Rules = (
     Rule(r"token_embedding\.weight", "token_embed"),
     Rule(r"positional_embedding", "pos_embed"),
-    Rule(r"ln_final\.weight", "norm_final.scale"),
-    Rule(r"ln_final\.bias", "norm_final.bias"),
+    *affine(r"ln_final", "norm_final"),
     Rule(r"text_projection", "proj.kernel"),  # applied as x @ proj: already [in, out]
     *BLOCK_RULES,
 )
@@ -188,22 +173,26 @@ def config_from_original(config: Mapping[str, Any] | CLIPConfig) -> CLIPConfig:
     )
 
 
+def plan_towers(source: Mapping[str, Any], cfg: CLIPConfig) -> Plan:
+    """What goes where in both towers, by shapes alone."""
+    return plan(source, CLIP_RULES, blank(CLIP, cfg))
+
+
 def from_torch(state_dict: Mapping[str, Any], config: Any) -> CLIP:
     """Both towers from a whole OpenCLIP state dict."""
-    cfg = config_from_original(config)
-    return load_module(lambda: CLIP(cfg, rngs=ShapeRngs()), state_dict, CLIP_RULES)
+    return plan_towers(state_dict, config_from_original(config)).module()
 
 
 def vision_from_torch(state_dict: Mapping[str, Any], config: Any) -> CLIPVision:
     """The image tower; what belongs to a text tower is skipped."""
     cfg = config if isinstance(config, CLIPVisionConfig) else config_from_original(config).vision
-    return load_module(lambda: CLIPVision(cfg, rngs=ShapeRngs()), state_dict, VISION_RULES)
+    return plan(state_dict, VISION_RULES, blank(CLIPVision, cfg)).module()
 
 
 def text_from_torch(state_dict: Mapping[str, Any], config: Any) -> CLIPText:
     """The text tower; what belongs to an image tower is skipped."""
     cfg = config if isinstance(config, CLIPTextConfig) else config_from_original(config).text
-    return load_module(lambda: CLIPText(cfg, rngs=ShapeRngs()), state_dict, TEXT_RULES)
+    return plan(state_dict, TEXT_RULES, blank(CLIPText, cfg)).module()
 
 
 def _reject_unknown(config: Mapping[str, Any], known: set[str], neutral: Mapping[str, Any]) -> None:
@@ -272,49 +261,3 @@ def tower_hints(cfg: CLIPVisionConfig | CLIPTextConfig) -> dict[str, Any]:
         "mlp_ratio": cfg.mlp_ratio,
         "activation": cfg.activation,
     }
-
-
-def convert(args: argparse.Namespace, report: dict[str, Any]) -> None:
-    """Converts one file; see the module's text.
-
-    Raises:
-      UserError: The file or the config is missing, damaged or of another model, or OUT is in the
-        way.
-      ConversionError: Keys or shapes do not fit; lists all problems.
-    """
-    out = pathlib.Path(args.out)
-    reads = command.sources(args)
-    command.check_folder(out, overwrite=args.overwrite, sources=reads)
-    source = open_source(args.file)
-    given = None if args.config is None else _read_config(args.config)
-    told = find_config(source, given)
-    done = plan(source, CLIP_RULES, shapes_of(lambda: CLIP(told.config, rngs=ShapeRngs())))
-    if given is not None:
-        lines = found.differences(args.config, told.config, given, told.assumed)
-        done.problems[:] = sorted(done.problems + lines)
-    report |= done.report() | {"config": config_lib.to_dict(told.config)}
-    report |= {"assumed": told.assumed if given is None else {}, "left_out": source.left_out}
-    done.check()
-    report["sources"] = command.hashes(source)
-    with command.output_folder(out, overwrite=args.overwrite, sources=reads) as folder:
-        notes = command.metadata("open_clip", report, report["sources"])
-        write_module(folder, done, told.config, dtype=args.dtype, metadata=notes)
-        command.write_report(folder, report)
-    print(f"{out}: CLIP, {report['parameters']:,} parameters")
-
-
-def _read_config(path: str) -> CLIPConfig:
-    """A configuration of OpenCLIP: the model's alone, or a Hub file with it as `model_cfg`."""
-    try:
-        content = json.loads(pathlib.Path(path).read_text())
-        return config_from_original(content.get("model_cfg", content))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{path} is no configuration of OpenCLIP: {error}") from error
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and gives its exit status."""
-    options = command.parser("convert.open_clip", __doc__, reads=("file", "config"))
-    options.add_argument("file", metavar="FILE", help=".bin, .pt or .safetensors of OpenCLIP")
-    options.add_argument("--config", metavar="JSON", help="OpenCLIP's config, checked against it")
-    return command.run(convert, options, argv)

@@ -5,20 +5,43 @@ than one block of a tower is in memory, so a conversion stays as lean as its lar
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convert.engine.plan import Plan, fill_state
+from convert.engine.plan import Plan, blank, fill
+from convert.engine.sources import LazyTensor
 from dicode_jax.media.transforms import clip_preprocess
 from dicode_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVision
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig, VAEProjector
 from dicode_jax.nn.resampler import Resampler
-from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.text.clip import ClipTokenizer
+
+
+def lazy(
+    text: Plan,
+    text_cfg: CLIPTextConfig,
+    tokenizer: Plan,
+    tokenizer_cfg: DeepTokenizerConfig,
+    layer: str = "penultimate",
+) -> dict[str, LazyTensor]:
+    """Both constants under their names in a `ClipDecoder`, computed when they are read."""
+    float32 = np.dtype(np.float32)
+    return {
+        "text_context": LazyTensor(
+            (text_cfg.max_seq_len, text_cfg.embed_dim),
+            float32,
+            lambda: empty_text_context(text, text_cfg, layer),
+        ),
+        "null_tokens": LazyTensor(
+            (tokenizer_cfg.num_tokens, tokenizer_cfg.token_dim),
+            float32,
+            lambda: null_tokens(tokenizer, tokenizer_cfg),
+        ),
+    }
 
 
 def empty_text_context(plan: Plan, cfg: CLIPTextConfig, layer: str = "penultimate") -> np.ndarray:
@@ -29,7 +52,7 @@ def empty_text_context(plan: Plan, cfg: CLIPTextConfig, layer: str = "penultimat
       layer: "penultimate" or "last", see `CLIPText`.
     """
     one = dataclasses.replace(cfg, num_layers=1)
-    tower = _filled(plan, "", lambda: CLIPText(one, rngs=ShapeRngs()))
+    tower = fill(blank(CLIPText, one), plan)
     ids = jnp.asarray(ClipTokenizer(None, cfg.vocab_size)([""], cfg.max_seq_len))
     mask = jnp.tril(jnp.ones((cfg.max_seq_len, cfg.max_seq_len), bool))[None, None]
     count = cfg.num_layers - (layer == "penultimate")
@@ -45,38 +68,28 @@ def null_tokens(plan: Plan, cfg: DeepTokenizerConfig) -> np.ndarray:
     """
     size = cfg.vision.image_size
     one = dataclasses.replace(cfg.vision, num_layers=1)
-    tower = _filled(plan, "vision.", lambda: CLIPVision(one, rngs=ShapeRngs()))
+    tower = fill(blank(CLIPVision, one), plan, "vision.")
     pixels = jnp.zeros((1, size, size, 3), jnp.float32)
     if cfg.preprocess == "clip":
         pixels = clip_preprocess(pixels, size, cfg.image_mean, cfg.image_std)
     x = tower.norm_pre(tower.embed(pixels))
     x = _through(plan, "vision.blocks", tower.blocks[0], cfg.vision.num_layers, x, None)
-    resampler = _filled(plan, "resampler.", lambda: Resampler(cfg.resampler, rngs=ShapeRngs()))
+    resampler = fill(blank(Resampler, cfg.resampler), plan, "resampler.")
     tokens = nnx.jit(lambda module, x: module(x))(resampler, x)
     if cfg.use_vae:
-        build = lambda: VAEProjector(cfg.token_dim, decoder=cfg.vae_decoder, rngs=ShapeRngs())  # noqa: E731
-        tokens = _filled(plan, "vae_projector.", build)(tokens)[0]
+        kind = functools.partial(VAEProjector, decoder=cfg.vae_decoder)
+        tokens = fill(blank(kind, cfg.token_dim), plan, "vae_projector.")(tokens)[0]
     return np.asarray(tokens[0], np.float32)
-
-
-def _filled(plan: Plan, prefix: str, build: Callable[[], nnx.Module]) -> nnx.Module:
-    """A module with the planned weights below a prefix, in float32."""
-    graph, abstract = nnx.split(nnx.eval_shape(build))
-    return nnx.merge(graph, _state(plan, prefix, abstract))
-
-
-def _state(plan: Plan, prefix: str, abstract: nnx.State) -> nnx.State:
-    return fill_state(abstract, lambda path: plan.array(prefix + path), dtype=np.float32)
 
 
 def _through(plan: Plan, prefix: str, block: nnx.Module, count: int, x, mask) -> jax.Array:
     """`count` blocks after one another, each read when it is its turn."""
-    graph, abstract = nnx.split(block)
+    graph = nnx.graphdef(block)
 
     @jax.jit
     def step(state, x):
         return nnx.merge(graph, state)(x, mask)
 
     for i in range(count):
-        x = step(_state(plan, f"{prefix}.{i}.", abstract), x)
+        x = step(nnx.state(fill(block, plan, f"{prefix}.{i}.")), x)
     return x

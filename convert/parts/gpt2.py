@@ -3,41 +3,28 @@ prefix.
 
 Written against transformers 4.45 and 5.23. The linear layers are `Conv1D`, stored `[in, out]`: they
 are kept as they are.
-
-    python -m convert.gpt2 FOLDER --out OUT [--for-dicode]
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from convert.engine.rules import KEEP, Rule, Rules, Skip
+from convert.engine.rules import KEEP, Rule, Rules, Skip, affine, dense
 from convert.parts import hugging_face
 from dicode_jax.models.gpt2 import GPT2, GPT2Config
 
 _PREFIX = r"(?:transformer\.)?"
 
 
-def _both(layer: str, target: str) -> tuple[Rule, ...]:
-    """Weight and bias of one linear layer of every block."""
-    return (
-        Rule(rf"{_PREFIX}h\.(\d+)\.{layer}\.weight", f"blocks.{{0}}.{target}.kernel", KEEP),
-        Rule(rf"{_PREFIX}h\.(\d+)\.{layer}\.bias", f"blocks.{{0}}.{target}.bias"),
-    )
-
-
 RULES: Rules = (
     Rule(rf"{_PREFIX}wte\.weight", "token_embed.embedding"),
     Rule(rf"{_PREFIX}wpe\.weight", "position_embed.embedding"),
-    Rule(rf"{_PREFIX}h\.(\d+)\.ln_1\.weight", "blocks.{0}.attn_norm.scale"),
-    Rule(rf"{_PREFIX}h\.(\d+)\.ln_1\.bias", "blocks.{0}.attn_norm.bias"),
-    Rule(rf"{_PREFIX}h\.(\d+)\.ln_2\.weight", "blocks.{0}.mlp_norm.scale"),
-    Rule(rf"{_PREFIX}h\.(\d+)\.ln_2\.bias", "blocks.{0}.mlp_norm.bias"),
-    *_both(r"attn\.c_attn", "attn.qkv"),
-    *_both(r"attn\.c_proj", "attn.out"),
-    *_both(r"mlp\.c_fc", "mlp.up"),
-    *_both(r"mlp\.c_proj", "mlp.down"),
-    Rule(rf"{_PREFIX}ln_f\.weight", "final_norm.scale"),
-    Rule(rf"{_PREFIX}ln_f\.bias", "final_norm.bias"),
+    *affine(rf"{_PREFIX}h\.(\d+)\.ln_1", "blocks.{0}.attn_norm"),
+    *affine(rf"{_PREFIX}h\.(\d+)\.ln_2", "blocks.{0}.mlp_norm"),
+    *dense(rf"{_PREFIX}h\.(\d+)\.attn\.c_attn", "blocks.{0}.attn.qkv", KEEP),
+    *dense(rf"{_PREFIX}h\.(\d+)\.attn\.c_proj", "blocks.{0}.attn.out", KEEP),
+    *dense(rf"{_PREFIX}h\.(\d+)\.mlp\.c_fc", "blocks.{0}.mlp.up", KEEP),
+    *dense(rf"{_PREFIX}h\.(\d+)\.mlp\.c_proj", "blocks.{0}.mlp.down", KEEP),
+    *affine(rf"{_PREFIX}ln_f", "final_norm"),
     Skip(rf"{_PREFIX}h\.\d+\.attn\.bias", why="causal mask buffer"),
     Skip(rf"{_PREFIX}h\.\d+\.attn\.masked_bias", why="mask value buffer"),
     Skip(r"lm_head\.weight", why="tied to the token embedding"),

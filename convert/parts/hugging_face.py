@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -11,14 +12,12 @@ import numpy as np
 from flax import nnx
 
 from convert.engine import command
-from convert.engine.plan import load_module, plan, shapes_of, write_module
+from convert.engine.plan import Plan, blank, plan
 from convert.engine.rules import ConversionError, Rules, to_numpy
 from convert.engine.sources import LazyTensor, open_source
 from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError
 from dicode_jax.models.causal_lm import BodyConfig, build_body
-from dicode_jax.nn.layer_stack import with_scan_layers
-from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.text.gpt import IMAGE_TOKENS, TextTokenizer
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
@@ -55,20 +54,23 @@ def from_torch(
       ConversionError: Keys or shapes do not fit, or the head is not tied as the config says.
     """
     cfg = config if dataclasses.is_dataclass(config) else family.config_from_original(config)
-    _check_head(family, cfg, state_dict)
-    loop = loop_config(cfg)
-    model = load_module(lambda: build_body(loop, rngs=ShapeRngs()), state_dict, family.rules(cfg))
-    return with_scan_layers(model, cfg.scan_layers)
+    done = plan_body(family, state_dict, cfg)
+    if lines := done.problems or untied_head(family, cfg, state_dict):
+        raise ConversionError(lines)
+    return done.module()
 
 
-def loop_config(cfg: BodyConfig) -> BodyConfig:
-    """The same sizes with one module per block: the form that the rules fill."""
-    return dataclasses.replace(cfg, scan_layers=False)
+def plan_body(family: Family, source: Mapping[str, Any], cfg: BodyConfig) -> Plan:
+    """What goes where in a body, by shapes alone."""
+    stacked = ("blocks",) if cfg.scan_layers else ()
+    return plan(source, family.rules(cfg), blank(build_body, cfg), stacked=stacked)
 
 
-def _check_head(family: Family, cfg: BodyConfig, state_dict: Mapping[str, Any]) -> None:
-    if family.is_tied(cfg):
-        check_tied_head(state_dict, "lm_head.weight", table_of(family, state_dict))
+def untied_head(family: Family, cfg: BodyConfig, state_dict: Mapping[str, Any]) -> list[str]:
+    """One line when the output matrix is not the token table although the config says so."""
+    if not family.is_tied(cfg):
+        return []
+    return compare_head(state_dict, "lm_head.weight", table_of(family, state_dict))
 
 
 def table_of(family: Family, state_dict: Mapping[str, Any]) -> str:
@@ -76,17 +78,14 @@ def table_of(family: Family, state_dict: Mapping[str, Any]) -> str:
     return next((name for name in family.tables if name in state_dict), "")
 
 
-def check_tied_head(state_dict: Mapping[str, Any], head: str, table: str) -> None:
-    """Refuses a file whose output matrix is not the token table, as an untied head would be lost.
-
-    Raises:
-      ConversionError: Both are present and differ.
-    """
+def compare_head(state_dict: Mapping[str, Any], head: str, table: str) -> list[str]:
+    """One line when an output matrix is not the token table, as an untied head would be lost."""
     if head in state_dict and table in state_dict:
         left, right = state_dict[head], state_dict[table]
         same = tuple(left.shape) == tuple(right.shape)
         if not same or not np.array_equal(to_numpy(left), to_numpy(right)):
-            raise ConversionError(f"{head} is not tied to {table}: an untied head is not supported")
+            return [f"{head} is not tied to {table}: an untied head is not supported"]
+    return []
 
 
 def grow(tensor: LazyTensor, rows: int, *, std: float) -> LazyTensor:
@@ -123,19 +122,17 @@ def main(family: Family, argv: Sequence[str] | None = None) -> int:
         "the original draws them (normal with the config's initializer_range, always the same), "
         "and the tokens to the tokenizer, if FOLDER holds one",
     )
-    return command.run(lambda args, report: convert(family, args, report), options, argv)
+    return command.run(functools.partial(examine, family), options, argv)
 
 
-def convert(family: Family, args: argparse.Namespace, report: dict[str, Any]) -> None:
-    """Converts one folder; see `main`.
+def examine(family: Family, args: argparse.Namespace) -> command.Conversion:
+    """What is in a folder; see `main`.
 
     Raises:
       UserError: Something is missing, damaged or not of this kind, or OUT is in the way.
-      ConversionError: The weights do not fit the config; lists all problems.
     """
-    out = pathlib.Path(args.out)
     reads = command.sources(args)
-    command.check_folder(out, overwrite=args.overwrite, sources=reads)
+    command.check_folder(args.out, overwrite=args.overwrite, sources=reads)
     cfg, std = _read_family(family, args.folder)
     source = open_source(args.folder)
     if cfg.num_layers > len(source):
@@ -143,39 +140,38 @@ def convert(family: Family, args: argparse.Namespace, report: dict[str, Any]) ->
             f"config.json names {cfg.num_layers} layers, but there are only {len(source)} tensors"
         )
     tensors: dict[str, Any] = dict(source)
-    text = None
+    text, new, notes = {}, {}, []
     if args.for_dicode:
         cfg = dataclasses.replace(cfg, vocab_size=cfg.vocab_size + len(IMAGE_TOKENS))
         for name in (table_of(family, tensors), "lm_head.weight"):
             if name in tensors and len(tensors[name].shape) == 2:
                 tensors[name] = grow(tensors[name], len(IMAGE_TOKENS), std=std)
-        report["new_rows"] = {"count": len(IMAGE_TOKENS), "normal_std": std}
-        if any((args.folder / name).is_file() for name in _TOKENIZER_FILES):
-            text = TextTokenizer.from_file(args.folder)
-            if text.vocab_size != cfg.vocab_size:
-                raise UserError(
-                    f"the tokenizer in {args.folder} has {text.vocab_size} ids with the image "
-                    f"tokens, the token table {cfg.vocab_size} rows"
-                )
-    target = shapes_of(lambda: build_body(cfg, rngs=ShapeRngs()))
-    done = plan(tensors, family.rules(cfg), target)
-    report |= done.report() | {"left_out": source.left_out, "config": config_lib.to_dict(cfg)}
-    done.check()
-    _check_head(family, cfg, tensors)
-    report["sources"] = command.hashes(source)
-    with command.output_folder(out, overwrite=args.overwrite, sources=reads) as folder:
-        notes = command.metadata(family.name, report, report["sources"])
-        write_module(folder, done, cfg, dtype=args.dtype, metadata=notes)
-        if text is not None:
-            text.save(folder)
-        command.write_report(folder, report)
-    print(f"{out}: {family.title}, {report['parameters']:,} parameters")
-    if args.for_dicode:
-        print(
+        new = {"new_rows": {"count": len(IMAGE_TOKENS), "normal_std": std}}
+        notes.append(
             f"{len(IMAGE_TOKENS)} rows of the token table are new: normal, standard deviation {std}"
         )
-        if text is None:
-            print(f"{args.folder} holds no tokenizer, so there is none in {out} either")
+        if any((args.folder / name).is_file() for name in _TOKENIZER_FILES):
+            text[""] = TextTokenizer.from_file(args.folder)
+            if text[""].vocab_size != cfg.vocab_size:
+                raise UserError(
+                    f"the tokenizer in {args.folder} has {text[''].vocab_size} ids with the image "
+                    f"tokens, the token table {cfg.vocab_size} rows"
+                )
+        else:
+            notes.append(f"{args.folder} holds no tokenizer, so there is none in {args.out} either")
+    done = plan_body(family, tensors, cfg)
+    report = done.report() | {"left_out": source.left_out, "config": config_lib.to_dict(cfg)} | new
+    first = f"{args.out}: {family.title}, {report['parameters']:,} parameters"
+    return command.Conversion(
+        origin=family.name,
+        sources=[source],
+        reads=reads,
+        parts={"": command.Part(done, cfg, family.name)},
+        text=text,
+        report=report,
+        problems=done.problems or untied_head(family, cfg, tensors),
+        summary="\n".join([first, *notes]),
+    )
 
 
 def _read_family(family: Family, folder: pathlib.Path) -> tuple[BodyConfig, float]:

@@ -2,8 +2,6 @@
 
 Written against transformers 4.45 and 5.23. Its files hold queries and keys in the half-rotation
 order that `nn.rotary` uses (Meta's own files interleave and are not read).
-
-    python -m convert.llama FOLDER --out OUT [--for-dicode]
 """
 
 from collections.abc import Mapping

@@ -7,57 +7,34 @@ Written against `resampler.py` of both (the language model's copy has `no_norm_o
 from collections.abc import Mapping
 from typing import Any
 
-from convert.engine.plan import load_module
-from convert.engine.rules import DROP0, LINEAR, Rule, Rules, Skip
+from convert.engine.plan import blank, plan
+from convert.engine.rules import DROP0, LINEAR, Rule, Rules, Skip, affine, dense
 from dicode_jax.nn.resampler import LinearImageProjection, Resampler, ResamplerConfig
-from dicode_jax.nn.rngs import ShapeRngs
+
+_SELF = r"self_attn_layers\.(\d+)"
 
 RULES: Rules = (
     Rule(r"latents", "latents", DROP0),
     Rule(r"(proj_in|proj_out)\.weight", "{0}.kernel", LINEAR),
     Rule(r"(proj_in|proj_out|norm_out)\.bias", "{0}.bias"),
     Rule(r"norm_out\.weight", "norm_out.scale"),
-    Rule(r"final_proj_out\.weight", "final_proj.kernel", LINEAR),
-    Rule(r"final_proj_out\.bias", "final_proj.bias"),
-    Rule(r"layers\.(\d+)\.0\.norm1\.weight", "blocks.{0}.attn.norm_features.scale"),
-    Rule(r"layers\.(\d+)\.0\.norm1\.bias", "blocks.{0}.attn.norm_features.bias"),
-    Rule(r"layers\.(\d+)\.0\.norm2\.weight", "blocks.{0}.attn.norm_latents.scale"),
-    Rule(r"layers\.(\d+)\.0\.norm2\.bias", "blocks.{0}.attn.norm_latents.bias"),
+    *dense(r"final_proj_out", "final_proj"),
+    *affine(r"layers\.(\d+)\.0\.norm1", "blocks.{0}.attn.norm_features"),
+    *affine(r"layers\.(\d+)\.0\.norm2", "blocks.{0}.attn.norm_latents"),
     Rule(r"layers\.(\d+)\.0\.(to_q|to_kv|to_out)\.weight", "blocks.{0}.attn.{1}.kernel", LINEAR),
-    Rule(r"layers\.(\d+)\.1\.0\.weight", "blocks.{0}.ff.norm.scale"),
-    Rule(r"layers\.(\d+)\.1\.0\.bias", "blocks.{0}.ff.norm.bias"),
+    *affine(r"layers\.(\d+)\.1\.0", "blocks.{0}.ff.norm"),
     Rule(r"layers\.(\d+)\.1\.1\.weight", "blocks.{0}.ff.up.kernel", LINEAR),
     Rule(r"layers\.(\d+)\.1\.3\.weight", "blocks.{0}.ff.down.kernel", LINEAR),
-    Rule(r"self_attn_layers\.(\d+)\.ln\.weight", "blocks.{0}.self_attn.norm.scale"),
-    Rule(r"self_attn_layers\.(\d+)\.ln\.bias", "blocks.{0}.self_attn.norm.bias"),
-    Rule(
-        r"self_attn_layers\.(\d+)\.attn\.in_proj_weight",
-        "blocks.{0}.self_attn.to_qkv.kernel",
-        LINEAR,
-    ),
-    Rule(r"self_attn_layers\.(\d+)\.attn\.in_proj_bias", "blocks.{0}.self_attn.to_qkv.bias"),
-    Rule(
-        r"self_attn_layers\.(\d+)\.attn\.out_proj\.weight",
-        "blocks.{0}.self_attn.to_out.kernel",
-        LINEAR,
-    ),
-    Rule(r"self_attn_layers\.(\d+)\.attn\.out_proj\.bias", "blocks.{0}.self_attn.to_out.bias"),
+    *affine(rf"{_SELF}\.ln", "blocks.{0}.self_attn.norm"),
+    Rule(rf"{_SELF}\.attn\.in_proj_weight", "blocks.{0}.self_attn.to_qkv.kernel", LINEAR),
+    Rule(rf"{_SELF}\.attn\.in_proj_bias", "blocks.{0}.self_attn.to_qkv.bias"),
+    *dense(rf"{_SELF}\.attn\.out_proj", "blocks.{0}.self_attn.to_out"),
     Skip(r"normalizer", why="a parameter that the original's forward pass never uses"),
 )
 
 IMAGE_PROJ_RULES: Rules = (
-    Rule(r"proj\.weight", "proj.kernel", LINEAR),
-    Rule(r"proj\.bias", "proj.bias"),
-    Rule(r"norm\.weight", "norm.scale"),
-    Rule(r"norm\.bias", "norm.bias"),
-)
-
-# The optional projector beside a tokenizer's resampler, in `DeepTokenizer`.
-VAE_PROJECTOR_RULES: Rules = (
-    Rule(r"vae_(mean|logvar)_proj\.weight", "vae_projector.{0}.kernel", LINEAR),
-    Rule(r"vae_(mean|logvar)_proj\.bias", "vae_projector.{0}.bias"),
-    Rule(r"vae_decoder\.weight", "vae_projector.decoder.kernel", LINEAR),
-    Rule(r"vae_decoder\.bias", "vae_projector.decoder.bias"),
+    *dense(r"proj", "proj"),
+    *affine(r"norm", "norm"),
 )
 
 # Original name -> (our name, the original's default).
@@ -105,7 +82,7 @@ def config_from_original(config: Mapping[str, Any] | ResamplerConfig) -> Resampl
 def from_torch(state_dict: Mapping[str, Any], config: Any) -> Resampler:
     """A `Resampler` with the weights of an original one."""
     cfg = config_from_original(config)
-    return load_module(lambda: Resampler(cfg, rngs=ShapeRngs()), state_dict, RULES)
+    return plan(state_dict, RULES, blank(Resampler, cfg)).module()
 
 
 def image_proj_from_torch(
@@ -113,19 +90,16 @@ def image_proj_from_torch(
 ) -> LinearImageProjection:
     """A `LinearImageProjection` with the weights of an original `ImageProjModel`."""
     config = _params(config)
-    names = {"cross_attention_dim", "clip_embeddings_dim", "clip_extra_context_tokens"}
-    if unknown := set(config) - names:
+    names = {
+        "clip_embeddings_dim": 1024,
+        "cross_attention_dim": 1024,
+        "clip_extra_context_tokens": 4,
+    }
+    if unknown := set(config) - set(names):
         raise ValueError(f"unknown option(s) of an image projection: {', '.join(sorted(unknown))}")
 
-    def build():
-        return LinearImageProjection(
-            config.get("clip_embeddings_dim", 1024),
-            config.get("cross_attention_dim", 1024),
-            config.get("clip_extra_context_tokens", 4),
-            rngs=ShapeRngs(),
-        )
-
-    return load_module(build, state_dict, IMAGE_PROJ_RULES)
+    sizes = [config.get(name, default) for name, default in names.items()]
+    return plan(state_dict, IMAGE_PROJ_RULES, blank(LinearImageProjection, *sizes)).module()
 
 
 def _params(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,12 +7,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from convert.engine.plan import load_module
-from convert.engine.rules import LINEAR, Rule, Rules, Skip
-from convert.parts.hugging_face import check_tied_head, loop_config
+from convert.engine.plan import blank, plan
+from convert.engine.rules import LINEAR, ConversionError, Rule, Rules, Skip
+from convert.parts.hugging_face import compare_head
 from dicode_jax.models.t5 import T5Encoder, T5EncoderConfig
-from dicode_jax.nn.layer_stack import with_scan_layers
-from dicode_jax.nn.rngs import ShapeRngs
 
 _BLOCK = r"encoder\.block\.(\d+)"
 _ATTENTION, _MLP = rf"{_BLOCK}\.layer\.0", rf"{_BLOCK}\.layer\.1"
@@ -105,7 +103,7 @@ def from_torch(
       ConversionError: Keys or shapes do not fit, or the encoder has a token table of its own.
     """
     cfg = config if dataclasses.is_dataclass(config) else config_from_original(config)
-    check_tied_head(state_dict, "encoder.embed_tokens.weight", "shared.weight")
-    loop = loop_config(cfg)
-    model = load_module(lambda: T5Encoder(loop, rngs=ShapeRngs()), state_dict, RULES)
-    return with_scan_layers(model, cfg.scan_layers)
+    if lines := compare_head(state_dict, "encoder.embed_tokens.weight", "shared.weight"):
+        raise ConversionError(lines)
+    stacked = ("blocks",) if cfg.scan_layers else ()
+    return plan(state_dict, RULES, blank(T5Encoder, cfg), stacked=stacked).module()

@@ -4,43 +4,39 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from convert.engine.plan import load_module
-from convert.engine.rules import CONV1D1, CONV1X1, CONV2D, CONV3D_T, LINEAR, Layout, Rule, Rules
+from convert.engine.plan import blank, plan
+from convert.engine.rules import (
+    CONV1D1,
+    CONV1X1,
+    CONV2D,
+    CONV3D_T,
+    LINEAR,
+    Layout,
+    Rule,
+    Rules,
+    affine,
+    dense,
+)
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
-from dicode_jax.nn.rngs import ShapeRngs
 
 CONV3D = Layout("conv3d", (2, 3, 4, 1, 0))  # [o, i, f, h, w] -> [f, h, w, i, o]
-
-
-def _affine(source: str, target: str) -> tuple[Rule, ...]:
-    return (
-        Rule(rf"{source}\.weight", f"{target}.scale"),
-        Rule(rf"{source}\.bias", f"{target}.bias"),
-    )
-
-
-def _dense(source: str, target: str, layout: Layout = LINEAR) -> tuple[Rule, ...]:
-    return (
-        Rule(rf"{source}\.weight", f"{target}.kernel", layout),
-        Rule(rf"{source}\.bias", f"{target}.bias"),
-    )
 
 
 def _resnet(source: str, target: str, temporal: Layout) -> tuple[Rule, ...]:
     """A residual block; the misspelt `temopral_conv` is the original's."""
     rules = (
-        *_affine(rf"{source}\.in_layers\.0", f"{target}.resnet.norm1"),
-        *_dense(rf"{source}\.in_layers\.2", f"{target}.resnet.conv1", CONV2D),
-        *_dense(rf"{source}\.emb_layers\.1", f"{target}.resnet.embed_proj"),
-        *_affine(rf"{source}\.out_layers\.0", f"{target}.resnet.norm2"),
-        *_dense(rf"{source}\.out_layers\.3", f"{target}.resnet.conv2", CONV2D),
-        *_dense(rf"{source}\.skip_connection", f"{target}.resnet.shortcut", CONV1X1),
+        *affine(rf"{source}\.in_layers\.0", f"{target}.resnet.norm1"),
+        *dense(rf"{source}\.in_layers\.2", f"{target}.resnet.conv1", CONV2D),
+        *dense(rf"{source}\.emb_layers\.1", f"{target}.resnet.embed_proj"),
+        *affine(rf"{source}\.out_layers\.0", f"{target}.resnet.norm2"),
+        *dense(rf"{source}\.out_layers\.3", f"{target}.resnet.conv2", CONV2D),
+        *dense(rf"{source}\.skip_connection", f"{target}.resnet.shortcut", CONV1X1),
     )
     for i in range(4):
         conv, norm = rf"{source}\.temopral_conv\.conv{i + 1}", f"{target}.temporal_conv"
         index = 2 if i == 0 else 3  # the first has no dropout before its convolution
-        rules += _affine(rf"{conv}\.0", f"{norm}.norms.{i}")
-        rules += _dense(rf"{conv}\.{index}", f"{norm}.convs.{i}", temporal)
+        rules += affine(rf"{conv}\.0", f"{norm}.norms.{i}")
+        rules += dense(rf"{conv}\.{index}", f"{norm}.convs.{i}", temporal)
     return rules
 
 
@@ -48,14 +44,14 @@ def _transformer(source: str, target: str, block: str, projection: Layout) -> tu
     """A spatial or temporal transformer. `block` is the format field of the block's number."""
     inner, blocks = rf"{source}\.transformer_blocks\.(\d+)", f"{target}.blocks.{block}"
     rules = (
-        *_affine(rf"{source}\.norm", f"{target}.norm"),
-        *_dense(rf"{source}\.proj_in", f"{target}.proj_in", projection),
-        *_dense(rf"{source}\.proj_out", f"{target}.proj_out", projection),
-        *_dense(rf"{inner}\.ff\.net\.0\.proj", f"{blocks}.mlp.up"),
-        *_dense(rf"{inner}\.ff\.net\.2", f"{blocks}.mlp.down"),
+        *affine(rf"{source}\.norm", f"{target}.norm"),
+        *dense(rf"{source}\.proj_in", f"{target}.proj_in", projection),
+        *dense(rf"{source}\.proj_out", f"{target}.proj_out", projection),
+        *dense(rf"{inner}\.ff\.net\.0\.proj", f"{blocks}.mlp.up"),
+        *dense(rf"{inner}\.ff\.net\.2", f"{blocks}.mlp.down"),
     )
     for i in (1, 2, 3):
-        rules += _affine(rf"{inner}\.norm{i}", f"{blocks}.norm{i}")
+        rules += affine(rf"{inner}\.norm{i}", f"{blocks}.norm{i}")
     for i in (1, 2):
         attention, to = rf"{inner}\.attn{i}", f"{blocks}.attention{i}"
         for name in "qkv":
@@ -65,7 +61,7 @@ def _transformer(source: str, target: str, block: str, projection: Layout) -> tu
             image = rf"{attention}\.to_{name}_ip\.weight"
             rules += (Rule(table, f"{to}.{name}_position"),)
             rules += (Rule(image, f"{to}.{name}_image.kernel", LINEAR),)
-        rules += _dense(rf"{attention}\.to_out\.0", f"{to}.out")
+        rules += dense(rf"{attention}\.to_out\.0", f"{to}.out")
         rules += (Rule(rf"{attention}\.alpha", f"{to}.alpha"),)
     return rules
 
@@ -82,16 +78,16 @@ def rules(*, use_linear: bool = True, spatial_aware_conv: bool = False) -> Rules
     spatial_projection = LINEAR if use_linear else CONV1X1
     temporal_projection = LINEAR if use_linear else CONV1D1
     table = (
-        *_dense(r"time_embed\.0", "time_embed.up"),
-        *_dense(r"time_embed\.2", "time_embed.down"),
-        *_dense(r"(?:fps_embedding|framestride_embed)\.0", "fs_embed.up"),
-        *_dense(r"(?:fps_embedding|framestride_embed)\.2", "fs_embed.down"),
-        *_dense(r"input_blocks\.0\.0", "down_stages.0.layers.0", CONV2D),
+        *dense(r"time_embed\.0", "time_embed.up"),
+        *dense(r"time_embed\.2", "time_embed.down"),
+        *dense(r"(?:fps_embedding|framestride_embed)\.0", "fs_embed.up"),
+        *dense(r"(?:fps_embedding|framestride_embed)\.2", "fs_embed.down"),
+        *dense(r"input_blocks\.0\.0", "down_stages.0.layers.0", CONV2D),
         *_transformer(r"init_attn\.0", "init_attention", "{0}", CONV1D1),
-        *_affine(r"out\.0", "norm_out"),
-        *_dense(r"out\.2", "conv_out", CONV2D),
-        *_dense(r"input_blocks\.(\d+)\.(\d+)\.op", "down_stages.{0}.layers.{1}.conv", CONV2D),
-        *_dense(r"output_blocks\.(\d+)\.(\d+)\.conv", "up_stages.{0}.layers.{1}.conv", CONV2D),
+        *affine(r"out\.0", "norm_out"),
+        *dense(r"out\.2", "conv_out", CONV2D),
+        *dense(r"input_blocks\.(\d+)\.(\d+)\.op", "down_stages.{0}.layers.{1}.conv", CONV2D),
+        *dense(r"output_blocks\.(\d+)\.(\d+)\.conv", "up_stages.{0}.layers.{1}.conv", CONV2D),
     )
     # In every stage the spatial transformer comes second and the temporal one third.
     for source, target, block in (
@@ -204,4 +200,4 @@ def from_torch(state_dict: Mapping[str, Any], config: Mapping[str, Any] | UNet3D
     """The UNet with the weights of an original state dict (keys `input_blocks.*` and so on)."""
     cfg = config if dataclasses.is_dataclass(config) else config_from_original(config)
     table = rules(use_linear=uses_linear(state_dict), spatial_aware_conv=cfg.spatial_aware_conv)
-    return load_module(lambda: UNet3D(cfg, rngs=ShapeRngs()), state_dict, table)
+    return plan(state_dict, table, blank(UNet3D, cfg)).module()

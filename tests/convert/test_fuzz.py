@@ -17,6 +17,7 @@ from tiny_clip import CONFIG, checkpoint
 from convert.dicode import command as dicode_command
 from convert.engine.command import parser, run
 from convert.engine.rules import ConversionError
+from convert.open_clip import main
 from convert.parts import clip as open_clip
 from dicode_jax.errors import UserError
 from dicode_jax.models.clip import CLIP, CLIPConfig
@@ -131,7 +132,7 @@ def test_clip_is_valid_or_refused_on_one_line(clip, changes, wrapper, damage, su
         err = io.StringIO()
         args = [file, "--config", config, "--out", out, "--dtype", dtype]
         with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
-            status = open_clip.main([str(arg) for arg in args])
+            status = main([str(arg) for arg in args])
         event("written" if status == 0 else "refused")  # see --hypothesis-show-statistics
         if status == 0:
             module, cfg = weights.load_module(out, lambda c: CLIP(c, rngs=ShapeRngs()), CLIPConfig)
@@ -183,7 +184,7 @@ TELLING = sorted(
 def planned(tensors, yaml):
     """The plan, or the error."""
     try:
-        return dicode_command.System(tensors, {}, yaml=yaml), ""
+        return dicode_command.read_system(tensors, yaml=yaml), ""
     except UserError as error:
         return None, str(error)
 
@@ -202,7 +203,7 @@ def test_dicode_is_planned_or_refused(system, yaml, key, shape):
     made, error = planned(tensors, yaml)
     assert "\n" not in error
     if made is not None:
-        left_alone = key.startswith("llm_agent.") or key in made.tokenizer.skipped
+        left_alone = key.startswith("llm_agent.") or key in made.plans.tokenizer.skipped
         same = shape is not None and tuple(shape) == SYSTEM_SHAPES[key]
         assert bool(made.problems) != (same or left_alone)
 
@@ -210,7 +211,7 @@ def test_dicode_is_planned_or_refused(system, yaml, key, shape):
 @settings(FUZZ, max_examples=30)
 @given(problems=st.lists(st.text(max_size=20), min_size=1, max_size=6))
 def test_a_report_of_problems_is_always_one_line(problems):
-    def fail(args, report):
+    def fail(args):
         raise ConversionError(problems)
 
     err = io.StringIO()

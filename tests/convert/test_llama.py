@@ -9,7 +9,7 @@ from convert_names import read_manifest, shapes_only
 from hugging_face_folder import draw, write_folder
 
 import convert
-from convert.engine.plan import plan, shapes_of
+from convert.engine.plan import blank, plan
 from convert.engine.rules import ConversionError
 from convert.parts import hugging_face, llama
 from dicode_jax.models.causal_lm import BodyConfig, build_body
@@ -187,8 +187,7 @@ def test_published_models_convert_by_shapes_alone(name, sizes, parameters):
     cfg = llama.config_from_original(CONFIG | options)
     assert cfg.head_dim is None  # it follows from the others
     keys = shapes_only(read_manifest(f"hf_{name}"))
-    target = shapes_of(lambda: build_body(cfg, rngs=ShapeRngs()))
-    done = plan(keys, llama.rules(cfg), target)
+    done = plan(keys, llama.rules(cfg), blank(build_body, cfg))
     assert done.problems == []
     assert done.skipped == {}
     assert done.report()["parameters"] == parameters

@@ -36,6 +36,19 @@ def test_every_command_answers_under_its_name(name, capsys):
     assert importlib.util.find_spec(f"convert.{name}"), "python -m convert.NAME has to stay"
 
 
+@pytest.mark.parametrize(
+    ("name", "option"), [("dicode", "--models"), ("dynamicrafter", "--ckpt"), ("divot", "--ckpt")]
+)
+def test_the_source_comes_first_or_under_its_option(name, option, tmp_path, capsys):
+    source, out = str(tmp_path / "nowhere"), ["--out", str(tmp_path / "out")]
+    for given in ([source], [option, source]):
+        assert main([name, *given, *out]) == 2
+        assert source in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([name, source, option, source, *out])
+    assert "not allowed with" in capsys.readouterr().err
+
+
 def test_both_doors_lead_to_the_same_model(tmp_path):
     save_file(checkpoint(CONFIG), tmp_path / "clip.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))

@@ -14,15 +14,14 @@ from convert_names import read_manifest, shapes_only
 from convert.dicode import command as dicode_command
 from convert.dicode import found as dicode_found
 from convert.dicode import modules as dicode
-from convert.engine.plan import plan, shapes_of
+from convert.engine.plan import plan
 from convert.parts import clip as open_clip
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
-from dicode_jax.models.clip import CLIP, CLIPConfig
+from dicode_jax.models.clip import CLIPConfig
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
 from dicode_jax.models.gpt2 import GPT2Config
-from dicode_jax.nn.rngs import ShapeRngs
 
 
 def with_schedule(tensors):
@@ -31,23 +30,13 @@ def with_schedule(tensors):
 
 
 @pytest.fixture(scope="module")
-def report():
-    return {}
-
-
-@pytest.fixture(scope="module")
-def system(report):
-    return dicode_command.System(
-        with_schedule(shapes_only(read_manifest("dicode_tokenizer"))), report
-    )
+def system():
+    return dicode_command.read_system(with_schedule(shapes_only(read_manifest("dicode_tokenizer"))))
 
 
 @pytest.fixture(scope="module")
 def language_model():
-    agent = shapes_only(read_manifest("dicode_llm_agent_only"))
-    problems, report = [], {}
-    made, cfg = dicode_command.plan_lm(agent, report, problems)
-    return made, cfg, problems, report
+    return dicode_command.read_lm(shapes_only(read_manifest("dicode_llm_agent_only")))
 
 
 def sizes(made, source):
@@ -64,13 +53,13 @@ def dicode_parts(key):
     return ".".join(parts[:2]) if parts[0] == "model" else parts[0]
 
 
-def test_the_tokenizer_is_consumed_and_filled(system, report):
+def test_the_tokenizer_is_consumed_and_filled(system):
     assert system.problems == []
     manifest = shapes_only(read_manifest("dicode_tokenizer"))
     assert len(manifest) == 2535
-    accounted = set(report["skipped"])
+    accounted = set(system.report["skipped"])
     counts = collections.Counter()
-    for part in (system.tokenizer, system.decoder, system.text):
+    for part in system.plans:
         accounted |= set(part.skipped) | {p.key for parts in part.parts.values() for p in parts}
         counts += sizes(part, manifest)
     assert accounted == set(manifest) | {"text_context", "null_tokens"}
@@ -81,14 +70,14 @@ def test_the_tokenizer_is_consumed_and_filled(system, report):
         "embedder": 632_076_800,  # the image tower; the rest is left over from a text tower
         "image_proj_model": 48_541_696,
     }
-    dead = [k for k in system.tokenizer.skipped if k.startswith("embedder.model.")]
+    dead = [k for k in system.plans.tokenizer.skipped if k.startswith("embedder.model.")]
     assert sum(math.prod(manifest[key].shape) for key in dead) == 683_800_065 - 632_076_800
     total = sum(math.prod(v.shape) for k, v in manifest.items() if k not in PERSISTENT_BUFFERS)
     assert total == 2_608_871_741
 
 
-def test_the_configuration_of_the_release_is_found(system, report):
-    cfg = system.config
+def test_the_configuration_of_the_release_is_found(system):
+    cfg, report = system.config, system.report
     assert cfg.tokenizer == DeepTokenizerConfig(resize="stretch")
     assert cfg.decoder == ClipDecoderConfig()
     assert cfg.text == CLIPConfig().text
@@ -99,10 +88,10 @@ def test_the_configuration_of_the_release_is_found(system, report):
 
 
 def test_the_language_model_is_consumed_and_filled(language_model):
-    made, cfg, problems, report = language_model
-    assert problems == []
-    assert len(made.source) == 498
-    counts = made.report()
+    cfg = language_model.config
+    assert language_model.problems == []
+    assert len(language_model.plans.source) == 498
+    counts = language_model.plans.report()
     assert counts["used"] + len(counts["skipped"]) == 498
     skipped = {key.split(".")[0] for key in counts["skipped"]}
     assert skipped == {"llm", "pre_input_resampler"}
@@ -111,7 +100,7 @@ def test_the_language_model_is_consumed_and_filled(language_model):
         num_layers=36, num_heads=20, embed_dim=1280, vocab_size=50323, dropout=0.1, scan_layers=True
     )
     assert cfg == DiCoDeLMConfig(body=body, mlp_dim=1280)
-    assert report["language_model"]["assumed"]["body.num_heads"] == 20
+    assert language_model.report["assumed"]["body.num_heads"] == 20
 
 
 def test_the_other_files_hold_the_same_keys_and_shapes(language_model):
@@ -122,10 +111,10 @@ def test_the_other_files_hold_the_same_keys_and_shapes(language_model):
     whole = shapes_only(read_manifest("dicode_llm_gpt2_large"))
     assert len(whole) == 3033
     assert whole == tokenizer | {dicode.LANGUAGE_MODEL + key: v for key, v in agent.items()}
-    problems = []
-    made, cfg = dicode_command.plan_lm(whole, {}, problems)
-    assert problems == []
-    assert (cfg, made.shapes) == (language_model[1], language_model[0].shapes)
+    made = dicode_command.read_lm(whole)
+    assert made.problems == []
+    assert made.config == language_model.config
+    assert made.plans.shapes == language_model.plans.shapes
 
 
 def test_clip_is_found_consumed_and_filled():
@@ -133,9 +122,7 @@ def test_clip_is_found_consumed_and_filled():
     told = open_clip.find_config(source)
     assert told.config == CLIPConfig()
     assert told.assumed["vision.num_heads"] == 16
-    made = plan(
-        source, open_clip.CLIP_RULES, shapes_of(lambda: CLIP(told.config, rngs=ShapeRngs()))
-    )
+    made = open_clip.plan_towers(source, told.config)
     assert made.problems == []
     assert made.skipped == {}
     assert made.report()["parameters"] == 986_109_441
@@ -143,12 +130,12 @@ def test_clip_is_found_consumed_and_filled():
 
 @pytest.mark.parametrize("key", ["model.diffusion_model.out.2.bias", "embedder.model.visual.proj"])
 def test_one_missing_key_is_named(system, key):
-    tensors = dict(system.tokenizer.source) | dict(system.decoder.source)
+    tensors = dict(system.plans.tokenizer.source) | dict(system.plans.decoder.source)
     assert key in tensors
-    part = system.decoder if key.startswith("model") else system.tokenizer
+    part = system.plans.decoder if key.startswith("model") else system.plans.tokenizer
     left = {k: v for k, v in part.source.items() if k != key}
     rules = dicode.decoder_rules(left, system.config.decoder)
-    rules = rules if part is system.decoder else dicode.TOKENIZER_RULES
+    rules = rules if part is system.plans.decoder else dicode.TOKENIZER_RULES
     (line,) = plan(left, rules, part.shapes).problems
     assert line.startswith("unfilled target: ")
     assert f"(from {key}" in line

@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import save_file
 from tiny_clip import CONFIG, checkpoint
 
 from convert import to_torch
-from convert.engine.plan import shapes_of
+from convert.engine.plan import blank, flat_shapes
+from convert.open_clip import main
 from convert.parts import clip as open_clip
 from convert.to_torch import original_state_dict
 from dicode_jax.models.clip import CLIP, CLIPConfig
@@ -17,7 +19,7 @@ from dicode_jax.storage import weights
 
 
 def run(*args):
-    return open_clip.main([str(arg) for arg in args])
+    return main([str(arg) for arg in args])
 
 
 def test_a_model_is_found_and_checked_against_its_config(tmp_path):
@@ -66,7 +68,7 @@ def test_the_heads_of_the_published_sizes_are_known():
 
 
 def shapes(cfg):
-    ours = shapes_of(lambda: CLIP(cfg, rngs=ShapeRngs()))
+    ours = flat_shapes(nnx.state(blank(CLIP, cfg)))
     zeros = {path: np.broadcast_to(np.float32(0), shape) for path, shape in ours.items()}
     names = original_state_dict(zeros, cfg)
     return {key: np.broadcast_to(np.float32(0), shape) for key, (shape, _, _) in names.items()}

@@ -12,7 +12,7 @@ from tiny import random_module, tiny_pipeline
 from convert import to_torch
 from convert.dicode import command as dicode_command
 from convert.engine import command
-from convert.engine.plan import plan, shapes_of
+from convert.engine.plan import blank, plan
 from convert.engine.sources import open_source
 from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
@@ -24,7 +24,6 @@ from dicode_jax.models.gpt2 import GPT2Config
 from dicode_jax.models.llama import LlamaConfig
 from dicode_jax.models.unet3d import UNet3DConfig
 from dicode_jax.nn.resampler import ResamplerConfig
-from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.storage import weights
 
 SYSTEM = pathlib.Path(__file__).parents[1] / "golden" / "dicode" / "system"
@@ -100,9 +99,10 @@ def test_the_way_to_original_names_and_back_is_bitwise(name, tmp_path):
         np.testing.assert_array_equal(source[key].numpy(), array, err_msg=key)
     tensors = {key: tensor for key, tensor in source.items() if key not in extras}
     constants = {path: np.asarray(weights.named_arrays(module)[path]) for path in kind.constants}
-    shapes = shapes_of(lambda: kind.module(cfg, rngs=ShapeRngs()))
     stacked = {"stacked": ("body.blocks",), "gpt2_stacked": ("blocks",)}.get(name, ())
-    back = plan(tensors | constants, kind.rules(cfg), shapes, stacked=stacked).check()
+    back = plan(
+        tensors | constants, kind.rules(cfg), blank(kind.module, cfg), stacked=stacked
+    ).check()
     assert not back.skipped
     for path, array in weights.named_arrays(module).items():
         got = back.array(path)

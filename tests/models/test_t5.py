@@ -9,7 +9,7 @@ from flax import nnx
 from tiny import random_module
 
 import convert
-from convert.engine.plan import plan, shapes_of
+from convert.engine.plan import blank, plan
 from convert.engine.rules import ConversionError
 from convert.parts import t5
 from dicode_jax.models.t5 import T5Encoder, T5EncoderConfig, relative_buckets
@@ -93,7 +93,7 @@ def test_weights_come_back_through_their_original_names(model):
 
 @pytest.mark.parametrize("name", ["hf_t5-v1_1-xxl-encoder", "hf_flan-t5-xxl-encoder"])
 def test_published_encoders_convert_by_shapes_alone(name):
-    target = shapes_of(lambda: T5Encoder(T5EncoderConfig(), rngs=ShapeRngs()))
+    target = blank(T5Encoder, T5EncoderConfig())
     done = plan(shapes_only(read_manifest(name)), t5.RULES, target)
     assert done.problems == []
     assert done.report()["parameters"] == 4_762_310_656

@@ -90,7 +90,7 @@ def test_a_signal_during_a_conversion_leaves_nothing(tmp_path, number, status, c
     code = (
         "import sys, time\n"
         "from convert.engine import command\n"
-        "def main(args, report):\n"
+        "def main(args):\n"
         "    with command.output_folder(args.out) as folder:\n"
         "        (folder / 'model.safetensors').write_text('half')\n"
         "        print('writing', flush=True)\n"

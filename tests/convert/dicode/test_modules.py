@@ -203,9 +203,3 @@ def test_everything_that_does_not_fit_is_reported_at_once(buffers):
 def test_a_language_model_without_its_sizes_is_refused():
     with pytest.raises(ValueError, match="gpt2"):
         convert.from_torch("dicode", {"llm_agent.llm.transformer.wte.weight": np.ones(2)}, OPTIONS)
-
-
-def test_the_empty_prompt_is_start_and_end():
-    ids = dicode.empty_prompt_ids(dicode.config_from_original(OPTIONS).text)
-    assert ids.shape == (1, 77)
-    assert ids[0, :3].tolist() == [62, 63, 0]

@@ -11,7 +11,7 @@ from flax import nnx
 from safetensors import safe_open
 
 from convert.engine import command
-from convert.engine.plan import load_module, plan, write_module
+from convert.engine.plan import blank, plan, write_module
 from convert.engine.rules import (
     CONV1X1,
     DROP0,
@@ -53,7 +53,7 @@ class Block(nnx.Module):
 
 
 class Model(nnx.Module):
-    def __init__(self, cfg):
+    def __init__(self, cfg, *, rngs=None):
         self.blocks = nnx.List([Block() for _ in range(cfg.num_layers)])
         self.table = nnx.Param(np.zeros((7, 2), np.float32))
 
@@ -148,11 +148,31 @@ def test_what_is_written_is_what_loads(source, dtype, tmp_path):
 
 
 def test_a_module_is_filled_in_memory(source):
-    model = load_module(lambda: Model(Config()), source, RULES)
+    model = plan(source, RULES, blank(Model, Config())).module()
     np.testing.assert_array_equal(model.table[...], source["table"][0])
+    broken = source | {"table": source["table"] * np.nan}
+    with pytest.raises(UserError, match="table holds NaN"):
+        plan(broken, RULES, blank(Model, Config())).module()
     del source["table"]
     with pytest.raises(ConversionError, match="unfilled target: table"):
-        load_module(lambda: Model(Config()), source, RULES)
+        plan(source, RULES, blank(Model, Config())).module()
+
+
+def test_a_scalar_stays_one():
+    class Scale(nnx.Module):
+        def __init__(self, *, rngs):
+            self.alpha = nnx.Param(np.zeros((), np.float32))
+
+    module = plan({"alpha": np.float32(2)}, (Rule("alpha", "alpha"),), blank(Scale)).module()
+    assert module.alpha[...].shape == ()
+
+
+def test_what_is_built_in_memory_is_what_a_command_writes(source, tmp_path):
+    done = plan(source, RULES, blank(Model, Config()))
+    write_module(tmp_path, done, Config())
+    written, _ = weights.load_module(tmp_path, Model, Config)
+    for path, array in weights.named_arrays(done.module()).items():
+        np.testing.assert_array_equal(array, weights.named_arrays(written)[path], err_msg=path)
 
 
 @pytest.mark.parametrize(
@@ -197,15 +217,43 @@ def shell(tmp_path, main, *extra):
     return command.run(main, options, ["--out", str(tmp_path / "out"), *extra])
 
 
-def test_an_output_appears_whole_or_not_at_all(tmp_path, capsys):
-    def fail(args, report):
-        with command.output_folder(args.out, overwrite=args.overwrite) as folder:
-            (folder / "config.json").write_text("new")
-            raise ConversionError(["b: 1", "c: 2", "d: 3", "e: 4"])
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A result that writes one file, and may fail while it does."""
 
-    def work(args, report):
+    text: str
+    error: BaseException | None = None
+    problems: tuple = ()
+    report: dict = dataclasses.field(default_factory=lambda: {"told": 1})
+    summary: str = "done"
+
+    def write(self, args, report):
         with command.output_folder(args.out, overwrite=args.overwrite) as folder:
-            (folder / "config.json").write_text("{}")
+            (folder / "config.json").write_text(self.text)
+            if self.error is not None:
+                raise self.error
+        return report | {"sources": {}}
+
+
+def test_what_a_main_returns_is_reported_and_written(tmp_path, capsys):
+    path = tmp_path / "report.json"
+    assert shell(tmp_path, lambda args: Work("{}"), "--report", str(path)) == 0
+    assert capsys.readouterr().out == "done\n"
+    report = json.loads(path.read_text())
+    assert report == {"converter": command.converter("convert.test"), "told": 1, "sources": {}}
+    bad = Work("{}", problems=("b: 2", "a: 1"))
+    assert shell(tmp_path, lambda args: bad, "--report", str(path), "--overwrite") == 2
+    assert "does not fit: a: 1; b: 2" in capsys.readouterr().err
+    report = json.loads(path.read_text())
+    assert (report["told"], report["problems"]) == (1, ["a: 1", "b: 2"])
+
+
+def test_an_output_appears_whole_or_not_at_all(tmp_path, capsys):
+    def fail(args):
+        return Work("new", ConversionError(["b: 1", "c: 2", "d: 3", "e: 4"]))
+
+    def work(args):
+        return Work("{}")
 
     assert shell(tmp_path, fail, "--report", str(tmp_path / "report.json")) == 2
     line = capsys.readouterr().err
@@ -226,7 +274,7 @@ def test_overwriting_spares_what_is_no_model(tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
 
-    def main(args, report):
+    def main(args):
         command.check_folder(tmp_path / "out", overwrite=args.overwrite)
 
     assert shell(tmp_path, main, "--overwrite") == 2
@@ -234,7 +282,7 @@ def test_overwriting_spares_what_is_no_model(tmp_path, capsys):
 
 
 def test_an_interrupted_command_leaves_nothing(tmp_path, capsys):
-    def main(args, report):
+    def main(args):
         with command.output_folder(args.out):
             raise KeyboardInterrupt
 

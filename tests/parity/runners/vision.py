@@ -7,10 +7,9 @@ import re
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from convert import from_torch
-from convert.engine.plan import load_module
+from convert.engine.plan import blank, plan
 from convert.engine.rules import prefixed
 from convert.parts.clip import VISION_RULES
 from convert.parts.clip import config_from_original as clip_config
@@ -246,16 +245,14 @@ def run_encode(fixture):
     cfg = clip_config(system["clip"])
     params = system["image_proj_stage_config"]["params"]
     resampler = resampler_config(params)
-    tokenizer = load_module(
-        lambda: DeepTokenizer(
-            DeepTokenizerConfig(vision=cfg.vision, resampler=resampler), rngs=nnx.Rngs(0)
-        ),
+    tokenizer = plan(
         {k: v for k, v in weights.items() if k.startswith(("embedder.", "image_proj_model."))},
         (
             *prefixed(VISION_RULES, "embedder.model.", "vision."),
             *prefixed(RESAMPLER_RULES, "image_proj_model.", "resampler."),
         ),
-    )
+        blank(DeepTokenizer, DeepTokenizerConfig(vision=cfg.vision, resampler=resampler)),
+    ).module()
     own = part(weights, "llm_agent.pre_input_resampler.")  # of the same sizes, without options
     agent = from_torch("resampler", own, resampler_options("agent", own, params, arrays))
     text = from_torch("clip_text", part(weights, "cond_stage_model.model."), system["clip"])
