@@ -397,9 +397,10 @@ class TestShell:
     def test_a_signal_while_writing_leaves_nothing(self, tmp_path, number, status):
         code = (
             "import signal, sys, time, numpy as np\n"
-            # Children of a process in the background ignore Ctrl-C.
+            # Children of a process in the background ignore Ctrl-C, those of nohup SIGHUP.
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-            "import sys; from dicode_jax import cli; main = sys.modules['dicode_jax.cli.main']\n"
+            "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+            "from dicode_jax import cli; main = sys.modules['dicode_jax.cli.main']\n"
             "from dicode_jax.media import video\n"
             "def frames():\n"
             "    for i in range(1000):\n"
