@@ -88,7 +88,8 @@ def test_a_tokenizer_is_written_whole_beside_a_link(pipe, tmp_path):
 )
 def test_a_signal_during_a_conversion_leaves_nothing(tmp_path, number, status, count):
     code = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # which children of nohup ignore
         "from convert.engine import command\n"
         "def main(args):\n"
         "    with command.output_folder(args.out) as folder:\n"
