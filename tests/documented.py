@@ -110,6 +110,8 @@ def check(command, *, is_whole=True):
         module, args = "dicode_jax.cli", words[1:]
     else:
         module, args = words[2], words[3:]
+    if module == "convert" and args[:1] == ["NAME"]:  # of any conversion
+        args = ["dicode", *args[1:]]
     path = ROOT / module.replace(".", "/")
     path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
     if not path.is_file():
@@ -121,8 +123,9 @@ def check(command, *, is_whole=True):
                 _run(path)
         except _Stop as stop:
             return stop.args[0]
-        except SystemExit:
-            pass
+        except SystemExit as end:
+            if not end.code and (not args or "--help" in args):  # it tells what there is
+                return words
     raise Wrong(f"{command}\n{said.getvalue()}")
 
 
