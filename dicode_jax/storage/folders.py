@@ -153,7 +153,10 @@ def _own_files(out: str | os.PathLike, folder: pathlib.Path, keep: Sequence[str]
     """
     listed = _read_mark(folder) or _earlier_list(folder)
     if listed is None:
-        raise UserError(f"{out} is not a model that was written here, so it is left alone")
+        raise UserError(
+            f"{out} is not a model that was written here, so it is left alone: move it away, or "
+            "name another folder"
+        )
     parents = {str(parent) for name in listed for parent in pathlib.PurePath(name).parents}
     own, todo = [], [folder]
     while todo:
