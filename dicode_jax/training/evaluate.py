@@ -87,9 +87,8 @@ class Evaluation:
             arrays = dict(batch) if mesh.empty else global_batch(batch, mesh)
             found.append(self._sums(model, arrays, first, self._count))
             first += len(jax.tree.leaves(arrays)[0])
-        sums = {
-            name: np.sum([s[name] for s in jax.device_get(found)], dtype=float) for name in found[0]
-        }
+        found = jax.device_get(found)
+        sums = {name: np.sum([batch[name] for batch in found], dtype=float) for name in found[0]}
         weight = sums.pop(WEIGHT)
         return {f"validation_{name}": float(total / weight) for name, total in sums.items()}
 
