@@ -36,7 +36,6 @@ from dicode_jax.data.stream import BatchStream
 from dicode_jax.data.token_cache import BrokenVideo, CachedVideo, shard_path
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
-from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.runtime import distributed
 from dicode_jax.runtime.sharding import ShardingConfig, batch_sharding, make_mesh, replicated
 from dicode_jax.stages import parts
@@ -318,8 +317,9 @@ def make_encoder(config: ARTrainConfig) -> Callable[[np.ndarray], np.ndarray]:
     mesh = make_mesh(ShardingConfig(), jax.local_devices())
     tokenizer, _ = weights.load_module(
         pathlib.Path(config.tokenizer) / "tokenizer",
-        lambda cfg: DeepTokenizer(cfg, dtype=parts.compute_dtype(config), rngs=ShapeRngs()),
+        DeepTokenizer,
         DeepTokenizerConfig,
+        dtype=parts.compute_dtype(config),
         on_host=True,
     )
     graph, state = nnx.split(tokenizer)

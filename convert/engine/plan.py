@@ -30,7 +30,7 @@ from convert.engine.rules import (
     to_numpy,
 )
 from dicode_jax.errors import UserError
-from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.nn.rngs import blank as blank
 from dicode_jax.storage.files import atomic_path
 from dicode_jax.storage.weights import WEIGHTS_FILE, write_config
 
@@ -153,11 +153,6 @@ def flatten(state: Any) -> dict[str, Any]:
 def flat_shapes(state: Any) -> dict[str, tuple[int, ...]]:
     """Dotted path -> shape of an (abstract) NNX state."""
     return {path: tuple(leaf.shape) for path, leaf in flatten(state).items()}
-
-
-def blank(kind: Callable[..., nnx.Module], *sizes: Any) -> nnx.Module:
-    """The module `kind(*sizes)` with shapes in place of arrays; no memory is touched."""
-    return nnx.eval_shape(lambda: kind(*sizes, rngs=ShapeRngs()))
 
 
 def select(source: Mapping[str, Any], *prefixes: str) -> dict[str, Any]:

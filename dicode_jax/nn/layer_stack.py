@@ -15,7 +15,7 @@ from flax import nnx
 
 from dicode_jax.nn.kv_cache import KVCache
 from dicode_jax.nn.remat import Remat, checkpoint
-from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.nn.rngs import blank
 from dicode_jax.runtime.sharding import BATCH, constrain
 from dicode_jax.typing import Array
 
@@ -99,7 +99,7 @@ def with_scan_layers(model: _Model, scan_layers: bool = True) -> _Model:
     if model.cfg.scan_layers == scan_layers:
         return model
     cfg = dataclasses.replace(model.cfg, scan_layers=scan_layers)
-    other = nnx.eval_shape(lambda: type(model)(cfg, dtype=model.dtype, rngs=ShapeRngs()))
+    other = blank(type(model), cfg, dtype=model.dtype)
     graph, abstract = nnx.split(other)
     leaves = dict(nnx.to_flat_state(nnx.state(model)))
 

@@ -7,12 +7,15 @@ that a batch is split over.
 
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
 from flax import nnx
 
 from dicode_jax.typing import Array
+
+_Module = TypeVar("_Module", bound=nnx.Module)
 
 
 def sample_keys(seeds: Sequence[int]) -> Array:
@@ -74,6 +77,12 @@ class TracedRngs:
     def split(self, count: int) -> nnx.Rngs:
         """Streams for `count` copies of a module that `nnx.vmap` builds."""
         return nnx.Rngs(default=jax.random.split(self(), count))
+
+
+def blank(kind: Callable[..., _Module], *sizes: Any, **options: Any) -> _Module:
+    """The module `kind(*sizes, **options)` with shapes in place of arrays; no memory is touched."""
+    rngs = cast(nnx.Rngs, ShapeRngs())
+    return nnx.eval_shape(lambda: kind(*sizes, **options, rngs=rngs))
 
 
 def stream(seed: int, name: str) -> Array:

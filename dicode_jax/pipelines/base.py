@@ -18,7 +18,7 @@ from flax import nnx
 
 from dicode_jax import config as config_lib
 from dicode_jax.diffusion.schedules import NoiseSchedule
-from dicode_jax.nn.rngs import ShapeRngs, sample_keys
+from dicode_jax.nn.rngs import sample_keys
 from dicode_jax.pipelines import checks, options
 from dicode_jax.pipelines.load import check_kind
 from dicode_jax.storage import hub, model_card, weights
@@ -108,11 +108,8 @@ class Pipeline:
         config, parts = cls._read_config(folder), {}
         for name in cls._stored(folder):
             module, config_type = cls.part_types[name]
-            build = lambda cfg, module=module: module(  # noqa: E731
-                cfg, dtype=dtype, param_dtype=param_dtype, rngs=ShapeRngs()
-            )
             parts[name], _ = weights.load_module(
-                folder / name, build, config_type, param_dtype=param_dtype
+                folder / name, module, config_type, dtype=dtype, param_dtype=param_dtype
             )
             checks.check_weights(name, parts[name])
         text = cls._read_text(folder, {name: part.cfg for name, part in parts.items()})
@@ -130,8 +127,7 @@ class Pipeline:
         config, configs = cls._read_config(folder), {}
         for name in cls._stored(folder):
             module, config_type = cls.part_types[name]
-            build = lambda cfg, module=module: module(cfg, rngs=ShapeRngs())  # noqa: E731
-            configs[name] = weights.check_module(folder / name, build, config_type)
+            configs[name] = weights.check_module(folder / name, module, config_type)
         cls._read_text(folder, configs)
         return config
 

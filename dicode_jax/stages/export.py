@@ -1,6 +1,7 @@
 """From a checkpoint of a training to the folder that pipelines, or other trainings, read."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import tempfile
@@ -17,7 +18,6 @@ from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
-from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines.dicode import DiCoDePipeline, PipelineConfig
 from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
 from dicode_jax.stages.dicode import configs
@@ -167,19 +167,15 @@ def _check_tokenizer(config: configs.ARTrainConfig) -> None:
 
 def _assemble(config: Any, exported: pathlib.Path) -> DiCoDePipeline:
     """The pipeline of what a stage wrote."""
-
-    def load(folder, kind, config_type):
-        build = lambda cfg: kind(cfg, rngs=ShapeRngs())  # noqa: E731
-        return weights.load_module(folder, build, config_type, on_host=True)[0]
-
+    load = functools.partial(weights.load_module, on_host=True)
     language_model = text = None
     folder = exported
     if isinstance(config, configs.ARTrainConfig):
-        language_model = load(exported, DiCoDeLM, DiCoDeLMConfig)
+        language_model = load(exported, DiCoDeLM, DiCoDeLMConfig)[0]
         text = TextTokenizer.from_file(exported)
         folder = pathlib.Path(config.tokenizer)
-    tokenizer = load(folder / "tokenizer", DeepTokenizer, DeepTokenizerConfig)
-    decoder = load(folder / "decoder", ClipDecoder, ClipDecoderConfig)
+    tokenizer = load(folder / "tokenizer", DeepTokenizer, DeepTokenizerConfig)[0]
+    decoder, _ = load(folder / "decoder", ClipDecoder, ClipDecoderConfig)
     return DiCoDePipeline(
         tokenizer=tokenizer,
         decoder=decoder,

@@ -9,7 +9,6 @@ from flax import nnx
 
 from dicode_jax import config as config_lib
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.storage import weights
 from dicode_jax.training.stage import Path
 from dicode_jax.typing import Array
@@ -24,17 +23,6 @@ def leaves(module: nnx.Module, *prefix: Any) -> dict[Path, Array]:
     """Path -> array of every variable, with `prefix` in front of the path."""
     flat = nnx.to_flat_state(nnx.state(module))
     return {(*prefix, *path): leaf.get_value() for path, leaf in flat}
-
-
-def load(folder: str | pathlib.Path, kind: Any, config_type: type) -> tuple[nnx.Module, Any]:
-    """A stored module, its arrays in host memory, and its config.
-
-    Raises:
-      UserError: See `weights.load_module`.
-    """
-    return weights.load_module(
-        folder, lambda cfg: kind(cfg, rngs=ShapeRngs()), config_type, on_host=True
-    )
 
 
 def on_device(module: nnx.Module) -> nnx.Module:
@@ -54,7 +42,7 @@ def stored_config(folder: str | pathlib.Path, config_type: type) -> Any:
 
 def load_autoencoder(folder: str | pathlib.Path) -> AutoencoderKL:
     """The autoencoder that its training exported."""
-    return load(folder, AutoencoderKL, AutoencoderKLConfig)[0]
+    return weights.load_module(folder, AutoencoderKL, AutoencoderKLConfig, on_host=True)[0]
 
 
 def image_shape(config: Any, *lead: int) -> tuple[int, ...]:

@@ -4,9 +4,9 @@ import hashlib
 import json
 import os
 import pathlib
-import re
+import string
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from flax import nnx
 
 from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError
+from dicode_jax.nn.rngs import blank
 from dicode_jax.storage.files import atomic_path
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+Module = TypeVar("Module", bound=nnx.Module)
 _TYPES = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "BOOL": "bool"}
 
 
@@ -77,7 +79,7 @@ def write_config(
 
 def read_arrays(
     path: str | pathlib.Path, *, on_host: bool = False
-) -> dict[str, jax.Array | np.ndarray]:
+) -> Mapping[str, jax.Array | np.ndarray]:
     """Reads a safetensors file, onto the default device or `on_host` as NumPy arrays.
 
     Raises:
@@ -128,17 +130,19 @@ def read_metadata(folder: str | pathlib.Path) -> dict[str, str]:
 
 def load_module(
     folder: str | pathlib.Path,
-    build: Callable[[Any], nnx.Module],
-    config_type: type,
+    kind: Callable[..., Module],
+    config_type: Any,
     *,
-    param_dtype=jnp.float32,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
     on_host: bool = False,
-) -> tuple[nnx.Module, Any]:
+) -> tuple[Module, Any]:
     """Reads what `save_module` wrote, with one array at a time in memory beside the module.
 
     Args:
-      build: Makes the module from its config; it runs under `nnx.eval_shape`.
-      config_type: The dataclass of the config.
+      kind: Class of the module, or what else makes it of its config.
+      config_type: The dataclass of the config, or a union of such.
+      dtype: Type of computing; None for that of the parameters and inputs.
       param_dtype: Type of floating-point arrays in memory.
       on_host: Keeps the arrays as NumPy's, for models that no single device holds.
 
@@ -150,7 +154,7 @@ def load_module(
     """
     folder = pathlib.Path(folder)
     config = config_lib.from_json(config_type, folder / CONFIG_FILE)
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: build(config)))
+    graph, abstract = nnx.split(blank(kind, config, dtype=dtype, param_dtype=param_dtype))
     flat = {".".join(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(abstract)}
     stored, _ = read_header(folder / WEIGHTS_FILE)
     shapes = {name: shape for name, (_, shape) in stored.items()}
@@ -158,12 +162,13 @@ def load_module(
     state = []
     for name, _, array in _tensors(folder / WEIGHTS_FILE):
         path, leaf = flat[name]
-        dtype = param_dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
+        stored_as = param_dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
         if on_host:
-            array = array.astype(dtype, copy=False)
+            array = array.astype(stored_as, copy=False)
         else:  # finished before the next is read
-            array = jax.block_until_ready(jnp.asarray(array).astype(dtype))
+            array = jax.block_until_ready(jnp.asarray(array).astype(stored_as))
         state.append((path, leaf.replace(array)))
+        del array
     return nnx.merge(graph, nnx.from_flat_state(state)), config
 
 
@@ -174,11 +179,13 @@ def _tensors(path: pathlib.Path) -> Iterator[tuple[str, str, np.ndarray]]:
         header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         for name, stored in sorted(header.items()):
-            kind, bits = re.fullmatch(r"([A-Z]+)(\d*)", stored["dtype"]).groups()
+            bits = stored["dtype"].lstrip(string.ascii_uppercase)
+            kind = stored["dtype"].removesuffix(bits)
             array = np.empty(stored["shape"], jnp.dtype(_TYPES[kind] + bits))
             file.seek(8 + length + stored["data_offsets"][0])
-            file.readinto(array.reshape(-1).view(np.uint8))
+            file.readinto(array.reshape(-1).view(np.uint8).data)
             yield name, stored["dtype"], array
+            del array  # gone before the next is there
 
 
 def hash_module(folder: str | pathlib.Path) -> str:
@@ -198,12 +205,12 @@ def hash_module(folder: str | pathlib.Path) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, kind, array in _tensors(path):
         digest.update(f"{name} {kind} {list(array.shape)}".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
 def check_module(
-    folder: str | pathlib.Path, build: Callable[[Any], nnx.Module], config_type: type
+    folder: str | pathlib.Path, kind: Callable[..., nnx.Module], config_type: Any
 ) -> Any:
     """The config of a folder that `load_module` would load, by it and the weights' header alone.
 
@@ -212,7 +219,7 @@ def check_module(
     """
     folder = pathlib.Path(folder)
     config = config_lib.from_json(config_type, folder / CONFIG_FILE)
-    abstract = nnx.state(nnx.eval_shape(lambda: build(config)))
+    abstract = nnx.state(blank(kind, config))
     wanted = {".".join(map(str, p)): leaf.shape for p, leaf in nnx.to_flat_state(abstract)}
     arrays, _ = read_header(folder / WEIGHTS_FILE)
     _check_shapes(

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from dicode_jax.errors import UserError
-from dicode_jax.nn.rngs import ShapeRngs, TracedRngs, stream
+from dicode_jax.nn.rngs import TracedRngs, blank, stream
 from dicode_jax.runtime import sharding
 from dicode_jax.training.optim import make_optimizer, make_schedule
 from dicode_jax.training.stage import Metrics, Stage
@@ -130,7 +130,7 @@ def plan_stage(stage: Stage, mesh: Mesh) -> Plan:
     """
     config = stage.config
     sharding.check_batch_size(config.batch_size, mesh, config.optim.accumulate_steps)
-    model = nnx.eval_shape(lambda: stage.create(ShapeRngs()))
+    model = blank(stage.create)
     graph, params, frozen = nnx.split(model, stage.is_trained, ...)
     if not jax.tree.leaves(params):
         raise UserError(f"{stage.name}: the config leaves no parameter to train")

@@ -264,12 +264,8 @@ def test_schedule_of_another_variant_is_named(tmp_path, capsys, checkpoint):
 def test_start_of_dicode_keeps_the_latents_channels_and_one_frame(tmp_path, parts, checkpoint):
     assert run(tmp_path, checkpoint, "--for-dicode") == 0
     out = tmp_path / "out"
-    tokenizer, _ = weights.load_module(
-        out / "tokenizer", lambda c: DeepTokenizer(c, rngs=ShapeRngs()), DeepTokenizerConfig
-    )
-    decoder, cfg = weights.load_module(
-        out / "decoder", lambda c: ClipDecoder(c, rngs=ShapeRngs()), ClipDecoderConfig
-    )
+    tokenizer, _ = weights.load_module(out / "tokenizer", DeepTokenizer, DeepTokenizerConfig)
+    decoder, cfg = weights.load_module(out / "decoder", ClipDecoder, ClipDecoderConfig)
     whole, cut = (weights.named_arrays(m) for m in (parts["unet"], decoder.unet))
     conv = "down_stages.0.layers.0.kernel"
     np.testing.assert_array_equal(cut.pop(conv), whole.pop(conv)[:, :, :4])

@@ -13,7 +13,6 @@ from convert.parts import gpt2, hugging_face
 from dicode_jax.data.shapes_world import all_captions
 from dicode_jax.models.causal_lm import BodyConfig, build_body
 from dicode_jax.models.gpt2 import GPT2Config
-from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.storage import weights
 from dicode_jax.text import gpt as text
 
@@ -60,7 +59,7 @@ def run(*args):
 
 
 def load(folder):
-    return weights.load_module(folder, lambda c: build_body(c, rngs=ShapeRngs()), BodyConfig)
+    return weights.load_module(folder, build_body, BodyConfig)
 
 
 @pytest.mark.parametrize("prefix", ["", "transformer."])

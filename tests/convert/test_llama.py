@@ -14,7 +14,6 @@ from convert.engine.rules import ConversionError
 from convert.parts import hugging_face, llama
 from dicode_jax.models.causal_lm import BodyConfig, build_body
 from dicode_jax.models.llama import LlamaConfig
-from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.nn.rotary import RotaryScaling
 from dicode_jax.storage import weights
 
@@ -82,7 +81,7 @@ def run(*args):
 
 
 def load(folder):
-    return weights.load_module(folder, lambda c: build_body(c, rngs=ShapeRngs()), BodyConfig)
+    return weights.load_module(folder, build_body, BodyConfig)
 
 
 @pytest.mark.parametrize(("prefix", "num_shards"), [("model.", 2), ("", 1)])

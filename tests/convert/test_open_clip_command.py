@@ -14,7 +14,6 @@ from convert.open_clip import main
 from convert.parts import clip as open_clip
 from convert.to_torch import original_state_dict
 from dicode_jax.models.clip import CLIP, CLIPConfig
-from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.storage import weights
 
 
@@ -28,7 +27,7 @@ def test_a_model_is_found_and_checked_against_its_config(tmp_path):
     save_file(source, file)
     config.write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}}))
     assert run(file, "--config", config, "--out", out) == 0
-    clip, cfg = weights.load_module(out, lambda c: CLIP(c, rngs=ShapeRngs()), CLIPConfig)
+    clip, cfg = weights.load_module(out, CLIP, CLIPConfig)
     assert cfg == open_clip.config_from_original(CONFIG)
     np.testing.assert_array_equal(
         clip.vision.patch_embed.kernel[...], source["visual.conv1.weight"].transpose(2, 3, 1, 0)

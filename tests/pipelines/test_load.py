@@ -168,11 +168,10 @@ def test_a_module_of_another_kind_is_refused(tmp_path):
     module = Resampler(cfg, rngs=ShapeRngs())
     weights.save_module(tmp_path, module, cfg)
     rewrite(tmp_path, kind="unet3d")
-    build = lambda cfg: Resampler(cfg, rngs=ShapeRngs())  # noqa: E731
     with pytest.raises(UserError, match="is of the kind 'unet3d', not 'resampler'"):
-        weights.load_module(tmp_path, build, ResamplerConfig)
+        weights.load_module(tmp_path, Resampler, ResamplerConfig)
     rewrite(tmp_path, kind="resampler")
     hash_now = weights.hash_module(tmp_path)
     rewrite(tmp_path, kind=None, version=None)
-    assert weights.load_module(tmp_path, build, ResamplerConfig)[1] == cfg
+    assert weights.load_module(tmp_path, Resampler, ResamplerConfig)[1] == cfg
     assert weights.hash_module(tmp_path) == hash_now  # so that caches of before stay good

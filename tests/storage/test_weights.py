@@ -24,10 +24,6 @@ CONFIG = ResamplerConfig(
 ENV = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
 
 
-def build(config):
-    return Resampler(config, rngs=nnx.Rngs(0))
-
-
 @pytest.fixture
 def folder(tmp_path):
     weights.save_module(tmp_path, Resampler(CONFIG, rngs=nnx.Rngs(3)), CONFIG)
@@ -35,7 +31,7 @@ def folder(tmp_path):
 
 
 def test_round_trip_keeps_every_array_and_the_config(folder):
-    module, config = weights.load_module(folder, build, ResamplerConfig)
+    module, config = weights.load_module(folder, Resampler, ResamplerConfig)
     assert config == CONFIG
     want = weights.named_arrays(Resampler(CONFIG, rngs=nnx.Rngs(3)))
     got = weights.named_arrays(module)
@@ -45,18 +41,18 @@ def test_round_trip_keeps_every_array_and_the_config(folder):
 
 
 def test_half_precision_storage_is_read_as_float32(tmp_path):
-    weights.save_module(tmp_path, build(CONFIG), CONFIG, dtype=jnp.float16)
+    weights.save_module(tmp_path, Resampler(CONFIG, rngs=nnx.Rngs(0)), CONFIG, dtype=jnp.float16)
     stored = weights.read_arrays(tmp_path / weights.WEIGHTS_FILE)
     assert {array.dtype for array in stored.values()} == {jnp.dtype("float16")}
-    module, _ = weights.load_module(tmp_path, build, ResamplerConfig)
+    module, _ = weights.load_module(tmp_path, Resampler, ResamplerConfig)
     assert module.proj_in.kernel.dtype == jnp.float32
 
 
 def test_half_precision_storage_is_read_on_the_host_too(tmp_path):
     for dtype in (jnp.bfloat16, jnp.float16):
-        weights.save_module(tmp_path, build(CONFIG), CONFIG, dtype=dtype)
-        host, _ = weights.load_module(tmp_path, build, ResamplerConfig, on_host=True)
-        device, _ = weights.load_module(tmp_path, build, ResamplerConfig)
+        weights.save_module(tmp_path, Resampler(CONFIG, rngs=nnx.Rngs(0)), CONFIG, dtype=dtype)
+        host, _ = weights.load_module(tmp_path, Resampler, ResamplerConfig, on_host=True)
+        device, _ = weights.load_module(tmp_path, Resampler, ResamplerConfig)
         want = weights.named_arrays(device)
         for name, array in weights.named_arrays(host).items():
             assert type(array) is np.ndarray
@@ -67,9 +63,9 @@ def test_half_precision_storage_is_read_on_the_host_too(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
 def test_loading_holds_one_array_beside_the_module(tmp_path, dtype):
-    """Of 16 arrays of 8 MB; the peak of getrusage would begin with that of the parent."""
-    arrays = {f"layers.{i}": jnp.full((2048, 1024), i, dtype) for i in range(16)}
-    for count, name in ((1, "warm"), (16, "large")):
+    """Of 64 arrays of 2 MB; the peak of getrusage would begin with that of the parent."""
+    arrays = {f"layers.{i}": jnp.full((512, 1024), i, dtype) for i in range(64)}
+    for count, name in ((1, "warm"), (64, "large")):
         (tmp_path / name).mkdir()
         held = {f"layers.{i}": arrays[f"layers.{i}"] for i in range(count)}
         save_file(held, tmp_path / name / weights.WEIGHTS_FILE)
@@ -85,8 +81,8 @@ class Config:
     count: int
 
 class Model(nnx.Module):
-    def __init__(self, cfg):
-        self.layers = nnx.List([nnx.Param(jnp.zeros((2048, 1024))) for _ in range(cfg.count)])
+    def __init__(self, cfg, **_):
+        self.layers = nnx.List([nnx.Param(jnp.zeros((512, 1024))) for _ in range(cfg.count)])
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
@@ -109,7 +105,7 @@ def test_wrong_shape_and_missing_array_are_named(folder):
     path = folder / weights.CONFIG_FILE
     path.write_text(json.dumps(dataclasses.asdict(config)))
     with pytest.raises(UserError, match=r"missing blocks\.1\..* more"):
-        weights.load_module(folder, build, ResamplerConfig)
+        weights.load_module(folder, Resampler, ResamplerConfig)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +121,7 @@ def test_wrong_shape_and_missing_array_are_named(folder):
 def test_broken_folder_is_one_line(folder, damage, message):
     damage(folder)
     with pytest.raises(UserError, match=message) as caught:
-        weights.load_module(folder, build, ResamplerConfig)
+        weights.load_module(folder, Resampler, ResamplerConfig)
     assert "\n" not in str(caught.value)
 
 
@@ -133,7 +129,7 @@ def test_cut_weights_file_is_refused(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(UserError, match="not a whole safetensors"):
-        weights.load_module(folder, build, ResamplerConfig)
+        weights.load_module(folder, Resampler, ResamplerConfig)
 
 
 def test_weights_file_has_the_permissions_of_any_new_file(folder, tmp_path):

@@ -25,7 +25,7 @@ from dicode_jax.models.dicode.decoder import (
 from dicode_jax.models.dicode.generate import generate
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.nn.layer_stack import with_scan_layers
-from dicode_jax.nn.rngs import ShapeRngs, draw, row_keys, split, stream
+from dicode_jax.nn.rngs import draw, row_keys, split, stream
 from dicode_jax.stages import parts
 from dicode_jax.stages.dicode.configs import ARTrainConfig
 from dicode_jax.storage import weights
@@ -142,7 +142,7 @@ def tokenizer_config(config: ARTrainConfig) -> DeepTokenizerConfig:
 def load_tokenizer(config: ARTrainConfig) -> DeepTokenizer:
     """The frozen tokenizer, in host memory."""
     folder = pathlib.Path(config.tokenizer) / "tokenizer"
-    return parts.load(folder, DeepTokenizer, DeepTokenizerConfig)[0]
+    return weights.load_module(folder, DeepTokenizer, DeepTokenizerConfig, on_host=True)[0]
 
 
 def load_lm(config: ARTrainConfig) -> DiCoDeLM:
@@ -151,7 +151,7 @@ def load_lm(config: ARTrainConfig) -> DiCoDeLM:
     Raises:
       UserError: It has other sizes than the config's.
     """
-    earlier, stored = parts.load(config.init, DiCoDeLM, DiCoDeLMConfig)
+    earlier, stored = weights.load_module(config.init, DiCoDeLM, DiCoDeLMConfig, on_host=True)
     fault = compare_bodies(stored.body, config.model.body)
     if fault is None and dataclasses.replace(stored, body=config.model.body) != config.model:
         fault = "its tokens or its head"
@@ -167,8 +167,7 @@ def load_body(config: ARTrainConfig) -> nnx.Module:
     Raises:
       UserError: It is another body than the config's.
     """
-    make = lambda cfg: build_body(cfg, rngs=ShapeRngs())  # noqa: E731
-    body, _ = weights.load_module(config.body_init, make, BodyConfig, on_host=True)
+    body, _ = weights.load_module(config.body_init, build_body, BodyConfig, on_host=True)
     if (fault := compare_bodies(body.cfg, config.model.body)) is not None:
         raise UserError(f"{config.body_init} holds another body than --config's: {fault}")
     return with_scan_layers(body, config.model.body.scan_layers)
@@ -240,7 +239,8 @@ def load_decoder(config: ARTrainConfig) -> ClipDecoder | None:
     folder = pathlib.Path(config.tokenizer or "") / "decoder"
     if config.tokenizer is None or not folder.is_dir():
         return None
-    return parts.on_device(parts.load(folder, ClipDecoder, ClipDecoderConfig)[0])
+    decoder, _ = weights.load_module(folder, ClipDecoder, ClipDecoderConfig, on_host=True)
+    return parts.on_device(decoder)
 
 
 def generate_tokens(

@@ -117,7 +117,9 @@ def load_start(config: RepresentationTrainConfig) -> RepresentationModel:
     Raises:
       UserError: It has other settings than the config's, besides how its frames were read.
     """
-    model, stored = parts.load(config.init, RepresentationModel, RepresentationConfig)
+    model, stored = weights.load_module(
+        config.init, RepresentationModel, RepresentationConfig, on_host=True
+    )
     settings = (
         dataclasses.replace(cfg, tokenizer=reading.as_read(config, cfg.tokenizer))
         for cfg in (stored, config.model)
@@ -129,4 +131,4 @@ def load_start(config: RepresentationTrainConfig) -> RepresentationModel:
 
 def load_representation(folder: str | pathlib.Path) -> RepresentationModel:
     """The representation that an earlier run exported."""
-    return parts.load(folder, RepresentationModel, RepresentationConfig)[0]
+    return weights.load_module(folder, RepresentationModel, RepresentationConfig, on_host=True)[0]

@@ -25,7 +25,7 @@ from dicode_jax.models.dicode.decoder import (
 )
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.nn import lora
-from dicode_jax.nn.rngs import ShapeRngs, row_keys, split, stream
+from dicode_jax.nn.rngs import blank, row_keys, split, stream
 from dicode_jax.stages import parts
 from dicode_jax.stages.dicode import reading, tokenizer_loss
 from dicode_jax.stages.dicode.configs import TokenizerTrainConfig
@@ -138,7 +138,7 @@ def load_start(config: TokenizerTrainConfig) -> dict[Path, Array]:
         ("tokenizer", DeepTokenizer, config.tokenizer),
         ("decoder", ClipDecoder, decoder_config(config)),
     ):
-        make = lambda _, kind=kind, cfg=cfg: kind(cfg, rngs=ShapeRngs())  # noqa: E731
+        make = lambda _, kind=kind, cfg=cfg, **types: kind(cfg, **types)  # noqa: E731
         module, _ = weights.load_module(folder / name, make, type(cfg), on_host=True)
         arrays |= parts.leaves(module, name)
     return arrays
@@ -234,15 +234,13 @@ def load_encoder(config: TokenizerTrainConfig) -> Encoder:
     """
     arrays = load(config)
 
-    def part(module: nnx.Module, *prefix: str) -> nnx.Module:
+    def part(module: Any, *prefix: str) -> Any:
         graph, abstract = nnx.split(module)
         flat = nnx.to_flat_state(abstract)
         leaves = [(p, v.replace(jnp.asarray(arrays[(*prefix, *p)]))) for p, v in flat]
         return nnx.merge(graph, nnx.from_flat_state(leaves))
 
-    shapes = nnx.eval_shape(
-        lambda: VideoTokenizer(config.tokenizer, decoder_config(config), rngs=ShapeRngs())
-    )
+    shapes = blank(VideoTokenizer, config.tokenizer, decoder_config(config))
     tokenizer = part(shapes.tokenizer, "tokenizer") if config.has_frozen_tokenizer else None
     return Encoder(part(shapes.decoder.autoencoder, "decoder", "autoencoder"), tokenizer)
 

@@ -16,7 +16,6 @@ from dicode_jax import DiCoDePipeline
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.nn.layer_stack import with_scan_layers
-from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.storage.weights import load_module
 from dicode_jax.text import gpt as text
 
@@ -110,8 +109,7 @@ def test_parts_are_converted_alone(models, weights, options, tmp_path):
         out = tmp_path / name
         args = ("--lm", models / f"{name}.safetensors", "--text", models / "gpt2-large")
         assert run(*args, "--out", out, "--dtype", "bfloat16") == 0
-        build = lambda cfg: DiCoDeLM(cfg, rngs=ShapeRngs())  # noqa: E731
-        module, cfg = load_module(out / "language_model", build, DiCoDeLMConfig)
+        module, cfg = load_module(out / "language_model", DiCoDeLM, DiCoDeLMConfig)
         assert (cfg.num_mixtures, cfg.token_dim, cfg.max_keyframes) == (3, 32, 24)
         assert (cfg.image_token_id, cfg.pad_token_id) == (258, 256)
         got.append(module.input_mlp.up.kernel[...])

@@ -53,7 +53,7 @@ class Block(nnx.Module):
 
 
 class Model(nnx.Module):
-    def __init__(self, cfg, *, rngs=None):
+    def __init__(self, cfg, **_):
         self.blocks = nnx.List([Block() for _ in range(cfg.num_layers)])
         self.table = nnx.Param(np.zeros((7, 2), np.float32))
 
