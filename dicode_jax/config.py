@@ -6,9 +6,9 @@ from there.
 """
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
+import runpy
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -43,12 +43,10 @@ def load_config_file(path: str | pathlib.Path) -> Any:
         raise UserError(
             f"no config file at {path}; the ones that come with the project lie in configs/"
         )
-    spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
+    module = runpy.run_path(str(path), run_name=f"_config_{path.stem}")
+    if "get_config" not in module:
         raise UserError(f"{path} defines no get_config()")
-    return module.get_config()
+    return module["get_config"]()
 
 
 def parse_overrides(config: Config, args: Sequence[str], *, prog: str) -> Config:
@@ -163,7 +161,7 @@ def from_json(config_type: type[Config], path: str | pathlib.Path) -> Config:
       UserError: As `read_json`, or the file is of another kind or does not fit `config_type`.
     """
     kind, data = read_json(path)
-    members = get_args(config_type) or (config_type,)
+    members: tuple[Any, ...] = get_args(config_type) or (config_type,)
     wanted = [kinds.kind_of(member) for member in members]
     if kind is not None and kind not in wanted:
         raise UserError(f"{path} is of the kind {kind!r}, not {' or '.join(map(repr, wanted))}")

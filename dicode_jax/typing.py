@@ -14,7 +14,7 @@ As a *variable*, `t` or `timesteps` is diffusion time.
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key, PRNGKeyArray, PyTree, UInt8, jaxtyped
@@ -46,4 +46,4 @@ def typechecked(function: _Function) -> _Function:
         return function
     from beartype import beartype
 
-    return jaxtyped(function, typechecker=beartype)
+    return cast(_Function, jaxtyped(function, typechecker=beartype))

@@ -173,7 +173,7 @@ def _describe(folder: pathlib.Path) -> None:
         print(f"{part.name:<16} {part.num_parameters:>13,} parameters, {', '.join(part.dtypes)}")
     size = sum(part.num_bytes for part in parts)
     print(f"{'in all':<16} {sum(p.num_parameters for p in parts):>13,}, {size / 1e6:,.1f} MB")
-    if config is not None:
+    if config is not None and kind is not None:
         _describe_pipeline(folder, kind, config)
     for name in dict.fromkeys(part.metadata.get("converter") for part in parts):
         if name is not None:

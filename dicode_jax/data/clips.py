@@ -67,6 +67,7 @@ def read_clip(
         times, length = reader.times, reader.length
         rate = (len(times) - 1) / times[-1] if len(times) > 1 else 1.0
         if cfg.fps is None:
+            assert cfg.frame_stride is not None  # `DataConfig` asks for one of the two
             stride = cfg.frame_stride
             room = len(times) - (f - 1) * stride
             latest = max(room - 1, 0)
@@ -184,6 +185,7 @@ def probe(record: Record) -> MediaInfo:
 def frames_there(info: MediaInfo, cfg: DataConfig) -> int:
     """How many frames of a clip that starts at 0 a video shows, `cfg.num_frames` at most."""
     if cfg.fps is None:
+        assert cfg.frame_stride is not None  # `DataConfig` asks for one of the two
         return min(cfg.num_frames, -(-info.num_frames // cfg.frame_stride))
     return int(np.sum(np.arange(cfg.num_frames) / cfg.fps < info.duration))
 
@@ -210,7 +212,8 @@ def read_overview(record: Record, count: int, height: int = 112) -> UInt8[np.nda
 
 
 def _clip(frames: np.ndarray, fps: float, stride: int) -> dict[str, np.ndarray]:
-    return {"video": frames, "fps": np.float32(fps), "frame_stride": np.int32(stride)}
+    stride_read = np.asarray(stride, np.int32)
+    return {"video": frames, "fps": np.asarray(fps, np.float32), "frame_stride": stride_read}
 
 
 def _keyframe_times(
@@ -234,7 +237,7 @@ def _make_fit(cfg: DataConfig, frame_size: int, rng: np.random.Generator) -> _Fi
     x, y = rng.uniform(size=2) if cfg.crop == "random" else (0.5, 0.5)
 
     def fit(image: Image.Image) -> np.ndarray:
-        box = (0.0, 0.0, *map(float, image.size))
+        box = (0.0, 0.0, float(image.width), float(image.height))
         if cfg.resize != "stretch":
             side = min(image.size)
             left, top = x * (image.width - side), y * (image.height - side)
@@ -274,14 +277,15 @@ class _Video:
         self._name, self._file = name, file
         with self._opened() as (container, stream):
             check_index(name, stream, num_bytes)
-            self._origin, self.times, last = _list_packets(name, container, stream)
-        self._seekable = self.times is not None
-        if self.times is None:  # such as old avi files
+            self._origin, times, last = _list_packets(name, container, stream)
+        self._seekable = times is not None
+        if times is None:  # such as old avi files
             with self._opened() as (container, stream):
                 self._origin = 0.0
                 seen = np.array([time for time, _ in _decoded(container, stream, 0.0)])
                 self._origin = float(seen[0]) if len(seen) else 0.0
-                self.times, last = np.unique(seen) - self._origin, None
+                times, last = np.unique(seen) - self._origin, None
+        self.times: np.ndarray = times
         if not len(self.times):
             raise BrokenRecord(f"{name}: holds no frame")
         steps = np.diff(self.times)
@@ -345,6 +349,7 @@ class _Video:
 def _reader(record: Record) -> Iterator[_Picture | _Video]:
     """Opens a record; all that is wrong with its file becomes one `BrokenRecord`."""
     media = record.media
+    assert not isinstance(media, Scene), "scenes are drawn, not read"
     try:
         file, num_bytes = _open(record.name, media)
         yield (

@@ -42,7 +42,7 @@ class ClipReader:
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         clip = read_clip(record, self.data, self.frame_size, rng)
-        fs = clip["frame_stride"] if self.fs is None else np.int32(self.fs)
+        fs = clip["frame_stride"] if self.fs is None else np.asarray(self.fs, np.int32)
         return {"video": clip["video"], "fs": fs}
 
 

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import grain
 import numpy as np
@@ -149,7 +149,7 @@ class BatchStream:
     def _start(self):
         rows = dataclasses.replace(self._rows, first_batch=self._next_batch)
         # Slices for workers are taken of whole batches, so that their number changes no batch.
-        dataset = grain.MapDataset.source(rows)
+        dataset = grain.MapDataset.source(cast(Sequence[_Made], rows))
         if not self._num_workers:
             options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=self._prefetch)
             return iter(dataset.to_iter_dataset(options))
@@ -171,7 +171,7 @@ class BatchStream:
         reads = self._next_batch * self._rows.num_rows + failed
         enough = reads >= _MIN_READS or self._max_broken == 0
         if enough and failed > self._max_broken * reads:
-            worst = sorted(self._broken, key=self._broken.get, reverse=True)
+            worst = sorted(self._broken, key=lambda name: -self._broken[name])
             more = f" and {len(worst) - _SHOWN_NAMES} more" if len(worst) > _SHOWN_NAMES else ""
             raise UserError(
                 f"{failed} of {reads} reads failed, more than max_broken={self._max_broken:g} "
@@ -295,8 +295,11 @@ def _start_worker(index: int, count: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "grain starts workers as processes"
+
     def end_with_parent():
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()

@@ -141,9 +141,11 @@ def make_guide(cfg: SamplingConfig) -> Guide:
     def join(outputs, step):
         del step  # the same at all of them
         if len(outputs) == 3:
-            guided = guide_three_way(*outputs, scale, image_scale)
+            cond, uncond, image_only = outputs
+            guided = guide_three_way(cond, uncond, image_only, scale, image_scale)
         else:
-            guided = guide(*outputs, image_scale)
+            cond, uncond = outputs
+            guided = guide(cond, uncond, image_scale)
         if cfg.is_rescaled:
             guided = rescale_guidance(guided, outputs[0], cfg.guidance_rescale)
         return guided

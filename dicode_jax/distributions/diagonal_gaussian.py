@@ -41,14 +41,14 @@ class DiagonalGaussian:
         Raises:
             ValueError: neither or both of key and noise were given, or noise has another shape.
         """
-        if (key is None) == (noise is None):
-            raise ValueError("sample needs exactly one of key and noise")
-        if noise is None:
+        if key is not None and noise is None:
             if key.ndim == 1:
                 shape = self.mean.shape[1:]
                 noise = jax.vmap(lambda k: jax.random.normal(k, shape, self.mean.dtype))(key)
             else:
                 noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        elif key is not None or noise is None:
+            raise ValueError("sample needs exactly one of key and noise")
         if noise.shape != self.mean.shape:
             raise ValueError(
                 f"noise must have the shape of the mean, {self.mean.shape}, got {noise.shape}"

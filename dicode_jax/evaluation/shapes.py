@@ -119,7 +119,7 @@ def _color(pixels: np.ndarray, back: np.ndarray) -> tuple[str, np.ndarray]:
         axis = np.array(rgb, np.float32) - back
         share = np.clip(samples @ axis / (axis @ axis), 0.5, 1.1)
         errors[name] = float(np.linalg.norm(samples - share[:, None] * axis, axis=1).mean())
-    color = min(errors, key=errors.get)
+    color = min(errors, key=errors.__getitem__)
     axis = np.median(samples, axis=0)
     cover = np.clip(away @ axis / (axis @ axis), 0.0, 1.0)
     return (color if errors[color] < 60 else UNCLEAR), cover
@@ -160,7 +160,7 @@ def _shape(cover: np.ndarray, x: np.ndarray, y: np.ndarray, area: np.ndarray) ->
         distance = synthetic.outline_distance(shape, dx, dy, radius)
         drawn = np.clip(0.5 - distance / np.float32(scale), 0.0, 1.0)
         errors[shape] = min(float(((m @ drawn @ m.T - cover) ** 2).mean()) for m in blurs)
-    return min(errors, key=errors.get)
+    return min(errors, key=errors.__getitem__)
 
 
 def _motion(time: np.ndarray, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> str:

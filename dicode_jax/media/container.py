@@ -5,6 +5,8 @@ import os
 from typing import IO, Any
 
 import av
+import av.error
+import av.stream
 import numpy as np
 from jaxtyping import UInt8
 

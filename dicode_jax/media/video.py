@@ -14,8 +14,11 @@ import os
 import pathlib
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 import av
+import av.error
+import av.filter
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -207,8 +210,9 @@ def contact_sheet(
         raise ValueError(f"want rows uint8 [f, h, w, 3], got {[list(row.shape) for row in rows]}")
     if labels is not None and len(labels) != len(rows):
         raise ValueError(f"{len(labels)} labels for {len(rows)} rows")
-    gap, font = max(2, cell_size // 28), ImageFont.load_default(max(11, cell_size // 8))
-    label_height = 0 if labels is None else round(font.size * 1.7)
+    gap, text_size = max(2, cell_size // 28), max(11, cell_size // 8)
+    font = ImageFont.load_default(text_size)
+    label_height = 0 if labels is None else round(text_size * 1.7)
     strips = []
     for row in rows:
         chosen = np.linspace(0, len(row) - 1, min(columns, len(row))).round().astype(int)
@@ -326,13 +330,12 @@ def _resized(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _keyframes_on_grid(frames: Iterator[Frame], interval: float) -> Iterator[Frame]:
     """What is on screen at whole intervals, and the end if it is more than half of one later."""
-    count, shown, steps = 0, None, []
+    count, shown, steps = 0, next(frames), []
     for frame in frames:
-        if shown is not None:
-            steps = [*steps[-8:], frame.time - shown.time]
-            while count * interval < frame.time - 1e-6:
-                yield shown
-                count += 1
+        steps = [*steps[-8:], frame.time - shown.time]
+        while count * interval < frame.time - 1e-6:
+            yield shown
+            count += 1
         shown = frame
     if count * interval <= shown.time + 1e-6:
         yield shown
@@ -388,8 +391,8 @@ def _write_webp(path: str, frames: Iterable[np.ndarray], rate: fractions.Fractio
 
 def _write_gif(path: str, frames: Iterable[np.ndarray], rate: fractions.Fraction, shape) -> None:
     """One palette for the whole video; times alternate so that the rate holds in hundredths."""
-    graph = av.filter.Graph()
-    source = graph.add_buffer(width=shape[1], height=shape[0], format="rgb24", time_base=1 / rate)
+    graph, rgb = av.filter.Graph(), av.VideoFormat("rgb24")
+    source = graph.add_buffer(width=shape[1], height=shape[0], format=rgb, time_base=1 / rate)
     split, palette = graph.add("split"), graph.add("palettegen", "stats_mode=full")
     apply, sink = graph.add("paletteuse", "dither=sierra2_4a"), graph.add("buffersink")
     source.link_to(split)
@@ -406,7 +409,7 @@ def _write_gif(path: str, frames: Iterable[np.ndarray], rate: fractions.Fraction
         stream.height, stream.width, stream.pix_fmt = shape[0], shape[1], "pal8"
         with contextlib.suppress(av.error.EOFError):
             while True:
-                container.mux(stream.encode(sink.pull()))
+                container.mux(stream.encode(cast(av.VideoFrame, sink.pull())))
         container.mux(stream.encode(None))
 
 
@@ -425,7 +428,7 @@ def _cell(image: np.ndarray, size: int) -> Image.Image:
     return picture.resize((width, size), Image.Resampling.LANCZOS)
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text

@@ -235,7 +235,7 @@ class DynamiCrafterPipeline(base.Pipeline):
         return sampling
 
 
-def _check_parts(parts: Mapping[str, nnx.Module], config: DynamiCrafterConfig) -> None:
+def _check_parts(parts: Mapping[str, Any], config: DynamiCrafterConfig) -> None:
     """Raises UserError when the parts cannot work together."""
     if missing := [name for name in PARTS if name not in parts]:
         raise UserError(f"a DynamiCrafter pipeline needs {', '.join(missing)}")

@@ -91,7 +91,7 @@ def download(
         folder = huggingface_hub.snapshot_download(
             name,
             revision=revision,
-            cache_dir=cache_dir,
+            cache_dir=None if cache_dir is None else os.fspath(cache_dir),
             local_files_only=local_files_only,
             token=token,
             allow_patterns=list(FILES),

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pathlib
+from collections.abc import Mapping
 
 from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError
@@ -49,7 +50,7 @@ class Part:
     num_parameters: int
     dtypes: tuple[str, ...]
     num_bytes: int
-    metadata: dict[str, str]
+    metadata: Mapping[str, str]
 
     @property
     def origins(self) -> tuple[str, ...]:
@@ -85,7 +86,7 @@ def _inspect(path: pathlib.Path) -> Part:
     counts: dict[str, int] = {}
     for kind, shape in arrays.values():
         counts[kind] = counts.get(kind, 0) + math.prod(shape)
-    ordered = sorted(counts, key=counts.get, reverse=True)
+    ordered = sorted(counts, key=counts.__getitem__, reverse=True)
     return Part(
         name=path.parent.name,
         num_parameters=sum(counts.values()),
@@ -126,7 +127,7 @@ def render(folder: str | os.PathLike, *, name: str | None = None) -> str:
     """
     folder = pathlib.Path(folder)
     parts = inspect(folder)
-    what, tag, usage = _USES.get(_kind(folder), _DICODE)
+    what, tag, usage = _USES.get(_kind(folder) or "", _DICODE)
     total = sum(part.num_parameters for part in parts)
     lines = [
         "---",

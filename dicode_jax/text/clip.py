@@ -112,7 +112,7 @@ class ClipTokenizer:
 
 def build(merges: Sequence[str]) -> tokenizers.Tokenizer:
     """The tokenizer of a list of merges, `"a b</w>"` each, in order of rank."""
-    pairs = [tuple(line.split()) for line in merges]
+    pairs = [(first, second) for first, second in map(str.split, merges)]
     letters = _bytes_in_order()
     tokens = [*letters, *(c + "</w>" for c in letters), *("".join(pair) for pair in pairs)]
     tokens += [START, END]

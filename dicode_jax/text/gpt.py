@@ -69,8 +69,9 @@ class TextTokenizer:
         Raises:
           UserError: it has no end-of-text token, or other tokens stand where the image tokens go.
         """
-        pad_id, llama_id = map(tokenizer.token_to_id, (END_OF_TEXT, LLAMA_END_OF_TEXT))
-        if pad_id is None and llama_id is None:
+        own_id = tokenizer.token_to_id(END_OF_TEXT)
+        pad_id = tokenizer.token_to_id(LLAMA_END_OF_TEXT) if own_id is None else own_id
+        if pad_id is None:
             raise UserError(
                 f"the tokenizer has no {END_OF_TEXT} token; it is neither GPT-2's nor Llama 3's"
             )
@@ -79,15 +80,15 @@ class TextTokenizer:
         tokenizer.add_special_tokens(list(IMAGE_TOKENS))
         ids = [tokenizer.token_to_id(token) for token in IMAGE_TOKENS]
         size = tokenizer.get_vocab_size(with_added_tokens=True)
-        last = size - len(IMAGE_TOKENS) - 1 if pad_id is None else pad_id
+        last = size - len(IMAGE_TOKENS) - 1 if own_id is None else own_id
         if ids != list(range(last + 1, last + 1 + len(IMAGE_TOKENS))):
             raise UserError(
                 f"the image tokens must follow the last of the base vocabulary (id {last}) in "
                 f"order, but {IMAGE_END} has id {ids[0]} and {IMAGE_TOKENS[-1]} id {ids[-1]}"
             )
         self._tokenizer = tokenizer
-        self.pad_id: int = llama_id if pad_id is None else pad_id
-        self.image_start_id: int = ids[1]
+        self.pad_id: int = pad_id
+        self.image_start_id: int = last + 2
         self.vocab_size: int = size
         self._alphabet = _closed_alphabet(tokenizer)
 

@@ -43,8 +43,8 @@ _PEAKS = (
 )
 
 
-def peak_flops(device: jax.Device | str) -> float | None:
-    """Dense bfloat16 FLOPs per second of a device (or of a `device_kind`); None when unknown."""
+def peak_flops(device: Any) -> float | None:
+    """Dense bfloat16 FLOPs per second of a `jax.Device` or a `device_kind`; None when unknown."""
     kind = device if isinstance(device, str) else device.device_kind
     found = (peak for pattern, peak in _PEAKS if re.search(pattern, kind, re.IGNORECASE))
     return next(found, None)

@@ -135,7 +135,8 @@ def _import_tensorboard_x() -> Any:
     """
     is_hidden = "torch" not in sys.modules
     if is_hidden:
-        sys.modules["torch"] = None  # an import of it then fails, as if it were not there
+        # An import of it then fails, as if it were not there.
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
     try:
         import tensorboardX
     finally:
@@ -146,7 +147,7 @@ def _import_tensorboard_x() -> Any:
 
 def _start_wandb(workdir: pathlib.Path, project: str, config: Mapping[str, Any]) -> Any:
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError("--wandb needs wandb: pip install 'dicode-jax[wandb]'") from None
     path = workdir / "wandb_id.txt"

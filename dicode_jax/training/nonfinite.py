@@ -3,7 +3,7 @@
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -84,7 +84,7 @@ class NonFiniteGuard:
         try:
             self.folder.mkdir(exist_ok=True)
             with atomic_path(path) as temporary:
-                arrays = {name: _plain(array) for name, array in batch.items()}
+                arrays: dict[str, Any] = {name: _plain(array) for name, array in batch.items()}
                 np.savez(temporary, ids=np.asarray(ids, dtype=str), **arrays)
         except (OSError, UserError) as error:  # the step is worth more than the file
             return pathlib.Path(f"no file, since {error}")

@@ -135,7 +135,7 @@ def _name(path) -> str:
 
 def _is_stacked(path, x) -> bool:
     """Whether the first axis runs over layers."""
-    return x.ndim == _AXES_OF_ONE_LAYER.get(_name(path), x.ndim) + 1
+    return x.ndim - 1 == _AXES_OF_ONE_LAYER.get(_name(path))
 
 
 def _decayed(params):
@@ -165,7 +165,7 @@ def _by_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
         )
 
     def of_stack(count: int) -> optax.GradientTransformation:
-        def update(updates, state, params):
+        def update(updates, state, params=None):
             return jax.vmap(tx.update)(updates, state, params)
 
         return optax.GradientTransformation(jax.vmap(tx.init, axis_size=count), update)
@@ -176,5 +176,5 @@ def _by_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
 
     return optax.GradientTransformation(
         lambda params: by_label(params).init(params),
-        lambda updates, state, params: by_label(params).update(updates, state, params),
+        lambda updates, state, params=None: by_label(params).update(updates, state, params),
     )

@@ -73,7 +73,7 @@ class Progress:
 
         Empty before two steps are done.
         """
-        if not self._steps:
+        if self._since is None or not self._steps:
             return self._last
         seconds = time.perf_counter() - self._since
         pace = self._steps / seconds

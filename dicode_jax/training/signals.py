@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -26,7 +27,7 @@ class StopSignals:
     def __init__(self, notify: Callable[[str], None] = lambda line: None):
         self._notify = notify
         self._received: signal.Signals | None = None
-        self._earlier: dict[signal.Signals, object] = {}
+        self._earlier: dict[signal.Signals, Any] = {}
         self._is_distributed = jax.process_count() > 1
 
     def __enter__(self) -> "StopSignals":

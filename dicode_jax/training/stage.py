@@ -18,7 +18,7 @@ Metrics = Mapping[str, Array]
 # that what a row draws depends on nothing else. Loss and metrics are means over something: over the
 # rows, or over as much as the metric `WEIGHT` says (say, valid tokens). Means of parts of a batch
 # are put together by it, and it is not logged.
-LossFn = Callable[[nnx.Module, PyTree, Array], tuple[Array, Metrics]]
+LossFn = Callable[[Any, PyTree, Array], tuple[Array, Metrics]]
 WEIGHT = "weight"
 
 
@@ -30,7 +30,7 @@ class Stage:
       name: For the progress bar.
       config: The resolved config; has `optim`, `num_steps`, `batch_size`, `ema_decay`, `seed` and
         `sharding`.
-      create: Builds the model fresh. Works under `jax.eval_shape` (with `ShapeRngs`) and `jax.jit`.
+      create: Builds the model fresh of `rngs`, also under `jax.eval_shape` and `jax.jit`.
       load: Reads what does not start fresh (frozen parts, weights that are gone on from): arrays by
         path of the variable. Empty when everything is fresh.
       is_trained: Filter on `(path, variable)`: whether the optimiser steps it.
@@ -41,9 +41,9 @@ class Stage:
 
     name: str
     config: Any
-    create: Callable[[nnx.Rngs], nnx.Module]
+    create: Callable[..., nnx.Module]
     load: Callable[[], Mapping[Path, np.ndarray | Array]]
     is_trained: Callable[[Path, Any], bool]
     loss_fn: LossFn
     batch_shapes: Callable[[int], dict[str, jax.ShapeDtypeStruct]]
-    export: Callable[[nnx.Module, pathlib.Path], None]
+    export: Callable[[Any, pathlib.Path], None]

@@ -1,6 +1,7 @@
 """The state of a run and the pure step that advances it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -17,8 +18,7 @@ from dicode_jax.typing import Array, PyTree
 TrainStep = Callable[["TrainState", PyTree, PyTree], tuple["TrainState", Metrics]]
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Everything that a run needs to go on exactly where it stopped.
 
     Attributes:
@@ -32,12 +32,12 @@ class TrainState:
         int32 scalar.
     """
 
-    step: Array
+    step: Any
     params: PyTree
     opt_state: PyTree
     ema: PyTree
-    rng: Array
-    skipped: Array
+    rng: Any
+    skipped: Any
 
 
 def create_state(

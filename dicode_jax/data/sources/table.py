@@ -9,6 +9,7 @@ import json
 import os
 import posixpath
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -118,15 +119,15 @@ class TableSource:
         return len(self._ends) - 1
 
     def name(self, index: int) -> str:
-        return self._name_in(self._read(self._places[self._ends[index]]))
+        return self._name_of(self._rows(index)[0])
 
     def canonical_name(self, index: int) -> str:
         known = FileNames(self._root)
-        return first_name(self._resolve(known, self._name_in(row))[0] for row in self._rows(index))
+        return first_name(self._resolve(known, self._name_of(row))[0] for row in self._rows(index))
 
     def record(self, index: int) -> Record:
         rows = self._rows(index)
-        name = self._name_in(rows[0])
+        name = self._name_of(rows[0])
         captions: list[str] = []
         for row in rows if self._caption_column else ():
             try:
@@ -144,6 +145,13 @@ class TableSource:
             return str(value)
         folder = str(row.get(WEBVID_FOLDER) or "")
         return f"{folder}/{value}.mp4" if folder else f"{value}.mp4"
+
+    def _name_of(self, row: dict) -> str:
+        """The name in a row that is listed."""
+        name = self._name_in(row)
+        if name is None:
+            raise BrokenRecord(f"{self._path}: has changed since its rows were listed")
+        return name
 
     def _resolve(self, known: FileNames, name: str) -> tuple[str, int | None]:
         """As `FileNames.resolve`; WebVid's names are canonical wherever the files lie."""
@@ -165,16 +173,16 @@ class TableSource:
             self._read(place) for place in self._places[self._ends[index] : self._ends[index + 1]]
         ]
 
-    def _read(self, place: int) -> dict:
+    def _read(self, place: int | np.int64) -> dict:
         with open(self._path, "rb") as file:
             file.seek(int(place))
             if suffix_of(self._path) in (".jsonl", ".ndjson"):
                 return json.loads(file.readline())
-            cells = next(csv.reader(_text(file), **_dialect(self._path)))
+            cells = next(csv.reader(_text(file), delimiter=_delimiter(self._path)))
             return dict(zip(self._columns, cells, strict=False))
 
 
-def _rows(path: str) -> Iterator[tuple[int, object]]:
+def _rows(path: str) -> Iterator[tuple[int, Any]]:
     """First `(0, columns)`, then place in bytes and row; a string says what is wrong with one."""
     with open(path, "rb") as file:
         if suffix_of(path) in (".jsonl", ".ndjson"):
@@ -184,7 +192,7 @@ def _rows(path: str) -> Iterator[tuple[int, object]]:
         file.seek(position)
         lines = _Counted(_text(file), position)
         columns, place = None, position
-        for cells in csv.reader(lines, **_dialect(path)):
+        for cells in csv.reader(lines, delimiter=_delimiter(path)):
             if columns is None:
                 columns = [cell.strip() for cell in cells]
                 yield 0, columns
@@ -193,7 +201,7 @@ def _rows(path: str) -> Iterator[tuple[int, object]]:
             place = lines.position
 
 
-def _json_rows(file) -> Iterator[tuple[int, object]]:
+def _json_rows(file) -> Iterator[tuple[int, Any]]:
     """The columns of JSON lines are those of the first row."""
     place, started = 0, False
     for line in file:
@@ -234,8 +242,8 @@ def _text(file) -> Iterator[str]:
     return (line.decode() for line in file)
 
 
-def _dialect(path: str) -> dict[str, str]:
-    return {"delimiter": "\t"} if suffix_of(path) == ".tsv" else {}
+def _delimiter(path: str) -> str:
+    return "\t" if suffix_of(path) == ".tsv" else ","
 
 
 def _find_video_column(path: str, columns: list[str], given: str | None) -> str:

@@ -91,20 +91,25 @@ class TarSource:
         return f"{self._shards[self._places[first, 0]]}/{_key(_normal(self._members[first]))}"
 
     def record(self, index: int) -> Record:
-        name, media, parts = self._names[index], None, []
-        for i in range(self._ends[index], self._ends[index + 1]):
-            shard, offset, size = map(int, self._places[i])
-            path, suffix = self._paths[shard], suffix_of(self._members[i])
-            if suffix not in CAPTION_SUFFIXES:
-                media = MediaFile(path=path, suffix=suffix, offset=offset, size=size)
-                continue
+        name, parts = self._names[index], []
+        first, *captions = range(self._ends[index], self._ends[index + 1])
+        path, offset, size = self._place(first)
+        suffix = suffix_of(self._members[first])
+        media = MediaFile(path=path, suffix=suffix, offset=offset, size=size)
+        for i in captions:
+            path, offset, size = self._place(i)
             try:
                 with open(path, "rb") as file:
                     file.seek(offset)
-                    parts.append((suffix, file.read(size)))
+                    parts.append((suffix_of(self._members[i]), file.read(size)))
             except OSError as error:
                 raise BrokenRecord(f"{name}: cannot read {path}: {error.strerror}") from error
         return Record(name=name, captions=parse_captions(name, parts), media=media)
+
+    def _place(self, member: int) -> tuple[str, int, int]:
+        """File of the shard, first byte, number of bytes."""
+        shard, offset, size = map(int, self._places[member])
+        return self._paths[shard], offset, size
 
 
 def _normal(member: str) -> str:
@@ -169,7 +174,7 @@ def _scan(path: str, size: int) -> tuple[str, list[tuple[str, int, int]]]:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                tar.members.clear()  # tarfile would keep every header
+                vars(tar)["members"].clear()  # tarfile would keep every header
                 base = os.path.basename(member.name)
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 whole = member.offset_data + member.size <= size

@@ -125,7 +125,7 @@ def sample(
         step, t, coefficients, step_noise = inputs
         if project is not None:
             state = state._replace(x=project(state.x, step))
-        if step_noise is None and sampler.is_stochastic:
+        if step_noise is None and sampler.is_stochastic and keys is not None:
             step_noise = per_sample_normal(keys, step, x.shape[1:])
         times = jnp.broadcast_to(t, (b,)) if t.ndim == 0 else t
         prediction = denoise(state.x, times, step)

@@ -8,7 +8,7 @@ original rounds them.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -143,14 +143,15 @@ class DDIM:
         else:
             signal = np.sqrt(tables.alphas.astype(np.float32))
             spread = tables.sqrt_one_minus_alphas.astype(np.float32)
-        return start, DDIMCoefficients(
-            signal=signal,
-            spread=spread,
-            x0=np.sqrt(alphas_prev),
-            eps=xp.sqrt(xp.maximum(direction, np.float32(0))),
-            noise=sigmas,
-            x0_scale=(tables.scale_prev / tables.scale).astype(np.float32),
-        )
+        values: dict[str, Any] = {
+            "signal": signal,
+            "spread": spread,
+            "x0": np.sqrt(alphas_prev),
+            "eps": xp.sqrt(xp.maximum(direction, np.float32(0))),
+            "noise": sigmas,
+            "x0_scale": (tables.scale_prev / tables.scale).astype(np.float32),
+        }
+        return start, DDIMCoefficients(**values)
 
     def init(self, x: Array) -> State:
         """The starting sample, and no estimate yet."""

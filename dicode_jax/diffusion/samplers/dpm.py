@@ -12,7 +12,7 @@ is part of alpha, sqrt(alphas_cumprod) s; of that the noise of DDIM takes no acc
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -94,15 +94,16 @@ class DPMSolver:
                 history[-1] = 0.0
             xp = namespace(self.eta)
             eta_h = xp.where(self.eta > 0, self.eta * h, 0.0)  # 0 times infinity is 0 here
-        return start, DPMCoefficients(
-            signal=signal[start],
-            spread=spread[start],
-            x0_scale=1.0 / scales[start],
-            history=history,
-            x=spread[end] / spread[start] * xp.exp(-eta_h),
-            x0=-(signal * scales)[end] * xp.expm1(-h - eta_h),
-            noise=spread[end] * xp.sqrt(-xp.expm1(-2.0 * eta_h)),
-        )
+        values: dict[str, Any] = {
+            "signal": signal[start],
+            "spread": spread[start],
+            "x0_scale": 1.0 / scales[start],
+            "history": history,
+            "x": spread[end] / spread[start] * xp.exp(-eta_h),
+            "x0": -(signal * scales)[end] * xp.expm1(-h - eta_h),
+            "noise": spread[end] * xp.sqrt(-xp.expm1(-2.0 * eta_h)),
+        }
+        return start, DPMCoefficients(**values)
 
     def init(self, x: Array) -> State:
         """The starting sample; the first step has no use for the estimate, of weight 0."""
