@@ -290,8 +290,7 @@ def examine(args: argparse.Namespace) -> command.Conversion:
     Raises:
       UserError: It is missing, damaged or of another model, or OUT is in the way.
     """
-    reads = command.sources(args)
-    command.check_folder(args.out, overwrite=args.overwrite, sources=reads)
+    reads = command.check_out(args)
     source = open_source(args.ckpt)
     name = find_variant(source, args.variant)
     variant = VARIANTS[name]

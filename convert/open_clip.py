@@ -26,8 +26,7 @@ def examine(args: argparse.Namespace) -> command.Conversion:
       UserError: The file or the config is missing, damaged or of another model, or OUT is in the
         way.
     """
-    reads = command.sources(args)
-    command.check_folder(args.out, overwrite=args.overwrite, sources=reads)
+    reads = command.check_out(args)
     source = open_source(args.file)
     given = None if args.config is None else _read_config(args.config)
     told = clip.find_config(source, given)

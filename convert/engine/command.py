@@ -237,6 +237,13 @@ def output_folder(
         yield folder
 
 
+def check_out(args: argparse.Namespace) -> list[pathlib.Path]:
+    """Checks `--out` against all that the command reads, which is returned; see `check_folder`."""
+    reads = sources(args)
+    check_folder(args.out, overwrite=args.overwrite, sources=reads)
+    return reads
+
+
 def check_folder(
     out: str | os.PathLike, *, overwrite: bool, sources: Iterable[str | os.PathLike] = ()
 ) -> None:

@@ -131,8 +131,7 @@ def examine(family: Family, args: argparse.Namespace) -> command.Conversion:
     Raises:
       UserError: Something is missing, damaged or not of this kind, or OUT is in the way.
     """
-    reads = command.sources(args)
-    command.check_folder(args.out, overwrite=args.overwrite, sources=reads)
+    reads = command.check_out(args)
     cfg, std = _read_family(family, args.folder)
     source = open_source(args.folder)
     if cfg.num_layers > len(source):

@@ -4,9 +4,9 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from dicode_jax.cli import data, runs
+from dicode_jax.cli.numbers import number
 from dicode_jax.diffusion.samplers import SAMPLERS
 from dicode_jax.errors import UserError
 from dicode_jax.pipelines.options import (
@@ -99,7 +99,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
     _add_video_out(sub)
     sub.add_argument(
         "--num-clips",
-        type=_number(int, Whole(1, MAX_CLIPS)),
+        type=number(int, Whole(1, MAX_CLIPS)),
         default=1,
         metavar="N",
         help="clips of two seconds each (default: 1)",
@@ -171,26 +171,26 @@ def _add_video_out(parser: argparse.ArgumentParser) -> None:
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-frames",
-        type=_number(int, Whole(2, MAX_FRAMES, is_even=True)),
+        type=number(int, Whole(2, MAX_FRAMES, is_even=True)),
         metavar="N",
         help="frames per clip, an even number (default: the model's own, mostly 16)",
     )
     parser.add_argument(
         "--seed",
-        type=_number(int, Whole(0, MAX_SEED)),
+        type=number(int, Whole(0, MAX_SEED)),
         default=0,
         metavar="S",
         help="another seed paints another video (default: 0)",
     )
     parser.add_argument(
         "--steps",
-        type=_number(int, Whole(1, MAX_STEPS)),
+        type=number(int, Whole(1, MAX_STEPS)),
         metavar="N",
         help="denoising steps; fewer are faster and coarser (default: the model's own, mostly 50)",
     )
     parser.add_argument(
         "--guidance-scale",
-        type=_number(float, Real(0.0, MAX_GUIDANCE, is_open=True)),
+        type=number(float, Real(0.0, MAX_GUIDANCE, is_open=True)),
         metavar="X",
         help="how strongly a clip follows its deep tokens, as 7.5; 1 switches guidance off "
         "(default: the model's own)",
@@ -215,22 +215,6 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="type of weights and computing (default: float32); auto: float32 on CPUs, a half "
         "precision that the device has on others",
     )
-
-
-def _number(kind: type, rule: Whole | Real) -> Callable[[str], Any]:
-    """A parser of numbers that `rule` lets pass."""
-
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = text  # which the rule refuses as it is
-        try:
-            return rule(value)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parse
 
 
 class _Version(argparse.Action):

@@ -3,7 +3,9 @@
 import argparse
 from collections.abc import Callable
 
+from dicode_jax.cli.numbers import number
 from dicode_jax.errors import UserError
+from dicode_jax.pipelines.options import Whole
 
 _KINDS = ("auto", "folder", "table", "tar", "array_record", "shapes")
 
@@ -26,7 +28,10 @@ def add_parsers(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     sub.add_argument("--sheet", metavar="FILE", help="also write a contact sheet, a .png")
     sub.add_argument(
-        "--limit", type=_positive, metavar="N", help="look at N records only, evenly spread"
+        "--limit",
+        type=number(int, Whole(1)),
+        metavar="N",
+        help="look at N records only, evenly spread",
     )
     sub.add_argument("--kind", choices=_KINDS, help="what PATH is (default: told by its form)")
     sub.add_argument("--root", metavar="FOLDER", help="where the files of a table lie")
@@ -74,13 +79,3 @@ def _config(args: argparse.Namespace):
     names = ("kind", "root", "video_column", "caption_column")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return dataclasses.replace(cfg, **given)
-
-
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"want a whole number, got {text!r}") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"want a number of at least 1, got {value}")
-    return value

@@ -6,7 +6,9 @@ import pathlib
 import shutil
 import sys
 
+from dicode_jax.cli.numbers import number
 from dicode_jax.errors import UserError
+from dicode_jax.pipelines.options import Whole
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 OVERVIEW_ROWS = 20
@@ -25,7 +27,7 @@ def add_parsers(command) -> None:
     )
     sub.add_argument(
         "--last",
-        type=_count,
+        type=number(int, Whole(1)),
         metavar="N",
         help="the last N logged steps as they are (default: means over parts of the whole run)",
     )
@@ -40,7 +42,10 @@ def add_parsers(command) -> None:
     )
     sub.add_argument("--out", required=True, metavar="MODEL", help="the folder to make")
     sub.add_argument(
-        "--step", type=_count, metavar="N", help="which checkpoint (default: the newest)"
+        "--step",
+        type=number(int, Whole(1)),
+        metavar="N",
+        help="which checkpoint (default: the newest)",
     )
     sub.add_argument(
         "--no-ema", action="store_true", help="the last weights, not their moving average"
@@ -101,12 +106,6 @@ def export(args: argparse.Namespace) -> None:
         command = 'generate "..."' if done.has_language_model else "reconstruct VIDEO"
         hint = f"dicode {command} --model {args.out} --out out.mp4"
     print(f"{args.out}: step {done.step}; {hint}")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"want a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def _listed(suffixes) -> str:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import dicode_jax
 from dicode_jax.cli.arguments import VIDEO_SUFFIXES
@@ -50,10 +51,7 @@ def generate(args: argparse.Namespace) -> None:
             args.prompt,
             num_clips=args.num_clips,
             num_frames=args.num_frames,
-            seed=args.seed,
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance_scale,
-            sampler=args.sampler,
+            **_sampling(args),
             progress=progress,
         )[0]
     _write(args, pipe, video, args.num_clips, start, args.prompt)
@@ -72,10 +70,7 @@ def _animate(args: argparse.Namespace, folder, image=None, last_image=None) -> N
         args.prompt,
         last_image=last_image,
         num_frames=args.num_frames,
-        seed=args.seed,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance_scale,
-        sampler=args.sampler,
+        **_sampling(args),
     )[0]
     _write(args, pipe, video, 1, start, args.prompt or pathlib.Path(args.image).name)
 
@@ -385,10 +380,7 @@ def _decode_tokens(args: argparse.Namespace, pipe, tokens, start: float, label: 
         video = pipe.decode(
             tokens,
             num_frames=args.num_frames,
-            seed=args.seed,
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance_scale,
-            sampler=args.sampler,
+            **_sampling(args),
             progress=progress,
         )
     _write(args, pipe, video, num_clips, start, label)
@@ -407,13 +399,20 @@ def _decode_features(
             painted = pipe(
                 one,
                 null_features=null_features,
-                seed=seed,
-                num_inference_steps=args.steps,
-                guidance_scale=args.guidance_scale,
-                sampler=args.sampler,
+                **_sampling(args) | {"seed": seed},
             )
             clips.append(painted[0])
     _write(args, pipe, np.concatenate(clips), len(clips), start, label)
+
+
+def _sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """What a pipeline is asked for besides its inputs."""
+    return {
+        "seed": args.seed,
+        "num_inference_steps": args.steps,
+        "guidance_scale": args.guidance_scale,
+        "sampler": args.sampler,
+    }
 
 
 def _write(args: argparse.Namespace, pipe, frames, num_clips: int, start: float, label: str):

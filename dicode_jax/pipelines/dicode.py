@@ -21,7 +21,7 @@ from flax import nnx
 from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
-from dicode_jax.media.transforms import resize_bilinear
+from dicode_jax.media.transforms import resize_bilinear, to_float
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import (
@@ -354,7 +354,7 @@ def _generate(graph, state, text_ids, keys, *, num_keyframes, config):
 @functools.partial(jax.jit, static_argnames=("graph", "size"))
 def _encode(graph, state, images, *, size):
     tokenizer = nnx.merge(graph, state)
-    images = images.astype(jnp.float32) / 127.5 - 1.0
+    images = to_float(images)
     if images.shape[1:3] != (size, size):
         cfg = tokenizer.cfg
         crop = cfg.resize == "crop"

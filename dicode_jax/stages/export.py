@@ -68,7 +68,7 @@ def export(
         cannot be written.
     """
     workdir, step = _find_run(pathlib.Path(checkpoint), step)
-    config = read_run_config(workdir / "config.json")
+    config = read_run_config(workdir / weights.CONFIG_FILE)
     has_lm = isinstance(config, configs.ARTrainConfig)
     is_pipeline = has_lm or isinstance(config, configs.TokenizerTrainConfig)
     if has_lm:
@@ -78,7 +78,7 @@ def export(
         _check_tokenizer(config)
     elif tokenizer is not None:
         raise UserError(f"{workdir} trained no language model, so that --tokenizer says nothing")
-    sources = [workdir / "checkpoints", workdir / "config.json"]
+    sources = [workdir / "checkpoints", workdir / weights.CONFIG_FILE]
     if has_lm:
         sources += [pathlib.Path(config.tokenizer) / name for name in ("tokenizer", "decoder")]
     target = check_folder(out, sources=sources)

@@ -9,10 +9,11 @@ import importlib.resources
 import os
 import pathlib
 import re
+from typing import Any
 
 from dicode_jax.errors import UserError
 
-__all__ = ["FILES", "download", "find_model", "upload"]
+__all__ = ["FILES", "find_model", "upload"]
 
 ASSETS = "dicode_jax.assets"
 DEFAULT_MODEL = "shapes"
@@ -47,7 +48,7 @@ def find_model(
     is_folder = path_or_name is not None and pathlib.Path(path_or_name).is_dir()
     packaged = _packaged()
     if not is_folder and name not in packaged and _HUB_NAME.fullmatch(name):
-        folder = download(
+        folder = _download(
             name,
             revision=revision,
             cache_dir=cache_dir,
@@ -71,19 +72,8 @@ def find_model(
     return folder
 
 
-def download(
-    name: str,
-    *,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike | None = None,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
-) -> pathlib.Path:
-    """Brings a model of the Hub into the cache and returns its folder there.
-
-    Raises:
-      UserError: There is no such model or revision, or it is neither cached nor within reach.
-    """
+def _download(name: str, *, revision: str | None, **options: Any) -> pathlib.Path:
+    """Brings a model of the Hub into the cache and returns its folder there."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -91,9 +81,7 @@ def download(
         folder = huggingface_hub.snapshot_download(
             name,
             revision=revision,
-            cache_dir=None if cache_dir is None else os.fspath(cache_dir),
-            local_files_only=local_files_only,
-            token=token,
+            **options,
             allow_patterns=list(FILES),
             library_name="dicode_jax",
         )

@@ -17,6 +17,7 @@ from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError
 from dicode_jax.nn.rngs import blank
 from dicode_jax.storage.files import atomic_path
+from dicode_jax.storage.hub import CONFIG_FILE as CONFIG_FILE
 
 __all__ = [
     "hash_module",
@@ -28,7 +29,7 @@ __all__ = [
     "save_module",
 ]
 
-WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+WEIGHTS_FILE = "model.safetensors"
 Module = TypeVar("Module", bound=nnx.Module)
 _TYPES = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "BOOL": "bool"}
 

@@ -14,6 +14,7 @@ import jax
 
 from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError
+from dicode_jax.storage.hub import CONFIG_FILE
 from dicode_jax.training.checkpoint import find_checkpoints
 
 __all__ = ["check", "claim", "hold"]
@@ -42,7 +43,7 @@ def check(workdir: pathlib.Path, config: Any) -> bool:
       UserError: The folder holds a run of another config, or things of a run's names that no run
         has left.
     """
-    path = workdir / "config.json"
+    path = workdir / CONFIG_FILE
     if not os.path.lexists(path):
         if jax.process_index() == 0:
             _refuse_others(workdir)
@@ -90,7 +91,7 @@ def claim(workdir: pathlib.Path, config: Any) -> None:
     with contextlib.nullcontext() if is_held else hold(workdir):
         if not check(workdir, config):
             return
-        path = workdir / "config.json"
+        path = workdir / CONFIG_FILE
         if path.is_symlink():
             raise UserError(f"{path} is a link; a run wants a file of its own there: remove it")
         config_lib.to_json(config, path)
