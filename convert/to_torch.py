@@ -75,8 +75,7 @@ class Kind:
 
 
 def _unet_rules(cfg: UNet3DConfig) -> Rules:
-    table = unet3d.rules(spatial_aware_conv=cfg.spatial_aware_conv)
-    return prefixed(table, dicode.UNET)
+    return prefixed(unet3d.rules(), dicode.UNET)
 
 
 def _schedule(cfg: ClipDecoderConfig) -> dict[str, np.ndarray]:
@@ -103,7 +102,7 @@ KINDS: dict[type, Kind] = {
     DeepTokenizerConfig: Kind(DeepTokenizer, lambda cfg: dicode.TOKENIZER_RULES),
     ClipDecoderConfig: Kind(
         ClipDecoder,
-        lambda cfg: dicode.decoder_rules({}, cfg),
+        lambda cfg: dicode.decoder_rules({}),
         extras=_schedule,
         constants=("text_context", "null_tokens"),
     ),

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import dacite
 
 from dicode_jax import kinds
-from dicode_jax.errors import UserError
+from dicode_jax.errors import OptionGone, UserError
 from dicode_jax.storage.files import atomic_path
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "read_json",
     "to_dict",
     "to_json",
+    "without_retired",
 ]
 
 Config = TypeVar("Config")
@@ -70,11 +71,10 @@ def from_dict(kind: type[Config], data: dict[str, Any]) -> Config:
     """Builds the dataclass `kind` from a dictionary.
 
     `kind`, or a field of it, may be a union of dataclasses that tell themselves apart by a field
-    `kind`; data without one is of the first. A field that is gone is left out with a warning that
-    names what replaced it, as `RETIRED` of its class says.
+    `kind`; data without one is of the first. Fields that are gone: see `without_retired`.
 
     Raises:
-      UserError: A field is unknown, missing or of the wrong type.
+      UserError: A field is unknown, missing, of the wrong type, or gone and in use.
     """
     try:
         return _build(kind, _tuples(data))
@@ -97,12 +97,27 @@ def _build(kind: Any, data: Any) -> Any:
             raise ValueError(f"unknown kind {name!r}; known are {', '.join(kinds)}")
         kind = kinds[name]
     hints = get_type_hints(kind)
-    retired: Mapping[str, str] = getattr(kind, "RETIRED", {})
-    for name in data.keys() & retired.keys():
-        warnings.warn(f"{name} is gone: {retired[name]} has replaced it", stacklevel=2)
-    data = {name: _build(hints.get(name), x) for name, x in data.items() if name not in retired}
+    data = {name: _build(hints.get(name), x) for name, x in without_retired(kind, data).items()}
     options = dacite.Config(strict=True, cast=[tuple], type_hooks={float: float})
     return dacite.from_dict(kind, data, options)
+
+
+def without_retired(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a dataclass without the fields that are gone, as its `RETIRED` has them.
+
+    `RETIRED` maps a name to what replaced it, of which a warning speaks, or to `(value, what
+    replaced it)` for an option: at that value it was off and is passed over.
+
+    Raises:
+      OptionGone: Such an option has another value.
+    """
+    retired = getattr(kind, "RETIRED", {})
+    for name in sorted(data.keys() & retired.keys()):
+        if isinstance(retired[name], str):
+            warnings.warn(f"{name} is gone: {retired[name]} has replaced it", stacklevel=2)
+        elif data[name] != retired[name][0]:
+            raise OptionGone(name, data[name], retired[name][1])
+    return {name: value for name, value in data.items() if name not in retired}
 
 
 def _tuples(value: Any) -> Any:

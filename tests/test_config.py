@@ -38,7 +38,7 @@ def test_json_round_trip_keeps_nested_configs_and_tuples(tmp_path):
 class Renewed:
     steps: int = 3
 
-    RETIRED: ClassVar = {"rounds": "steps"}
+    RETIRED: ClassVar = {"rounds": "steps", "twist": (False, "a turn")}
 
 
 def test_retired_field_is_named_with_what_replaced_it_and_an_unknown_one_refused(tmp_path):
@@ -49,6 +49,14 @@ def test_retired_field_is_named_with_what_replaced_it_and_an_unknown_one_refused
     path.write_text('{"steps": 5, "round": 7}')
     with pytest.raises(UserError, match="round"):
         config_lib.from_json(Renewed, path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_option_that_is_gone_is_passed_over_only_where_it_was_off():
+    assert config_lib.from_dict(Renewed, {"steps": 5, "twist": False}) == Renewed(steps=5)
+    with pytest.raises(UserError, match="twist = True is gone: a turn has replaced it") as caught:
+        config_lib.from_dict(Renewed, {"twist": True})
+    assert "\n" not in str(caught.value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -42,12 +42,9 @@ TOKENIZER_RULES: Rules = (
 )
 
 
-def decoder_rules(state_dict: Mapping[str, Any], cfg: ClipDecoderConfig) -> Rules:
+def decoder_rules(state_dict: Mapping[str, Any]) -> Rules:
     """The table of the clip decoder; the UNet's depends on how its projections are stored."""
-    unet = unet3d.rules(
-        use_linear=unet3d.uses_linear(state_dict, UNET),
-        spatial_aware_conv=cfg.unet.spatial_aware_conv,
-    )
+    unet = unet3d.rules(use_linear=unet3d.uses_linear(state_dict, UNET))
     return (
         *prefixed(unet, UNET, "unet."),
         *prefixed(autoencoder_kl.RULES, AUTOENCODER, "autoencoder."),
@@ -74,7 +71,7 @@ def plan_system(source: Mapping[str, Any], cfg: SystemConfig) -> Plans:
     tokenizer, text = plan_tokenizer(source, cfg.tokenizer), plan_text(source, cfg.text)
     computed = constants.lazy(text, cfg.text, tokenizer, cfg.tokenizer, cfg.text_layer)
     own = select(source, *DECODER_PARTS) | computed
-    decoder = plan(own, decoder_rules(source, cfg.decoder), blank(ClipDecoder, cfg.decoder))
+    decoder = plan(own, decoder_rules(source), blank(ClipDecoder, cfg.decoder))
     return Plans(tokenizer, text, decoder)
 
 

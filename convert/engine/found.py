@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from dicode_jax.config import without_retired
 from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
 from dicode_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
@@ -85,6 +86,7 @@ def found(kind: type, told: Mapping[str, Any], assumed: Mapping[str, Any] | None
     parts = {name: part for name, part in told.items() if isinstance(part, Found)}
     plain = {name: part.config if name in parts else part for name, part in told.items()}
     try:
+        plain = without_retired(kind, plain)
         config = kind(**plain, **assumed)
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"the shapes make no {kind.__name__}: {error}") from error
@@ -161,8 +163,6 @@ def unet(
         "init_attention": init_attention,
         "temporal_conv": middle.any("0.temopral_conv."),
         "fs_condition": keys.any("fps_embedding.") or keys.any("framestride_embed."),
-        "conv_resample": True,
-        "resblock_updown": False,
         "use_relative_position": middle.any(
             "2.transformer_blocks.0.attn1.relative_position_k.embeddings_table"
         ),
@@ -171,9 +171,6 @@ def unet(
         "context_rule": context_rule,
         "text_context_len": text_context_len,
     }
-    if told["use_relative_position"]:
-        table = "2.transformer_blocks.0.attn1.relative_position_k.embeddings_table"
-        told["temporal_length"] = (middle.shape(table, 2)[0] - 1) // 2
     if told["temporal_conv"]:
         told["spatial_aware_conv"] = middle.shape("0.temopral_conv.conv1.2.weight", 5)[3:] != (1, 1)
     assumed = {"default_fs": default_fs}
@@ -242,7 +239,6 @@ def resampler(
     width, embed = keys.shape("proj_out.weight", 2)[0], keys.shape("proj_in.weight", 2)[1]
     frames = video_length or 1
     inner = keys.shape("layers.0.0.to_q.weight", 2)[0]
-    extra = keys.any("self_attn_layers.")
     told: dict[str, Any] = {
         "dim": dim,
         "depth": keys.count("layers."),
@@ -252,8 +248,7 @@ def resampler(
         "output_dim": width,
         "ff_mult": _ratio(keys.shape("layers.0.1.1.weight", 2)[0], dim),
         "use_norm_out": keys.any("norm_out."),
-        "extra_self_attn": extra,
-        "self_attn_over_batch": extra,
+        "extra_self_attn": keys.any("self_attn_layers."),
         "extra_output_proj": keys.any("final_proj_out.") and image_channels is None,
         "output_shape": None,
     }

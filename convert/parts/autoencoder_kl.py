@@ -6,6 +6,7 @@ from typing import Any
 
 from convert.engine.plan import blank, plan
 from convert.engine.rules import CONV1X1, CONV2D, Rule, Rules, affine, dense
+from dicode_jax.config import without_retired
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 
 
@@ -90,7 +91,7 @@ def config_from_original(config: Mapping[str, Any]) -> AutoencoderKLConfig:
     if "channel_mult" in fields:
         fields["channel_mult"] = tuple(fields["channel_mult"])
     return AutoencoderKLConfig(
-        **fields,
+        **without_retired(AutoencoderKLConfig, fields),
         attn_resolutions=attn_resolutions if attention == "vanilla" else (),
         mid_attention=attention == "vanilla",
         embed_dim=embed_dim,

@@ -9,9 +9,8 @@ from typing import Any
 
 from convert.engine.plan import blank, plan
 from convert.engine.rules import DROP0, LINEAR, Rule, Rules, Skip, affine, dense
+from dicode_jax.config import without_retired
 from dicode_jax.nn.resampler import LinearImageProjection, Resampler, ResamplerConfig
-
-_SELF = r"self_attn_layers\.(\d+)"
 
 RULES: Rules = (
     Rule(r"latents", "latents", DROP0),
@@ -25,10 +24,6 @@ RULES: Rules = (
     *affine(r"layers\.(\d+)\.1\.0", "blocks.{0}.ff.norm"),
     Rule(r"layers\.(\d+)\.1\.1\.weight", "blocks.{0}.ff.up.kernel", LINEAR),
     Rule(r"layers\.(\d+)\.1\.3\.weight", "blocks.{0}.ff.down.kernel", LINEAR),
-    *affine(rf"{_SELF}\.ln", "blocks.{0}.self_attn.norm"),
-    Rule(rf"{_SELF}\.attn\.in_proj_weight", "blocks.{0}.self_attn.to_qkv.kernel", LINEAR),
-    Rule(rf"{_SELF}\.attn\.in_proj_bias", "blocks.{0}.self_attn.to_qkv.bias"),
-    *dense(rf"{_SELF}\.attn\.out_proj", "blocks.{0}.self_attn.to_out"),
     Skip(r"normalizer", why="a parameter that the original's forward pass never uses"),
 )
 
@@ -59,11 +54,8 @@ _OTHER = {"output_shape", "no_norm_out", "normalizer", "pretrained_model_path"}
 def config_from_original(config: Mapping[str, Any] | ResamplerConfig) -> ResamplerConfig:
     """Reads the constructor arguments of an original `Resampler` (or `{target, params}`).
 
-    `extra_self_attn` comes with `self_attn_over_batch`: such weights were trained with the
-    original's attention over the batch axis.
-
     Raises:
-        ValueError: an option is unknown.
+        ValueError: an option is unknown, or gone (`OptionGone`).
     """
     if isinstance(config, ResamplerConfig):
         return config
@@ -76,7 +68,7 @@ def config_from_original(config: Mapping[str, Any] | ResamplerConfig) -> Resampl
     if (shape := config.get("output_shape")) is not None:
         c, h, w = shape
         values["output_shape"] = (h, w, c)
-    return ResamplerConfig(**values, self_attn_over_batch=values["extra_self_attn"])
+    return ResamplerConfig(**without_retired(ResamplerConfig, values))
 
 
 def from_torch(state_dict: Mapping[str, Any], config: Any) -> Resampler:

@@ -17,12 +17,11 @@ from convert.engine.rules import (
     affine,
     dense,
 )
+from dicode_jax.config import without_retired
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 
-CONV3D = Layout("conv3d", (2, 3, 4, 1, 0))  # [o, i, f, h, w] -> [f, h, w, i, o]
 
-
-def _resnet(source: str, target: str, temporal: Layout) -> tuple[Rule, ...]:
+def _resnet(source: str, target: str) -> tuple[Rule, ...]:
     """A residual block; the misspelt `temopral_conv` is the original's."""
     rules = (
         *affine(rf"{source}\.in_layers\.0", f"{target}.resnet.norm1"),
@@ -36,7 +35,7 @@ def _resnet(source: str, target: str, temporal: Layout) -> tuple[Rule, ...]:
         conv, norm = rf"{source}\.temopral_conv\.conv{i + 1}", f"{target}.temporal_conv"
         index = 2 if i == 0 else 3  # the first has no dropout before its convolution
         rules += affine(rf"{conv}\.0", f"{norm}.norms.{i}")
-        rules += dense(rf"{conv}\.{index}", f"{norm}.convs.{i}", temporal)
+        rules += dense(rf"{conv}\.{index}", f"{norm}.convs.{i}", CONV3D_T)
     return rules
 
 
@@ -57,24 +56,20 @@ def _transformer(source: str, target: str, block: str, projection: Layout) -> tu
         for name in "qkv":
             rules += (Rule(rf"{attention}\.to_{name}\.weight", f"{to}.{name}.kernel", LINEAR),)
         for name in "kv":
-            table = rf"{attention}\.relative_position_{name}\.embeddings_table"
             image = rf"{attention}\.to_{name}_ip\.weight"
-            rules += (Rule(table, f"{to}.{name}_position"),)
             rules += (Rule(image, f"{to}.{name}_image.kernel", LINEAR),)
         rules += dense(rf"{attention}\.to_out\.0", f"{to}.out")
         rules += (Rule(rf"{attention}\.alpha", f"{to}.alpha"),)
     return rules
 
 
-def rules(*, use_linear: bool = True, spatial_aware_conv: bool = False) -> Rules:
-    """The table for one choice of the two options that change layouts, not modules.
+def rules(*, use_linear: bool = True) -> Rules:
+    """The table for one choice of the option that changes layouts, not modules.
 
     Args:
       use_linear: Projections around the transformers are linear layers, not 1x1 convolutions.
         Those of `init_attn` are always convolutions.
-      spatial_aware_conv: Temporal kernels see height and width.
     """
-    temporal = CONV3D if spatial_aware_conv else CONV3D_T
     spatial_projection = LINEAR if use_linear else CONV1X1
     temporal_projection = LINEAR if use_linear else CONV1D1
     table = (
@@ -96,7 +91,7 @@ def rules(*, use_linear: bool = True, spatial_aware_conv: bool = False) -> Rules
         (r"middle_block", "mid_stage", "{0}"),
     ):
         layer = "{1}" if "{0}" in target else "{0}"
-        table += _resnet(rf"{source}\.(\d+)", f"{target}.layers.{layer}", temporal)
+        table += _resnet(rf"{source}\.(\d+)", f"{target}.layers.{layer}")
         table += _transformer(rf"{source}\.1", f"{target}.layers.1", block, spatial_projection)
         table += _transformer(rf"{source}\.2", f"{target}.layers.2", block, temporal_projection)
     return table
@@ -164,7 +159,7 @@ def config_from_original(
       context_rule: "length" for DynamiCrafter, "per_frame" for DiCoDe; their arguments are alike.
 
     Raises:
-      ValueError: An option is unknown or missing, or has a value that is not supported.
+      ValueError: An option is unknown, missing or gone, or has a value that is not supported.
     """
     options = dict(config.get("params", config))
     known = {*NAMES, *FIXED, *READ_ELSEWHERE}
@@ -182,7 +177,7 @@ def config_from_original(
     head_dim, num_heads = options.get("num_head_channels", -1), options.get("num_heads", -1)
     by_width = head_dim not in (-1, None)  # the original then ignores num_heads
     return UNet3DConfig(
-        **fields,
+        **without_retired(UNet3DConfig, fields),
         head_dim=head_dim if by_width else None,
         num_heads=None if by_width or num_heads in (-1, None) else num_heads,
         init_attention_context=not options.get("temporal_selfatt_only", True),
@@ -199,5 +194,5 @@ def uses_linear(state_dict: Mapping[str, Any], prefix: str = "") -> bool:
 def from_torch(state_dict: Mapping[str, Any], config: Mapping[str, Any] | UNet3DConfig) -> UNet3D:
     """The UNet with the weights of an original state dict (keys `input_blocks.*` and so on)."""
     cfg = config if dataclasses.is_dataclass(config) else config_from_original(config)
-    table = rules(use_linear=uses_linear(state_dict), spatial_aware_conv=cfg.spatial_aware_conv)
+    table = rules(use_linear=uses_linear(state_dict))
     return plan(state_dict, table, blank(UNet3D, cfg)).module()

@@ -6,6 +6,7 @@ Shape letters: n images, b batch, f frames, h w pixels, y x latent rows and colu
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,6 @@ class AutoencoderKLConfig:
         out_channels: channels of the decoded image.
         z_channels: channels at the bottleneck.
         embed_dim: channels of the latents.
-        double_z: must be True (the encoder gives mean and log-variance).
         dropout: rate inside the residual blocks.
         resamp_with_conv: False resamples by pooling and repeating only.
         mid_attention: self-attention in the middle of encoder and decoder.
@@ -53,13 +53,14 @@ class AutoencoderKLConfig:
     out_channels: int = 3
     z_channels: int = 4
     embed_dim: int = 4
-    double_z: bool = True
     dropout: float = 0.0
     resamp_with_conv: bool = True
     mid_attention: bool = True
     tanh_out: bool = False
     scale_factor: float = 0.18215
     num_groups: int = 32
+
+    RETIRED: ClassVar = {"double_z": (True, "a posterior of mean and log-variance")}
 
     def __post_init__(self):
         if self.channels % self.num_groups:
@@ -68,8 +69,6 @@ class AutoencoderKLConfig:
             )
         if not self.channel_mult:
             raise ValueError("channel_mult must have at least one level, got ()")
-        if not self.double_z:
-            raise ValueError("double_z must be True: the posterior needs a mean and a log-variance")
         if self.scale_factor <= 0:
             raise ValueError(f"scale_factor must be positive, got {self.scale_factor}")
 

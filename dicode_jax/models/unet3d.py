@@ -10,6 +10,7 @@ once, not once per frame; context of the text length never reaches the image bra
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -56,20 +57,14 @@ class UNet3DConfig:
         image_cross_attention: has the image branch; without it only text tokens are read.
         learnable_image_scale: scales the image branch by 1 + tanh(alpha).
         temporal_attention: a temporal transformer after every spatial one.
-        temporal_length: training clip length; bounds the relative positions, and nothing else.
-        use_relative_position: learned relative positions in temporal attention.
-        is_causal: frames attend to themselves and earlier ones only.
+        temporal_length: frames of a training clip, which is what export has a model paint.
         init_attention: a temporal transformer after the first convolution.
         init_attention_heads: its heads, `head_dim` wide whatever the width of the level.
         init_attention_context: that transformer reads the text (the original's
             `temporal_selfatt_only` False).
         temporal_conv: temporal convolutions in the residual blocks.
-        spatial_aware_conv: their kernels also see height and width in turn.
         fs_condition: conditions on frame stride or frames per second.
         default_fs: used when none is given.
-        conv_resample: False resamples by pooling and repeating only.
-        resblock_updown: resamples inside residual blocks.
-        use_scale_shift_norm: time scales and shifts the second norm instead of being added.
         dropout: rate in the residual blocks.
         temporal_dropout: rate in the temporal convolutions.
         num_groups: groups of every group norm; the original has 32.
@@ -94,22 +89,25 @@ class UNet3DConfig:
     learnable_image_scale: bool = True
     temporal_attention: bool = True
     temporal_length: int | None = 16
-    use_relative_position: bool = False
-    is_causal: bool = False
     init_attention: bool = True
     init_attention_heads: int = 8
     init_attention_context: bool = False
     temporal_conv: bool = True
-    spatial_aware_conv: bool = False
     fs_condition: bool = True
     default_fs: int = 3
-    conv_resample: bool = True
-    resblock_updown: bool = False
-    use_scale_shift_norm: bool = False
     dropout: float = 0.1
     temporal_dropout: float = 0.1
     num_groups: int = 32
     remat: Remat = False
+
+    RETIRED: ClassVar = {
+        "use_relative_position": (False, "temporal attention without positions"),
+        "is_causal": (False, "temporal attention to all frames"),
+        "spatial_aware_conv": (False, "temporal_conv, over frames alone,"),
+        "conv_resample": (True, "resampling by convolutions"),
+        "resblock_updown": (False, "resampling by convolutions"),
+        "use_scale_shift_norm": (False, "an embedding that is added"),
+    }
 
     def __post_init__(self):
         if not self.channel_mult or self.channel_mult[0] != 1:
@@ -129,8 +127,6 @@ class UNet3DConfig:
             )
         if self.init_attention and self.head_dim is None:
             raise ValueError("init_attention needs head_dim: its heads have that width")
-        if self.use_relative_position and self.temporal_length is None:
-            raise ValueError("use_relative_position needs temporal_length, got None")
 
     @property
     def downsampling(self) -> int:
@@ -204,7 +200,7 @@ class UNet3D(nnx.Module):
                 stages.append(Stage(layers))
                 skips.append(width)
             if level != len(cfg.channel_mult) - 1:
-                stages.append(Stage([make.downsample(width)]))
+                stages.append(Stage([Downsample(width, **options)]))
                 skips.append(width)
                 factor *= 2
         self.down_stages = nnx.List(stages)
@@ -219,7 +215,7 @@ class UNet3D(nnx.Module):
                 if factor in cfg.attention_resolutions:
                     layers += make.transformers(width)
                 if level and i == cfg.num_res_blocks:
-                    layers.append(make.upsample(width))
+                    layers.append(Upsample(width, **options))
                     factor //= 2
                 stages.append(Stage(layers))
         self.up_stages = nnx.List(stages)
@@ -321,21 +317,16 @@ class _Layers:
     def __init__(self, cfg: UNet3DConfig, options: dict):
         self.cfg = cfg
         self.embed_dim = 4 * cfg.model_channels
-        self.options = options
         self.grouped = {"num_groups": cfg.num_groups, **options}
 
-    def resnet(self, in_channels: int, out_channels: int, resample: str | None = None):
+    def resnet(self, in_channels: int, out_channels: int):
         cfg = self.cfg
-        has_temporal = cfg.temporal_conv and resample is None
         return VideoResnetBlock(
             in_channels,
             out_channels,
             embed_dim=self.embed_dim,
             dropout_rate=cfg.dropout,
-            temporal_dropout_rate=cfg.temporal_dropout if has_temporal else None,
-            use_scale_shift_norm=cfg.use_scale_shift_norm,
-            spatial_aware=cfg.spatial_aware_conv,
-            resample=resample,
+            temporal_dropout_rate=cfg.temporal_dropout if cfg.temporal_conv else None,
             **self.grouped,
         )
 
@@ -354,7 +345,7 @@ class _Layers:
         )
         if not cfg.temporal_attention:
             return [spatial]
-        return [spatial, self._temporal(channels, num_heads, head_dim, is_causal=cfg.is_causal)]
+        return [spatial, self._temporal(channels, num_heads, head_dim)]
 
     def init_attention(self) -> TemporalTransformer:
         cfg = self.cfg
@@ -372,17 +363,6 @@ class _Layers:
             num_heads=num_heads,
             head_dim=head_dim,
             depth=cfg.transformer_depth,
-            max_distance=cfg.temporal_length if cfg.use_relative_position else None,
             **kwargs,
             **self.grouped,
         )
-
-    def downsample(self, channels: int) -> nnx.Module:
-        if self.cfg.resblock_updown:
-            return self.resnet(channels, channels, "down")
-        return Downsample(channels, use_conv=self.cfg.conv_resample, **self.options)
-
-    def upsample(self, channels: int) -> nnx.Module:
-        if self.cfg.resblock_updown:
-            return self.resnet(channels, channels, "up")
-        return Upsample(channels, use_conv=self.cfg.conv_resample, **self.options)

@@ -1,13 +1,13 @@
 """Perceiver resampler: a few learned queries read a sequence of image features into deep tokens.
 
 DynamiCrafter's `Resampler` and `ImageProjModel` (after IP-Adapter and Flamingo), with the options
-of DiCoDe. Deviation: the original's extra self-attention attends over the batch axis by mistake.
-Here it attends over tokens unless `self_attn_over_batch` asks for the original behaviour.
+of DiCoDe that released weights use.
 """
 
 import dataclasses
 import functools
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +34,6 @@ class ResamplerConfig:
         video_length: frames that one image is expanded to; the output then has
             `video_length * num_queries` tokens, frame-major (upstream DynamiCrafter). None for one.
         use_norm_out: end with a layer norm.
-        use_cosine: scale every output token to unit length.
-        extra_self_attn: a residual self-attention among the queries before each layer, with
-            `dim // head_dim` heads.
-        self_attn_over_batch: run that self-attention over the batch axis, as the original does; an
-            output then depends on the other samples of the batch. Only for converted checkpoints.
-        extra_output_proj: a final linear map of width `output_dim`, the identity at initialisation.
         output_shape: `(h, w, c)`: map the tokens to an image instead, each token filling one patch
             of a square grid.
     """
@@ -54,11 +48,14 @@ class ResamplerConfig:
     ff_mult: float = 4
     video_length: int | None = None
     use_norm_out: bool = True
-    use_cosine: bool = False
-    extra_self_attn: bool = False
-    self_attn_over_batch: bool = False
-    extra_output_proj: bool = False
     output_shape: tuple[int, int, int] | None = None
+
+    RETIRED: ClassVar = {
+        "use_cosine": (False, "use_norm_out"),
+        "extra_self_attn": (False, "a larger depth"),
+        "self_attn_over_batch": (False, "a larger depth"),
+        "extra_output_proj": (False, "the projection to output_dim"),
+    }
 
     def __post_init__(self):
         for name in (
@@ -76,19 +73,10 @@ class ResamplerConfig:
             raise ValueError(f"video_length must be at least 1 or None, got {self.video_length}")
         if int(self.dim * self.ff_mult) < 1:
             raise ValueError(f"ff_mult must be positive, got {self.ff_mult}")
-        if self.extra_self_attn and self.dim % self.head_dim:
-            raise ValueError(
-                "extra_self_attn needs dim divisible by head_dim, "
-                f"got {self.dim} and {self.head_dim}"
-            )
-        if self.self_attn_over_batch and not self.extra_self_attn:
-            raise ValueError("self_attn_over_batch has no meaning without extra_self_attn")
         if self.output_shape is not None:
             self._check_output_shape()
 
     def _check_output_shape(self):
-        if self.extra_output_proj:
-            raise ValueError("output_shape and extra_output_proj exclude each other: choose one")
         if len(self.output_shape) != 3:
             raise ValueError(f"output_shape must be (h, w, c), got {self.output_shape}")
         grid = math.isqrt(self.num_tokens)
@@ -161,37 +149,6 @@ class PerceiverAttention(nnx.Module):
         return self.to_out(out.reshape(*latents.shape[:2], -1))
 
 
-class LatentSelfAttention(nnx.Module):
-    """Residual pre-norm self-attention among the queries; its output starts at zero."""
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        *,
-        over_batch: bool = False,
-        dtype=None,
-        param_dtype=jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        linear = _linear(dtype, param_dtype, rngs)
-        self.num_heads, self.over_batch = num_heads, over_batch
-        self.norm = _layer_norm(dtype, param_dtype, rngs)(dim)
-        self.to_qkv = linear(dim, 3 * dim)
-        self.to_out = linear(dim, dim, kernel_init=nnx.initializers.zeros)
-
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        y = self.norm(x)
-        if self.over_batch:
-            y = jnp.swapaxes(y, 0, 1)
-        qkv = self.to_qkv(y).reshape(*y.shape[:2], 3, self.num_heads, -1)
-        out = dot_product_attention(*(qkv[:, :, i] for i in range(3)))
-        out = self.to_out(out.reshape(y.shape))
-        if self.over_batch:
-            out = jnp.swapaxes(out, 0, 1)
-        return x + out
-
-
 class FeedForward(nnx.Module):
     """Pre-norm two-layer feed-forward block with exact GELU and no biases."""
 
@@ -207,25 +164,18 @@ class FeedForward(nnx.Module):
 
 
 class ResamplerBlock(nnx.Module):
-    """[self-attention,] attention to the features, feed-forward; each with a residual."""
+    """Attention to the features, then feed-forward; each with a residual."""
 
     def __init__(
         self, cfg: ResamplerConfig, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs
     ):
         kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        if cfg.extra_self_attn:
-            self.self_attn = LatentSelfAttention(
-                cfg.dim, cfg.dim // cfg.head_dim, over_batch=cfg.self_attn_over_batch, **kwargs
-            )
-        self.has_self_attn = cfg.extra_self_attn
         self.attn = PerceiverAttention(cfg.dim, cfg.num_heads, cfg.head_dim, **kwargs)
         self.ff = FeedForward(cfg.dim, int(cfg.dim * cfg.ff_mult), **kwargs)
 
     def __call__(
         self, features: Float[Array, "b l d"], latents: Float[Array, "b n d"]
     ) -> Float[Array, "b n d"]:
-        if self.has_self_attn:
-            latents = self.self_attn(latents)
         latents = latents + self.attn(features, latents)
         return latents + self.ff(latents)
 
@@ -250,9 +200,7 @@ class Resampler(nnx.Module):
         self.proj_out = linear(cfg.dim, cfg.output_dim)
         if cfg.use_norm_out:
             self.norm_out = _layer_norm(dtype, param_dtype, rngs)(cfg.output_dim)
-        if cfg.extra_output_proj:
-            self.final_proj = linear(cfg.output_dim, cfg.output_dim, kernel_init=_identity)
-        elif cfg.output_shape is not None:
+        if cfg.output_shape is not None:
             self.final_proj = linear(cfg.output_dim, math.prod(cfg.patch_shape))
 
     @typechecked
@@ -282,11 +230,7 @@ class Resampler(nnx.Module):
         tokens = self.proj_out(latents)
         if cfg.use_norm_out:
             tokens = self.norm_out(tokens)
-        if cfg.use_cosine:
-            tokens = _unit_length(tokens)
-        if cfg.extra_output_proj:
-            tokens = self.final_proj(tokens)
-        elif cfg.output_shape is not None:
+        if cfg.output_shape is not None:
             tokens = self._to_image(self.final_proj(tokens))
         return tokens
 
@@ -320,14 +264,3 @@ class LinearImageProjection(nnx.Module):
     @typechecked
     def __call__(self, x: Float[Array, "b e"]) -> Float[Array, "b n z"]:
         return self.norm(self.proj(x).reshape(-1, self.num_tokens, self.output_dim))
-
-
-def _identity(key, shape, dtype=jnp.float32, **_):
-    return jnp.eye(*shape, dtype=dtype)
-
-
-def _unit_length(x):
-    x32 = x.astype(jnp.float32)
-    # The square root is kept away from 0, where its gradient is infinite.
-    norm = jnp.sqrt(jnp.maximum(jnp.sum(x32 * x32, axis=-1, keepdims=True), 1e-24))
-    return (x32 / norm).astype(x.dtype)

@@ -34,8 +34,6 @@ class ResnetBlock(nnx.Module):
         embed_dim: width of the conditioning embedding; None for no conditioning.
         eps: epsilon of both group norms (1e-5 in the UNet, 1e-6 in the autoencoder).
         dropout_rate: dropout before the second convolution.
-        use_scale_shift_norm: the embedding scales and shifts after the second norm.
-        resample: "up" or "down" resamples by 2 inside the block, None keeps the size.
         zero_init: starts the second convolution at zero: the block is then its skip connection.
     """
 
@@ -47,28 +45,21 @@ class ResnetBlock(nnx.Module):
         embed_dim: int | None = None,
         eps: float,
         dropout_rate: float = 0.0,
-        use_scale_shift_norm: bool = False,
-        resample: str | None = None,
         zero_init: bool = False,
         num_groups: int = 32,
         dtype=None,
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if resample not in (None, "up", "down"):
-            raise ValueError(f"resample must be 'up', 'down' or None, got {resample!r}")
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         conv = functools.partial(
             nnx.Conv, kernel_size=(3, 3), padding=1, kernel_init=fan_in_uniform, **options
         )
         self.dropout_rate = dropout_rate
-        self.use_scale_shift_norm = use_scale_shift_norm
-        self.resample = resample
         self.norm1 = GroupNorm(in_channels, eps=eps, num_groups=num_groups, **options)
         self.conv1 = conv(in_channels, out_channels)
         linear = functools.partial(Linear, kernel_init=fan_in_uniform, **options)
-        width = 2 * out_channels if use_scale_shift_norm else out_channels
-        self.embed_proj = linear(embed_dim, width) if embed_dim is not None else None
+        self.embed_proj = linear(embed_dim, out_channels) if embed_dim is not None else None
         self.norm2 = GroupNorm(out_channels, eps=eps, num_groups=num_groups, **options)
         last_init = nnx.initializers.zeros_init() if zero_init else fan_in_uniform
         self.conv2 = conv(out_channels, out_channels, kernel_init=last_init)
@@ -81,25 +72,15 @@ class ResnetBlock(nnx.Module):
         *,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "*n h2 w2 o"]:
+    ) -> Float[Array, "*n h w o"]:
         """`embed` has the leading axes of `x`, or axes of size 1 that broadcast against them."""
-        h = nnx.silu(group_norm_per_image(self.norm1, x))
-        if self.resample is not None:
-            resample = upsample_nearest if self.resample == "up" else average_pool
-            h, x = resample(h), resample(x)
-        h = self.conv1(h)
-        if self.embed_proj is None:
-            h = group_norm_per_image(self.norm2, h)
-        else:
+        h = self.conv1(nnx.silu(group_norm_per_image(self.norm1, x)))
+        if self.embed_proj is not None:
             if embed is None:
                 raise ValueError("this block is conditioned on an embedding; got embed=None")
-            embed = self.embed_proj(nnx.silu(embed))[..., None, None, :]
-            if self.use_scale_shift_norm:
-                scale, shift = jnp.split(embed, 2, axis=-1)
-                h = group_norm_per_image(self.norm2, h) * (1 + scale) + shift
-            else:
-                h = group_norm_per_image(self.norm2, h + embed)
-        h = dropout(nnx.silu(h), self.dropout_rate, deterministic=deterministic, rngs=rngs)
+            h = h + self.embed_proj(nnx.silu(embed))[..., None, None, :]
+        h = nnx.silu(group_norm_per_image(self.norm2, h))
+        h = dropout(h, self.dropout_rate, deterministic=deterministic, rngs=rngs)
         h = self.conv2(h)
         return (x if self.shortcut is None else self.shortcut(x)) + h
 

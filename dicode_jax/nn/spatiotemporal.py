@@ -7,7 +7,6 @@ pixel alone. Shape letters: n sequences, t tokens of a sequence, l context token
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -17,7 +16,7 @@ from dicode_jax.nn.dropout import dropout
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.norm import GroupNorm
 from dicode_jax.nn.resnet import ResnetBlock, fan_in_uniform, group_norm_per_image
-from dicode_jax.typing import Array, Bool, Float
+from dicode_jax.typing import Array, Float
 
 TRANSFORMER_NORM_EPS = 1e-6
 CONV_NORM_EPS = 1e-5
@@ -30,7 +29,6 @@ class TemporalConv(nnx.Module):
     Args:
         channels: channels of input and output.
         dropout_rate: dropout before all convolutions but the first.
-        spatial_aware: kernels 3x3x1 and 3x1x3 in turn (frames, height, width) instead of 3x1x1.
     """
 
     def __init__(
@@ -38,7 +36,6 @@ class TemporalConv(nnx.Module):
         channels: int,
         *,
         dropout_rate: float,
-        spatial_aware: bool = False,
         num_groups: int = 32,
         dtype=None,
         param_dtype=jnp.float32,
@@ -46,16 +43,13 @@ class TemporalConv(nnx.Module):
     ):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.dropout_rate = dropout_rate
-        self.spatial_aware = spatial_aware
         norms, convs = [], []
         for i in range(4):
-            # Without space it runs as a 2-D convolution over (frames, pixels): 3.6 times faster on
-            # the CPU than in 3-D.
-            kernel = ((3, 3, 1), (3, 1, 3))[i % 2] if spatial_aware else (3, 1)
             init = ZEROS if i == 3 else fan_in_uniform
             norms.append(GroupNorm(channels, eps=CONV_NORM_EPS, num_groups=num_groups, **options))
+            # A 2-D convolution over (frames, pixels) is 3.6 times faster on the CPU than a 3-D one.
             convs.append(
-                nnx.Conv(channels, channels, kernel, padding="SAME", kernel_init=init, **options)
+                nnx.Conv(channels, channels, (3, 1), padding="SAME", kernel_init=init, **options)
             )
         self.norms, self.convs = nnx.List(norms), nnx.List(convs)
 
@@ -67,7 +61,7 @@ class TemporalConv(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b f h w c"]:
         b, f, h, w, c = x.shape
-        y = x if self.spatial_aware else x.reshape(b, f, h * w, c)
+        y = x.reshape(b, f, h * w, c)
         for i, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
             y = nnx.silu(norm(y))
             if i > 0:
@@ -87,9 +81,6 @@ class VideoResnetBlock(nnx.Module):
         embed_dim: int,
         dropout_rate: float,
         temporal_dropout_rate: float | None,
-        use_scale_shift_norm: bool = False,
-        spatial_aware: bool = False,
-        resample: str | None = None,
         num_groups: int = 32,
         **options,
     ):
@@ -99,15 +90,11 @@ class VideoResnetBlock(nnx.Module):
             embed_dim=embed_dim,
             eps=CONV_NORM_EPS,
             dropout_rate=dropout_rate,
-            use_scale_shift_norm=use_scale_shift_norm,
-            resample=resample,
             zero_init=True,
             num_groups=num_groups,
             **options,
         )
-        make_conv = functools.partial(
-            TemporalConv, spatial_aware=spatial_aware, num_groups=num_groups, **options
-        )
+        make_conv = functools.partial(TemporalConv, num_groups=num_groups, **options)
         self.temporal_conv = (
             None
             if temporal_dropout_rate is None
@@ -121,7 +108,7 @@ class VideoResnetBlock(nnx.Module):
         *,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "b f h2 w2 o"]:
+    ) -> Float[Array, "b f h w o"]:
         """`embed` has one row per frame (g = f), or one for all frames (g = 1)."""
         x = self.resnet(x, embed, deterministic=deterministic, rngs=rngs)
         if self.temporal_conv is None:
@@ -142,7 +129,6 @@ class Attention(nnx.Module):
         context_dim: width of the context; None for that of the sequence.
         image_branch: has the second pair of projections.
         learnable_image_scale: scales the image term by 1 + tanh(alpha) instead of 1.
-        max_distance: adds learned relative positions to keys and values, clipped to this distance.
     """
 
     def __init__(
@@ -154,7 +140,6 @@ class Attention(nnx.Module):
         context_dim: int | None = None,
         image_branch: bool = False,
         learnable_image_scale: bool = False,
-        max_distance: int | None = None,
         dtype=None,
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
@@ -177,21 +162,12 @@ class Attention(nnx.Module):
         learnable = image_branch and learnable_image_scale
         self.alpha = nnx.Param(jnp.zeros((), param_dtype)) if learnable else None
         self.out = linear(inner, dim)
-        self.max_distance = max_distance
-        self.k_position = self.v_position = None
-        if max_distance is not None:
-            shape = (2 * max_distance + 1, head_dim)
-            init = nnx.initializers.xavier_uniform()
-            self.k_position = nnx.data(nnx.Param(init(rngs.params(), shape, param_dtype)))
-            self.v_position = nnx.data(nnx.Param(init(rngs.params(), shape, param_dtype)))
 
     def __call__(
         self,
         x: Float[Array, "n t d"],
         context: Float[Array, "m l e"] | None = None,
         image_context: Float[Array, "i k e"] | None = None,
-        *,
-        mask: Bool[Array, "1 1 t s"] | None = None,
     ) -> Float[Array, "n t d"]:
         """A context may have fewer rows than `x`: each then serves as many consecutive sequences.
 
@@ -199,52 +175,30 @@ class Attention(nnx.Module):
             x: the sequences.
             context: what they attend to; None for themselves.
             image_context: tokens of the image branch; None or no tokens contribute exactly zero.
-            mask: True where a query may look at a key.
         """
         n, t, _ = x.shape
         query = self._heads(self.q(x))
         source = x if context is None else context
         key, value = self._heads(self.k(source)), self._heads(self.v(source))
-        if self.max_distance is None:
-            y = _attend_shared(query, key, value, mask)
-        else:
-            y = self._attend_relative(query, key, value, mask)
+        y = _attend_shared(query, key, value)
         if self.k_image is not None and image_context is not None and image_context.shape[1]:
             key, value = (
                 self._heads(self.k_image(image_context)),
                 self._heads(self.v_image(image_context)),
             )
-            image = _attend_shared(query, key, value, None)
+            image = _attend_shared(query, key, value)
             y = y + (image if self.alpha is None else image * (1 + jnp.tanh(self.alpha[...])))
         return self.out(y.reshape(n, t, -1))
 
     def _heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:-1], -1, self.head_dim)
 
-    def _attend_relative(self, query: Array, key: Array, value: Array, mask) -> Array:
-        """Attention in which key and value of a pair also depend on its clipped distance."""
-        n, t = query.shape[:2]
-        m, s = key.shape[:2]
-        key, value = (jnp.repeat(y, n // m, axis=0) for y in (key, value))
-        distance = jnp.arange(s)[None, :] - jnp.arange(t)[:, None]
-        index = jnp.clip(distance, -self.max_distance, self.max_distance) + self.max_distance
-        k_position = self.k_position[...].astype(query.dtype)[index]  # [t, s, d]
-        v_position = self.v_position[...].astype(query.dtype)[index]
-        scores = jnp.einsum("nthd,nshd->nhts", query, key)
-        scores = scores + jnp.einsum("nthd,tsd->nhts", query, k_position)
-        scores = scores.astype(jnp.float32) * self.head_dim**-0.5
-        if mask is not None:
-            scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-        y = jnp.einsum("nhts,nshd->nthd", weights, value)
-        return y + jnp.einsum("nhts,tsd->nthd", weights, v_position)
 
-
-def _attend_shared(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+def _attend_shared(query: Array, key: Array, value: Array) -> Array:
     """Attention of [n, t, h, d] to [m, s, h, d], each row serving n / m consecutive sequences."""
     shape, rows = query.shape, key.shape[0]
     query = query.reshape(rows, -1, *shape[2:])
-    return dot_product_attention(query, key, value, mask=mask).reshape(shape)
+    return dot_product_attention(query, key, value).reshape(shape)
 
 
 class GatedMLP(nnx.Module):
@@ -272,19 +226,13 @@ class TransformerBlock(nnx.Module):
         context_dim: int | None = None,
         image_branch: bool = False,
         learnable_image_scale: bool = False,
-        max_distance: int | None = None,
         **options,
     ):
         norm = functools.partial(
             nnx.LayerNorm, dim, epsilon=1e-5, use_fast_variance=False, **options
         )
         attention = functools.partial(
-            Attention,
-            dim,
-            num_heads=num_heads,
-            head_dim=head_dim,
-            max_distance=max_distance,
-            **options,
+            Attention, dim, num_heads=num_heads, head_dim=head_dim, **options
         )
         self.norm1, self.norm2, self.norm3 = norm(), norm(), norm()
         self.attention1 = attention()
@@ -295,10 +243,9 @@ class TransformerBlock(nnx.Module):
         )
         self.mlp = GatedMLP(dim, **options)
 
-    def __call__(self, x: Array, context=None, image_context=None, *, mask=None) -> Array:
-        x = x + self.attention1(self.norm1(x), mask=mask)
-        self_mask = mask if context is None else None  # a mask over keys of the sequence itself
-        x = x + self.attention2(self.norm2(x), context, image_context, mask=self_mask)
+    def __call__(self, x: Array, context=None, image_context=None) -> Array:
+        x = x + self.attention1(self.norm1(x))
+        x = x + self.attention2(self.norm2(x), context, image_context)
         return x + self.mlp(self.norm3(x))
 
 
@@ -354,8 +301,6 @@ class TemporalTransformer(nnx.Module):
 
     Args:
         context_dim: width of a context for the second attention; None for self-attention only.
-        is_causal: a frame sees itself and the frames before.
-        max_distance: learned relative positions up to this distance; None for no positions at all.
     """
 
     def __init__(
@@ -366,14 +311,11 @@ class TemporalTransformer(nnx.Module):
         head_dim: int,
         depth: int = 1,
         context_dim: int | None = None,
-        is_causal: bool = False,
-        max_distance: int | None = None,
         num_groups: int = 32,
         **options,
     ):
         linear = functools.partial(Linear, kernel_init=fan_in_uniform, **options)
         inner = num_heads * head_dim
-        self.is_causal = is_causal
         self.uses_context = context_dim is not None
         self.norm = GroupNorm(channels, eps=TRANSFORMER_NORM_EPS, num_groups=num_groups, **options)
         self.proj_in = linear(channels, inner)
@@ -383,7 +325,6 @@ class TemporalTransformer(nnx.Module):
             num_heads=num_heads,
             head_dim=head_dim,
             context_dim=context_dim,
-            max_distance=max_distance,
             **options,
         )
         self.blocks = nnx.List([make_block() for _ in range(depth)])
@@ -394,10 +335,9 @@ class TemporalTransformer(nnx.Module):
     ) -> Float[Array, "b f h w c"]:
         """`context` is only looked at when the layer was built with a `context_dim`."""
         b, f, h, w, c = x.shape
-        mask = jnp.tril(jnp.ones((1, 1, f, f), bool)) if self.is_causal else None
         y = self.norm(x).reshape(b, f, h * w, c).swapaxes(1, 2)  # [b, p, f, c]
         tokens = self.proj_in(y.reshape(b * h * w, f, c))
         for block in self.blocks:
-            tokens = block(tokens, context if self.uses_context else None, mask=mask)
+            tokens = block(tokens, context if self.uses_context else None)
         y = self.proj_out(tokens).reshape(b, h * w, f, c).swapaxes(1, 2)
         return x + y.reshape(x.shape)

@@ -134,7 +134,7 @@ def test_one_missing_key_is_named(system, key):
     assert key in tensors
     part = system.plans.decoder if key.startswith("model") else system.plans.tokenizer
     left = {k: v for k, v in part.source.items() if k != key}
-    rules = dicode.decoder_rules(left, system.config.decoder)
+    rules = dicode.decoder_rules(left)
     rules = rules if part is system.plans.decoder else dicode.TOKENIZER_RULES
     (line,) = plan(left, rules, part.shapes).problems
     assert line.startswith("unfilled target: ")

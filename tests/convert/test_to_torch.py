@@ -35,7 +35,6 @@ TEXT = CLIPTextConfig(
 )
 RESAMPLER = ResamplerConfig(
     dim=8, depth=2, head_dim=4, num_heads=3, num_queries=4, embed_dim=6, output_dim=10,
-    extra_self_attn=True, self_attn_over_batch=True, extra_output_proj=True,
 )  # fmt: skip
 UNET = UNet3DConfig(
     in_channels=5, out_channels=4, model_channels=8, channel_mult=(1, 2), num_res_blocks=1,

@@ -150,7 +150,6 @@ def test_wrong_shapes_are_named(autoencoder):
     [
         ({"channels": 6}, "multiple of num_groups"),
         ({"channel_mult": ()}, "at least one level"),
-        ({"double_z": False}, "double_z"),
         ({"scale_factor": 0.0}, "scale_factor must be positive"),
     ],
 )

@@ -201,12 +201,7 @@ OPTIONS = {
     "heads": {"head_dim": None, "num_heads": 2, "init_attention": False},
     "no image branch": {"image_cross_attention": False},
     "fixed image scale": {"learnable_image_scale": False},
-    "relative causal": {"use_relative_position": True, "is_causal": True, "temporal_length": 2},
     "init attention reads text": {"init_attention_context": True},
-    "spatial temporal kernels": {"spatial_aware_conv": True},
-    "pooling": {"conv_resample": False},
-    "resampling blocks": {"resblock_updown": True},
-    "scale and shift": {"use_scale_shift_norm": True},
     "no fs": {"fs_condition": False},
     "no temporal layers": {"temporal_conv": False, "temporal_attention": False},
     "bfloat16": {},
@@ -263,7 +258,6 @@ def test_wrong_shapes_are_named(change, match):
         ({"num_heads": 2}, "not both"),
         ({"context_rule": "frame"}, "context_rule must be one of"),
         ({"head_dim": None, "num_heads": 2}, "init_attention needs head_dim"),
-        ({"use_relative_position": True, "temporal_length": None}, "needs temporal_length"),
     ],
 )
 def test_impossible_configs_are_refused(options, match):

@@ -63,36 +63,8 @@ def test_output_does_not_depend_on_the_order_of_the_features():
 
 
 def test_a_sample_does_not_depend_on_its_batch():
-    for options in ({}, {"extra_self_attn": True}):
-        model = awake(build(**options))
-        x = features()
-        np.testing.assert_allclose(model(x)[1], model(x[1:2])[0], atol=1e-5)
-
-
-def test_original_self_attention_mixes_the_batch():
-    model = awake(build(extra_self_attn=True, self_attn_over_batch=True))
-    x = features()
-    assert np.abs(model(x)[1] - model(x[1:2])[0]).max() > 1e-3
-
-
-def awake(model):
-    """Gives zero-initialised outputs of self-attention a value."""
-    for block in model.blocks:
-        if block.has_self_attn:
-            shape = block.self_attn.to_out.kernel.shape
-            block.self_attn.to_out.kernel[...] = jax.random.normal(jax.random.key(5), shape)
-    return model
-
-
-def test_self_attention_changes_nothing_at_initialisation():
-    model = build(extra_self_attn=True)
-    x = features()
-    before = model(x)
-    for block in model.blocks:
-        block.has_self_attn = False
-    np.testing.assert_array_equal(before, model(x))
-    for block in awake(build(extra_self_attn=True)).blocks:
-        assert block.has_self_attn
+    model, x = build(), features()
+    np.testing.assert_allclose(model(x)[1], model(x[1:2])[0], atol=1e-5)
 
 
 def test_video_length_multiplies_the_tokens():
@@ -100,30 +72,12 @@ def test_video_length_multiplies_the_tokens():
     assert build()(features()).shape == (3, 9, 10)
 
 
-def test_norm_and_cosine_options():
+def test_output_is_normalised_unless_it_shall_not_be():
     x = features()
     normed = build()(x)
     np.testing.assert_allclose(normed.mean(-1), 0, atol=1e-5)
     np.testing.assert_allclose(normed.std(-1), 1, atol=1e-3)
     assert np.abs(build(use_norm_out=False)(x).std(-1) - 1).max() > 0.05
-    length = np.linalg.norm(build(use_cosine=True)(x), axis=-1)
-    np.testing.assert_allclose(length, 1, atol=1e-6)
-
-
-def test_cosine_of_a_zero_token_has_a_finite_gradient():
-    model = build(use_cosine=True, use_norm_out=False)
-    model.proj_out.kernel[...] = jnp.zeros_like(model.proj_out.kernel[...])
-    grads = nnx.grad(lambda m: m(features()).sum())(model)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
-
-
-def test_extra_output_projection_starts_as_the_identity():
-    x = features()
-    model = build(extra_output_proj=True)
-    after = model(x)
-    np.testing.assert_allclose(after.std(-1), 1, atol=1e-3)  # still normalised
-    model.final_proj.kernel[...] *= 2
-    np.testing.assert_allclose(model(x), 2 * after, atol=1e-5)
 
 
 def test_each_token_fills_its_patch_of_the_image():
@@ -148,7 +102,7 @@ def test_bfloat16_compute_stays_close_to_float32():
 
 
 def test_holds_parameters_only():
-    nnx.split(build(extra_self_attn=True, output_shape=(3, 3, 2)), nnx.Param)
+    nnx.split(build(output_shape=(3, 3, 2)), nnx.Param)
 
 
 @pytest.mark.parametrize(
@@ -157,9 +111,6 @@ def test_holds_parameters_only():
         ({"depth": 0}, "depth must be at least 1, got 0"),
         ({"video_length": 0}, "video_length"),
         ({"ff_mult": 0}, "ff_mult"),
-        ({"extra_self_attn": True, "head_dim": 5}, "divisible by head_dim, got 12 and 5"),
-        ({"self_attn_over_batch": True}, "without extra_self_attn"),
-        ({"output_shape": (6, 6, 1), "extra_output_proj": True}, "exclude each other"),
         ({"output_shape": (6, 6, 1), "num_queries": 8}, "square number of tokens, got 8"),
         ({"output_shape": (6, 7, 1)}, "3 x 3 patches"),
         ({"output_shape": (6, 6)}, r"must be \(h, w, c\)"),

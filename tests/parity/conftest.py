@@ -4,7 +4,7 @@ import collections
 
 
 def pytest_terminal_summary(terminalreporter):
-    lines, left_out = [], collections.defaultdict(list)
+    lines, left_out, gone = [], collections.defaultdict(list), []
     for reports in terminalreporter.stats.values():
         for report in reports:
             for name, value in getattr(report, "user_properties", ()):
@@ -12,6 +12,8 @@ def pytest_terminal_summary(terminalreporter):
                     continue
                 if name == "parity":
                     lines.append(value)
+                elif name == "gone":
+                    gone.append(value)
                 elif name == "left_out":
                     kind, *counts = value
                     left_out[kind].append(counts)
@@ -20,6 +22,10 @@ def pytest_terminal_summary(terminalreporter):
         for line in lines:
             terminalreporter.write_line(line)
         terminalreporter.write_line(f"{len(lines)} arrays compared")
+    if gone:
+        terminalreporter.section("parity: left out, asks for an option that is gone")
+        for case, option in gone:
+            terminalreporter.write_line(f"{case:<56} {option}")
     if left_out:
         terminalreporter.section("parity: left out, no runner knows it")
         for kind, counts in sorted(left_out.items()):

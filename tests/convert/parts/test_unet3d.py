@@ -156,6 +156,10 @@ def test_conversion_lists_every_missing_and_unused_key(unet_state_dict):
         ({"dims": 3}, "dims must be 2, got 3"),
         ({"use_fp16": True}, "use_fp16 must be False"),
         ({"num_classes": 10}, "unknown UNet option.*num_classes"),
+        ({"use_relative_position": True}, "use_relative_position = True is gone: .*without pos"),
+        ({"use_causal_attention": True}, "is_causal = True is gone: .* to all frames"),
+        ({"tempspatial_aware": True}, "spatial_aware_conv = True is gone: .*frames alone"),
+        ({"conv_resample": False}, "conv_resample = False is gone: resampling by conv"),
     ],
 )
 def test_unet_options_without_a_counterpart_are_refused(options, match):
@@ -165,10 +169,12 @@ def test_unet_options_without_a_counterpart_are_refused(options, match):
 
 def test_unet_options_that_are_missing_take_the_originals_defaults():
     cfg = unet3d.config_from_original({**UNET, "default_fs": 7})
-    assert (cfg.default_fs, cfg.dropout, cfg.is_causal) == (7, 0.0, False)
+    assert (cfg.default_fs, cfg.dropout) == (7, 0.0)
     bare = {name: UNET[name] for name in unet3d.REQUIRED} | {"num_heads": 4, "temporal_length": 8}
-    cfg = unet3d.config_from_original(bare)
-    assert (cfg.channel_mult, cfg.use_relative_position, cfg.num_heads) == ((1, 2, 4, 8), True, 4)
+    with pytest.raises(ValueError, match="use_relative_position = True is gone"):
+        unet3d.config_from_original(bare)
+    cfg = unet3d.config_from_original(bare | {"use_relative_position": False})
+    assert (cfg.channel_mult, cfg.num_heads) == ((1, 2, 4, 8), 4)
     with pytest.raises(ValueError, match=r"missing UNet option.*out_channels"):
         unet3d.config_from_original({k: v for k, v in bare.items() if k != "out_channels"})
 
@@ -179,6 +185,7 @@ def test_unet_options_that_are_missing_take_the_originals_defaults():
         ({"attn_type": "linear"}, "attn_type must be"),
         ({"give_pre_end": True}, "give_pre_end"),
         ({"use_3d": True}, "unknown autoencoder option.*use_3d"),
+        ({"double_z": False}, "double_z = False is gone: a posterior of mean"),
     ],
 )
 def test_autoencoder_options_without_a_counterpart_are_refused(options, match):

@@ -197,7 +197,8 @@ def test_resampler_options_are_read():
     assert shaped.output_shape == (4, 6, 3)
     assert read({"target": "a.b.Resampler", "params": RESAMPLER_TINY}).num_queries == 4
     assert not read(RESAMPLER_TINY | {"no_norm_out": True}).use_norm_out
-    assert read(RESAMPLER_TINY | {"extra_self_attn": True}).self_attn_over_batch
+    with pytest.raises(ValueError, match="extra_self_attn = True is gone: a larger depth has"):
+        read(RESAMPLER_TINY | {"extra_self_attn": True})
     assert read(RESAMPLER_TINY | {"video_length": 4}).num_tokens == 16
     with pytest.raises(ValueError, match=r"unknown option.*colour"):
         read(RESAMPLER_TINY | {"colour": 1})

@@ -147,7 +147,7 @@ def run_system(fixture):
         assert name.startswith("schedule/"), name
         table = loaded.cfg.decoder.schedule.table(name.removeprefix("schedule/"))
         yield Check(name, table, want, **TABLE)
-    rules = (*dicode.TOKENIZER_RULES, *dicode.decoder_rules(source, loaded.cfg.decoder))
+    rules = (*dicode.TOKENIZER_RULES, *dicode.decoder_rules(source))
     for part in (loaded.system.tokenizer, loaded.system.decoder):
         state = nnx.state(part)
         shapes = {path: tuple(leaf.shape) for path, leaf in flatten(state).items()}

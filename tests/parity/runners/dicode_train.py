@@ -164,7 +164,7 @@ def gradients(loaded, grads, name, case, arrays, done):
     """Stored gradients, norms by module, and the number of trained parameters."""
     flat = {path: np.asarray(leaf[...]) for part in grads for path, leaf in flatten(part).items()}
     shapes = {path: value.shape for path, value in flat.items()}
-    rules = (*dicode.TOKENIZER_RULES, *dicode.decoder_rules(loaded.source, loaded.cfg.decoder))
+    rules = (*dicode.TOKENIZER_RULES, *dicode.decoder_rules(loaded.source))
     prefix = f"{name}/grad/"
     wanted = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
     converted = plan(wanted, rules, shapes)

@@ -201,9 +201,7 @@ def run_gradients(fixture):
     source = fixture.sibling_fixture(config["inputs_from"])
     unet_config = source.config["unet_config"]
     model = convert.from_torch("unet3d", weights, unet_config)
-    table = unet_rules(
-        use_linear=uses_linear(weights), spatial_aware_conv=model.cfg.spatial_aware_conv
-    )
+    table = unet_rules(use_linear=uses_linear(weights))
     for case, facts in config["cases"].items():
         options = source.config["cases"][case]["model"]
         loss, state = gradients_of_loss(model, source.arrays, case, options)
