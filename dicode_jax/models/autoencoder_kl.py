@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dicode_jax.distributions.diagonal_gaussian import DiagonalGaussian
-from dicode_jax.nn.attention import dot_product_attention
+from dicode_jax.nn.attention import attend
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.norm import GroupNorm
 from dicode_jax.nn.resnet import Downsample, ResnetBlock, Upsample, fan_in_uniform
@@ -100,8 +100,7 @@ class SelfAttention2D(nnx.Module):
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         n, h, w, c = x.shape
         tokens = self.norm(x).reshape(n, h * w, c)
-        q, k, v = (layer(tokens)[:, :, None] for layer in (self.q, self.k, self.v))  # one head
-        attended = dot_product_attention(q, k, v).reshape(n, h * w, c)
+        attended = attend(self.q(tokens), self.k(tokens), self.v(tokens), head_dim=c)  # one head
         return x + self.out(attended).reshape(n, h, w, c)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dicode_jax.nn.activations import gelu
-from dicode_jax.nn.attention import dot_product_attention
+from dicode_jax.nn.attention import attend
 from dicode_jax.nn.linear import Linear
 from dicode_jax.typing import Array, Float, Int, typechecked
 
@@ -142,13 +142,12 @@ class CLIPAttention(nnx.Module):
         self, dim: int, num_heads: int, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs
     ):
         linear = functools.partial(Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
         self.to_qkv, self.to_out = linear(dim, 3 * dim), linear(dim, dim)
 
     def __call__(self, x: Float[Array, "b t d"], mask=None) -> Float[Array, "b t d"]:
-        qkv = self.to_qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1)
-        q, k, v = (qkv[:, :, i] for i in range(3))
-        return self.to_out(dot_product_attention(q, k, v, mask=mask).reshape(x.shape))
+        q, k, v = jnp.split(self.to_qkv(x), 3, axis=-1)
+        return self.to_out(attend(q, k, v, head_dim=self.head_dim, mask=mask))
 
 
 class CLIPMLP(nnx.Module):

@@ -1,0 +1,109 @@
+import ast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from source_tree import ROOT, python_files
+
+from dicode_jax.nn.attention import attend, dot_product_attention
+from dicode_jax.nn.masks import causal_mask
+
+ALLOWED = {
+    "distributions/gaussian_mixture.py": {"softmax"},  # weights of components
+    "nn/spatiotemporal.py": {"softmax", "nthd,nshd->nhts", "nhts,nshd->nthd"},  # relative positions
+}
+NAMES = {"softmax", "dot_product_attention", "MultiHeadAttention"}
+
+
+def draws(*shapes):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def by_hand(query, key, value, mask=None, bias=None, scale=None):
+    """One head and one query after another, in float64."""
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    (b, t, h, d), (s, g) = query.shape, key.shape[1:3]
+    mask = np.broadcast_to(True if mask is None else mask, (b, h, t, s))
+    bias = np.broadcast_to(0.0 if bias is None else bias, (b, h, t, s))
+    out = np.zeros_like(query)
+    for i, j, k in np.ndindex(b, t, h):
+        scores = key[i, :, k // (h // g)] @ query[i, j, k] * (scale or d**-0.5) + bias[i, k, j]
+        weights = np.exp(scores) * mask[i, k, j] if mask[i, k, j].any() else np.ones(s)
+        out[i, j, k] = weights @ value[i, :, k // (h // g)] / weights.sum()
+    return out
+
+
+@pytest.mark.parametrize("heads", [4, 2])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_equals_a_calculation_by_hand(heads, masked, with_bias):
+    query, key, value, bias = draws((2, 5, 4, 3), (2, 7, heads, 3), (2, 7, heads, 3), (1, 4, 5, 7))
+    mask = causal_mask(5, 7).at[:, :, 2].set(False) if masked else None  # one row sees nothing
+    options = {"mask": mask, "bias": bias if with_bias else None, "scale": 0.7}
+    got = jax.jit(lambda q, k, v: dot_product_attention(q, k, v, **options))(query, key, value)
+    np.testing.assert_allclose(got, by_hand(query, key, value, **options), atol=1e-5)
+
+
+def test_heads_side_by_side_are_split_and_joined():
+    query, key, value = draws((2, 5, 4, 3), (2, 7, 2, 3), (2, 7, 2, 3))
+    flat = (x.reshape(*x.shape[:2], -1) for x in (query, key, value))
+    got = attend(*flat, head_dim=3, mask=causal_mask(5, 7))
+    want = by_hand(query, key, value, causal_mask(5, 7))
+    np.testing.assert_allclose(got, want.reshape(2, 5, 12), atol=1e-5)
+
+
+def test_no_keys_give_zeros():
+    query, key = draws((2, 5, 4, 3), (2, 0, 4, 3))
+    assert not dot_product_attention(query, key, key).any()
+
+
+def test_dropout_acts_on_weights_and_not_where_it_is_not_implemented():
+    query, key = draws((1, 3, 2, 4), (1, 6, 2, 4))
+    one = jnp.ones_like(key)
+    drop = {"dropout": 0.5, "dropout_key": jax.random.key(1)}
+    got = dot_product_attention(query, key, one, **drop)
+    assert np.abs(got - 1).max() > 0.05  # the weights that are left no longer sum to one
+    np.testing.assert_array_equal(got[..., 0], got[..., 1])  # for all channels of a head
+    with pytest.raises(ValueError, match="no bias and equal numbers of heads"):
+        dot_product_attention(query, key[:, :, :1], one[:, :, :1], **drop)
+
+
+def attention_in(tree):
+    """Names and products by which a file attends on its own."""
+    for node in ast.walk(tree):
+        name = getattr(node, "attr", None) or getattr(node, "name", None)
+        if isinstance(node, ast.Attribute) and name in NAMES:
+            yield name
+        elif isinstance(node, ast.ImportFrom) and node.module != "dicode_jax.nn.attention":
+            yield from (alias.name for alias in node.names if alias.name in NAMES)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            inputs, arrow, output = node.value.partition("->")  # queries times keys: a sum over d
+            parts = inputs.split(",")
+            if arrow and len(parts) == 2 and {len(p.strip()) for p in (*parts, output)} == {4}:
+                yield node.value
+
+
+def test_nothing_else_attends():
+    found = {
+        str(path.relative_to(ROOT / "dicode_jax")): set(attention_in(ast.parse(path.read_text())))
+        for path in python_files("dicode_jax")
+    }
+    assert found.pop("nn/attention.py")
+    assert {path: names for path, names in found.items() if names} == ALLOWED
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "jax.nn.softmax(scores)",
+        "from jax.nn import softmax",
+        "jax.nn.dot_product_attention(q, k, v)",
+        "nnx.MultiHeadAttention(num_heads=2)",
+        "jnp.einsum('bhtd,bhsd->bhts', q, k)",
+    ],
+)
+def test_a_file_that_attends_is_found(line):
+    assert list(attention_in(ast.parse(line)))
+    assert not list(attention_in(ast.parse("from dicode_jax.nn.attention import attend")))
