@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dicode_jax.nn.activations import gelu
+from dicode_jax.nn.activations import gelu, quick_gelu
 from dicode_jax.nn.attention import attend
 from dicode_jax.nn.linear import Linear
+from dicode_jax.nn.transformer import MLP
 from dicode_jax.typing import Array, Float, Int, typechecked
 
 Activation = Literal["gelu", "quick_gelu"]
@@ -129,14 +130,11 @@ def _layer_norm(dim, dtype, param_dtype, rngs):
     )
 
 
-def _activate(x, activation: Activation):
-    if activation == "quick_gelu":
-        return x * jax.nn.sigmoid(1.702 * x)
-    return gelu(x)
-
-
 class CLIPAttention(nnx.Module):
-    """Multi-head self-attention with one joint q, k, v projection and biases."""
+    """Multi-head self-attention with one joint q, k, v projection and biases.
+
+    Apart from `nn.transformer.Attention` for the names of its weights on disk.
+    """
 
     def __init__(
         self, dim: int, num_heads: int, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs
@@ -148,27 +146,6 @@ class CLIPAttention(nnx.Module):
     def __call__(self, x: Float[Array, "b t d"], mask=None) -> Float[Array, "b t d"]:
         q, k, v = jnp.split(self.to_qkv(x), 3, axis=-1)
         return self.to_out(attend(q, k, v, head_dim=self.head_dim, mask=mask))
-
-
-class CLIPMLP(nnx.Module):
-    """Two-layer feed-forward block."""
-
-    def __init__(
-        self,
-        dim: int,
-        mlp_dim: int,
-        activation: Activation = "gelu",
-        *,
-        dtype=None,
-        param_dtype=jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        linear = functools.partial(Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.activation = activation
-        self.up, self.down = linear(dim, mlp_dim), linear(mlp_dim, dim)
-
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        return self.down(_activate(self.up(x), self.activation))
 
 
 class CLIPBlock(nnx.Module):
@@ -186,8 +163,11 @@ class CLIPBlock(nnx.Module):
         self.norm1 = _layer_norm(cfg.embed_dim, **kwargs)
         self.attn = CLIPAttention(cfg.embed_dim, cfg.num_heads, **kwargs)
         self.norm2 = _layer_norm(cfg.embed_dim, **kwargs)
-        self.mlp = CLIPMLP(
-            cfg.embed_dim, int(cfg.embed_dim * cfg.mlp_ratio), cfg.activation, **kwargs
+        self.mlp = MLP(
+            cfg.embed_dim,
+            int(cfg.embed_dim * cfg.mlp_ratio),
+            activation=gelu if cfg.activation == "gelu" else quick_gelu,
+            linear=functools.partial(Linear, **kwargs),
         )
 
     def __call__(self, x: Float[Array, "b t d"], mask=None) -> Float[Array, "b t d"]:

@@ -13,12 +13,10 @@ import dataclasses
 import functools
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dicode_jax.nn import kv_cache
-from dicode_jax.nn.attention import dot_product_attention
+from dicode_jax.nn.activations import tanh_gelu
 from dicode_jax.nn.dropout import drop
 from dicode_jax.nn.kv_cache import KVCache
 from dicode_jax.nn.layer_stack import make_blocks, run_blocks
@@ -26,6 +24,7 @@ from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.masks import causal_mask
 from dicode_jax.nn.remat import Remat
 from dicode_jax.nn.rngs import next_key, split
+from dicode_jax.nn.transformer import MLP, Attention, Block
 from dicode_jax.typing import Array, Bool, Float, Int, typechecked
 
 
@@ -82,78 +81,21 @@ class GPT2Config:
         return self.embed_dim // self.num_heads
 
 
-class Attention(nnx.Module):
-    """Multi-head self-attention; one projection packs queries, keys and values in this order."""
-
-    def __init__(
-        self, dim: int, num_heads: int, *, out_std: float = 0.02, dropout: float = 0.0, **kwargs
-    ):
-        self.num_heads, self.dropout = num_heads, dropout
-        self.qkv = _linear(dim, 3 * dim, **kwargs)
-        self.out = _linear(dim, dim, std=out_std, **kwargs)
-
-    def __call__(self, x, mask, past, length, *, key=None):
-        """Attends; `past` is None or this layer's `(k, v)` slots, into which new ones are written.
-
-        Args:
-          x: `[b, t, d]`.
-          mask: `[b|1, 1, t, s]`, where `s` is `t` without a past and the number of slots with one.
-          past: `(k, v)`, each `[b, s, h, d]`, or None.
-          length: Slots already in use.
-          key: For dropout; None switches it off.
-
-        Returns:
-          `([b, t, d], past)` with the new keys and values (or those of `x` alone when there was no
-          past).
-        """
-        b, t, _ = x.shape
-        q, k, v = jnp.split(self.qkv(x).reshape(b, t, 3 * self.num_heads, -1), 3, axis=2)
-        if past is not None:
-            past = tuple(
-                kv_cache.write(slots, new, length) for slots, new in zip(past, (k, v), strict=True)
-            )
-            k, v = (slots.astype(q.dtype) for slots in past)
-        weights_key, key = (None, None) if key is None else split(key, 2)
-        y = dot_product_attention(q, k, v, mask=mask, dropout=self.dropout, dropout_key=weights_key)
-        y = self.out(y.reshape(b, t, -1))
-        return drop(y, self.dropout, key), past
-
-
-class MLP(nnx.Module):
-    """Two linear layers around a tanh GELU."""
-
-    def __init__(
-        self, dim: int, mlp_dim: int, *, out_std: float = 0.02, dropout: float = 0.0, **kwargs
-    ):
-        self.dropout = dropout
-        self.up = _linear(dim, mlp_dim, **kwargs)
-        self.down = _linear(mlp_dim, dim, std=out_std, **kwargs)
-
-    def __call__(self, x: Float[Array, "b t d"], *, key=None) -> Float[Array, "b t d"]:
-        y = self.down(jax.nn.gelu(self.up(x), approximate=True))
-        return drop(y, self.dropout, key)
-
-
-class Block(nnx.Module):
-    """`x + attention(norm(x))`, then `x + mlp(norm(x))`."""
-
-    def __init__(self, cfg: GPT2Config, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs):
-        kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        inner = kwargs | {
-            "dropout": cfg.dropout,
-            "out_std": 0.02 / (2 * cfg.num_layers) ** 0.5,
-        }
-        self.attn_norm = _norm(cfg.embed_dim, cfg.layer_norm_eps, **kwargs)
-        self.attn = Attention(cfg.embed_dim, cfg.num_heads, **inner)
-        self.mlp_norm = _norm(cfg.embed_dim, cfg.layer_norm_eps, **kwargs)
-        self.mlp = MLP(cfg.embed_dim, cfg.mlp_dim or 4 * cfg.embed_dim, **inner)
-
-    def __call__(self, x, mask, past, length, *, key=None):
-        """See `Attention.__call__`."""
-        keys = (None, None) if key is None else split(key, 2)
-        y, past = self.attn(self.attn_norm(x), mask, past, length, key=keys[0])
-        x = x + y
-        return x + self.mlp(self.mlp_norm(x), key=keys[1]), past
+def make_block(cfg: GPT2Config, rngs: nnx.Rngs, *, dtype=None, param_dtype=jnp.float32) -> Block:
+    """A block with one layer for queries, keys and values, and small layers before each sum."""
+    kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+    inner = {
+        "dropout": cfg.dropout,
+        "linear": _linear(0.02, **kwargs),
+        "last": _linear(0.02 / (2 * cfg.num_layers) ** 0.5, **kwargs),
+    }
+    d, h = cfg.embed_dim, cfg.num_heads
+    mlp_dim = cfg.mlp_dim or 4 * d
+    return Block(
+        lambda: _norm(d, cfg.layer_norm_eps, **kwargs),
+        lambda: Attention(d, num_heads=h, head_dim=cfg.head_dim, packed=True, **inner),
+        lambda: MLP(d, mlp_dim, activation=tanh_gelu, **inner),
+    )
 
 
 class GPT2(nnx.Module):
@@ -175,7 +117,7 @@ class GPT2(nnx.Module):
         self.token_embed = table(cfg.vocab_size, cfg.embed_dim)
         self.position_embed = table(cfg.max_seq_len, cfg.embed_dim)
         self.blocks = make_blocks(
-            lambda rngs: Block(cfg, rngs=rngs, **kwargs),
+            lambda rngs: make_block(cfg, rngs, **kwargs),
             cfg.num_layers,
             scan_layers=cfg.scan_layers,
             rngs=rngs,
@@ -280,8 +222,8 @@ class GPT2(nnx.Module):
         return self.final_norm(x), cache
 
 
-def _linear(in_dim: int, out_dim: int, *, std: float = 0.02, **kwargs) -> Linear:
-    return Linear(in_dim, out_dim, kernel_init=nnx.initializers.normal(std), **kwargs)
+def _linear(std: float, **kwargs):
+    return functools.partial(Linear, kernel_init=nnx.initializers.normal(std), **kwargs)
 
 
 def _norm(dim: int, eps: float, **kwargs) -> nnx.LayerNorm:

@@ -11,20 +11,19 @@ values, d model width, v vocabulary.
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dicode_jax.nn import kv_cache
-from dicode_jax.nn.attention import dot_product_attention
 from dicode_jax.nn.kv_cache import KVCache
 from dicode_jax.nn.layer_stack import make_blocks, run_blocks
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.masks import causal_mask
 from dicode_jax.nn.remat import Remat
-from dicode_jax.nn.rotary import RotaryScaling, apply_rotary, rotary_frequencies, rotary_tables
+from dicode_jax.nn.rotary import RotaryScaling, rotary_frequencies, rotary_tables
+from dicode_jax.nn.transformer import MLP, Attention, Block
 from dicode_jax.typing import Array, Bool, Float, Int, typechecked
 
 
@@ -95,69 +94,21 @@ class LlamaConfig:
         return self.embed_dim // self.num_heads if self.head_dim is None else self.head_dim
 
 
-class Attention(nnx.Module):
-    """Self-attention with rotary positions and fewer heads of keys and values than of queries."""
-
-    def __init__(self, cfg: LlamaConfig, **kwargs):
-        d, width = cfg.embed_dim, cfg.width_of_head
-        self.head_dim = width
-        self.q = _linear(d, cfg.num_heads * width, **kwargs)
-        self.k = _linear(d, cfg.num_kv_heads * width, **kwargs)
-        self.v = _linear(d, cfg.num_kv_heads * width, **kwargs)
-        self.out = _linear(cfg.num_heads * width, d, **kwargs)
-
-    def __call__(self, x, rotary, mask, past, length):
-        """Attends; `past` is None or this layer's `(k, v)` slots, into which new ones are written.
-
-        Args:
-          x: `[b, t, d]`.
-          rotary: Cosines and sines of the positions of `x`, see `nn.rotary.rotary_tables`.
-          mask: `[b|1, 1, t, s]`, where `s` is `t` without a past and the number of slots with one.
-          past: `(k, v)`, each `[b, s, g, head_dim]`, or None. Keys are stored turned.
-          length: Slots already in use.
-
-        Returns:
-          `([b, t, d], past)` with the new keys and values.
-        """
-        b, t, _ = x.shape
-        q, k, v = (y.reshape(b, t, -1, self.head_dim) for y in (self.q(x), self.k(x), self.v(x)))
-        q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
-        if past is not None:
-            past = tuple(
-                kv_cache.write(slots, new, length) for slots, new in zip(past, (k, v), strict=True)
-            )
-            k, v = (slots.astype(q.dtype) for slots in past)
-        y = dot_product_attention(q, k, v, mask=mask)
-        return self.out(y.reshape(b, t, -1)), past
-
-
-class MLP(nnx.Module):
-    """`down(silu(gate(x)) * up(x))`."""
-
-    def __init__(self, dim: int, mlp_dim: int, **kwargs):
-        self.gate = _linear(dim, mlp_dim, **kwargs)
-        self.up = _linear(dim, mlp_dim, **kwargs)
-        self.down = _linear(mlp_dim, dim, **kwargs)
-
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
-
-
-class Block(nnx.Module):
-    """`x + attention(norm(x))`, then `x + mlp(norm(x))`."""
-
-    def __init__(self, cfg: LlamaConfig, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs):
-        kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.attn_norm = nnx.RMSNorm(cfg.embed_dim, epsilon=cfg.norm_eps, **kwargs)
-        self.attn = Attention(cfg, **kwargs)
-        self.mlp_norm = nnx.RMSNorm(cfg.embed_dim, epsilon=cfg.norm_eps, **kwargs)
-        self.mlp = MLP(cfg.embed_dim, cfg.mlp_dim, **kwargs)
-
-    def __call__(self, x, rotary, mask, past, length):
-        """See `Attention.__call__`."""
-        y, past = self.attn(self.attn_norm(x), rotary, mask, past, length)
-        x = x + y
-        return x + self.mlp(self.mlp_norm(x)), past
+def make_block(cfg: LlamaConfig, rngs: nnx.Rngs, *, dtype=None, param_dtype=jnp.float32) -> Block:
+    """A block with RMSNorm, grouped queries and a gated feed-forward part."""
+    kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+    linear = functools.partial(_linear, **kwargs)
+    return Block(
+        lambda: nnx.RMSNorm(cfg.embed_dim, epsilon=cfg.norm_eps, **kwargs),
+        lambda: Attention(
+            cfg.embed_dim,
+            num_heads=cfg.num_heads,
+            head_dim=cfg.width_of_head,
+            num_kv_heads=cfg.num_kv_heads,
+            linear=linear,
+        ),
+        lambda: MLP(cfg.embed_dim, cfg.mlp_dim, activation=nnx.silu, gated=True, linear=linear),
+    )
 
 
 class Llama(nnx.Module):
@@ -178,7 +129,7 @@ class Llama(nnx.Module):
             rngs=rngs,
         )
         self.blocks = make_blocks(
-            lambda rngs: Block(cfg, rngs=rngs, **kwargs),
+            lambda rngs: make_block(cfg, rngs, **kwargs),
             cfg.num_layers,
             scan_layers=cfg.scan_layers,
             rngs=rngs,
@@ -270,7 +221,7 @@ class Llama(nnx.Module):
         rotary = rotary_tables(positions, frequencies)
         x, cache = run_blocks(
             self.blocks,
-            lambda block, x, past, _: block(x, rotary, mask, past, length),
+            lambda block, x, past, _: block(x, mask, past, length, rotary=rotary),
             embeds,
             cache=cache,
             remat=self.cfg.remat,

@@ -8,18 +8,19 @@ Letters: b batch, t positions, h heads, d model width.
 """
 
 import dataclasses
+import functools
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dicode_jax.nn.attention import dot_product_attention
+from dicode_jax.nn.activations import tanh_gelu
 from dicode_jax.nn.layer_stack import make_blocks, run_blocks
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.masks import key_mask
 from dicode_jax.nn.remat import Remat
+from dicode_jax.nn.transformer import MLP, Attention, Block
 from dicode_jax.typing import Array, Bool, Float, Int, typechecked
 
 
@@ -83,46 +84,18 @@ def relative_buckets(offsets: np.ndarray, num_buckets: int, max_distance: int) -
     return np.where(offsets > 0, half, 0) + np.where(distance < exact, distance, far)
 
 
-class Attention(nnx.Module):
-    """Self-attention in both directions; position enters as a bias on the scores."""
-
-    def __init__(self, cfg: T5EncoderConfig, **kwargs):
-        inner = cfg.num_heads * cfg.head_dim
-        self.num_heads = cfg.num_heads
-        self.q, self.k, self.v = (_linear(cfg.embed_dim, inner, **kwargs) for _ in range(3))
-        self.out = _linear(inner, cfg.embed_dim, **kwargs)
-
-    def __call__(self, x, bias, mask):
-        b, t, _ = x.shape
-        q, k, v = (y.reshape(b, t, self.num_heads, -1) for y in (self.q(x), self.k(x), self.v(x)))
-        y = dot_product_attention(q, k, v, mask=mask, bias=bias, scale=1.0)
-        return self.out(y.reshape(b, t, -1))
-
-
-class MLP(nnx.Module):
-    """`down(gelu(gate(x)) * up(x))` with the tanh GELU."""
-
-    def __init__(self, dim: int, mlp_dim: int, **kwargs):
-        self.gate = _linear(dim, mlp_dim, **kwargs)
-        self.up = _linear(dim, mlp_dim, **kwargs)
-        self.down = _linear(mlp_dim, dim, **kwargs)
-
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        return self.down(jax.nn.gelu(self.gate(x), approximate=True) * self.up(x))
-
-
-class Block(nnx.Module):
-    """`x + attention(norm(x))`, then `x + mlp(norm(x))`."""
-
-    def __init__(self, cfg: T5EncoderConfig, **kwargs):
-        self.attn_norm = nnx.RMSNorm(cfg.embed_dim, epsilon=cfg.norm_eps, **kwargs)
-        self.attn = Attention(cfg, **kwargs)
-        self.mlp_norm = nnx.RMSNorm(cfg.embed_dim, epsilon=cfg.norm_eps, **kwargs)
-        self.mlp = MLP(cfg.embed_dim, cfg.mlp_dim, **kwargs)
-
-    def __call__(self, x, bias, mask):
-        x = x + self.attn(self.attn_norm(x), bias, mask)
-        return x + self.mlp(self.mlp_norm(x))
+def make_block(
+    cfg: T5EncoderConfig, rngs: nnx.Rngs, *, dtype=None, param_dtype=jnp.float32
+) -> Block:
+    """A block with RMSNorm, scores that are not scaled, and a feed-forward part gated by GELU."""
+    kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+    d, linear = cfg.embed_dim, functools.partial(_linear, **kwargs)
+    sizes = {"num_heads": cfg.num_heads, "head_dim": cfg.head_dim}
+    return Block(
+        lambda: nnx.RMSNorm(d, epsilon=cfg.norm_eps, **kwargs),
+        lambda: Attention(d, scale=1.0, linear=linear, **sizes),
+        lambda: MLP(d, cfg.mlp_dim, activation=tanh_gelu, gated=True, linear=linear),
+    )
 
 
 class T5Encoder(nnx.Module):
@@ -141,7 +114,7 @@ class T5Encoder(nnx.Module):
         init = nnx.initializers.normal(cfg.embed_dim**-0.5)
         self.position_bias = nnx.Param(init(rngs.params(), shape, param_dtype))
         self.blocks = make_blocks(
-            lambda rngs: Block(cfg, rngs=rngs, **kwargs),
+            lambda rngs: make_block(cfg, rngs, **kwargs),
             cfg.num_layers,
             scan_layers=cfg.scan_layers,
             rngs=rngs,
@@ -178,7 +151,7 @@ class T5Encoder(nnx.Module):
         mask = None if valid is None else key_mask(valid)
         x, _ = run_blocks(
             self.blocks,
-            lambda block, x, past, _: (block(x, bias, mask), past),
+            lambda block, x, past, _: block(x, mask, past, bias=bias),
             embeds,
             remat=self.cfg.remat,
         )
