@@ -2,12 +2,7 @@
 
 Grattafiori et al., "The Llama 3 Herd of Models" (arXiv 2407.21783), and the 1B and 3B models of
 Llama 3.2: pre-norm blocks with RMSNorm, rotary positions with stretched low frequencies, grouped
-queries and a gated feed-forward part; no biases. Token embeddings are applied by the caller
-(`embed_tokens`), so that other vectors can stand in their place. The interface is that of
-`models.gpt2`, except that there is no dropout: `deterministic` and `rngs` change nothing.
-
-Letters: b batch, t positions computed now, s keys (or cache slots), h heads, g heads of keys and
-values, d model width, v vocabulary.
+queries and a gated feed-forward part; no biases and no dropout.
 """
 
 import dataclasses
@@ -17,14 +12,12 @@ from typing import Literal
 import jax.numpy as jnp
 from flax import nnx
 
-from dicode_jax.nn.kv_cache import KVCache
-from dicode_jax.nn.layer_stack import make_blocks, run_blocks
+from dicode_jax.nn.causal_body import CausalBody
+from dicode_jax.nn.layer_stack import make_blocks
 from dicode_jax.nn.linear import Linear
-from dicode_jax.nn.masks import causal_mask
 from dicode_jax.nn.remat import Remat
 from dicode_jax.nn.rotary import RotaryScaling, rotary_frequencies, rotary_tables
 from dicode_jax.nn.transformer import MLP, Attention, Block
-from dicode_jax.typing import Array, Bool, Float, Int, typechecked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,12 +104,8 @@ def make_block(cfg: LlamaConfig, rngs: nnx.Rngs, *, dtype=None, param_dtype=jnp.
     )
 
 
-class Llama(nnx.Module):
-    """The stack of blocks between the embeddings and the final norm.
-
-    Example:
-      `hidden, cache = llama(llama.embed_tokens(ids), cache=llama.init_cache(batch=2, size=40))`
-    """
+class Llama(CausalBody):
+    """The stack of blocks between the embeddings and the final norm."""
 
     def __init__(self, cfg: LlamaConfig, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs):
         kwargs = {"dtype": dtype, "param_dtype": param_dtype}
@@ -138,97 +127,13 @@ class Llama(nnx.Module):
         if not cfg.tie_embeddings:
             self.head = _linear(cfg.embed_dim, cfg.vocab_size, rngs=rngs, **kwargs)
 
-    @property
-    def embed_dim(self) -> int:
-        """Width of embeddings and hidden states."""
-        return self.cfg.embed_dim
-
-    @property
-    def max_seq_len(self) -> int:
-        """Longest sequence."""
-        return self.cfg.max_seq_len
-
-    def embed_tokens(self, ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-        """Word embeddings, without positions."""
-        return self.token_embed(ids)
-
-    def logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
-        """Scores over the vocabulary, by the token table or the output matrix."""
-        if self.cfg.tie_embeddings:
-            return self.token_embed.attend(hidden)
-        return self.head(hidden)
-
-    def init_cache(self, *, batch: int, size: int, dtype=None) -> KVCache:
-        """An empty cache of `size` slots; `dtype` is the compute type by default."""
-        return KVCache.empty(
-            num_layers=self.cfg.num_layers,
-            batch=batch,
-            size=size,
-            num_heads=self.cfg.num_kv_heads,
-            head_dim=self.cfg.width_of_head,
-            dtype=dtype or self.dtype or jnp.float32,
-            stacked=self.cfg.scan_layers,
-        )
-
-    @typechecked
-    def __call__(
-        self,
-        embeds: Float[Array, "b t d"],
-        positions: Int[Array, "#b t"] | None = None,
-        mask: Bool[Array, "#b 1 t s"] | None = None,
-        cache: KVCache | None = None,
-        *,
-        deterministic: bool = True,
-        rngs: nnx.Rngs | None = None,
-    ) -> tuple[Float[Array, "b t d"], KVCache | None]:
-        """Runs the blocks.
-
-        Args:
-          embeds: Token embeddings, or whatever stands in their place.
-          positions: Angles of the rotary embedding count these; they follow the cache (or start at
-            0) by default.
-          mask: True where a query sees a key, used as it is: it must hold causality too. With a
-            cache `s` is its number of slots. None is causal over everything so far.
-          cache: Past keys and values; new ones are written behind them.
-          deterministic: Without effect; there is no dropout.
-          rngs: Without effect.
-
-        Returns:
-          Hidden states after the final norm, and the cache (None without one).
-
-        Raises:
-          ValueError: The sequence is longer than `max_seq_len`, or the new positions do not fit in
-            the cache.
-        """
-        del deterministic, rngs
-        t = embeds.shape[1]
-        if positions is None and t > self.cfg.max_seq_len:
-            raise ValueError(
-                f"{t} positions, but the model has {self.cfg.max_seq_len} (max_seq_len); "
-                "shorten the sequence or slide a window over it"
-            )
-        length = jnp.zeros((), jnp.int32)
-        if cache is not None:
-            cache.check_room(t)
-            length = cache.length
-        if positions is None:
-            positions = length + jnp.arange(t)[None]
-        if mask is None:
-            mask = causal_mask(t, t if cache is None else cache.size, offset=length)
+    def place(self, embeds, positions):
+        """Leaves the embeddings alone: positions turn queries and keys."""
+        cfg = self.cfg
         frequencies = rotary_frequencies(
-            self.cfg.width_of_head, theta=self.cfg.rope_theta, scaling=self.cfg.rope_scaling
+            cfg.width_of_head, theta=cfg.rope_theta, scaling=cfg.rope_scaling
         )
-        rotary = rotary_tables(positions, frequencies)
-        x, cache = run_blocks(
-            self.blocks,
-            lambda block, x, past, _: block(x, mask, past, length, rotary=rotary),
-            embeds,
-            cache=cache,
-            remat=self.cfg.remat,
-        )
-        if cache is not None:
-            cache = dataclasses.replace(cache, length=length + t)
-        return self.final_norm(x), cache
+        return embeds, rotary_tables(positions, frequencies)
 
 
 def _linear(in_dim: int, out_dim: int, **kwargs) -> Linear:

@@ -90,10 +90,11 @@ def make_block(
     """A block with RMSNorm, scores that are not scaled, and a feed-forward part gated by GELU."""
     kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
     d, linear = cfg.embed_dim, functools.partial(_linear, **kwargs)
-    sizes = {"num_heads": cfg.num_heads, "head_dim": cfg.head_dim}
     return Block(
         lambda: nnx.RMSNorm(d, epsilon=cfg.norm_eps, **kwargs),
-        lambda: Attention(d, scale=1.0, linear=linear, **sizes),
+        lambda: Attention(
+            d, num_heads=cfg.num_heads, head_dim=cfg.head_dim, scale=1.0, linear=linear
+        ),
         lambda: MLP(d, cfg.mlp_dim, activation=tanh_gelu, gated=True, linear=linear),
     )
 

@@ -74,6 +74,8 @@ class KVCache:
             )
 
 
-def write(slots: Float[Array, "b s h d"], new: Float[Array, "b t h d"], length: Array) -> Array:
+def write(
+    slots: Float[Array, "b s h d"], new: Float[Array, "b t h d"], length: Array | int
+) -> Array:
     """Puts `new` into the slots from `length` on."""
     return jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), length, axis=1)

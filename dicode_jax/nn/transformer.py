@@ -67,7 +67,7 @@ class Attention(nnx.Module):
         x: Float[Array, "b t d"],
         mask: Array | None = None,
         past: Past | None = None,
-        length: Array | None = None,
+        length: Array | int = 0,
         *,
         bias: Array | None = None,
         rotary: tuple[Array, Array] | None = None,
@@ -78,7 +78,7 @@ class Attention(nnx.Module):
         Args:
           mask: `[b|1, 1, t, s]`, where `s` is `t` without a past and the number of slots with one.
           past: `(k, v)`, each `[b, s, g, head_dim]`, or None. Keys are stored turned.
-          length: Slots already in use; needed with `past`.
+          length: Slots already in use.
           bias: Added to the scores, `[b|1, h, t, s]`.
           rotary: Cosines and sines of the positions of `x`, see `nn.rotary.rotary_tables`.
           key: For dropout; None switches it off.

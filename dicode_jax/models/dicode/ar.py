@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dicode_jax.models.causal_lm import LanguageModelBody, build_body
+from dicode_jax.models.causal_lm import build_body
 from dicode_jax.models.dicode import ar_losses
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.nn.activations import gelu
@@ -114,7 +114,7 @@ class DiCoDeLM(nnx.Module):
     def __init__(self, cfg: DiCoDeLMConfig, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs):
         kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.cfg, self.dtype = cfg, dtype
-        self.body: LanguageModelBody = build_body(cfg.body, **kwargs)
+        self.body = build_body(cfg.body, **kwargs)
         d = self.body.embed_dim
         mlp_dim = cfg.mlp_dim or d
         self.input_mlp = TokenMLP(cfg.token_dim, mlp_dim, d, **kwargs)
