@@ -24,6 +24,7 @@ MOVED = {
     "data.sources_tar": "data.sources.tar",
     "data.synthetic": "data.shapes_world",
     "data.text": "text.gpt",
+    "data.token_cache": "data.encoded_cache",
     "data.transforms": "media.transforms",
     "data.video": "media.video",
     "distributed": "runtime.distributed",

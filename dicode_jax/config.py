@@ -67,6 +67,16 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
+def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of nested dictionaries by their dotted names."""
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    out = {}
+    for key, value in tree.items():
+        out |= leaves(value, f"{prefix}{key}.")
+    return out
+
+
 def from_dict(kind: type[Config], data: dict[str, Any]) -> Config:
     """Builds the dataclass `kind` from a dictionary.
 

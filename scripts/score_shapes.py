@@ -13,9 +13,9 @@ import dataclasses
 import numpy as np
 import tyro
 
-from dicode_jax.data import batches
 from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.evaluation import shapes
+from dicode_jax.evaluation.quality import psnr
 from dicode_jax.media.video import contact_sheet
 from dicode_jax.pipelines.dicode import DiCoDePipeline
 
@@ -63,7 +63,7 @@ def main(args: Arguments) -> None:
         print(f"{name:<12} {share:.3f}")
     if args.reconstruct:
         true = np.stack([synthetic.render(scene)[0] for scene in scenes])
-        print(f"{'psnr':<12} {batches.psnr(true, np.stack(clips)):.2f}")
+        print(f"{'psnr':<12} {psnr(true, np.stack(clips)):.2f}")
     if args.sheet:
         contact_sheet(args.sheet, clips[:10], labels=captions[:10])
 

@@ -5,6 +5,7 @@ python -m train.ar --config configs/shapes_ar.py --workdir runs/ar
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 import sys
 
@@ -16,13 +17,19 @@ from dicode_jax.data.stream import BatchStream
 from dicode_jax.stages import parts
 from dicode_jax.stages.dicode import language_model
 from dicode_jax.stages.dicode.configs import ARTrainConfig
-from dicode_jax.stages.dicode.examples import Examples, open_batches, open_examples
+from dicode_jax.stages.dicode.examples import (
+    Examples,
+    VideoExamples,
+    open_batches,
+    open_examples,
+)
 from dicode_jax.stages.dicode.reading import settle
 from dicode_jax.stages.registry import build_stage
 from dicode_jax.text.gpt import TextTokenizer
 from dicode_jax.training.evaluate import Evaluation, jit_local, look
+from dicode_jax.training.stage import Stage
 from train import data, loop
-from train.cache import Cache
+from train.cache import cached_batches
 
 ENCODED_TOGETHER = 16  # videos per call when they are cached
 SHEET_ROWS = 12
@@ -43,7 +50,7 @@ def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
     encode = lambda batch: batch  # noqa: E731
     if config.cached_videos:
         encode = Encode(config)
-        batches = cached_videos(config, train, encode, workdir)
+        batches = cached_videos(stage, train, encode, workdir)
     else:
         index, count = data.share(config)
         batches = open_batches(config, train, process_index=index, process_count=count)
@@ -82,18 +89,24 @@ class Encode:
 
 
 def cached_videos(
-    config: ARTrainConfig, examples: Examples, encode: Encode, workdir: pathlib.Path
+    stage: Stage, examples: VideoExamples, encode: Encode, workdir: pathlib.Path
 ) -> BatchStream:
     """Batches of videos that are encoded once."""
-    stream = open_batches(
-        config,
-        examples,
-        batch_size=min(ENCODED_TOGETHER, config.cached_videos),
-        process_index=0,
-        process_count=1,
+    config, text = stage.config, examples.captions.tokenizer
+    together = min(ENCODED_TOGETHER, config.cached_videos)
+    return cached_batches(
+        workdir,
+        stage,
+        open_batches(config, examples, batch_size=together, process_index=0, process_count=1),
+        encode,
+        source=examples.source,
+        count=config.cached_videos,
+        encoder=[pathlib.Path(config.tokenizer) / "tokenizer"],
+        settings={
+            "caption_dropout": config.caption_dropout,
+            "text_tokenizer": hashlib.sha256(text.to_json().encode()).hexdigest(),
+        },
     )
-    cache = Cache(workdir / "cache.npz", stream, encode, count=config.cached_videos)
-    return data.array_stream(config, cache.arrays, cache.names)
 
 
 def open_in_order(config: ARTrainConfig, examples: Examples, **options: int) -> BatchStream:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -77,21 +77,6 @@ def train_stream(config: Any, source: ClipSource, read: Callable) -> BatchStream
         config.data,
         batch_size=config.batch_size,
         seed=config.seed,
-        process_index=index,
-        process_count=count,
-    )
-
-
-def array_stream(config: Any, arrays: Mapping[str, np.ndarray], names: Any) -> BatchStream:
-    """The same of examples that lie in memory."""
-    index, count = share(config)
-    return BatchStream(
-        lambda i, _: {name: array[i] for name, array in arrays.items()},
-        len(names),
-        names=names,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        shuffle=config.data.shuffle,
         process_index=index,
         process_count=count,
     )

@@ -1,4 +1,4 @@
-"""Runs a tokenizer over a data set once, into a token cache that the language model reads.
+"""Runs a tokenizer over a data set once, into a cache that the language model reads.
 
 python -m train.encode --config configs/gpt2_small.py --tokenizer runs/tokenizer/model \
     --data.path videos/ --out cache
@@ -12,9 +12,7 @@ manifest as soon as all shards are there. A stopped run loses the shards that it
 
 import argparse
 import dataclasses
-import hashlib
 import json
-import os
 import pathlib
 import sys
 import time
@@ -29,11 +27,12 @@ from flax import nnx
 from tqdm import tqdm
 
 from dicode_jax import config as config_lib
-from dicode_jax.data import token_cache
+from dicode_jax.data import encoded_cache
+from dicode_jax.data.encoded_cache import Broken, EncodedCache, Example, Spec, shard_path
 from dicode_jax.data.records import ClipSource, Subset
 from dicode_jax.data.sources import open as sources
+from dicode_jax.data.sources.identity import fingerprint
 from dicode_jax.data.stream import BatchStream
-from dicode_jax.data.token_cache import BrokenVideo, CachedVideo, shard_path
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.runtime import distributed
@@ -44,12 +43,10 @@ from dicode_jax.stages.dicode.configs import ARTrainConfig
 from dicode_jax.stages.dicode.examples import VideosToEncode
 from dicode_jax.stages.dicode.reading import settle
 from dicode_jax.storage import weights
-from dicode_jax.storage.files import atomic_path, unfinished
 from dicode_jax.training.evaluate import jit_model
 from dicode_jax.training.workdir import hold
 from train import loop
 
-PLAN = "encode.json"
 VIDEOS_AHEAD = 16  # that are decoded while the tokenizer works
 MIN_READS = 100  # before which a share of broken videos says little
 POLL_SECONDS = 1.0
@@ -95,10 +92,12 @@ def encode(config: ARTrainConfig, options: EncodeOptions) -> dict[str, Any]:
     tokenizer = language_model.tokenizer_config(config)
     num_shards = -(-len(source) // options.shard_size)
     about = {
-        "tokenizer": weights.hash_module(pathlib.Path(config.tokenizer) / "tokenizer"),
-        "num_tokens": tokenizer.num_tokens,
-        "token_dim": tokenizer.token_dim,
+        "encoder": weights.hash_module(pathlib.Path(config.tokenizer) / "tokenizer"),
         "settings": settings_of(config, options, source, split),
+    }
+    schema = {
+        "tokens": Spec("bfloat16", (None, tokenizer.num_tokens, tokenizer.token_dim)),
+        "times": Spec("float64", (None,)),
     }
     check(options.out, about)
     shards = [shard_path(options.out, i, num_shards) for i in range(num_shards)]
@@ -106,10 +105,11 @@ def encode(config: ARTrainConfig, options: EncodeOptions) -> dict[str, Any]:
         claim(options.out, about)
         if options.retry_broken:
             forget_broken(options.out, shards)
-        if not token_cache.is_cache(options.out):
-            encode_shards(config, options, source, shards)
-            finish(options.out, shards, about, config.data.max_broken)
-    return token_cache.TokenCache(options.out).manifest
+        refuse_changed(options, source, shards)
+        if not encoded_cache.is_cache(options.out):
+            encode_shards(config, options, source, shards, schema)
+            finish(options.out, shards, schema, config.data.max_broken)
+    return EncodedCache(options.out).manifest
 
 
 def open_videos(config: ARTrainConfig, options: EncodeOptions) -> tuple[ClipSource, str]:
@@ -132,14 +132,10 @@ def settings_of(
     config: ARTrainConfig, options: EncodeOptions, source: ClipSource, split: str
 ) -> dict[str, Any]:
     """All that decides what the shards hold, besides the tokenizer."""
-    names = hashlib.sha256()
-    for index in range(len(source)):
-        names.update(source.name(index).encode("utf-8", "surrogateescape") + b"\0")
     return {
         "data": {name: getattr(config.data, name) for name in DATA_FIELDS},
         "split": split,
         "videos": len(source),
-        "names_sha256": names.hexdigest(),
         "frame_size": config.frame_size,
         "num_keyframes": config.num_keyframes,
         "dtype": config.dtype,
@@ -150,14 +146,10 @@ def settings_of(
 
 def claim(out: pathlib.Path, about: Mapping[str, Any]) -> None:
     """Notes what goes into the folder, which is held, or checks that it is the same as before."""
-    path = out / PLAN
     if jax.process_index() == 0 and not check(out, about):
-        out.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(about, indent=1) + "\n")
-    while not path.is_file():
+        encoded_cache.write_plan(out, about)
+    while not check(out, about):
         time.sleep(POLL_SECONDS)
-    check(out, about)
 
 
 def check(out: pathlib.Path, about: Mapping[str, Any]) -> bool:
@@ -166,48 +158,55 @@ def check(out: pathlib.Path, about: Mapping[str, Any]) -> bool:
     Raises:
       UserError: It holds another one, or something else.
     """
-    path = out / PLAN
-    if not os.path.lexists(path):
+    changes = encoded_cache.changes(out, about)
+    if changes is None:
         is_first = jax.process_index() == 0 and out.is_dir()
         if is_first and any(not entry.name.startswith(".") for entry in out.iterdir()):
-            raise UserError(f"{out} is not empty and holds no token cache; take another --out")
-        return False
-    try:
-        plan = json.loads(path.read_text())
-        earlier, now = (_flat(plan), _flat(about))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is not of a token cache; take another --out") from error
-
-    def short(value: Any) -> Any:
-        return value[:12] if isinstance(value, str) and len(value) == 64 else value  # a hash
-
-    changed = [
-        f"{name} {short(earlier.get(name))} -> {short(now.get(name))}"
-        for name in sorted({*earlier, *now})
-        if earlier.get(name) != now.get(name)
-    ]
-    if changed:
-        raise UserError(f"{out} holds another cache ({'; '.join(changed)}); take another --out")
-    return True
-
-
-def _flat(plan: Mapping[str, Any]) -> dict[str, Any]:
-    settings = plan["settings"]
-    apart = {"settings": None, "data": None}
-    return {"antialias": True, **plan, **settings, **settings["data"], **apart}
+            raise UserError(f"{out} is not empty and holds no cache; take another --out")
+    if changes:
+        raise UserError(f"{out} holds another cache ({'; '.join(changes)}); take another --out")
+    return changes is not None
 
 
 def forget_broken(out: pathlib.Path, shards: Sequence[pathlib.Path]) -> None:
     """Takes away the shards that lack broken videos."""
     if jax.process_count() > 1:
         raise UserError("--retry-broken is for one process; start this without the others")
-    if token_cache.is_cache(out):
-        token_cache.read_manifest(out)  # raises when it is somebody else's file of that name
-        (out / token_cache.MANIFEST).unlink()
+    if encoded_cache.is_cache(out):
+        encoded_cache.read_manifest(out)  # raises when it is somebody else's file of that name
+        (out / encoded_cache.MANIFEST).unlink()
     for shard in shards:
-        index = token_cache.read_index(shard)
+        index = encoded_cache.read_index(shard)
         if index is not None and index["broken"]:
             shard.with_suffix(".json").unlink()
+
+
+def own(shards: Sequence[pathlib.Path]) -> range:
+    """Which shards are this process's."""
+    return range(jax.process_index(), len(shards), jax.process_count())
+
+
+def indices_of(options: EncodeOptions, source: ClipSource, shard: int) -> np.ndarray:
+    """The videos of a shard."""
+    start = shard * options.shard_size
+    return np.arange(start, min(start + options.shard_size, len(source)))
+
+
+def refuse_changed(
+    options: EncodeOptions, source: ClipSource, shards: Sequence[pathlib.Path]
+) -> None:
+    """Refuses a folder with finished shards whose videos or captions have changed since."""
+    done = [i for i in own(shards) if encoded_cache.read_index(shards[i]) is not None]
+    now = {shards[i]: fingerprint(source, indices_of(options, source, i)) for i in done}
+    stale = encoded_cache.stale(now)
+    if stale:
+        is_mended = all(encoded_cache.read_index(path)["broken"] for path in stale)
+        anew = f"delete {encoded_cache.MANIFEST} and {', '.join(path.name for path in stale)}"
+        raise UserError(
+            f"{' and '.join(sorted(set().union(*stale.values())))} have changed since "
+            f"{len(stale)} of the shards in {options.out} were encoded: take another --out, or "
+            f"{'add --retry-broken' if is_mended else anew} to encode these anew"
+        )
 
 
 class Tally:
@@ -244,19 +243,19 @@ def encode_shards(
     options: EncodeOptions,
     source: ClipSource,
     shards: Sequence[pathlib.Path],
+    schema: encoded_cache.Schema,
 ) -> None:
     """Encodes this process's shards that are not there yet."""
     tally, todo = Tally(config.data.max_broken), []
-    for i in range(jax.process_index(), len(shards), jax.process_count()):
-        index = token_cache.read_index(shards[i])
+    for i in own(shards):
+        index = encoded_cache.read_index(shards[i])
         if index is None:
             todo.append(i)
         else:
             tally.add(len(index["names"]) + len(index["broken"]), index["broken"])
     if not todo:
         return
-    everything = np.arange(len(source))
-    ranges = [everything[i * options.shard_size :][: options.shard_size] for i in todo]
+    ranges = [indices_of(options, source, i) for i in todo]
     stream = open_stream(config, source, np.concatenate(ranges))
     tokens_of = make_encoder(config)
     bar = tqdm(
@@ -269,12 +268,11 @@ def encode_shards(
     seen = Counter(keyframes=0, broken=0)
     try:
         for i, indices in zip(todo, ranges, strict=True):
-            for left_by_a_kill in unfinished(shards[i]):
-                left_by_a_kill.unlink()
+            data = fingerprint(source, indices)  # of before they are read
             read = (next_video(stream) for _ in indices)
             videos = show(with_tokens(read, tokens_of, config.batch_size), bar, seen)
-            token_cache.write_shard(shards[i], videos)
-            tally.add(len(indices), token_cache.read_index(shards[i])["broken"])
+            encoded_cache.write_shard(shards[i], videos, schema, data)
+            tally.add(len(indices), encoded_cache.read_index(shards[i])["broken"])
     finally:
         stream.close()
         bar.close()
@@ -303,12 +301,12 @@ def open_stream(config: ARTrainConfig, source: ClipSource, indices: np.ndarray) 
     )
 
 
-def next_video(stream: BatchStream) -> tuple[dict[str, Any], np.ndarray, np.ndarray] | BrokenVideo:
+def next_video(stream: BatchStream) -> tuple[dict[str, Any], np.ndarray, np.ndarray] | Broken:
     """Information, keyframes uint8 [k, h, w, 3] and times of the next video."""
     example = next(stream)
     info = json.loads(str(example["info"][0]))
     if "broken" in info:
-        return BrokenVideo(info["name"], info["broken"])
+        return Broken(info["name"], info["broken"])
     return info, example["keyframes"][0], example["times"][0]
 
 
@@ -339,10 +337,10 @@ def make_encoder(config: ARTrainConfig) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def with_tokens(
-    videos: Iterable[tuple | BrokenVideo],
+    videos: Iterable[tuple | Broken],
     encode: Callable[[np.ndarray], np.ndarray],
     batch_size: int,
-) -> Iterator[CachedVideo | BrokenVideo]:
+) -> Iterator[Example | Broken]:
     """Gives videos their tokens, in order; keyframes of several go through the tokenizer at once.
 
     Every call has `batch_size` keyframes; the last ones are filled up with zeros.
@@ -350,26 +348,25 @@ def with_tokens(
     waiting: deque = deque()
     frames, tokens = [], []
 
-    def finished() -> Iterator[CachedVideo | BrokenVideo]:
+    def finished() -> Iterator[Example | Broken]:
         while waiting:
-            if isinstance(waiting[0], BrokenVideo):
+            if isinstance(waiting[0], Broken):
                 yield waiting.popleft()
                 continue
             info, times = waiting[0]
             if len(tokens) < len(times):
                 return
             waiting.popleft()
-            yield CachedVideo(
+            yield Example(
                 name=info["name"],
                 captions=tuple(info["captions"]),
                 source=info["source"],
-                tokens=np.stack(tokens[: len(times)]),
-                times=times,
+                arrays={"tokens": np.stack(tokens[: len(times)]), "times": times},
             )
             del tokens[: len(times)]
 
     for video in videos:
-        if isinstance(video, BrokenVideo):
+        if isinstance(video, Broken):
             waiting.append(video)
         else:
             info, keyframes, times = video
@@ -386,34 +383,37 @@ def with_tokens(
     yield from finished()
 
 
-def show(videos: Iterable[CachedVideo | BrokenVideo], bar: tqdm, seen: Counter) -> Iterator:
+def show(videos: Iterable[Example | Broken], bar: tqdm, seen: Counter) -> Iterator:
     """Passes videos on, counts keyframes and what is broken, and tells the bar."""
     for video in videos:
-        if isinstance(video, BrokenVideo):
+        if isinstance(video, Broken):
             seen["broken"] += 1
             bar.write(f"left out: {video.reason}", file=sys.stderr)
         else:
-            seen["keyframes"] += len(video.tokens)
+            seen["keyframes"] += len(video.arrays["times"])
         bar.update()
         bar.set_postfix(seen, refresh=False)
         yield video
 
 
 def finish(
-    out: pathlib.Path, shards: Sequence[pathlib.Path], about: Mapping[str, Any], max_broken: float
+    out: pathlib.Path,
+    shards: Sequence[pathlib.Path],
+    schema: encoded_cache.Schema,
+    max_broken: float,
 ) -> None:
     """Writes the manifest when all processes are done, or waits until process 0 has done so."""
     if jax.process_index() != 0:
-        while not token_cache.is_cache(out):
+        while not encoded_cache.is_cache(out):
             time.sleep(POLL_SECONDS)
         return
     tally = Tally(max_broken)
     for shard in shards:
-        while (index := token_cache.read_index(shard)) is None:
+        while (index := encoded_cache.read_index(shard)) is None:
             time.sleep(POLL_SECONDS)  # another process is at it; jax ends this one if that dies
         tally.add(len(index["names"]) + len(index["broken"]), index["broken"])
     tally.check()
-    token_cache.write_manifest(out, len(shards), about)
+    encoded_cache.write_manifest(out, len(shards), schema)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -444,7 +444,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return loop.leave(130, f"stopped; the same command goes on in {args.out}")
     if jax.process_index() == 0:
         print(
-            f"train.encode: {manifest['videos']} videos, {manifest['keyframes']} keyframes, "
+            f"train.encode: {manifest['count']} videos, {manifest['lengths']['tokens']} keyframes, "
             f"{manifest['broken']} broken, in {args.out} after {time.perf_counter() - since:.0f} s"
         )
     return 0

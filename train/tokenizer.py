@@ -12,22 +12,24 @@ training of the paper, which the third starts from DynamiCrafter's weights.
 import functools
 import pathlib
 import sys
-from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from dicode_jax.data.batches import psnr
+from dicode_jax import config as config_lib
 from dicode_jax.data.examples import ClipReader, FrameReader
+from dicode_jax.data.records import ClipSource
 from dicode_jax.data.stream import BatchStream, open_stream
+from dicode_jax.evaluation.quality import psnr
 from dicode_jax.stages.dicode import representation, tokenizer
 from dicode_jax.stages.dicode.configs import RepresentationTrainConfig, TokenizerTrainConfig
 from dicode_jax.stages.dicode.reading import settle
 from dicode_jax.stages.registry import build_stage
 from dicode_jax.training.evaluate import jit_local, look
+from dicode_jax.training.stage import Stage
 from train import data, loop
-from train.cache import Cache
+from train.cache import cached_batches
 
 ENCODED_TOGETHER = 8  # clips per call when they are cached
 
@@ -63,7 +65,7 @@ def build_decoder(config: TokenizerTrainConfig, workdir: pathlib.Path) -> loop.T
     splits = data.open_splits(config, images=False)
     read = ClipReader(data=config.data, frame_size=config.frame_size, fs=config.fs)
     if config.cached_clips:
-        batches = cached_clips(config, splits.train, read, workdir)
+        batches = cached_clips(stage, splits.train, read, workdir)
     else:
         batches = data.train_stream(config, splits.train, read)
 
@@ -91,9 +93,10 @@ def build_decoder(config: TokenizerTrainConfig, workdir: pathlib.Path) -> loop.T
 
 
 def cached_clips(
-    config: TokenizerTrainConfig, source: Any, read: ClipReader, workdir: pathlib.Path
+    stage: Stage, source: ClipSource, read: ClipReader, workdir: pathlib.Path
 ) -> BatchStream:
     """Batches of clips that are encoded once, by the frozen parts alone."""
+    config = stage.config
     encoder = tokenizer.load_encoder(config)
     encode = jit_local(functools.partial(tokenizer.encode, config))
     stream = open_stream(
@@ -105,13 +108,16 @@ def cached_clips(
         process_index=0,
         process_count=1,
     )
-    cache = Cache(
-        workdir / "cache.npz",
+    return cached_batches(
+        workdir,
+        stage,
         stream,
         lambda batch: {**encode(encoder, batch["video"]), "fs": batch["fs"]},
+        source=source,
         count=config.cached_clips,
+        encoder=tokenizer.encoder_folders(config),
+        settings={"fs": config.fs, "tokenizer": config_lib.to_dict(config.tokenizer)},
     )
-    return data.array_stream(config, cache.arrays, cache.names)
 
 
 def build(

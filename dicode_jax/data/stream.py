@@ -84,7 +84,7 @@ class BatchStream:
             raise UserError(
                 f"batch_size {batch_size} does not divide among {process_count} processes"
             )
-        rows = batch_size // process_count
+        rows, self.batch_size = batch_size // process_count, batch_size
         self._rows = _Rows(
             make_example=make_example,
             names=names if callable(names) else names.__getitem__,
@@ -129,6 +129,11 @@ class BatchStream:
             raise UserError(made["error"])
         self._check_broken()
         return made["arrays"] | {"ids": np.array(made["ids"])}
+
+    def indices(self, count: int) -> np.ndarray:
+        """Which examples come first on all processes together, broken ones not yet replaced."""
+        order = self._rows.order()
+        return np.array([int(order[i]) for i in range(count)])
 
     def state(self) -> dict[str, Any]:
         """Where the stream is, ready for JSON: `next_batch`, and how often which name failed."""
@@ -242,7 +247,7 @@ class _Rows:
 
     def __getitem__(self, number: int) -> _Made:
         start = (self.first_batch + int(number)) * self.batch_size + self.first_row
-        order = self._order()
+        order = self.order()
         examples, ids, broken = [], [], []
         try:
             for position in range(start, start + self.num_rows):
@@ -254,7 +259,7 @@ class _Rows:
             return _Made(arrays={}, ids=[], broken=broken, error=str(error))
         return _Made(arrays=arrays, ids=ids, broken=broken, error="")
 
-    def _order(self):
+    def order(self):
         order = grain.MapDataset.range(self.length)
         return (order.shuffle(seed=self.seed) if self.shuffle else order).repeat()
 

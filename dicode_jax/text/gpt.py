@@ -117,6 +117,10 @@ class TextTokenizer:
             f"no tokenizer in {path}: want {TOKENIZER_FILE}, or vocab.json and merges.txt"
         )
 
+    def to_json(self) -> str:
+        """All that decides on ids, as `save` writes it."""
+        return self._tokenizer.to_str()
+
     def save(self, path: str | os.PathLike) -> None:
         """Writes `tokenizer.json` into the folder `path`, or the file `path` if it is a .json."""
         path = pathlib.Path(path)

@@ -22,7 +22,7 @@ __all__ = ["check", "claim", "hold"]
 LOCK = ".lock"
 # What a run leaves besides its config. Where one of these is without it, it is somebody else's.
 RUN_FILES = (
-    *("cache.npz", "checkpoints", "metrics.jsonl", "model", "nonfinite", "profile", "samples"),
+    *("checkpoints", "encoded", "metrics.jsonl", "model", "nonfinite", "profile", "samples"),
     *("tensorboard", "wandb", "wandb_id.txt"),
 )
 # Fields that every training has, by which its `config.json` is known from other files of that name.
@@ -59,8 +59,10 @@ def check(workdir: pathlib.Path, config: Any) -> bool:
             f"{workdir} holds a run of another training, or of another version; take another "
             "--workdir"
         ) from error
-    earlier = _leaves(config_lib.to_dict(stored))
-    now = _leaves(config_lib.to_dict(config))
+    earlier = config_lib.leaves(config_lib.to_dict(stored))
+    now = config_lib.leaves(config_lib.to_dict(config))
+    if earlier.get("data.kind") == "auto":  # the last release noted it before it looked
+        earlier["data.kind"] = now["data.kind"]
     differs = [k for k in sorted({*earlier, *now}) if earlier.get(k) != now.get(k)]
     changed = [
         f"{k} {earlier.get(k)} -> {now.get(k)}" for k in differs if not k.startswith(FREE_FIELDS)
@@ -175,17 +177,4 @@ def _has_begun(workdir: pathlib.Path) -> bool:
     """Whether a run has left anything that depends on its config."""
     log = workdir / "metrics.jsonl"
     is_logged = log.is_file() and log.stat().st_size > 0
-    return (
-        is_logged
-        or (workdir / "cache.npz").exists()
-        or bool(find_checkpoints(workdir / "checkpoints"))
-    )
-
-
-def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    out = {}
-    for key, value in tree.items():
-        out |= _leaves(value, f"{prefix}{key}.")
-    return out
+    return is_logged or bool(find_checkpoints(workdir / "checkpoints"))

@@ -19,8 +19,8 @@ from tiny import random_module
 from dicode_jax import config as config_lib
 from dicode_jax.data.clips import read_keyframes
 from dicode_jax.data.config import DataConfig
+from dicode_jax.data.encoded_cache import Broken, EncodedCache
 from dicode_jax.data.sources.open import open_source
-from dicode_jax.data.token_cache import BrokenVideo, TokenCache
 from dicode_jax.errors import UserError
 from dicode_jax.media.transforms import to_float
 from dicode_jax.models.clip import CLIPVisionConfig
@@ -96,7 +96,7 @@ def contents(folder):
 
 def test_tokens_are_those_of_the_tokenizer_whatever_shares_a_batch(config, tokenizer, tmp_path):
     encode.encode(config, EncodeOptions(out=tmp_path / "c", limit=7, shard_size=4))
-    cache = TokenCache(tmp_path / "c")
+    cache = EncodedCache(tmp_path / "c")
     source = open_source(config.data, split="train", seed=3)
     assert len(cache) == 7
     for i in range(7):
@@ -104,8 +104,10 @@ def test_tokens_are_those_of_the_tokenizer_whatever_shares_a_batch(config, token
         assert (video.name, video.captions) == (record.name, record.captions)
         frames = read_keyframes(record, config.data, 16, np.random.default_rng(0), 2)
         wanted = tokenizer(to_float(frames["keyframes"])[None])[0]
-        np.testing.assert_allclose(video.tokens.astype(np.float32), wanted, rtol=2**-7, atol=1e-3)
-        assert video.times.tolist() == [0.0, 2.0]
+        np.testing.assert_allclose(
+            video.arrays["tokens"].astype(np.float32), wanted, rtol=2**-7, atol=1e-3
+        )
+        assert video.arrays["times"].tolist() == [0.0, 2.0]
 
 
 def test_videos_keep_their_order_and_their_tokens_across_full_batches():
@@ -123,13 +125,13 @@ def test_videos_keep_their_order_and_their_tokens_across_full_batches():
             frames = np.broadcast_to(
                 np.arange(first, first + size)[:, None, None, None], (size, 2, 2, 3)
             )
-            yield (info, frames, np.arange(size)) if size else BrokenVideo(f"v{i}", "bad")
+            yield (info, frames, np.arange(size)) if size else Broken(f"v{i}", "bad")
             first += size
 
     found = list(encode.with_tokens(videos(), fake, 4))
     assert [video.name for video in found] == ["v0", "v1", "v2", "v3", "v4"]
-    assert isinstance(found[1], BrokenVideo)
-    values = [t for v in found if not isinstance(v, BrokenVideo) for t in v.tokens[:, 0, 0]]
+    assert isinstance(found[1], Broken)
+    values = [t for v in found if not isinstance(v, Broken) for t in v.arrays["tokens"][:, 0, 0]]
     assert values == [2 * i for i in range(1, 16)]
     assert calls == [4, 4, 4, 4]
 
@@ -139,13 +141,13 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(config, tmp_path):
     file = write_config(config, tmp_path)
     process = start(file, "--out", out, "--limit", limit, "--shard-size", size)
     deadline = time.monotonic() + 100
-    while len(list(out.glob("tokens-*.json"))) < 2:
+    while len(list(out.glob("encoded-*.json"))) < 2:
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = {path: path.stat().st_mtime_ns for path in out.glob("tokens-*.json")}
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("encoded-*.json")}
     assert 2 <= len(kept) < limit // size
     assert not (out / "manifest.json").exists()
     (out / f".{next(iter(kept)).stem}-00000000.array_record").touch()  # always one, by chance or so
@@ -171,10 +173,10 @@ def test_two_processes_make_the_cache_that_one_makes(config, tmp_path):
     assert [process.returncode for process in processes] == [0, 0], output
     assert ["10 videos, 20 keyframes" in text for text in output] == [True, False]
     encode.encode(config, EncodeOptions(out=tmp_path / "one", limit=10, shard_size=4))
-    two, one = TokenCache(out), TokenCache(tmp_path / "one")
+    two, one = EncodedCache(out), EncodedCache(tmp_path / "one")
     assert two.names == one.names
     for i in range(10):  # another number of devices may round another way
-        a, b = (cache[i].tokens.astype(np.float32) for cache in (two, one))
+        a, b = (cache[i].arrays["tokens"].astype(np.float32) for cache in (two, one))
         np.testing.assert_allclose(a, b, rtol=2**-7, atol=1e-3)
 
 
@@ -197,30 +199,51 @@ def test_broken_videos_are_named_and_can_be_mended(config, tmp_path):
 
     lenient = dataclasses.replace(config.data, max_broken=0.5)
     assert encode.encode(dataclasses.replace(config, data=lenient), options)["broken"] == 1
-    cache = TokenCache(options.out)
+    cache = EncodedCache(options.out)
     assert (cache.names, list(cache.broken)) == (["a.png", "c.png"], ["b.png"])
     assert cache[0].captions == ("grey",)
-    assert cache[0].tokens.shape == (1, 3, 8)
+    assert cache[0].arrays["tokens"].shape == (1, 3, 8)
 
     (folder / "b.png").write_bytes(good)
     assert encode.encode(config, dataclasses.replace(options, retry_broken=True))["broken"] == 0
-    assert TokenCache(options.out).names == ["a.png", "b.png", "c.png"]
+    assert EncodedCache(options.out).names == ["a.png", "b.png", "c.png"]
+
+
+def test_videos_and_captions_that_have_changed_since_are_named(config, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((20, 20, 3), 50 * i, np.uint8)).save(folder / f"{i}.png")
+    config = dataclasses.replace(config, data=DataConfig(path=str(folder)))
+    options = EncodeOptions(out=tmp_path / "c", shard_size=2)
+    manifest = encode.encode(config, options)
+    assert encode.encode(config, options) == manifest
+    (folder / "2.txt").write_text("grey\n")
+    with pytest.raises(UserError, match=r"^captions have changed since 1 of the shards .*00001-of"):
+        encode.encode(config, options)
+    os.utime(folder / "0.png", ns=(1, 1))
+    with pytest.raises(UserError, match=r"^captions and files have changed since 2 of the shards"):
+        encode.encode(config, options)
+    for path in (*options.out.glob("*.array_record"), options.out / "manifest.json"):
+        path.unlink()  # as it said
+    assert encode.encode(config, options)["data"] != manifest["data"]
+    assert EncodedCache(options.out)[2].captions == ("grey",)
 
 
 def test_what_does_not_belong_together_is_refused_on_one_line(config, tmp_path):
     options = EncodeOptions(out=tmp_path / "c", limit=2)
     with pytest.raises(UserError, match="never ends: say how many videos with --limit"):
         encode.encode(config, dataclasses.replace(options, limit=None))
-    encode.claim(options.out, {"tokenizer": "x", "settings": {"seed": 1, "data": {"path": "p"}}})
+    encode.claim(options.out, {"encoder": "x", "settings": {"seed": 1, "data": {"path": "p"}}})
     with pytest.raises(UserError, match=r"another cache \(.*path p -> shapes.*seed 1 -> 3; "):
         encode.encode(config, options)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.txt").touch()
-    with pytest.raises(UserError, match="not empty and holds no token cache"):
+    with pytest.raises(UserError, match="not empty and holds no cache"):
         encode.encode(config, dataclasses.replace(options, out=tmp_path / "full"))
     with pytest.raises(UserError, match="cannot write to"):
         encode.encode(config, dataclasses.replace(options, out=tmp_path / "full/thesis.txt/c"))
-    assert json.loads((options.out / "encode.json").read_text())["tokenizer"] == "x"
+    assert json.loads((options.out / "encode.json").read_text())["encoder"] == "x"
 
 
 def files(folder):
@@ -233,7 +256,7 @@ def test_a_plan_that_is_none_of_ours_is_left_alone(config, tmp_path, text):
     before = files(tmp_path)
     for retry in (False, True):
         options = EncodeOptions(out=tmp_path, limit=2, retry_broken=retry)
-        with pytest.raises(UserError, match=r"encode\.json is not of a token cache"):
+        with pytest.raises(UserError, match=r"encode\.json is not of a cache"):
             encode.encode(config, options)
     assert files(tmp_path) == before
 
@@ -242,17 +265,21 @@ def test_files_of_others_in_a_cache_stay(config, tmp_path):
     out = tmp_path / "c"
     options = EncodeOptions(out=out, limit=2, shard_size=2)
     encode.encode(config, options)
-    others = ["notes.txt", ".tokens-00000-of-00001-notes", ".tokens-00000-of-00001-ab.array_record"]
+    others = [
+        "notes.txt",
+        ".encoded-00000-of-00001-notes",
+        ".encoded-00000-of-00001-ab.array_record",
+    ]
     for name in others:
         (out / name).write_text("mine")
-    (out / ".tokens-00000-of-00001-0123abcd.array_record").write_text("of a kill")
-    (out / "tokens-00000-of-00001.json").unlink()
+    (out / ".encoded-00000-of-00001-0123abcd.array_record").write_text("of a kill")
+    (out / "encoded-00000-of-00001.json").unlink()
     (out / "manifest.json").unlink()
     encode.encode(config, options)
     assert [(out / name).read_text() for name in others] == ["mine"] * 3
     assert not list(out.glob(".*-0123abcd.*"))
     (out / "manifest.json").write_text('{"mine": 1}')
-    with pytest.raises(UserError, match="is of the format None"):
+    with pytest.raises(UserError, match="is of the kind None"):
         encode.encode(config, dataclasses.replace(options, retry_broken=True))
     assert (out / "manifest.json").read_text() == '{"mine": 1}'
 

@@ -2,16 +2,21 @@
 
 import dataclasses
 import json
+import pathlib
+import shutil
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 from tiny import random_module, tiny_pipeline
 
 from dicode_jax import cli
 from dicode_jax import config as config_lib
+from dicode_jax.data import encoded_cache
 from dicode_jax.data.config import DataConfig
-from dicode_jax.data.token_cache import TokenCache
+from dicode_jax.data.encoded_cache import EncodedCache
 from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
 from dicode_jax.nn.resampler import ResamplerConfig
@@ -106,10 +111,10 @@ def test_tokens_of_a_cache_are_those_of_the_pipeline(pipe, folder, pictures, tmp
     said = manifest["settings"]["data"]
     assert (said["resize"], said["antialias"]) == way
     exported = DiCoDePipeline.from_pretrained(folder(*way))
-    cache = TokenCache(tmp_path / "cache")
+    cache = EncodedCache(tmp_path / "cache")
     assert set(cache.names) == set(images)
     for i, name in enumerate(cache.names):
-        tokens = cache[i].tokens.astype(np.float32)[0]
+        tokens = cache[i].arrays["tokens"].astype(np.float32)[0]
         wanted = exported.encode(np.stack([images[name]] * 2))[0]
         assert apart(tokens, wanted) < BOUND, name
 
@@ -235,10 +240,54 @@ def test_cache_of_another_way_is_refused(pipe, folder, pictures, tmp_path):
     with pytest.raises(UserError, match="tokenizer"):
         lm_examples.open_examples(cached, pipe.text)
     manifest = json.loads((out.out / "manifest.json").read_text())
-    manifest["tokenizer"] = weights.hash_module(f"{crop.tokenizer}/tokenizer")
+    manifest["encoder"] = weights.hash_module(f"{crop.tokenizer}/tokenizer")
     (out.out / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"frames read by 'stretch', the tokenizer .* by 'crop'"):
         lm_examples.open_examples(cached, pipe.text)
+
+
+def test_a_tokenizer_that_was_trained_again_at_its_path_is_noticed(pipe, pictures, tmp_path):
+    pipe.save_pretrained(tmp_path / "model")
+    data = DataConfig(path=str(pictures[0]), validation=0.0)
+    config = lm_config(pipe, str(tmp_path / "model"), data=data)
+    out = EncodeOptions(out=tmp_path / "cache", limit=1)
+    encode.encode(config, out)
+    cached = settle(with_data(config, path=str(out.out)))
+    lm_examples.open_examples(cached, pipe.text)
+    graph, state = nnx.split(pipe.tokenizer)
+    other = nnx.merge(graph, jax.tree.map(lambda x: 1.25 * x, state))
+    weights.save_module(tmp_path / "model/tokenizer", other, pipe.tokenizer.cfg)
+    with pytest.raises(
+        UserError, match=r"another tokenizer than .*model/tokenizer now holds \(.*NEW"
+    ):
+        lm_examples.open_examples(cached, pipe.text)
+    with pytest.raises(UserError, match=r"another cache \(encoder .* -> .*; take another --out"):
+        encode.encode(config, out)
+
+
+def test_whether_the_data_are_a_cache_is_asked_once(pipe, folder, pictures, tmp_path):
+    config = lm_config(pipe, folder(None), data=DataConfig(path=str(pictures[0]), validation=0.0))
+    encode.encode(config, EncodeOptions(out=tmp_path / "cache", limit=1))
+    cached = with_data(config, path=str(tmp_path / "cache"))
+    assert not cached.reads_tokens  # nobody has looked yet
+    settled = settle(cached)
+    assert (settled.data.kind, settle(config).data.kind) == ("cache", "auto")
+    shutil.rmtree(tmp_path / "cache")
+    assert settled.reads_tokens
+    assert settled == settle(settled)
+    earlier = with_data(settled, kind="auto")  # as the last release noted it
+    config_lib.to_json(earlier, tmp_path / "config.json")
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    claim(tmp_path, settled)
+    with pytest.raises(UserError, match=r"another config \(data\.crop center -> random\)"):
+        claim(tmp_path, with_data(settled, crop="random"))
+
+
+def test_cached_videos_of_a_cache_are_refused(pipe, folder):
+    old = str(pathlib.Path(__file__).parents[1] / "old_models/token_cache")
+    config = lm_config(pipe, folder(None), data=DataConfig(path=old), cached_videos=3)
+    with pytest.raises(UserError, match="token_cache is encoded already: leave cached_videos out"):
+        settle(config)
 
 
 def test_cache_of_an_earlier_release_is_known_again(pipe, folder, pictures, tmp_path):
@@ -246,9 +295,9 @@ def test_cache_of_an_earlier_release_is_known_again(pipe, folder, pictures, tmp_
     config = lm_config(pipe, folder(None), data=DataConfig(path=str(pictures[0]), validation=0.0))
     out = EncodeOptions(out=tmp_path / "cache")
     manifest = encode.encode(config, out)
-    plan = json.loads((out.out / encode.PLAN).read_text())
+    plan = json.loads((out.out / encoded_cache.PLAN).read_text())
     assert plan["settings"]["data"].pop("antialias") is True
-    (out.out / encode.PLAN).write_text(json.dumps(plan))
+    (out.out / encoded_cache.PLAN).write_text(json.dumps(plan))
     assert encode.encode(config, out) == manifest
 
 

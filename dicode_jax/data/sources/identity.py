@@ -1,10 +1,11 @@
-"""Which names stand for one file, and the name by which a file is put on a side of a split.
+"""Which names stand for one file, which of them decides on its side of a split, and its content.
 
 A data set may call a file by several names: other spellings of its path, links, hard links, another
 case where the file system does not mind. The disk tells: one device and inode is one file.
 """
 
 import functools
+import hashlib
 import os
 import re
 import stat
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
-from dicode_jax.data.records import name_hash
+from dicode_jax.data.records import BrokenRecord, ClipSource, MediaBytes, MediaFile, name_hash
 
 
 class FileNames:
@@ -143,3 +144,33 @@ def distinct_shards(paths: Iterable[str]) -> tuple[dict[str, str], list[str]]:
         kept[path] = name
         left_out += [f"{other} is the shard {path}" for _, other in names if other != path]
     return kept, left_out
+
+
+def fingerprint(source: ClipSource, indices: Iterable[int]) -> dict[str, str]:
+    """What some records are made of now: hashes of their `captions` and of their `files`.
+
+    A file is known by its size and the time of its last change, a medium in memory by its bytes.
+    """
+    captions, files = hashlib.sha256(), hashlib.sha256()
+    for index in indices:
+        try:
+            record = source.record(int(index))
+        except BrokenRecord as error:
+            captions.update(f"{error!s}\n".encode("utf-8", "surrogateescape"))
+            continue
+        held: object = record.media  # a scene
+        if isinstance(record.media, MediaFile):
+            held = (record.media.offset, record.media.size, _status(record.media.path))
+        elif isinstance(record.media, MediaBytes):
+            held = hashlib.sha256(record.media.data).digest()
+        files.update(repr((record.name, held)).encode())
+        captions.update(repr((record.name, record.captions)).encode())
+    return {"captions": captions.hexdigest(), "files": files.hexdigest()}
+
+
+def _status(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from dicode_jax.data import encoded_cache
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.records import ClipSource, Record, Subset, in_validation, suffix_of
 from dicode_jax.data.sources.array_record import ArrayRecordSource
@@ -17,7 +18,6 @@ from dicode_jax.data.sources.folder import FolderSource
 from dicode_jax.data.sources.shapes import ShapesSource
 from dicode_jax.data.sources.table import TABLE_SUFFIXES, TableSource
 from dicode_jax.data.sources.tar import TarSource
-from dicode_jax.data.token_cache import is_cache
 from dicode_jax.errors import UserError
 
 __all__ = ["ClipSource", "Record", "kind_of", "open_source", "shard_paths"]
@@ -101,8 +101,8 @@ def kind_of(cfg: DataConfig) -> str:
         has_records = any(_ARRAY_RECORD.search(name) for name in names)
         if has_records:
             # One that is not finished has no manifest yet.
-            is_begun = any(name.startswith("tokens-") for name in names)
-            return "cache" if is_begun or is_cache(path) else "array_record"
+            is_cache = encoded_cache.PLAN in names or encoded_cache.MANIFEST in names
+            return "cache" if is_cache else "array_record"
         return "tar" if any(suffix_of(name) == ".tar" for name in names) else "folder"
     if suffix_of(cfg.path) in TABLE_SUFFIXES:
         return "table"

@@ -1,7 +1,6 @@
 """Configs of DiCoDe's own trainings; the files in `configs/` return one of these."""
 
 import dataclasses
-import pathlib
 
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoderConfig
@@ -172,13 +171,9 @@ class ARTrainConfig(RunConfig):
         return (self.packed_length - self.text_length) // (self.model.num_tokens + 1)
 
     @property
-    def has_cache(self) -> bool:
-        """Whether the data set is a token cache, by its kind or by what lies there."""
-        if self.data.kind == "auto":
-            return (pathlib.Path(self.data.path) / "manifest.json").is_file()
-        return self.data.kind == "cache"
-
-    @property
     def reads_tokens(self) -> bool:
-        """Whether batches hold deep tokens; otherwise keyframes, which are encoded in the step."""
-        return self.has_cache or self.cached_videos > 0
+        """Whether batches hold deep tokens; otherwise keyframes, which are encoded in the step.
+
+        `settle` has told by then whether `data.path` is a cache.
+        """
+        return self.data.kind == "cache" or self.cached_videos > 0

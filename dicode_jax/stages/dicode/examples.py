@@ -12,16 +12,15 @@ import json
 import pathlib
 from typing import TYPE_CHECKING, Literal
 
-import ml_dtypes
 import numpy as np
 
 from dicode_jax import config as config_lib
 from dicode_jax.data.clips import read_keyframes
 from dicode_jax.data.config import DataConfig
+from dicode_jax.data.encoded_cache import EncodedCache
 from dicode_jax.data.records import BrokenRecord, ClipSource, in_validation, name_hash
-from dicode_jax.data.sources.open import open_source
+from dicode_jax.data.sources.open import kind_of, open_source
 from dicode_jax.data.stream import BatchStream
-from dicode_jax.data.token_cache import TokenCache
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
 from dicode_jax.stages.dicode.packing import pack_row, plan_rows, video_length
@@ -140,7 +139,7 @@ class CachedExamples:
     `clip_start` says as it does for videos.
     """
 
-    cache: TokenCache
+    cache: EncodedCache
     indices: np.ndarray
     captions: Captions
     clip_start: str
@@ -157,15 +156,16 @@ class CachedExamples:
         """Text ids int32 [l] and tokens bfloat16 [at most `num_keyframes`, n, z]."""
         video = self.cache[int(self.indices[index])]
         text_ids = self.captions(video.name, video.captions, rng)
-        spare = max(len(video.tokens) - self.num_keyframes, 0)
+        tokens = video.arrays["tokens"]
+        spare = max(len(tokens) - self.num_keyframes, 0)
         place = {"start": 0, "center": spare // 2}.get(self.clip_start)
         place = int(rng.integers(spare + 1)) if place is None else place
-        return text_ids, video.tokens[place : place + self.num_keyframes]
+        return text_ids, tokens[place : place + self.num_keyframes]
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """`text_ids` int32 [l], `tokens` bfloat16 [k, n, z] and `frame_mask` bool [k]."""
         text_ids, tokens = self.read(index, rng)
-        padded = np.zeros((self.num_keyframes, *self.cache.shape), ml_dtypes.bfloat16)
+        padded = np.zeros((self.num_keyframes, *tokens.shape[1:]), tokens.dtype)
         padded[: len(tokens)] = tokens
         mask = np.arange(self.num_keyframes) < len(tokens)
         return {"text_ids": text_ids, "tokens": padded, "frame_mask": mask}
@@ -186,11 +186,11 @@ class PackedExamples:
 
     @functools.cached_property
     def _rows(self) -> list[np.ndarray]:
-        held = self.videos.cache.num_keyframes[self.videos.indices]
+        held = self.videos.cache.lengths("tokens")[self.videos.indices]
         lengths = video_length(
             np.minimum(held, self.videos.num_keyframes),
             text_length=self.videos.captions.length,
-            num_tokens=self.videos.cache.shape[0],
+            num_tokens=self.videos.cache.schema["tokens"].shape[1],
         )
         return plan_rows(lengths, self.row_length, seed=self.seed)
 
@@ -243,11 +243,7 @@ def open_examples(
         dropout=config.caption_dropout if train else 0.0,
         choose=train,
     )
-    if not config.has_cache:
-        if any(pathlib.Path(config.data.path).glob("tokens-*.array_record")):
-            raise UserError(
-                f"the token cache {config.data.path} is not finished: run train.encode again"
-            )
+    if kind_of(config.data) != "cache":
         if config.packed:
             raise UserError(
                 "packed rows need to know how long the videos are: encode them first "
@@ -309,25 +305,39 @@ def open_batches(
     )
 
 
-def _open_cache(config: "ARTrainConfig") -> TokenCache:
-    wanted = None
-    if config.tokenizer is not None:
-        wanted = weights.hash_module(pathlib.Path(config.tokenizer) / "tokenizer")
-    shape = (config.model.num_tokens, config.model.token_dim)
-    cache = TokenCache(config.data.path, tokenizer=wanted, shape=shape)
-    if config.tokenizer is not None:
-        path = pathlib.Path(config.tokenizer) / "tokenizer" / weights.CONFIG_FILE
-        resize = config_lib.from_json(DeepTokenizerConfig, path).resize
-        held = cache.manifest["settings"]["data"]["resize"]
-        if resize not in (None, held):
-            raise UserError(
-                f"the token cache {config.data.path} is of frames read by {held!r}, the tokenizer "
-                f"in {config.tokenizer} reads by {resize!r}; run train.encode again"
-            )
+def _open_cache(config: "ARTrainConfig") -> EncodedCache:
+    cache = EncodedCache(config.data.path)
+    wanted = (config.model.num_tokens, config.model.token_dim)
+    spec = cache.schema.get("tokens")
+    if spec is None or spec.shape[1:] != wanted:
+        held = (
+            f"{spec.shape[1]} tokens of width {spec.shape[2]} per keyframe" if spec else "no tokens"
+        )
+        raise UserError(
+            f"the cache {cache.folder} holds {held}, the model reads {wanted[0]} of width "
+            f"{wanted[1]}"
+        )
+    if config.tokenizer is None:
+        return cache
+    folder = pathlib.Path(config.tokenizer) / "tokenizer"
+    now, then = weights.hash_module(folder), cache.manifest["encoder"]
+    if now != then:
+        raise UserError(
+            f"the cache {cache.folder} was made with another tokenizer than {folder} now holds "
+            f"({then[:12]}, not {now[:12]}): encode the data again (train.encode --out NEW), or "
+            "name the tokenizer that it was made with"
+        )
+    resize = config_lib.from_json(DeepTokenizerConfig, folder / weights.CONFIG_FILE).resize
+    held = cache.manifest["settings"]["data"]["resize"]
+    if resize not in (None, held):
+        raise UserError(
+            f"the cache {cache.folder} is of frames read by {held!r}, the tokenizer in "
+            f"{config.tokenizer} reads by {resize!r}; run train.encode again"
+        )
     return cache
 
 
-def _split_indices(cache: TokenCache, share: float, split: Split) -> np.ndarray:
+def _split_indices(cache: EncodedCache, share: float, split: Split) -> np.ndarray:
     everything = np.arange(len(cache))
     if split == "all" or (split == "train" and share == 0):
         return everything

@@ -176,7 +176,7 @@ def load_body(config: ARTrainConfig) -> nnx.Module:
 def batch_shapes(config: ARTrainConfig, b: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the batches that `make_stage` describes."""
     n, z = config.model.num_tokens, config.model.token_dim
-    token_dtype = jnp.bfloat16 if config.has_cache else jnp.float16
+    token_dtype = jnp.bfloat16 if config.data.kind == "cache" else jnp.float16
     if config.packed:
         t, f = config.packed_length, config.packed_keyframes
         arrays = dict.fromkeys(("input_ids", "segment_ids", "positions"), ((b, t), jnp.int32))

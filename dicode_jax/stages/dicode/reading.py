@@ -8,6 +8,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from dicode_jax.data.sources.open import kind_of
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
 from dicode_jax.stages import parts
@@ -19,6 +20,8 @@ DEFAULT_RESIZE = "crop"  # where nothing says otherwise
 
 def settle(config: Any) -> Any:
     """The config of a training with `data.resize` as frames will be read, never None.
+
+    Of a language model, `data.kind` says then whether `data.path` is a cache.
 
     It is that of the tokenizer whose folder the config names, where that one says it. A language
     model reads with that tokenizer's filter too; a tokenizer that goes on learning, with its own.
@@ -35,8 +38,13 @@ def settle(config: Any) -> Any:
         lines = " and ".join(f"{who} says {resize!r}" for who, resize in said.items())
         raise UserError(f"{lines}, but frames are read in one way: leave data.resize out")
     data = dataclasses.replace(data, resize=next(iter(said.values()), DEFAULT_RESIZE))
-    if isinstance(config, configs.ARTrainConfig) and stored is not None and stored.resize:
-        data = dataclasses.replace(data, antialias=stored.antialias)
+    if isinstance(config, configs.ARTrainConfig):
+        if stored is not None and stored.resize:
+            data = dataclasses.replace(data, antialias=stored.antialias)
+        if kind_of(data) == "cache":
+            if config.cached_videos:
+                raise UserError(f"{data.path} is encoded already: leave cached_videos out")
+            data = dataclasses.replace(data, kind="cache")
     return dataclasses.replace(config, data=data)
 
 

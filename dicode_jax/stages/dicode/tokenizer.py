@@ -245,6 +245,15 @@ def load_encoder(config: TokenizerTrainConfig) -> Encoder:
     return Encoder(part(shapes.decoder.autoencoder, "decoder", "autoencoder"), tokenizer)
 
 
+def encoder_folders(config: TokenizerTrainConfig) -> list[pathlib.Path]:
+    """Where the modules lie that `load_encoder` takes the parts from."""
+    if config.init is None:
+        folders = (config.autoencoder, config.representation)
+        return [pathlib.Path(folder) for folder in folders if folder is not None]
+    names = ("decoder", "tokenizer") if config.has_frozen_tokenizer else ("decoder",)
+    return [pathlib.Path(config.init) / name for name in names]
+
+
 def encode(
     config: TokenizerTrainConfig, encoder: Encoder, video: UInt8[Array, "b f h w 3"]
 ) -> dict[str, Array]:

@@ -13,13 +13,13 @@ from flax import nnx
 from media_files import greys, number_of, write_tar
 from PIL import Image
 
-from dicode_jax.data import token_cache
+from dicode_jax.data import encoded_cache
 from dicode_jax.data.config import DataConfig
+from dicode_jax.data.encoded_cache import Example, Spec
 from dicode_jax.data.records import in_validation, name_hash
 from dicode_jax.data.shapes_world import all_captions
 from dicode_jax.data.sources.array_record import pack, write_shard
 from dicode_jax.data.sources.open import open_source
-from dicode_jax.data.token_cache import CachedVideo
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.gpt2 import GPT2Config
@@ -32,6 +32,7 @@ from dicode_jax.text.gpt import train_small
 TEXT = train_small(all_captions())
 N, Z, L, K = 2, 3, 6, 3
 COUNT = 40
+SCHEMA = {"tokens": Spec("bfloat16", (None, N, Z))}
 CAPTIONS = ("a red circle", "a blue square")
 
 
@@ -50,19 +51,19 @@ def tokens_of(i):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     videos = [
-        CachedVideo(
+        Example(
             name=f"v{i}",
             captions=CAPTIONS[: i % 3],  # none, one or two
             source="",
-            tokens=tokens_of(i),
-            times=2.0 * np.arange(keyframes_of(i)),
+            arrays={"tokens": tokens_of(i)},
         )
         for i in range(COUNT)
     ]
     for shard in range(2):
-        token_cache.write_shard(token_cache.shard_path(folder, shard, 2), videos[shard::2])
-    about = {"tokenizer": "abc", "num_tokens": N, "token_dim": Z}
-    token_cache.write_manifest(folder, 2, about | {"settings": {"data": {"path": "clips"}}})
+        path = encoded_cache.shard_path(folder, shard, 2)
+        encoded_cache.write_shard(path, videos[shard::2], SCHEMA, {})
+    encoded_cache.write_plan(folder, {"encoder": "abc", "settings": {"data": {"path": "clips"}}})
+    encoded_cache.write_manifest(folder, 2, SCHEMA)
     return folder
 
 
@@ -156,13 +157,12 @@ def test_a_cache_has_the_sides_of_its_data_set(config, tmp_path, monkeypatch, fo
         example = to_encode(i, np.random.default_rng(0))
         tokens = np.full((1, N, Z), number_of(example["keyframes"][0])).astype(ml_dtypes.bfloat16)
         info = json.loads(str(example["info"]))
-        videos.append(CachedVideo(**info, tokens=tokens, times=example["times"]))
+        videos.append(Example(**info, arrays={"tokens": tokens}))
     assert len({video.name for video in videos}) == len(videos) == 20
     cache = tmp_path / "cache"
-    cache.mkdir()
-    token_cache.write_shard(token_cache.shard_path(cache, 0, 1), videos)
-    about = {"tokenizer": "abc", "num_tokens": N, "token_dim": Z}
-    token_cache.write_manifest(cache, 1, about | {"settings": {"data": {"path": str(path)}}})
+    encoded_cache.write_plan(cache, {"encoder": "abc", "settings": {"data": {"path": str(path)}}})
+    encoded_cache.write_shard(encoded_cache.shard_path(cache, 0, 1), videos, SCHEMA, {})
+    encoded_cache.write_manifest(cache, 1, SCHEMA)
     found = {}
     for where in (path, cache):
         opened = dataclasses.replace(config, data=dataclasses.replace(data, path=str(where)))
@@ -297,7 +297,8 @@ def test_what_does_not_fit_is_refused_on_one_line(config, tmp_path):
     wider = dataclasses.replace(config, model=dataclasses.replace(config.model, token_dim=Z + 1))
     with pytest.raises(UserError, match="2 tokens of width 3 per keyframe, the model reads 2 of"):
         lm_examples.open_examples(wider, TEXT)
-    token_cache.shard_path(tmp_path, 0, 2).touch()
+    encoded_cache.write_plan(tmp_path, {})
+    encoded_cache.shard_path(tmp_path, 0, 2).touch()
     begun = dataclasses.replace(config, data=DataConfig(path=str(tmp_path)))
     with pytest.raises(UserError, match="is not finished: run train"):
         lm_examples.open_examples(begun, TEXT)
