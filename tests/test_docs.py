@@ -54,7 +54,7 @@ TRAIN = "python -m train.ar --config configs/shapes_ar.py --workdir runs/ar"
         "python -m train.ar --config configs/shapes_autoencoder.py --workdir runs/ar",
         "python -m train.arr --config configs/shapes_ar.py --workdir runs/ar",
         "python -m train.encode --config configs/shapes_ar.py --outt cache",
-        "python -m train.assemble --tokenizer a --lm b --out c --pipeline.frame-sizes 64",
+        "dicode export a --out b --sett generation.var-scale=0.1",
         "python -m convert.divot --ckpt a.bin --outt b",
         "python -m convert divott a.bin --out b",
         "python -m convert NAME a.bin --outt b",

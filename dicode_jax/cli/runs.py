@@ -61,6 +61,13 @@ def add_parsers(command) -> None:
         default="float32",
         help="storage type of the weights (default: float32)",
     )
+    sub.add_argument(
+        "--set",
+        nargs="+",
+        default=(),
+        metavar="FIELD=VALUE",
+        help="what else the model's config shall say, such as generation.var-scale=0.1",
+    )
 
 
 def metrics(args: argparse.Namespace) -> None:
@@ -100,6 +107,7 @@ def export(args: argparse.Namespace) -> None:
         use_ema=not args.no_ema,
         tokenizer=args.tokenizer,
         dtype=args.dtype,
+        settings=args.set,
     )
     hint = "parts that trainings read"
     if done.is_pipeline:

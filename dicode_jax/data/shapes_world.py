@@ -281,57 +281,6 @@ def outline_distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius) -> np.n
     return _DISTANCES[shape](dx, dy, radius)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SyntheticSource:
-    """A random-access source of captioned clips, for Grain or a plain loop.
-
-    `source[i]` is always the same.
-
-    Attributes:
-      seed: names the endless row of scenes.
-      split: "train", "test" or "all".
-      length: how many of the row belong to the source.
-      num_clips: neighbouring clips per example.
-      last_first_clip: the clips start at a clip drawn from 0 to this. 0 keeps to the part that
-        obeys the caption; 9 shows every part of every motion, which is what a decoder should see.
-      num_frames: frames per clip.
-      frame_size: height and width.
-    """
-
-    seed: int = 0
-    split: str = "train"
-    length: int = 1_000_000
-    num_clips: int = 1
-    last_first_clip: int = 0
-    num_frames: int = NUM_FRAMES
-    frame_size: int = FRAME_SIZE
-
-    def __post_init__(self):
-        _check_split(self.split)
-        if self.length < 1:
-            raise ValueError(f"length must be positive, got {self.length}")
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict:
-        """Returns `video` uint8 [k, f, h, w, 3], its `caption`, and its `first_clip`."""
-        index = int(index)
-        if not 0 <= index < self.length:
-            raise IndexError(f"index {index} is outside a source of {self.length}")
-        rng = np.random.default_rng((self.seed, index))
-        scene = sample_scene(rng, self.split)
-        first_clip = int(rng.integers(self.last_first_clip + 1))
-        video = render(
-            scene,
-            self.num_clips,
-            first_clip=first_clip,
-            num_frames=self.num_frames,
-            frame_size=self.frame_size,
-        )
-        return {"video": video, "caption": scene.caption, "first_clip": first_clip}
-
-
 def _trajectory(scene: Scene, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Centre x, centre y and radius at each of the times [t], in world units."""
     wave = 1.0 - np.abs(np.mod(times, 2.0) - 1.0)  # 0 at even keyframes, 1 at odd ones

@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -47,6 +49,7 @@ def export(
     use_ema: bool = True,
     tokenizer: str | os.PathLike | None = None,
     dtype: str = "float32",
+    settings: Sequence[str] = (),
 ) -> Exported:
     """Writes a checkpoint as a folder, whole or not at all.
 
@@ -62,15 +65,17 @@ def export(
       tokenizer: Folder with the `tokenizer` and `decoder` for a language model; None takes the
         one that its config names.
       dtype: Storage type of a pipeline's weights.
+      settings: What a pipeline's config shall say besides, such as `generation.var_scale=0.1`.
 
     Raises:
-      UserError: There is no such checkpoint, a part that the config names is missing, or the folder
-        cannot be written.
+      UserError: There is no such checkpoint or setting, a part that the config names is missing, or
+        the folder cannot be written.
     """
     workdir, step = _find_run(pathlib.Path(checkpoint), step)
     config = read_run_config(workdir / weights.CONFIG_FILE)
     has_lm = isinstance(config, configs.ARTrainConfig)
     is_pipeline = has_lm or isinstance(config, configs.TokenizerTrainConfig)
+    _with_settings(PipelineConfig(), settings)  # before the work
     if has_lm:
         # All of the language model is in the checkpoint, wherever the run once started.
         named = config.tokenizer if tokenizer is None else str(tokenizer)
@@ -92,7 +97,9 @@ def export(
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as parts:
             stage.export(model, pathlib.Path(parts))
-            _assemble(config, pathlib.Path(parts)).save_pretrained(out, dtype=dtype)
+            pipe = _assemble(config, pathlib.Path(parts))
+            pipe.config = _with_settings(pipe.config, settings)
+            pipe.save_pretrained(out, dtype=dtype)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
     return Exported(step, is_pipeline, has_lm)
@@ -184,6 +191,21 @@ def _assemble(config: Any, exported: pathlib.Path) -> DiCoDePipeline:
         config=_pipeline_config(config, decoder.cfg),
         metadata={name: weights.read_metadata(folder / name) for name in ("tokenizer", "decoder")},
     )
+
+
+def _with_settings(config: PipelineConfig, settings: Sequence[str]) -> PipelineConfig:
+    data = config_lib.to_dict(config)
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        *path, field = name.replace("-", "_").split(".")
+        try:
+            known = functools.reduce(dict.__getitem__, path, data)
+            known[field] = json.loads(value)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"want settings of a pipeline, such as generation.var-scale=0.1, got {setting!r}"
+            ) from error
+    return config_lib.from_dict(PipelineConfig, data)
 
 
 def _pipeline_config(config: Any, decoder: ClipDecoderConfig) -> PipelineConfig:

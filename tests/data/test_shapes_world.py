@@ -78,18 +78,15 @@ def test_the_splits_share_nothing_and_cover_everything():
 
 
 def test_a_clip_depends_on_seed_and_index_alone():
-    source = synthetic.SyntheticSource(seed=5, length=50, num_clips=2, last_first_clip=9)
-    again = synthetic.SyntheticSource(seed=5, length=99, num_clips=2, last_first_clip=9)
-    other = synthetic.SyntheticSource(seed=6, length=50, num_clips=2, last_first_clip=9)
-    late, early = again[7], source[3]
-    np.testing.assert_array_equal(source[7]["video"], late["video"])
-    np.testing.assert_array_equal(again[3]["video"], early["video"])
-    assert source[7]["caption"] == late["caption"]
-    assert not np.array_equal(source[7]["video"], other[7]["video"])
-    assert source[7]["video"].shape == (2, 16, 64, 64, 3)
-    assert source[7]["video"].dtype == np.uint8
-    with pytest.raises(IndexError, match="outside"):
-        source[50]
+    late, early, other = (
+        synthetic.render(synthetic.scene_at(seed, index, "train"), 2, first_clip=9)
+        for seed, index in ((5, 7), (5, 3), (6, 7))
+    )
+    again = synthetic.render(synthetic.scene_at(5, 7, "train"), 2, first_clip=9)
+    np.testing.assert_array_equal(again, late)
+    assert not np.array_equal(late, other)
+    assert not np.array_equal(late, early)
+    assert (late.shape, late.dtype) == ((2, 16, 64, 64, 3), np.uint8)
 
 
 @pytest.mark.parametrize("motion", synthetic.MOTIONS)

@@ -1,5 +1,6 @@
 """Checkpoints of tiny runs become folders that pipelines load."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -164,6 +165,20 @@ def test_language_model_run_takes_sizes_from_the_run_of_its_tokenizer(
     assert (config.fps, config.sampling.fs, config.text_length) == (5.0, 7, 14)
 
 
+def test_settings_go_into_the_pipelines_config(lm_run, pipe, tmp_path):
+    out, settings = (
+        tmp_path / "model",
+        ["generation.var-scale=0.1", "sampling.num_inference_steps=7"],
+    )
+    assert cli.main(["export", str(lm_run[0]), "--out", str(out), "--set", *settings]) == 0
+    config = DiCoDePipeline.from_pretrained(out).config
+    assert (config.generation.var_scale, config.sampling.num_inference_steps) == (0.1, 7)
+    generation, sampling = pipe.config.generation, pipe.config.sampling
+    assert dataclasses.replace(config.generation, var_scale=generation.var_scale) == generation
+    steps = sampling.num_inference_steps
+    assert dataclasses.replace(config.sampling, num_inference_steps=steps) == sampling
+
+
 def test_mistakes_cost_one_line_and_leave_nothing(lm_run, tokenizer_run, tmp_path, capsys):
     lm, tokenizer = str(lm_run[0]), str(tokenizer_run[0])
     (tmp_path / "full").mkdir()
@@ -176,7 +191,11 @@ def test_mistakes_cost_one_line_and_leave_nothing(lm_run, tokenizer_run, tmp_pat
         ([lm, "--out", str(tmp_path / "full")], "full is already there; name a new folder"),
         ([lm, "--out", str(tmp_path / "full/file/model")], "cannot write"),
         ([lm, *out, "--tokenizer", str(tmp_path)], "no tokenizer and no decoder in"),
+        ([lm, "--out", f"{lm}/checkpoints/model"], "which is read; name another folder"),
         ([tokenizer, *out, "--tokenizer", lm], "trained no language model"),
+        ([lm, *out, "--set", "generation.var-scales=0.1"], "fit PipelineConfig: "),
+        ([lm, *out, "--set", "generations.var-scale=0.1"], "got 'generations.var-scale=0.1'"),
+        ([lm, *out, "--set", "var-scale"], "want settings of a pipeline"),
     ):
         assert cli.main(["export", *argv]) == 2
         error = capsys.readouterr().err

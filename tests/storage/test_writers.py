@@ -11,10 +11,8 @@ import pytest
 from tiny import tiny_pipeline
 
 from dicode_jax.errors import UserError
-from dicode_jax.pipelines.dicode import DiCoDePipeline
 from dicode_jax.stages.dicode import language_model
 from dicode_jax.storage import weights
-from train.assemble import Arguments, assemble
 
 ROOT = pathlib.Path(weights.__file__).parents[2]
 
@@ -26,18 +24,6 @@ def contents(root):
 @pytest.fixture(scope="module")
 def pipe():
     return tiny_pipeline()
-
-
-@pytest.fixture(scope="module")
-def parts(pipe, tmp_path_factory):
-    """`model` folders of a tokenizer's and of a language model's run."""
-    folder = tmp_path_factory.mktemp("parts")
-    for name in ("tokenizer", "decoder"):
-        module = getattr(pipe, name)
-        weights.save_module(folder / "tokenizer" / name, module, module.cfg)
-    weights.save_module(folder / "lm", pipe.language_model, pipe.language_model.cfg)
-    pipe.text.save(folder / "lm")
-    return folder
 
 
 def test_a_pipeline_is_saved_over_a_pipeline_and_over_nothing_else(pipe, tmp_path):
@@ -55,23 +41,6 @@ def test_a_pipeline_is_saved_over_a_pipeline_and_over_nothing_else(pipe, tmp_pat
     with pytest.raises(UserError, match=r"holds notes.txt, which was not written here"):
         pipe.save_pretrained(tmp_path / "model")
     assert sorted(os.listdir(tmp_path)) == ["mine", "model"]
-
-
-def test_parts_are_never_replaced_by_the_pipeline_of_them(parts, tmp_path):
-    before = contents(parts)
-    tokenizer, lm = parts / "tokenizer", parts / "lm"
-    for out in (tokenizer, lm, parts, tokenizer / "decoder", lm / "pipeline"):
-        with pytest.raises(UserError, match="which is read; name another folder"):
-            assemble(Arguments(tokenizer=tokenizer, lm=lm, out=out))
-    assert contents(parts) == before
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not a model that was written here"):
-        assemble(Arguments(tokenizer=tokenizer, lm=lm, out=tmp_path / "out"))
-    assert os.listdir(tmp_path / "out") == ["thesis.txt"]
-    for _ in range(2):
-        assemble(Arguments(tokenizer=tokenizer, lm=lm, out=tmp_path / "new"))
-    assert DiCoDePipeline.from_pretrained(tmp_path / "new").text is not None
 
 
 def test_a_tokenizer_is_written_whole_beside_a_link(pipe, tmp_path):
