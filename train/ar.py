@@ -13,20 +13,15 @@ import jax
 import numpy as np
 from flax import nnx
 
-from dicode_jax.data.stream import BatchStream
+from dicode_jax.data.stream import BatchStream, Examples
 from dicode_jax.stages import parts
 from dicode_jax.stages.dicode import language_model
 from dicode_jax.stages.dicode.configs import ARTrainConfig
-from dicode_jax.stages.dicode.examples import (
-    Examples,
-    VideoExamples,
-    open_batches,
-    open_examples,
-)
+from dicode_jax.stages.dicode.examples import VideoExamples, open_examples
 from dicode_jax.stages.dicode.reading import settle
 from dicode_jax.stages.registry import build_stage
 from dicode_jax.text.gpt import TextTokenizer
-from dicode_jax.training.evaluate import Evaluation, jit_local, look
+from dicode_jax.training.evaluate import jit_local, look
 from dicode_jax.training.stage import Stage
 from train import data, loop
 from train.cache import cached_batches
@@ -52,24 +47,12 @@ def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
         encode = Encode(config)
         batches = cached_videos(stage, train, encode, workdir)
     else:
-        index, count = data.share(config)
-        batches = open_batches(config, train, process_index=index, process_count=count)
-
-    num_examples, num_batches = data.num_validated(config, len(held_out))
-
-    def held_out_batches() -> list[dict[str, np.ndarray]]:
-        index, count = data.share(config)
-        stream = open_in_order(unpacked, held_out, process_index=index, process_count=count)
-        return [encode(batch) for batch in data.take(stream, num_batches)]
-
+        batches = data.train_stream(config, train)
+    validation_loss = functools.partial(language_model.loss_fn, config, deterministic=True)
     return loop.Task(
         stage=stage,
         batches=batches,
-        evaluate=Evaluation(
-            functools.partial(language_model.loss_fn, config, deterministic=True),
-            held_out_batches,
-            num_examples,
-        ),
+        evaluate=data.evaluation(config, validation_loss, held_out, encode),
         sample=make_sample(config, text, held_out),
         units=units(config),
     )
@@ -93,14 +76,14 @@ def cached_videos(
 ) -> BatchStream:
     """Batches of videos that are encoded once."""
     config, text = stage.config, examples.captions.tokenizer
-    together = min(ENCODED_TOGETHER, config.cached_videos)
     return cached_batches(
         workdir,
         stage,
-        open_batches(config, examples, batch_size=together, process_index=0, process_count=1),
+        examples,
         encode,
         source=examples.source,
         count=config.cached_videos,
+        together=ENCODED_TOGETHER,
         encoder=[pathlib.Path(config.tokenizer) / "tokenizer"],
         settings={
             "caption_dropout": config.caption_dropout,
@@ -109,21 +92,12 @@ def cached_videos(
     )
 
 
-def open_in_order(config: ARTrainConfig, examples: Examples, **options: int) -> BatchStream:
-    """Batches in the order of the data set, which are always the same."""
-    fixed = dataclasses.replace(config.data, shuffle=False, num_workers=0, prefetch=1)
-    config = dataclasses.replace(config, data=fixed)
-    return open_batches(config, examples, **options)
-
-
 def make_sample(config: ARTrainConfig, text: TextTokenizer, examples: Examples):
     """Sample sheets of fixed prompts; None without a decoder that paints."""
     decoder = language_model.load_decoder(config)
     if decoder is None:
         return None
-    count = min(SHEET_ROWS, len(examples))
-    one = {"process_index": 0, "process_count": 1}
-    (batch,) = data.take(open_in_order(config, examples, batch_size=count, **one), 1)
+    batch = data.held_out_examples(config, examples, SHEET_ROWS)
     write = look(functools.partial(language_model.generate_tokens, config))
     show = jit_local(functools.partial(language_model.show, config))
     text_ids, truth = batch["text_ids"], batch.get("keyframes")

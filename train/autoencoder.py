@@ -6,10 +6,6 @@ python -m train.autoencoder --config configs/shapes_autoencoder.py --workdir run
 import pathlib
 import sys
 
-import jax
-import numpy as np
-from flax import nnx
-
 from dicode_jax.data.examples import FrameReader
 from dicode_jax.stages import autoencoder
 from dicode_jax.stages.config import AutoencoderTrainConfig
@@ -22,24 +18,17 @@ from train import data, loop
 def build(config: AutoencoderTrainConfig, workdir: pathlib.Path) -> loop.Task:
     """Trains the KL-VAE that maps frames to latents."""
     stage = build_stage(config)
-    splits = data.open_splits(config)
     read = FrameReader(data=config.data, frame_size=config.frame_size)
-    images = data.held_out_examples(config, splits.held_out, read, 12)["image"]
+    splits = data.open_splits(config, read)
+    images = data.held_out_examples(config, splits.held_out, 12)["image"]
     reconstruct = look(autoencoder.reconstruct)
-
-    def sample(model: nnx.Module, folder: pathlib.Path, step: int) -> None:
-        from dicode_jax.media.video import contact_sheet
-
-        _, painted = reconstruct(model, images)
-        if jax.process_index() == 0:
-            rows = [images, np.asarray(painted)]
-            contact_sheet(folder / f"{step:06d}.png", rows, labels=["frames", "reconstructed"])
-
     return loop.Task(
         stage=stage,
-        batches=data.train_stream(config, splits.train, read),
-        evaluate=data.evaluation(config, stage.loss_fn, splits.held_out, read),
-        sample=sample,
+        batches=data.train_stream(config, splits.train),
+        evaluate=data.evaluation(config, stage.loss_fn, splits.held_out),
+        sample=data.image_sheets(
+            lambda *args: reconstruct(*args)[1], images, ["frames", "reconstructed"]
+        ),
         units={"frames": config.batch_size},
     )
 

@@ -15,7 +15,7 @@ from dicode_jax.data import encoded_cache
 from dicode_jax.data.encoded_cache import EncodedCache, Example, Spec, shard_path
 from dicode_jax.data.records import ClipSource
 from dicode_jax.data.sources.identity import fingerprint
-from dicode_jax.data.stream import BatchStream
+from dicode_jax.data.stream import BatchStream, Examples, stream_examples
 from dicode_jax.errors import UserError
 from dicode_jax.storage import weights
 from dicode_jax.training.stage import Stage
@@ -31,15 +31,16 @@ Encode = Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]]
 def cached_batches(
     workdir: pathlib.Path,
     stage: Stage,
-    stream: BatchStream,
+    examples: Examples,
     encode: Encode,
     *,
     source: ClipSource,
     count: int,
+    together: int,
     encoder: Sequence[pathlib.Path],
     settings: Mapping[str, Any],
 ) -> BatchStream:
-    """Batches of the first `count` examples of a stream, which process 0 encodes where need be.
+    """Batches of the first `count` examples, which process 0 encodes where need be.
 
     What was encoded before is encoded anew if records, encoder or settings have changed since, and
     a line says which.
@@ -47,9 +48,9 @@ def cached_batches(
     Args:
       workdir: Folder of the run, which all processes see.
       stage: Its batches say what is kept of an example.
-      stream: The examples before encoding, whole batches to one process; it is closed.
-      encode: Turns a batch of the stream into one of the stage.
-      source: The records that the stream reads.
+      examples: Those before encoding, of the records of `source`.
+      encode: Turns a batch of them into one of the stage.
+      together: How many are encoded at a time.
       encoder: Folders of the modules that encode.
       settings: What decides on an example besides data, frame size and seed.
     """
@@ -64,7 +65,7 @@ def cached_batches(
             "settings": {
                 "run": stage.name,
                 "examples": count,
-                "records": len(source),
+                "records": len(examples),
                 "frame_size": config.frame_size,
                 "seed": config.seed,
                 "schema": schema,
@@ -73,12 +74,19 @@ def cached_batches(
             },
         }
         _claim(folder, about)
+        stream = stream_examples(
+            examples,
+            config.data,
+            batch_size=min(together, count),
+            seed=config.seed,
+            process_index=0,
+            process_count=1,
+        )
         _encode_missing(folder, stream, encode, source, schema, count)
-    stream.close()
+        stream.close()
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(str(folder))
     cache = EncodedCache(folder)
-    index, num_shares = data.share(config)
     return BatchStream(
         lambda i, _: cache[i].arrays,
         len(cache),
@@ -86,8 +94,7 @@ def cached_batches(
         batch_size=config.batch_size,
         seed=config.seed,
         shuffle=config.data.shuffle,
-        process_index=index,
-        process_count=num_shares,
+        **data.share(config),
     )
 
 

@@ -19,8 +19,7 @@ from flax import nnx
 
 from dicode_jax import config as config_lib
 from dicode_jax.data.examples import ClipReader, FrameReader
-from dicode_jax.data.records import ClipSource
-from dicode_jax.data.stream import BatchStream, open_stream
+from dicode_jax.data.stream import BatchStream, RecordExamples
 from dicode_jax.evaluation.quality import psnr
 from dicode_jax.stages.dicode import representation, tokenizer
 from dicode_jax.stages.dicode.configs import RepresentationTrainConfig, TokenizerTrainConfig
@@ -37,24 +36,15 @@ ENCODED_TOGETHER = 8  # clips per call when they are cached
 def build_representation(config: RepresentationTrainConfig) -> loop.Task:
     """Trains image tower and resampler to give keyframes back through the latent head."""
     stage = build_stage(config)
-    splits = data.open_splits(config)
     read = FrameReader(data=config.data, frame_size=config.frame_size, labels=config.has_labels)
-    images = data.held_out_examples(config, splits.held_out, read, 12)["image"]
+    splits = data.open_splits(config, read)
+    images = data.held_out_examples(config, splits.held_out, 12)["image"]
     reconstruct = look(representation.reconstruct)
-
-    def sample(model: nnx.Module, folder: pathlib.Path, step: int) -> None:
-        from dicode_jax.media.video import contact_sheet
-
-        painted = reconstruct(model, images)
-        if jax.process_index() == 0:
-            rows = [images, np.asarray(painted)]
-            contact_sheet(folder / f"{step:06d}.png", rows, labels=["keyframes", "read back"])
-
     return loop.Task(
         stage=stage,
-        batches=data.train_stream(config, splits.train, read),
-        evaluate=data.evaluation(config, stage.loss_fn, splits.held_out, read),
-        sample=sample,
+        batches=data.train_stream(config, splits.train),
+        evaluate=data.evaluation(config, stage.loss_fn, splits.held_out),
+        sample=data.image_sheets(reconstruct, images, ["keyframes", "read back"]),
         units={"frames": config.batch_size},
     )
 
@@ -62,15 +52,15 @@ def build_representation(config: RepresentationTrainConfig) -> loop.Task:
 def build_decoder(config: TokenizerTrainConfig, workdir: pathlib.Path) -> loop.Task:
     """Trains the clip decoder, with the tokenizer or after it."""
     stage = build_stage(config)
-    splits = data.open_splits(config, images=False)
     read = ClipReader(data=config.data, frame_size=config.frame_size, fs=config.fs)
+    splits = data.open_splits(config, read, images=False)
     if config.cached_clips:
-        batches = cached_clips(stage, splits.train, read, workdir)
+        batches = cached_clips(stage, splits.train, workdir)
     else:
-        batches = data.train_stream(config, splits.train, read)
+        batches = data.train_stream(config, splits.train)
 
     validation_loss = functools.partial(tokenizer.loss_fn, config, deterministic=True)
-    truth = data.held_out_examples(config, splits.held_out, read, 4)["video"]
+    truth = data.held_out_examples(config, splits.held_out, 4)["video"]
     reconstruct = look(functools.partial(tokenizer.reconstruct, config))
 
     def sample(model: nnx.Module, folder: pathlib.Path, step: int) -> None:
@@ -86,35 +76,25 @@ def build_decoder(config: TokenizerTrainConfig, workdir: pathlib.Path) -> loop.T
     return loop.Task(
         stage=stage,
         batches=batches,
-        evaluate=data.evaluation(config, validation_loss, splits.held_out, read),
+        evaluate=data.evaluation(config, validation_loss, splits.held_out),
         sample=sample,
         units={"clips": config.batch_size},
     )
 
 
-def cached_clips(
-    stage: Stage, source: ClipSource, read: ClipReader, workdir: pathlib.Path
-) -> BatchStream:
+def cached_clips(stage: Stage, examples: RecordExamples, workdir: pathlib.Path) -> BatchStream:
     """Batches of clips that are encoded once, by the frozen parts alone."""
     config = stage.config
     encoder = tokenizer.load_encoder(config)
     encode = jit_local(functools.partial(tokenizer.encode, config))
-    stream = open_stream(
-        source,
-        read,
-        config.data,
-        batch_size=min(ENCODED_TOGETHER, config.cached_clips),
-        seed=config.seed,
-        process_index=0,
-        process_count=1,
-    )
     return cached_batches(
         workdir,
         stage,
-        stream,
+        examples,
         lambda batch: {**encode(encoder, batch["video"]), "fs": batch["fs"]},
-        source=source,
+        source=examples.source,
         count=config.cached_clips,
+        together=ENCODED_TOGETHER,
         encoder=tokenizer.encoder_folders(config),
         settings={"fs": config.fs, "tokenizer": config_lib.to_dict(config.tokenizer)},
     )

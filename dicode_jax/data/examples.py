@@ -4,14 +4,12 @@ Workers import this module, so it knows neither jax nor models.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 
 from dicode_jax.data.clips import read_clip, read_frame
 from dicode_jax.data.config import DataConfig
-from dicode_jax.data.records import ClipSource, Record
-from dicode_jax.data.stream import open_stream
+from dicode_jax.data.records import Record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,30 +42,3 @@ class ClipReader:
         clip = read_clip(record, self.data, self.frame_size, rng)
         fs = clip["frame_stride"] if self.fs is None else np.asarray(self.fs, np.int32)
         return {"video": clip["video"], "fs": fs}
-
-
-def first_batches(
-    source: ClipSource,
-    read: Callable,
-    cfg: DataConfig,
-    count: int,
-    *,
-    batch_size: int,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> list[dict[str, np.ndarray]]:
-    """The first batches of a source in its own order, always the same, without their `ids`."""
-    in_order = dataclasses.replace(cfg, shuffle=False, num_workers=0, prefetch=1)
-    stream = open_stream(
-        source,
-        read,
-        in_order,
-        batch_size=batch_size,
-        seed=seed,
-        process_index=process_index,
-        process_count=process_count,
-    )
-    batches = [next(stream) for _ in range(count)]
-    stream.close()
-    return [{name: x for name, x in batch.items() if name != "ids"} for batch in batches]

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, Protocol, TypedDict, cast
 
 import grain
 import numpy as np
@@ -23,7 +23,7 @@ from dicode_jax.data.config import DataConfig
 from dicode_jax.data.records import BrokenRecord, ClipSource, Record
 from dicode_jax.errors import UserError
 
-__all__ = ["BatchStream", "open_stream"]
+__all__ = ["BatchStream", "Examples", "first_batches", "open_stream", "stream_examples"]
 
 Example = Mapping[str, Any]
 MakeExample = Callable[[int, np.random.Generator], Example]
@@ -188,35 +188,73 @@ def open_stream(
     source: ClipSource,
     read: Callable[[Record, np.random.Generator], Example],
     cfg: DataConfig,
-    *,
-    batch_size: int,
-    seed: int,
-    process_index: int | None = None,
-    process_count: int | None = None,
+    **options: Any,
 ) -> BatchStream:
-    """Batches of what `read` makes of a record, with order, workers and limits of `cfg`."""
+    """Batches of what `read` makes of a record; otherwise as `stream_examples`."""
+    return stream_examples(RecordExamples(source, read), cfg, **options)
+
+
+class Examples(Protocol):
+    """What batches are made of; called with an index and a generator it gives arrays by name."""
+
+    def __len__(self) -> int: ...
+
+    def __call__(self, index: int, rng: np.random.Generator, /) -> Example: ...
+
+    def name(self, index: int) -> str:
+        """Name of an example."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordExamples:
+    """The examples that `read` makes of the records of a source."""
+
+    source: ClipSource
+    read: Callable[[Record, np.random.Generator], Example]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, index: int) -> str:
+        """Name of the record."""
+        return self.source.name(index)
+
+    def __call__(self, index: int, rng: np.random.Generator) -> Example:
+        return self.read(self.source.record(index), rng)
+
+
+def stream_examples(examples: Examples, cfg: DataConfig, **options: Any) -> BatchStream:
+    """Batches of examples with order, workers and limits of `cfg`.
+
+    Args:
+      options: `batch_size`, `seed`, `process_index` and `process_count` of `BatchStream`.
+    """
     return BatchStream(
-        _ReadRecord(source, read),
-        len(source),
-        names=source.name,
-        batch_size=batch_size,
-        seed=seed,
+        examples,
+        len(examples),
+        names=examples.name,
         shuffle=cfg.shuffle,
         num_workers=cfg.num_workers,
         prefetch=cfg.prefetch,
         max_broken=cfg.max_broken,
-        process_index=process_index,
-        process_count=process_count,
+        **options,
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _ReadRecord:
-    source: ClipSource
-    read: Callable[[Record, np.random.Generator], Example]
+def first_batches(
+    examples: Examples, cfg: DataConfig, count: int, **options: Any
+) -> list[dict[str, np.ndarray]]:
+    """The first batches in the order of the data set, always the same, without their `ids`.
 
-    def __call__(self, index: int, rng: np.random.Generator) -> Example:
-        return self.read(self.source.record(index), rng)
+    They are whole unless `options` say which process reads.
+    """
+    options = {"process_index": 0, "process_count": 1} | options
+    in_order = dataclasses.replace(cfg, shuffle=False, num_workers=0, prefetch=1)
+    stream = stream_examples(examples, in_order, **options)
+    batches = [next(stream) for _ in range(count)]
+    stream.close()
+    return [{name: x for name, x in batch.items() if name != "ids"} for batch in batches]
 
 
 class _Made(TypedDict):

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dicode_jax.data.examples import FrameReader, first_batches
+from dicode_jax.data.examples import FrameReader
 from dicode_jax.data.sources.open import open_source
+from dicode_jax.data.stream import RecordExamples, first_batches
 from dicode_jax.media.transforms import to_float, to_uint8
 from dicode_jax.models.autoencoder_kl import AutoencoderKL
 from dicode_jax.nn.rngs import row_keys
@@ -76,8 +77,8 @@ def export(config: AutoencoderTrainConfig, model: AutoencoderKL, folder: pathlib
     data = config.data
     source = open_source(data, split="validation", seed=config.seed)
     source = source if len(source) else open_source(data, split="train", seed=config.seed)
-    read = FrameReader(data=data, frame_size=config.frame_size)
-    (batch,) = first_batches(source, read, data, 1, batch_size=64, seed=config.seed)
+    examples = RecordExamples(source, FrameReader(data=data, frame_size=config.frame_size))
+    (batch,) = first_batches(examples, data, 1, batch_size=64, seed=config.seed)
     latents, _ = jit_local(reconstruct)(model, batch["image"])
     scaled = dataclasses.replace(config.model, scale_factor=float(1 / np.std(latents)))
     weights.save_module(folder, model, scaled)

@@ -16,7 +16,7 @@ from tiny import tiny_pipeline
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.encoded_cache import EncodedCache
 from dicode_jax.data.sources.open import open_source
-from dicode_jax.data.stream import open_stream
+from dicode_jax.data.stream import RecordExamples
 from dicode_jax.errors import UserError
 from dicode_jax.runtime.sharding import ShardingConfig
 from dicode_jax.stages.dicode import examples as lm_examples
@@ -84,15 +84,14 @@ def batches(root, *, captions=True, encode=encode, count=COUNT, **settings):
         },
     )
     source, calls = open_source(config.data), []
-    one = {"process_index": 0, "process_count": 1}
-    stream = open_stream(source, read, config.data, batch_size=2, seed=1, **one)
     found = cache.cached_batches(
         root / "run",
         stage,
-        stream,
+        RecordExamples(source, read),
         functools.partial(encode, calls=calls),
         source=source,
         count=count,
+        together=2,
         encoder=[root / "encoder"],
         settings=settings,
     )
@@ -256,7 +255,8 @@ def test_cached_videos_notice_a_tokenizer_that_was_trained_again(root, pipe, cap
     def tokens():
         examples = lm_examples.open_examples(config, pipe.text)
         stream = ar.cached_videos(stage, examples, ar.Encode(config), root / "run")
-        batch = data.take(stream, 1)[0]
+        batch = next(stream)
+        stream.close()
         for name, x in stage.batch_shapes(2).items():
             assert (batch[name].dtype, batch[name].shape) == (x.dtype, x.shape)
         return batch["tokens"]
@@ -283,10 +283,11 @@ def test_cached_clips_hold_what_the_frozen_parts_make(root, pipe, capsys):
     stage = build_stage(config)
 
     def latents():
-        splits = data.open_splits(config)
         reader = tokenizer.ClipReader(data=config.data, frame_size=16, fs=config.fs)
-        stream = tokenizer.cached_clips(stage, splits.train, reader, root / "run")
-        batch = data.take(stream, 1)[0]
+        splits = data.open_splits(config, reader)
+        stream = tokenizer.cached_clips(stage, splits.train, root / "run")
+        batch = next(stream)
+        stream.close()
         for name, x in stage.batch_shapes(2).items():
             assert (batch[name].dtype, batch[name].shape) == (x.dtype, x.shape)
         return batch["latents"]

@@ -10,6 +10,7 @@ import pytest
 import sharded_training
 from flax import nnx
 
+from dicode_jax.data.stream import RecordExamples
 from dicode_jax.nn.rngs import draw
 from dicode_jax.stages.dicode import language_model
 from dicode_jax.training.evaluate import Evaluation
@@ -118,10 +119,10 @@ def read(record, rng):
 
 @pytest.mark.parametrize("held_out", [5, 20])
 def test_run_looks_at_the_same_examples_whatever_its_batch_size(held_out):
-    source = Source(held_out)
+    examples = RecordExamples(Source(held_out), read)
     found = []
     for batch_size in (1, 3, 8):
         config = sharded_training.language_model_stage((1, 1, 1), batch_size=batch_size).config
         config = dataclasses.replace(config, validation_examples=6)
-        found.append(data.evaluation(config, loss_fn, source, read)(Model())["validation_loss"])
+        found.append(data.evaluation(config, loss_fn, examples)(Model())["validation_loss"])
     np.testing.assert_allclose(found, found[0], rtol=1e-6)

@@ -20,7 +20,6 @@ from dicode_jax.data.config import DataConfig
 from dicode_jax.data.encoded_cache import EncodedCache
 from dicode_jax.data.records import BrokenRecord, ClipSource, in_validation, name_hash
 from dicode_jax.data.sources.open import kind_of, open_source
-from dicode_jax.data.stream import BatchStream
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
 from dicode_jax.stages.dicode.packing import pack_row, plan_rows, video_length
@@ -274,34 +273,6 @@ def open_examples(
         max_frames=config.packed_keyframes,
         image_id=config.model.image_token_id,
         seed=config.seed,
-    )
-
-
-def open_batches(
-    config: "ARTrainConfig",
-    examples: Examples,
-    *,
-    batch_size: int | None = None,
-    process_index: int | None = None,
-    process_count: int | None = None,
-) -> BatchStream:
-    """Endless batches of examples, in the order and with the workers that the config says.
-
-    `batch_size` is the config's by default; a packed row counts as one.
-    """
-    data = config.data
-    return BatchStream(
-        examples,
-        len(examples),
-        names=examples.name,
-        batch_size=batch_size or config.batch_size,
-        seed=config.seed,
-        shuffle=data.shuffle,
-        num_workers=data.num_workers,
-        prefetch=data.prefetch,
-        max_broken=data.max_broken,
-        process_index=process_index,
-        process_count=process_count,
     )
 
 

@@ -20,6 +20,7 @@ from dicode_jax.data.records import in_validation, name_hash
 from dicode_jax.data.shapes_world import all_captions
 from dicode_jax.data.sources.array_record import pack, write_shard
 from dicode_jax.data.sources.open import open_source
+from dicode_jax.data.stream import stream_examples
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.gpt2 import GPT2Config
@@ -250,13 +251,14 @@ class _AlwaysTheSame:
 
 
 def test_batches_go_on_where_they_stopped_whatever_makes_them(config):
-    config = dataclasses.replace(config, packed=True, batch_size=2)
+    config = dataclasses.replace(config, packed=True)
 
     def batches(workers=0):
         data = dataclasses.replace(config.data, num_workers=workers)
         changed = dataclasses.replace(config, data=data)
         examples = lm_examples.open_examples(changed, TEXT)
-        return lm_examples.open_batches(changed, examples, process_index=0, process_count=1)
+        options = {"process_index": 0, "process_count": 1, "batch_size": 2, "seed": config.seed}
+        return stream_examples(examples, data, **options)
 
     straight = batches()
     wanted = [next(straight) for _ in range(6)]
@@ -311,7 +313,8 @@ def test_what_does_not_fit_is_refused_on_one_line(config, tmp_path):
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_noise_on_inputs_is_measured_on_keyframes_that_are_there(config, packed):
     config = dataclasses.replace(config, packed=packed, input_noise=0.5, num_keyframes=4)
-    batch = next(lm_examples.open_batches(config, lm_examples.open_examples(config, TEXT)))
+    examples = lm_examples.open_examples(config, TEXT)
+    batch = next(stream_examples(examples, config.data, batch_size=4, seed=config.seed))
     batch.pop("ids")
     there = batch["frame_segments"] > 0 if packed else batch["frame_mask"]
     assert not there.all()
