@@ -280,10 +280,10 @@ class EncodedCache:
         if not len(self):
             raise UserError(f"the cache {folder} is empty: nothing of its data set could be read")
         self._records = ArrayRecordDataSource(
-            [
+            tuple(
                 _Part(str(self.folder / shard["file"]), take=shard["count"])
                 for shard in self.manifest["shards"]
-            ]
+            )
         )
 
     def __len__(self) -> int:

@@ -76,7 +76,7 @@ def export(
     has_lm = isinstance(config, configs.ARTrainConfig)
     is_pipeline = has_lm or isinstance(config, configs.TokenizerTrainConfig)
     _with_settings(PipelineConfig(), settings)  # before the work
-    if has_lm:
+    if isinstance(config, configs.ARTrainConfig):
         # All of the language model is in the checkpoint, wherever the run once started.
         named = config.tokenizer if tokenizer is None else str(tokenizer)
         config = dataclasses.replace(config, init=None, body_init=None, tokenizer=named)
@@ -84,8 +84,8 @@ def export(
     elif tokenizer is not None:
         raise UserError(f"{workdir} trained no language model, so that --tokenizer says nothing")
     sources = [workdir / "checkpoints", workdir / weights.CONFIG_FILE]
-    if has_lm:
-        sources += [pathlib.Path(config.tokenizer) / name for name in ("tokenizer", "decoder")]
+    if isinstance(config, configs.ARTrainConfig):
+        sources += [config.tokenizer_folder / name for name in ("tokenizer", "decoder")]
     target = check_folder(out, sources=sources)
     stage = build_stage(config)
     step, model = load_model(stage, workdir, step=step, use_ema=use_ema)
@@ -163,7 +163,7 @@ def _check_tokenizer(config: configs.ARTrainConfig) -> None:
             "the run read a token cache and names no tokenizer; give the `model` folder of the "
             "tokenizer run that the cache was made with as --tokenizer"
         )
-    folder = pathlib.Path(config.tokenizer)
+    folder = config.tokenizer_folder
     missing = [name for name in ("tokenizer", "decoder") if not (folder / name).is_dir()]
     if missing:
         raise UserError(
@@ -180,7 +180,7 @@ def _assemble(config: Any, exported: pathlib.Path) -> DiCoDePipeline:
     if isinstance(config, configs.ARTrainConfig):
         language_model = load(exported, DiCoDeLM, DiCoDeLMConfig)[0]
         text = TextTokenizer.from_file(exported)
-        folder = pathlib.Path(config.tokenizer)
+        folder = config.tokenizer_folder
     tokenizer = load(folder / "tokenizer", DeepTokenizer, DeepTokenizerConfig)[0]
     decoder, _ = load(folder / "decoder", ClipDecoder, ClipDecoderConfig)
     return DiCoDePipeline(
@@ -222,7 +222,7 @@ def _pipeline_config(config: Any, decoder: ClipDecoderConfig) -> PipelineConfig:
                 batch_guidance=True,
             ),
         )
-    folder = pathlib.Path(config.tokenizer)
+    folder = config.tokenizer_folder
     if (folder / weights.CONFIG_FILE).is_file():  # a pipeline
         of_decoder = config_lib.from_json(PipelineConfig, folder / weights.CONFIG_FILE)
     elif (folder.parent / weights.CONFIG_FILE).is_file():  # the `model` of a run

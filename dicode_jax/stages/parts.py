@@ -25,7 +25,7 @@ def leaves(module: nnx.Module, *prefix: Any) -> dict[Path, Array]:
     return {(*prefix, *path): leaf.get_value() for path, leaf in flat}
 
 
-def on_device(module: nnx.Module) -> nnx.Module:
+def on_device(module: weights.Module) -> weights.Module:
     """The module with its arrays on the default device."""
     graph, state = nnx.split(module)
     return nnx.merge(graph, jax.device_put(state))

@@ -204,10 +204,10 @@ def test_representation_hands_its_way_on(pipe, regression, tmp_path):
     representation.export(settle(with_data(config, resize="stretch")), model, tmp_path / "model")
     again = dataclasses.replace(config, init=path)
     assert settle(again).data == STRETCH
-    assert representation.load_start(settle(again)).cfg.tokenizer.resize == "stretch"
+    assert representation.load_start(settle(again), again.init).cfg.tokenizer.resize == "stretch"
     other = dataclasses.replace(again, model=dataclasses.replace(config.model, token_noise=0.3))
     with pytest.raises(UserError, match="model of other sizes"):
-        representation.load_start(settle(other))
+        representation.load_start(settle(other), other.init)
     decoder = TokenizerTrainConfig(
         tokenizer=pipe.tokenizer.cfg, decoder=pipe.decoder.cfg, representation=path
     )

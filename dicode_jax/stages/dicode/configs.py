@@ -1,7 +1,9 @@
 """Configs of DiCoDe's own trainings; the files in `configs/` return one of these."""
 
 import dataclasses
+import pathlib
 
+from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
@@ -159,6 +161,19 @@ class ARTrainConfig(RunConfig):
                 f"row_length {self.row_length} is too short for {self.num_keyframes} keyframes "
                 f"after {self.text_length} text ids, which need {needed}"
             )
+
+    @property
+    def tokenizer_folder(self) -> pathlib.Path:
+        """`tokenizer`.
+
+        Raises:
+          UserError: There is none.
+        """
+        if self.tokenizer is None:
+            raise UserError(
+                "no tokenizer: give the `model` folder of a tokenizer run as --tokenizer"
+            )
+        return pathlib.Path(self.tokenizer)
 
     @property
     def packed_length(self) -> int:

@@ -149,7 +149,7 @@ class CachedExamples:
 
     def name(self, index: int) -> str:
         """Name of an example."""
-        return self.cache.names[self.indices[index]]
+        return self.cache.names[int(self.indices[index])]
 
     def read(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Text ids int32 [l] and tokens bfloat16 [at most `num_keyframes`, n, z]."""

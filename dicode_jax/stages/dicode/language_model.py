@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from dicode_jax.models.dicode.decoder import (
 )
 from dicode_jax.models.dicode.generate import generate
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
+from dicode_jax.nn.causal_body import CausalBody
 from dicode_jax.nn.layer_stack import with_scan_layers
 from dicode_jax.nn.rngs import draw, row_keys, split, stream
 from dicode_jax.stages import parts
@@ -66,10 +68,10 @@ def make_stage(config: ARTrainConfig) -> Stage:
         if tokenizer is not None:
             arrays |= parts.leaves(load_tokenizer(config), "tokenizer")
         if config.init is not None:
-            earlier = load_lm(config)
+            earlier = load_lm(config.init, config.model)
             arrays |= parts.leaves(earlier, "lm")
         elif config.body_init is not None:
-            arrays |= parts.leaves(load_body(config), "lm", "body")
+            arrays |= parts.leaves(load_body(config.body_init, config.model.body), "lm", "body")
         return arrays
 
     dtype = parts.compute_dtype(config)
@@ -125,9 +127,7 @@ def tokenizer_config(config: ARTrainConfig) -> DeepTokenizerConfig:
     Raises:
       UserError: There is none, or its tokens are not those that the model reads.
     """
-    if config.tokenizer is None:
-        raise UserError("no tokenizer: give the `model` folder of a tokenizer run as --tokenizer")
-    folder = pathlib.Path(config.tokenizer) / "tokenizer"
+    folder = config.tokenizer_folder / "tokenizer"
     tokenizer = parts.stored_config(folder, DeepTokenizerConfig)
     given = (tokenizer.num_tokens, tokenizer.token_dim)
     wanted = (config.model.num_tokens, config.model.token_dim)
@@ -141,40 +141,41 @@ def tokenizer_config(config: ARTrainConfig) -> DeepTokenizerConfig:
 
 def load_tokenizer(config: ARTrainConfig) -> DeepTokenizer:
     """The frozen tokenizer, in host memory."""
-    folder = pathlib.Path(config.tokenizer) / "tokenizer"
+    folder = config.tokenizer_folder / "tokenizer"
     return weights.load_module(folder, DeepTokenizer, DeepTokenizerConfig, on_host=True)[0]
 
 
-def load_lm(config: ARTrainConfig) -> DiCoDeLM:
-    """The model of `config.init`, its layers kept as the run's config says.
+def load_lm(folder: str, wanted: DiCoDeLMConfig) -> DiCoDeLM:
+    """The model of an earlier run, its layers kept as the config says.
 
     Raises:
       UserError: It has other sizes than the config's.
     """
-    earlier, stored = weights.load_module(config.init, DiCoDeLM, DiCoDeLMConfig, on_host=True)
-    fault = compare_bodies(stored.body, config.model.body)
-    if fault is None and dataclasses.replace(stored, body=config.model.body) != config.model:
+    earlier, stored = weights.load_module(folder, DiCoDeLM, DiCoDeLMConfig, on_host=True)
+    fault = compare_bodies(stored.body, wanted.body)
+    if fault is None and dataclasses.replace(stored, body=wanted.body) != wanted:
         fault = "its tokens or its head"
     if fault is not None:
-        raise UserError(f"{config.init} holds a model of other sizes than --config's: {fault}")
-    earlier.body = with_scan_layers(earlier.body, config.model.body.scan_layers)
+        raise UserError(f"{folder} holds a model of other sizes than --config's: {fault}")
+    earlier.body = with_scan_layers(earlier.body, wanted.body.scan_layers)
     return earlier
 
 
-def load_body(config: ARTrainConfig) -> nnx.Module:
-    """The body of `config.body_init`, its layers kept as the run's config says.
+def load_body(folder: str, wanted: BodyConfig) -> CausalBody:
+    """A body to start from, its layers kept as the config says.
 
     Raises:
       UserError: It is another body than the config's.
     """
-    body, _ = weights.load_module(config.body_init, build_body, BodyConfig, on_host=True)
-    if (fault := compare_bodies(body.cfg, config.model.body)) is not None:
-        raise UserError(f"{config.body_init} holds another body than --config's: {fault}")
-    return with_scan_layers(body, config.model.body.scan_layers)
+    body, stored = weights.load_module(folder, build_body, BodyConfig, on_host=True)
+    if (fault := compare_bodies(stored, wanted)) is not None:
+        raise UserError(f"{folder} holds another body than --config's: {fault}")
+    return with_scan_layers(body, wanted.scan_layers)
 
 
 def batch_shapes(config: ARTrainConfig, b: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the batches that `make_stage` describes."""
+    arrays: dict[str, tuple[tuple[int, ...], Any]]
     n, z = config.model.num_tokens, config.model.token_dim
     token_dtype = jnp.bfloat16 if config.data.kind == "cache" else jnp.float16
     if config.packed:
@@ -205,6 +206,7 @@ def loss_fn(
     if "tokens" in batch:
         tokens = batch["tokens"].astype(jnp.float32)
     else:
+        assert model.tokenizer is not None  # made where batches hold keyframes
         tokens = model.tokenizer(to_float(batch["keyframes"])).astype(jnp.float32)
     tokens = jax.lax.stop_gradient(tokens)
     noise_keys, dropout_keys, latent_keys = split(row_keys(keys, len(tokens)), 3)

@@ -18,7 +18,9 @@ def video_length(num_keyframes, *, text_length: int, num_tokens: int):
     return text_length + num_keyframes * (num_tokens + 1)
 
 
-def plan_rows(lengths: Sequence[int], row_length: int, *, seed: int) -> list[np.ndarray]:
+def plan_rows(
+    lengths: Sequence[int] | np.ndarray, row_length: int, *, seed: int
+) -> list[np.ndarray]:
     """Puts every video into exactly one row, by first fit over a seeded order.
 
     Args:
@@ -33,19 +35,19 @@ def plan_rows(lengths: Sequence[int], row_length: int, *, seed: int) -> list[np.
     Raises:
       ValueError: A video is longer than a row.
     """
-    lengths = np.asarray(lengths)
-    if len(lengths) and lengths.max() > row_length:
-        longest = int(lengths.argmax())
+    sizes = np.asarray(lengths)
+    if len(sizes) and sizes.max() > row_length:
+        longest = int(sizes.argmax())
         raise ValueError(
-            f"video {longest} needs {lengths[longest]} positions, a row has {row_length}"
+            f"video {longest} needs {sizes[longest]} positions, a row has {row_length}"
         )
-    order = np.random.default_rng(seed).permutation(len(lengths))
+    order = np.random.default_rng(seed).permutation(len(sizes))
     rows: list[list[int]] = []
     room: list[int] = []
     # Rows only fill up, so the first row that takes a length never moves back: one mark for each
     # length makes the search linear.
-    first = dict.fromkeys(np.unique(lengths).tolist(), 0)
-    for index, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+    first = dict.fromkeys(np.unique(sizes).tolist(), 0)
+    for index, length in zip(order.tolist(), sizes[order].tolist(), strict=True):
         row = first[length]
         while row < len(rows) and room[row] < length:
             row += 1

@@ -53,7 +53,7 @@ def make_stage(config: RepresentationTrainConfig) -> Stage:
     def load():
         arrays = parts.leaves(parts.load_autoencoder(config.autoencoder), "autoencoder")
         if config.init is not None:
-            arrays |= parts.leaves(load_start(config), "model")
+            arrays |= parts.leaves(load_start(config, config.init), "model")
         return arrays
 
     def batch_shapes(b: int):
@@ -111,21 +111,21 @@ def export(config: RepresentationTrainConfig, model: Regression, folder: pathlib
     weights.save_module(folder, model.model, dataclasses.replace(config.model, tokenizer=tokenizer))
 
 
-def load_start(config: RepresentationTrainConfig) -> RepresentationModel:
-    """The model of `config.init`.
+def load_start(config: RepresentationTrainConfig, folder: str) -> RepresentationModel:
+    """The model of an earlier run.
 
     Raises:
       UserError: It has other settings than the config's, besides how its frames were read.
     """
     model, stored = weights.load_module(
-        config.init, RepresentationModel, RepresentationConfig, on_host=True
+        folder, RepresentationModel, RepresentationConfig, on_host=True
     )
     settings = (
         dataclasses.replace(cfg, tokenizer=reading.as_read(config, cfg.tokenizer))
         for cfg in (stored, config.model)
     )
     if len(set(settings)) > 1:
-        raise UserError(f"{config.init} holds a model of other sizes than --config's")
+        raise UserError(f"{folder} holds a model of other sizes than --config's")
     return model
 
 

@@ -7,6 +7,7 @@ what of the UNet, `trainable` says.
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -117,7 +118,7 @@ def load(config: TokenizerTrainConfig) -> dict[Path, Array]:
       UserError: A part is missing, or of other sizes than the config's.
     """
     if config.init is not None:
-        return load_start(config)
+        return load_start(config, pathlib.Path(config.init))
     arrays = {}
     if config.autoencoder is not None:
         autoencoder = parts.load_autoencoder(config.autoencoder)
@@ -131,17 +132,16 @@ def load(config: TokenizerTrainConfig) -> dict[Path, Array]:
     return arrays
 
 
-def load_start(config: TokenizerTrainConfig) -> dict[Path, Array]:
-    """Tokenizer and decoder of `config.init`, whose sizes must be the config's."""
-    folder, arrays = pathlib.Path(config.init), {}
-    for name, kind, cfg in (
-        ("tokenizer", DeepTokenizer, config.tokenizer),
-        ("decoder", ClipDecoder, decoder_config(config)),
-    ):
-        make = lambda _, kind=kind, cfg=cfg, **types: kind(cfg, **types)  # noqa: E731
+def load_start(config: TokenizerTrainConfig, folder: pathlib.Path) -> dict[Path, Array]:
+    """Tokenizer and decoder of `folder`, whose sizes must be the config's."""
+
+    def load(name: str, kind: Callable[..., nnx.Module], cfg: Any) -> dict[Path, Array]:
+        make = lambda _, **types: kind(cfg, **types)  # noqa: E731
         module, _ = weights.load_module(folder / name, make, type(cfg), on_host=True)
-        arrays |= parts.leaves(module, name)
-    return arrays
+        return parts.leaves(module, name)
+
+    decoder = load("decoder", ClipDecoder, decoder_config(config))
+    return load("tokenizer", DeepTokenizer, config.tokenizer) | decoder
 
 
 def batch_shapes(
@@ -150,7 +150,7 @@ def batch_shapes(
     """Shapes of the batches that `make_stage` describes."""
     f = config.data.num_frames
     k = f if decoder.image_proj_type == "fullseq" else 2
-    arrays = {"fs": ((b,), jnp.int32)}
+    arrays: dict[str, tuple[tuple[int, ...], Any]] = {"fs": ((b,), jnp.int32)}
     if config.cached_clips:
         side = config.frame_size // decoder.autoencoder.downsampling
         arrays["latents"] = ((b, f, side, side, decoder.autoencoder.embed_dim), jnp.float16)
