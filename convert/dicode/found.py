@@ -107,14 +107,13 @@ def language_model(agent: Mapping[str, Any], body: GPT2Config | None = None) -> 
         "token_dim": token_dim,
         "max_keyframes": keys.shape("video_pos_token.frame_token", 3)[0],
         "mlp_dim": mlp_dim,
-        "latent_dim": None,
         "pre_normalizer": None,
         "image_token_id": vocab - _NUM_SPECIAL + 1,
         "pad_token_id": vocab - _NUM_SPECIAL - 1,
     }
     assumed = {}
     if "vae_decoder.weight" in keys:
-        told |= {"loss": "vae", "latent_dim": keys.shape("vae_decoder.weight", 2)[1]}
+        told["loss"] = "vae"
     elif outputs == token_dim:
         assumed["loss"] = "mse"
     elif outputs % (2 * token_dim + 1) == 0:

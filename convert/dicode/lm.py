@@ -20,6 +20,7 @@ from convert.engine.rules import (
     to_numpy,
 )
 from convert.parts import gpt2, hugging_face, llama, resampler
+from dicode_jax.config import without_retired
 from dicode_jax.models.causal_lm import BodyConfig
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
@@ -36,7 +37,6 @@ _AGENT: Rules = (
     *dense(r"output_resampler\.2", "output_mlp.down"),
     Rule(r"video_pos_token\.frame_token", "frame_embed", _DROP1),
     Rule(r"video_pos_token\.pos_token", "place_embed", DROP0),
-    *dense(r"vae_decoder", "vae_decoder"),
     Skip(r"pre_normalizer", why="a constant, kept in the config"),
     Skip(r"pre_input_resampler\..*", why="frozen tokenizer half, see resampler_from_torch"),
 )
@@ -59,7 +59,6 @@ _OPTIONS = {
     "loss_reduction": ("loss_reduction", "mean"),
     "gmm_with_mse_and_l1": ("gmm_with_mse_and_l1", False),
     "balance_loss": ("balance_samples", False),
-    "vae_kl_loss_scale": ("kl_weight", 0.001),
     "llm_loss_weight": ("llm_loss_weight", 0.0),
     "rec_loss_weight": ("rec_loss_weight", 0.0),
     "llm_rec_loss_weight": ("llm_rec_loss_weight", 1.0),
@@ -72,7 +71,7 @@ _IGNORED = {
     "pre_input_resampler",
     "input_resampler",
     "output_resampler",
-    "vae_decoder",
+    "vae_kl_loss_scale",  # read by loss `vae` alone, which is gone
 }
 _NUM_SPECIAL = 66  # `</img>`, `<img>` and 64 query tokens follow the base vocabulary
 
@@ -108,12 +107,11 @@ def config_from_original(
         num_tokens=num_tokens,
         token_dim=_width(agent.pop("deep_token_dim", None), state_dict, "input_resampler.0", 1),
         mlp_dim=_width(agent.pop("mlp_hidden", None), state_dict, "input_resampler.0", 0),
-        latent_dim=_width(None, state_dict, "vae_decoder", 1) if values["loss"] == "vae" else None,
         max_keyframes=agent.pop("max_length", 512) // num_tokens,
         pre_normalizer=None if normalizer is None else tuple(normalizer),
         image_token_id=ids.get("boi", body.vocab_size - _NUM_SPECIAL + 1),
         pad_token_id=ids.get("pad", body.vocab_size - _NUM_SPECIAL - 1),
-        **values,
+        **without_retired(DiCoDeLMConfig, values),
     )
     if unknown := set(agent) - _IGNORED:
         raise ValueError(f"unknown option(s) of the agent: {', '.join(sorted(unknown))}")

@@ -124,22 +124,12 @@ class GaussianMixture:
         variance = jnp.take_along_axis(self.variance, index, axis=-2)[..., 0, :]
         return mean + jnp.sqrt(variance) * noise
 
-    @typechecked
-    def weighted_sample_with(self, noise: Float[Array, "... m z"]) -> Float[Array, "... z"]:
-        """One sample of every component, averaged by their probabilities."""
-        samples = self.mean + jnp.sqrt(self.variance) * noise
-        return jnp.einsum("...m,...mz->...z", self.weights, samples)
-
     def sample(self, key: PRNGKeyArray) -> Float[Array, "... z"]:
         """Draws a component, then a vector from it."""
         component_key, noise_key = jax.random.split(key)
         component = jax.random.categorical(component_key, self.logits, axis=-1)
         shape = (*self.logits.shape[:-1], self.mean.shape[-1])
         return self.sample_with(component, jax.random.normal(noise_key, shape))
-
-    def weighted_sample(self, key: PRNGKeyArray) -> Float[Array, "... z"]:
-        """Draws a vector from every component and averages them by probability."""
-        return self.weighted_sample_with(jax.random.normal(key, self.mean.shape))
 
 
 @jax.custom_jvp

@@ -67,7 +67,7 @@ CONFIGS = {
     ),
     "stacked": DiCoDeLMConfig(
         body=GPT2Config(**{**vars(BODY), "scan_layers": True}), num_tokens=3, token_dim=5,
-        loss="vae", latent_dim=2, image_token_id=79, pad_token_id=13,
+        loss="mse", image_token_id=79, pad_token_id=13,
     ),
     "clip": CLIPConfig(vision=VISION, text=TEXT),
     "text_tower": TEXT,

@@ -45,9 +45,6 @@ def test_no_variance_gives_the_mean_of_the_component_exactly():
     got = mixture.sample_with(component, noise)
     want = np.take_along_axis(np.asarray(mixture.mean), component[..., None, None], axis=2)
     np.testing.assert_array_equal(got, want[:, :, 0])
-    np.testing.assert_allclose(
-        mixture.weighted_sample(jax.random.key(0)), mixture.expected_value(), rtol=1e-5, atol=1e-6
-    )
 
 
 def test_scale_comes_after_the_floor_of_the_variance():
@@ -136,13 +133,11 @@ def test_masked_keyframes_do_not_count(name):
     np.testing.assert_allclose(changed, got, rtol=1e-6)
 
 
-def test_sums_and_reductions_of_vector_losses():
+def test_vector_losses_are_distances():
     pred, target = batch()
     loss = {n: float(ar_losses.vector_loss(n, pred, target)) for n in ar_losses.VECTOR_LOSSES}
-    assert loss["l1l2"] == pytest.approx(loss["l1"] + loss["mse"], rel=1e-6)
-    assert loss["l1l2cos"] == pytest.approx(loss["l1l2"] + loss["cosine"], rel=1e-6)
-    total = ar_losses.vector_loss("mse", pred, target, reduction="batchmean")
-    assert float(total) == pytest.approx(loss["mse"] * Z, rel=1e-6)
+    assert loss["l1"] == pytest.approx(np.abs(pred - target).mean(), rel=1e-6)
+    assert loss["mse"] == pytest.approx(np.square(pred - target).mean(), rel=1e-6)
     assert float(ar_losses.vector_loss("cosine", 3 * pred, pred)) == pytest.approx(0, abs=1e-6)
 
 
@@ -150,8 +145,6 @@ def test_unknown_names_raise():
     pred, target = batch()
     with pytest.raises(ValueError, match="unknown vector loss 'huber'"):
         ar_losses.vector_loss("huber", pred, target)
-    with pytest.raises(ValueError, match="batchmean"):
-        ar_losses.vector_loss("l1", pred, target, reduction="batchmean")
 
 
 def test_balanced_loss_weighs_samples_not_keyframes():
@@ -164,15 +157,3 @@ def test_balanced_loss_weighs_samples_not_keyframes():
         for i in range(2)
     ]
     np.testing.assert_allclose(got, (one[0] + one[1]) / 2, rtol=1e-5)
-
-
-def test_vae_loss_is_error_plus_weighted_divergence():
-    target = jax.random.normal(jax.random.key(0), (2, 3, 4, Z))
-    raw = jnp.zeros((2, 3, 4, 2 * Z))
-    noise = jnp.zeros((2, 3, 4, Z))
-    loss, kl = ar_losses.vae_loss(raw, target, noise, lambda x: x + 1, kl_weight=0.5)
-    np.testing.assert_allclose(kl, 0, atol=1e-6)
-    np.testing.assert_allclose(loss, jnp.square(1 - target).mean(), rtol=1e-5)
-    loss, kl = ar_losses.vae_loss(raw + 1, target, noise, lambda x: x, kl_weight=0.5)
-    np.testing.assert_allclose(kl, 0.5 * (np.e - 1) * Z, rtol=1e-5)
-    np.testing.assert_allclose(loss, jnp.square(1 - target).mean() + 0.5 * kl, rtol=1e-5)

@@ -3,15 +3,13 @@
 DiCoDe (arXiv 2412.04446), section 3.3. A sequence is `text | <img> | n deep tokens | <img> | ...`;
 a deep token enters through an MLP plus a learned embedding of its keyframe and of its place in the
 keyframe, on top of the body's own positions. What comes after a position is predicted by an MLP on
-its last hidden state: the parameters of a Gaussian mixture (or a vector, or a VAE posterior). There
-is no loss on text.
+its last hidden state: the parameters of a Gaussian mixture, or a vector. There is no loss on text.
 
 Deviations from the reference: invalid keyframes are masked instead of dropped (static shapes),
 unknown options raise, and the frozen resampler that makes deep tokens lives outside.
 
 Letters: b batch, l text tokens, t positions, k keyframes, n deep tokens per keyframe, z their
-  width,
-d model width, p head outputs.
+width, d model width, p head outputs.
 """
 
 import dataclasses
@@ -25,9 +23,8 @@ from dicode_jax.models.dicode import ar_losses
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.nn.activations import gelu
 from dicode_jax.nn.linear import Linear
-from dicode_jax.nn.masks import causal_mask, key_mask, segment_mask
-from dicode_jax.nn.rngs import draw
-from dicode_jax.typing import Array, Bool, Float, Int, Key, typechecked
+from dicode_jax.nn.masks import causal_mask, segment_mask
+from dicode_jax.typing import Array, Bool, Float, Int, typechecked
 
 
 class TokenMLP(nnx.Module):
@@ -60,24 +57,16 @@ class TokenMLP(nnx.Module):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LMOutput:
-    """Losses and predictions of a training step.
+    """Loss and predictions of a training step.
 
     Attributes:
-      loss: The weighted sum that is trained.
-      llm_rec_loss: Loss of the predictions.
-      rec_loss: Reconstruction through both MLPs alone (0 for `gmm` and `vae`).
-      llm_loss: Hidden states against input embeddings (0 for `gmm` and `vae`).
-      kl_loss: KL term of `vae`, 0 otherwise.
+      loss: Of the predictions.
       pred: Head outputs `[b, k, n, p]`; keyframes are in order, the valid ones first.
       valid: Which of them count, `[b, k]`.
       weight: What `loss` is a mean over: how many valid tokens, or samples with `balance_samples`.
     """
 
     loss: Float[Array, ""]
-    llm_rec_loss: Float[Array, ""]
-    rec_loss: Float[Array, ""]
-    llm_loss: Float[Array, ""]
-    kl_loss: Float[Array, ""]
     pred: Float[Array, "b k n p"]
     valid: Bool[Array, "b k"]
     weight: Float[Array, ""]
@@ -90,25 +79,20 @@ class Sequence:
 
     Attributes:
       embeds: Input embeddings `[b, t, d]`, without positions.
-      targets: What is predicted, `[b, k, n, z]` (normalised), valid keyframes first.
-      token_embeds: Their embeddings `[b, k, n, d]` before keyframe and place are added.
-      valid: Which keyframes count, `[b, k]`.
+      targets: What is predicted, `[b, k, n, z]` (normalised).
       read_at: Position whose hidden state predicts a token, `[b, k*n]`.
     """
 
     embeds: Float[Array, "b t d"]
     targets: Float[Array, "b k n z"]
-    token_embeds: Float[Array, "b k n d"]
-    valid: Bool[Array, "b k"]
     read_at: Int[Array, "b kn"]
 
 
 class DiCoDeLM(nnx.Module):
     """Body, input and output MLP, and the tables of keyframes and places.
 
-    Train with `loss` (every keyframe valid or a valid prefix, the fast layout), with `packed_loss`
-    (several videos in a row), or by calling the model with explicit masks (the reference's
-    interface); generate with `models.dicode.generate`.
+    Train with `loss` (every keyframe valid or a valid prefix, the fast layout) or with
+    `packed_loss` (several videos in a row); generate with `models.dicode.generate`.
     """
 
     def __init__(self, cfg: DiCoDeLMConfig, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs):
@@ -122,13 +106,6 @@ class DiCoDeLM(nnx.Module):
         table = nnx.initializers.truncated_normal(0.02)
         self.frame_embed = nnx.Param(table(rngs.params(), (cfg.max_keyframes, d), param_dtype))
         self.place_embed = nnx.Param(table(rngs.params(), (cfg.num_tokens, d), param_dtype))
-        if cfg.loss == "vae":
-            self.vae_decoder = Linear(
-                cfg.latent_dim or cfg.token_dim,
-                cfg.token_dim,
-                kernel_init=nnx.initializers.normal(0.02),
-                **kwargs,
-            )
 
     def normalize(self, deep_tokens: Float[Array, "b k n z"]) -> Float[Array, "b k n z"]:
         """Divides deep tokens by the pre-normaliser, if there is one."""
@@ -176,7 +153,6 @@ class DiCoDeLM(nnx.Module):
         inputs: Float[Array, "b k n z"] | None = None,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
-        key: Key[Array, "*b"] | None = None,
     ) -> LMOutput:
         """Loss on the fixed layout `text | <img> | n tokens | <img> | n tokens ...`.
 
@@ -191,20 +167,16 @@ class DiCoDeLM(nnx.Module):
           inputs: What the model reads in place of `deep_tokens`, for example with noise added.
           deterministic: False switches dropout on.
           rngs: With a `dropout` stream, needed when dropout acts.
-          key: Draws the latents of `vae`; one, or one for each row.
 
         Raises:
           ValueError: More keyframes than the table has, or a sequence longer than the body's.
         """
         b, k, n, _ = deep_tokens.shape
         targets = jax.lax.stop_gradient(self.normalize(deep_tokens))
-        if inputs is not None:
-            inputs = self.embed_deep_tokens(jax.lax.stop_gradient(self.normalize(inputs)))
-        embeds = self.embed_deep_tokens(targets) if inputs is None else inputs
-        sequence = self.lay_out(text_ids, self._detached(embeds) + self.positions_of(k))
+        sequence = self.lay_out(text_ids, self._embed(targets, inputs) + self.positions_of(k))
         hidden, _ = self.body(sequence, deterministic=deterministic, rngs=rngs)
         hidden = hidden[:, text_ids.shape[1] :].reshape(b, k, n + 1, -1)[:, :, :n]
-        return self._losses(hidden, embeds, targets, frame_mask, key)
+        return self._judge(hidden, targets, frame_mask)
 
     def lay_out(
         self, text_ids: Int[Array, "b l"], token_embeds: Float[Array, "b k n d"]
@@ -238,7 +210,6 @@ class DiCoDeLM(nnx.Module):
         inputs: Float[Array, "b k n z"] | None = None,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
-        key: Key[Array, "*b"] | None = None,
     ) -> LMOutput:
         """Loss on rows that hold several videos, as `data.packing.pack_row` lays them out.
 
@@ -257,14 +228,12 @@ class DiCoDeLM(nnx.Module):
           inputs: As in `loss`.
           deterministic: As in `loss`.
           rngs: As in `loss`.
-          key: As in `loss`.
         """
         same = frame_segments[:, :, None] == frame_segments[:, None, :]
         sequence = self.sequence(
             input_ids,
             tokens,
             token_mask=token_mask,
-            frame_mask=frame_segments > 0,
             frame_numbers=jnp.tril(same, -1).sum(-1),
             inputs=inputs,
         )
@@ -272,72 +241,8 @@ class DiCoDeLM(nnx.Module):
         hidden, _ = self.body(
             sequence.embeds, positions, mask, deterministic=deterministic, rngs=rngs
         )
-        return self._losses(
-            self.read(hidden, sequence),
-            sequence.token_embeds,
-            sequence.targets,
-            sequence.valid,
-            key,
-            samples=frame_segments[:, : sequence.valid.shape[1]],
-        )
-
-    @typechecked
-    def __call__(
-        self,
-        input_ids: Int[Array, "b t"],
-        deep_tokens: Float[Array, "b k n z"],
-        *,
-        token_mask: Bool[Array, "b t"],
-        frame_mask: Bool[Array, "b k"] | None = None,
-        attention_mask: Bool[Array, "b t"] | None = None,
-        positions: Int[Array, "b t"] | None = None,
-        query_mask: Bool[Array, "b t"] | None = None,
-        given_frame_mask: Bool[Array, "b k"] | None = None,
-        deterministic: bool = True,
-        rngs: nnx.Rngs | None = None,
-        noise: Array | None = None,
-        key: Key[Array, "*b"] | None = None,
-    ) -> LMOutput:
-        """Loss on any layout, described by masks: the reference's training forward.
-
-        Args:
-          input_ids: Words, `<img>`, queries; anything where a deep token goes.
-          deep_tokens: Tokens of each keyframe, as the tokenizer made them.
-          token_mask: Slots of deep tokens; a row has `n` for each of its valid (or given) keyframes
-            and they are filled in order.
-          frame_mask: Valid keyframes, any pattern; a keyframe's number is its rank among them. None
-            for all.
-          attention_mask: Keys that may be seen, besides causality; None for all.
-          positions: Rows of the body's position table; 0, 1, 2 ... when None.
-          query_mask: Query mode: slots whose hidden state predicts a token, `n` for each valid
-            keyframe. Otherwise a token is predicted at the slot before it.
-          given_frame_mask: Query mode: keyframes that enter the sequence (usually all but the
-            last).
-          deterministic: False switches dropout on.
-          rngs: With a `dropout` stream, needed when dropout acts.
-          noise: Draws for the latents of `vae`, in place of `key`: `[b, k, n, latent]`.
-          key: Draws the latents of `vae`; one, or one for each row.
-
-        Raises:
-          ValueError: The masks contradict each other or the keyframes, where that can be seen.
-        """
-        sequence = self.sequence(
-            input_ids,
-            deep_tokens,
-            token_mask=token_mask,
-            frame_mask=frame_mask,
-            query_mask=query_mask,
-            given_frame_mask=given_frame_mask,
-        )
-        mask = None
-        if attention_mask is not None:
-            mask = causal_mask(input_ids.shape[1]) & key_mask(attention_mask)
-        hidden, _ = self.body(
-            sequence.embeds, positions, mask, deterministic=deterministic, rngs=rngs
-        )
-        hidden = self.read(hidden, sequence)
-        return self._losses(
-            hidden, sequence.token_embeds, sequence.targets, sequence.valid, key, noise
+        return self._judge(
+            self.read(hidden, sequence), sequence.targets, frame_segments > 0, frame_segments
         )
 
     def sequence(
@@ -346,59 +251,26 @@ class DiCoDeLM(nnx.Module):
         deep_tokens: Float[Array, "b k n z"],
         *,
         token_mask: Bool[Array, "b t"],
-        frame_mask: Bool[Array, "b k"] | None = None,
-        query_mask: Bool[Array, "b t"] | None = None,
-        given_frame_mask: Bool[Array, "b k"] | None = None,
-        frame_numbers: Int[Array, "b k"] | None = None,
+        frame_numbers: Int[Array, "b k"],
         inputs: Float[Array, "b k n z"] | None = None,
     ) -> Sequence:
-        """Puts deep tokens into their slots; arguments as in `__call__` and `loss`.
+        """Puts deep tokens into their slots, in order; arguments as in `packed_loss`.
 
-        `frame_numbers` are rows of the keyframe table; by default they count valid keyframes.
+        `frame_numbers` are rows of the keyframe table. A row may have fewer slots than tokens: the
+        last ones are left out.
         """
-        if (query_mask is None) != (given_frame_mask is None):
-            raise ValueError("query mode needs both query_mask and given_frame_mask")
         b, k, n, _ = deep_tokens.shape
-        t = input_ids.shape[1]
-        valid = jnp.ones((b, k), bool) if frame_mask is None else frame_mask
-        given = valid if given_frame_mask is None else valid & given_frame_mask
-        _check_counts(
-            "token_mask", token_mask, "given" if query_mask is not None else "valid", given, n
-        )
-        reads = jnp.pad(token_mask[:, 1:], ((0, 0), (0, 1))) if query_mask is None else query_mask
-        if query_mask is not None:
-            _check_counts("query_mask", query_mask, "valid", valid, n)
-
-        first = jnp.argsort(~valid, axis=1, stable=True)[:, : t // n]  # valid keyframes in front
-        k = first.shape[1]
-        valid, given = (jnp.take_along_axis(m, first, axis=1) for m in (valid, given))
-
-        def detached_tokens(tokens):
-            picked = jnp.take_along_axis(tokens, first[..., None, None], axis=1)
-            return jax.lax.stop_gradient(self.normalize(picked))
-
-        targets = detached_tokens(deep_tokens)
-        token_embeds = self.embed_deep_tokens(
-            targets if inputs is None else detached_tokens(inputs)
-        )
-        if frame_numbers is None:
-            placed = self._detached(token_embeds) + self.positions_of(k)
-        else:
-            numbers = jnp.take_along_axis(frame_numbers, first, axis=1)
-            placed = self._detached(token_embeds) + self.positions_at(numbers)
-        if query_mask is not None:
-            order = jnp.argsort(~given, axis=1, stable=True)
-            placed = jnp.take_along_axis(placed, order[..., None, None], axis=1)
+        targets = jax.lax.stop_gradient(self.normalize(deep_tokens))
+        placed = self._embed(targets, inputs) + self.positions_at(frame_numbers)
         placed = placed.reshape(b, k * n, -1)
         slot = jnp.clip(jnp.cumsum(token_mask, axis=1) - 1, 0, k * n - 1)
         words = self.body.embed_tokens(input_ids).astype(placed.dtype)
+        reads = jnp.pad(token_mask[:, 1:], ((0, 0), (0, 1)))  # at the position before
         return Sequence(
             embeds=jnp.where(
                 token_mask[..., None], jnp.take_along_axis(placed, slot[..., None], axis=1), words
             ),
             targets=targets,
-            token_embeds=token_embeds,
-            valid=valid,
             read_at=jnp.argsort(~reads, axis=1, stable=True)[:, : k * n],
         )
 
@@ -408,72 +280,34 @@ class DiCoDeLM(nnx.Module):
         picked = jnp.take_along_axis(hidden, sequence.read_at[..., None], axis=1)
         return picked.reshape(b, k, n, -1)
 
-    def _detached(self, embeds: Array) -> Array:
-        return jax.lax.stop_gradient(embeds) if self.cfg.rec_loss_weight > 0 else embeds
+    def _embed(self, targets: Array, inputs: Array | None) -> Array:
+        if inputs is not None:
+            targets = jax.lax.stop_gradient(self.normalize(inputs))
+        return self.embed_deep_tokens(targets)
 
-    def _losses(
-        self, hidden, token_embeds, targets, valid, key, noise=None, samples=None
+    def _judge(
+        self,
+        hidden: Float[Array, "b k n d"],
+        targets: Float[Array, "b k n z"],
+        valid: Bool[Array, "b k"] | None,
+        samples: Int[Array, "b k"] | None = None,
     ) -> LMOutput:
         cfg = self.cfg
         pred = self.output_mlp(hidden)
-        llm_loss = rec_loss = kl_loss = jnp.zeros((), jnp.float32)
         if cfg.loss == "gmm":
-            llm_rec_loss = ar_losses.mixture_loss(
+            loss = ar_losses.mixture_loss(
                 pred,
                 targets,
                 valid,
                 num_mixtures=cfg.num_mixtures,
-                with_mse_and_l1=cfg.gmm_with_mse_and_l1,
                 balance=cfg.balance_samples,
                 samples=samples,
             )
-        elif cfg.loss == "vae":
-            if noise is None:
-                if key is None:
-                    raise ValueError("the vae loss draws latents: pass key")
-                shape = (*pred.shape[:-1], pred.shape[-1] // 2)
-                noise = draw(jax.random.normal, key, shape)
-            llm_rec_loss, kl_loss = ar_losses.vae_loss(
-                pred, targets, noise, self.vae_decoder, valid, kl_weight=cfg.kl_weight
-            )
         else:
-
-            def distance(x, y):
-                return ar_losses.vector_loss(cfg.loss, x, y, valid, reduction=cfg.loss_reduction)
-
-            rec_loss = distance(self.output_mlp(token_embeds), targets)
-            llm_loss = distance(hidden, jax.lax.stop_gradient(token_embeds))
-            llm_rec_loss = distance(pred, targets)
-        total = (
-            llm_loss * cfg.llm_loss_weight
-            + rec_loss * cfg.rec_loss_weight
-            + llm_rec_loss * cfg.llm_rec_loss_weight
-        )
+            loss = ar_losses.vector_loss(cfg.loss, pred, targets, valid)
         valid = jnp.ones(targets.shape[:2], bool) if valid is None else valid
         if cfg.balance_samples:
             weight = ar_losses.num_samples(valid, samples)
         else:
             weight = (valid.sum() * targets.shape[2]).astype(jnp.float32)
-        return LMOutput(
-            loss=total,
-            llm_rec_loss=llm_rec_loss,
-            rec_loss=rec_loss,
-            llm_loss=llm_loss,
-            kl_loss=kl_loss,
-            pred=pred,
-            valid=valid,
-            weight=weight,
-        )
-
-
-def _check_counts(name: str, mask: Array, kind: str, frames: Array, n: int) -> None:
-    """Compares a mask of slots with the number of keyframes, unless they are traced."""
-    if isinstance(mask, jax.core.Tracer) or isinstance(frames, jax.core.Tracer):
-        return
-    slots, wanted = mask.sum(1), frames.sum(1) * n
-    if (slots != wanted).any():
-        row = int(jnp.argmax(slots != wanted))
-        raise ValueError(
-            f"row {row}: {name} has {int(slots[row])} slots, but {int(wanted[row]) // n} {kind} "
-            f"keyframes of {n} tokens need {int(wanted[row])}"
-        )
+        return LMOutput(loss=loss, pred=pred, valid=valid, weight=weight)

@@ -10,8 +10,7 @@ as well and so marks new tokens wrongly); `cosine` models read and embed vectors
 trained. Guidance works with a prefix, and there is no largest length.
 
 Letters: b batch, r rows (b, or 2b with guidance: prompts, then empty prompts), l text tokens, k
-  keyframes,
-n deep tokens per keyframe, z their width, d model width.
+keyframes, n deep tokens per keyframe, z their width, d model width.
 """
 
 import dataclasses
@@ -28,42 +27,6 @@ from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.typing import Array, Float, Int, typechecked
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Draws:
-    """Random numbers given from outside, in the order in which tokens are generated.
-
-    Attributes:
-      u: Uniform numbers that pick components, `[tokens, r]`; None where no component is picked.
-      noise: Standard normal numbers: `[tokens, r, z]`, `[tokens, r, m, z]` for weighted samples,
-        `[tokens, r, latent]` for `vae`.
-    """
-
-    u: Array | None = None
-    noise: Array | None = None
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Trace:
-    """What went in and out of the body, for comparisons.
-
-    Attributes:
-      text_embeds: Embeddings of text and `<img>`, `[r, l+1, d]`.
-      fed_embeds: Everything given to the body, in order, without positions, `[r, t, d]`.
-      hidden: The hidden state each token was predicted from, `[r, tokens, d]`.
-      head_out: The head's output for each token, `[r, tokens, p]`; None when hidden states are fed
-        back.
-      tokens: What was drawn, before the pre-normaliser is undone, `[r, tokens, z]`.
-    """
-
-    text_embeds: Array
-    fed_embeds: Array
-    hidden: Array
-    head_out: Array | None
-    tokens: Array
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Plan:
     """What of a call decides the program: everything else is traced."""
@@ -71,12 +34,9 @@ class _Plan:
     num_prefix: int
     num_new: int
     do_sample: bool
-    weighted_sample: bool
     is_guided: bool
     share_draws: bool
-    add_separator: bool
     parity: bool
-    trace: bool
 
 
 @jax.tree_util.register_dataclass
@@ -86,7 +46,6 @@ class _Inputs:
     prefix: Array | None
     keys: Array | None
     first_index: Array  # number, in the whole video, of the first token drawn here
-    draws: Draws
     var_scale: Array
     logits_temperature: Array
     guidance_scale: Array
@@ -102,18 +61,14 @@ def generate(
     do_sample: bool = True,
     var_scale: float | int | Array = 0.01,
     logits_temperature: float | int | Array = 1.0,
-    weighted_sample: bool = False,
     guidance_scale: float | int | Array = 1.0,
     share_guidance_draws: bool = False,
     uncond_ids: Int[Array, " l"] | None = None,
     prefix: Float[Array, "b f n z"] | None = None,
-    add_separator: bool = True,
     window: int | None = None,
     overlap: int | None = None,
-    draws: Draws | None = None,
     parity: bool = False,
-    trace: bool = False,
-) -> Float[Array, "b k n z"] | tuple[Float[Array, "b k n z"], Trace]:
+) -> Float[Array, "b k n z"]:
     """Generates keyframes of deep tokens for prompts, or continues given keyframes.
 
     A call is one compiled program; calls with the same shapes and switches share it, and the scales
@@ -126,43 +81,31 @@ def generate(
       keys: One key per sample `[b]`. Token `i` of the video draws from `fold_in(key, i)`, counted
         from the prefix on: a sample depends neither on the batch around it nor on where a run was
         cut.
-      do_sample: Draw from the mixture (or VAE); False takes the expected value.
+      do_sample: Draw from the mixture; False takes the expected value.
       var_scale: Multiplies the variances; 0 leaves the choice of a component only.
       logits_temperature: Divides the mixture's logits; below 1 prefers the heavier components.
-      weighted_sample: Draw from every component and average by probability.
       guidance_scale: Above 1, tokens are moved away from those of an empty prompt by this factor.
         A traced value switches guidance on, whatever it is.
       share_guidance_draws: Draw the same noise for a prompt and its empty prompt (the reference
         draws independently).
       uncond_ids: The empty prompt, all `pad_token_id` by default.
       prefix: Keyframes to go on from, as the tokenizer makes them.
-      add_separator: `<img>` before each keyframe; False leaves only the one after the text.
       window: Most keyframes in sight at once, the prefix included; by default as many as the
         model's tables of keyframes and positions hold.
       overlap: Keyframes that the next window sees of the last one; half a window by default.
-      draws: Random numbers in place of `keys`, for one window.
       parity: Reproduce the reference's numbering after a prefix and its treatment of `cosine`.
-      trace: Also return what went through the model, for one window.
 
     Returns:
-      The new keyframes, and the trace if asked for. With other loss weights than (0, 0, 1) the
-      model predicts hidden states and the last axis is its width `d`.
+      The new keyframes.
 
     Raises:
       ValueError: Something does not fit; the message says what to change.
     """
     cfg, b = lm.cfg, text_ids.shape[0]
     num_prefix = 0 if prefix is None else prefix.shape[1]
-    _check_call(lm, num_keyframes, keys, do_sample, prefix, draws, b)
+    _check_call(lm, num_keyframes, keys, do_sample, prefix, b)
     _check_scales(var_scale, logits_temperature, guidance_scale)
-    spans = _windows(
-        lm, text_ids.shape[1], num_prefix, num_keyframes, add_separator, window, overlap, parity
-    )
-    if len(spans) > 1 and (trace or draws is not None or not cfg.predicts_tokens):
-        raise ValueError(
-            f"{num_keyframes} keyframes need {len(spans)} windows, but trace, draws and models "
-            "that feed hidden states back work in one; ask for fewer keyframes"
-        )
+    spans = _windows(lm, text_ids.shape[1], num_prefix, num_keyframes, window, overlap, parity)
     is_guided = isinstance(guidance_scale, jax.Array) or guidance_scale > 1
     if is_guided:
         if uncond_ids is None:
@@ -172,13 +115,10 @@ def generate(
         _Plan(
             num_prefix=seen,
             num_new=new,
-            do_sample=do_sample and cfg.loss in ("gmm", "vae"),
-            weighted_sample=weighted_sample,
+            do_sample=do_sample and cfg.loss == "gmm",
             is_guided=is_guided,
             share_draws=share_guidance_draws,
-            add_separator=add_separator,
             parity=parity,
-            trace=trace,
         )
         for seen, new in spans
     ]
@@ -187,28 +127,24 @@ def generate(
         prefix=prefix,
         keys=keys,
         first_index=jnp.asarray(num_prefix * cfg.num_tokens, jnp.int32),
-        draws=draws or Draws(),
         var_scale=jnp.asarray(var_scale, jnp.float32),
         logits_temperature=jnp.asarray(logits_temperature, jnp.float32),
         guidance_scale=jnp.asarray(guidance_scale, jnp.float32),
     )
-    tokens, record = _generate(*nnx.split(lm), inputs, tuple(plans))
+    tokens = _generate(*nnx.split(lm), inputs, tuple(plans))
     # The last window may reach further than asked, so that all windows share one program.
-    tokens = tokens[:, :num_keyframes]
-    return (tokens, record) if trace else tokens
+    return tokens[:, :num_keyframes]
 
 
-def keyframes_in_sight(lm: DiCoDeLM, text_length: int, *, add_separator: bool = True) -> int:
+def keyframes_in_sight(lm: DiCoDeLM, text_length: int) -> int:
     """Most keyframes that fit in the model's tables behind a text of this length.
 
     Raises:
       ValueError: Not even one fits.
     """
     n = lm.cfg.num_tokens
-    per_keyframe = n + 1 if add_separator else n
     # Text and `<img>`; then keyframes, of which the very last token and separator are never fed.
-    room = lm.body.max_seq_len - (text_length + 1) + 1 + (1 if add_separator else 0)
-    count = min(lm.cfg.max_keyframes, room // per_keyframe)
+    count = min(lm.cfg.max_keyframes, (lm.body.max_seq_len - text_length + 1) // (n + 1))
     if count < 1:
         raise ValueError(
             f"a text of {text_length} tokens leaves no room for a keyframe of {n} in "
@@ -217,7 +153,7 @@ def keyframes_in_sight(lm: DiCoDeLM, text_length: int, *, add_separator: bool = 
     return count
 
 
-def _check_call(lm, num_keyframes, keys, do_sample, prefix, draws, b) -> None:
+def _check_call(lm, num_keyframes, keys, do_sample, prefix, b) -> None:
     cfg = lm.cfg
     if num_keyframes < 1:
         raise ValueError(f"num_keyframes must be positive, got {num_keyframes}")
@@ -228,8 +164,7 @@ def _check_call(lm, num_keyframes, keys, do_sample, prefix, draws, b) -> None:
                 f"prefix has shape {prefix.shape}, but [{b}, f, {cfg.num_tokens}, {cfg.token_dim}] "
                 "is needed: one row per prompt, deep tokens of this model"
             )
-    draws_something = do_sample and cfg.loss in ("gmm", "vae") and cfg.predicts_tokens
-    if draws_something and keys is None and draws is None:
+    if do_sample and cfg.loss == "gmm" and keys is None:
         raise ValueError("sampling needs keys, one per prompt; or pass do_sample=False")
     if keys is not None and keys.shape[0] != b:
         raise ValueError(f"{keys.shape[0]} keys for {b} prompts; pass one key per prompt")
@@ -247,12 +182,12 @@ def _check_scales(var_scale, logits_temperature, guidance_scale) -> None:
 
 
 def _windows(
-    lm, text_length, num_prefix, num_new, add_separator, window, overlap, parity
+    lm, text_length, num_prefix, num_new, window, overlap, parity
 ) -> list[tuple[int, int]]:
     """`(keyframes seen before, keyframes generated)` of each window."""
     if parity:
         # The reference's wrong numbers run ahead of the keyframes; it knows no window.
-        places = _places(lm.cfg.num_tokens, num_prefix, num_new, add_separator, parity=True)
+        places = _places(lm.cfg.num_tokens, num_prefix, num_new, parity=True)
         positions = text_length + 1 + num_prefix * (lm.cfg.num_tokens + 1) + len(places.feeds)
         last = max(places.frame, default=0)
         if last >= lm.cfg.max_keyframes or positions > lm.body.max_seq_len:
@@ -262,7 +197,7 @@ def _windows(
                 f"{lm.body.max_seq_len}"
             )
         return [(num_prefix, num_new)]
-    most = keyframes_in_sight(lm, text_length, add_separator=add_separator)
+    most = keyframes_in_sight(lm, text_length)
     window = most if window is None else window
     if not 1 <= window <= most:
         raise ValueError(
@@ -302,12 +237,12 @@ class _Places:
     predicts: np.ndarray
 
 
-def _places(n: int, num_prefix: int, num_new: int, add_separator: bool, parity: bool) -> _Places:
+def _places(n: int, num_prefix: int, num_new: int, parity: bool) -> _Places:
     start = num_prefix * (n + 1 if parity else n)
     items: list[tuple[int, int, int]] = []
     for i in range(num_new * n):
         items.append((i, (start + i) // n, (start + i) % n))
-        if add_separator and (start + i + 1) % n == 0:
+        if (start + i + 1) % n == 0:
             items.append((-1, 0, 0))
     last = max(j for j, item in enumerate(items) if item[0] == num_new * n - 1)
     feeds, frame, place = np.asarray(items[: last + 1], np.int32).T
@@ -324,14 +259,14 @@ def _generate(graph, state, inputs: _Inputs, plans: tuple[_Plan, ...]):
         cut = None if known is None else known[:, known.shape[1] - last.num_prefix :]
         return _generate_window(lm, dataclasses.replace(inputs, prefix=cut), last)
     if plans[0] != last:
-        tokens, _ = _generate_window(lm, inputs, plans[0])
+        tokens = _generate_window(lm, inputs, plans[0])
         known = tokens if known is None else jnp.concatenate([known, tokens], axis=1)
         parts, index = [tokens], index + plans[0].num_new * n
 
     def step(carry, _):
         known, index = carry
         now = dataclasses.replace(inputs, prefix=known, first_index=index)
-        tokens, _ = _generate_window(lm, now, last)
+        tokens = _generate_window(lm, now, last)
         known = jnp.concatenate([known, tokens], axis=1)[:, -last.num_prefix :]
         return (known, index + last.num_new * n), tokens
 
@@ -339,15 +274,13 @@ def _generate(graph, state, inputs: _Inputs, plans: tuple[_Plan, ...]):
     _, tokens = jax.lax.scan(step, carry, None, length=len(plans) - len(parts))
     tokens = jnp.moveaxis(tokens, 0, 1)  # [b, windows, k, n, z]
     parts.append(tokens.reshape(tokens.shape[0], -1, *tokens.shape[3:]))
-    return jnp.concatenate(parts, axis=1), None
+    return jnp.concatenate(parts, axis=1)
 
 
-def _generate_window(lm: DiCoDeLM, inputs: _Inputs, plan: _Plan):
-    """One window: prefill, then one scan. Returns new keyframes and, if planned, a trace."""
-    places = _places(
-        lm.cfg.num_tokens, plan.num_prefix, plan.num_new, plan.add_separator, plan.parity
-    )
-    text_embeds, prompt = _prompt(lm, inputs, plan)
+def _generate_window(lm: DiCoDeLM, inputs: _Inputs, plan: _Plan) -> Array:
+    """New keyframes of one window: prefill, then one scan."""
+    places = _places(lm.cfg.num_tokens, plan.num_prefix, plan.num_new, plan.parity)
+    prompt = _prompt(lm, inputs, plan)
     rows, size = prompt.shape[0], prompt.shape[1] + len(places.feeds)
     cache = lm.body.init_cache(batch=rows, size=size)
     hidden, cache = lm.body(prompt, cache=cache)
@@ -358,104 +291,62 @@ def _generate_window(lm: DiCoDeLM, inputs: _Inputs, plan: _Plan):
     def step(carry, item):
         cache, x = carry
         feeds, frame, place, predicts = item
-        embed = x if not lm.cfg.predicts_tokens else _embed(lm, x, plan)
+        embed = lm.input_mlp(x) if plan.parity else lm.embed_deep_tokens(x)
         embed = embed + lm.frame_embed[...][frame] + lm.place_embed[...][place]
         embed = jnp.where(feeds < 0, image, embed[:, None].astype(prompt.dtype))
         hidden, cache = lm.body(embed, cache=cache)
-        out = predict(hidden[:, -1], jnp.maximum(predicts, 0))
-        return (cache, out["tokens"]), (out, embed[:, 0]) if plan.trace else out["tokens"]
+        tokens = predict(hidden[:, -1], jnp.maximum(predicts, 0))
+        return (cache, tokens), tokens
 
     items = tuple(map(jnp.asarray, dataclasses.astuple(places)))
-    _, outs = jax.lax.scan(step, (cache, first["tokens"]), items)
+    _, rest = jax.lax.scan(step, (cache, first), items)
     emitted = np.flatnonzero(places.predicts >= 0)
-
-    def ordered(first, rest):  # [r, tokens, ...]
-        return jnp.moveaxis(jnp.concatenate([first[None], rest[emitted]]), 0, 1)
-
-    tokens = ordered(first["tokens"], outs[0]["tokens"] if plan.trace else outs)
-    record = None
-    if plan.trace:
-        fed = jnp.concatenate([prompt, jnp.moveaxis(outs[1], 0, 1)], axis=1)
-        seen = {name: ordered(first[name], outs[0][name]) for name in first}
-        record = Trace(
-            text_embeds=text_embeds,
-            fed_embeds=fed,
-            hidden=seen["hidden"],
-            head_out=seen.get("head_out"),
-            tokens=tokens,
-        )
+    tokens = jnp.moveaxis(jnp.concatenate([first[None], rest[emitted]]), 0, 1)
     tokens = tokens[: rows // 2] if plan.is_guided else tokens
     tokens = tokens.reshape(tokens.shape[0], plan.num_new, lm.cfg.num_tokens, -1)
-    return lm.denormalize(tokens), record
+    return lm.denormalize(tokens)
 
 
-def _prompt(lm: DiCoDeLM, inputs: _Inputs, plan: _Plan) -> tuple[Array, Array]:
-    """Embeddings of text and `<img>`, and of these with the given keyframes behind them."""
+def _prompt(lm: DiCoDeLM, inputs: _Inputs, plan: _Plan) -> Array:
+    """Embeddings of text and `<img>` and the given keyframes behind them."""
     text = lm.body.embed_tokens(inputs.text_ids)
     r, _, d = text.shape
     image = lm.image_embed(text.dtype)
     text = jnp.concatenate([text, jnp.broadcast_to(image, (r, 1, d))], axis=1)
     if inputs.prefix is None:
-        return text, text
+        return text
     frames = lm.embed_deep_tokens(lm.normalize(inputs.prefix)) + lm.positions_of(plan.num_prefix)
-    frames = frames.astype(text.dtype)
-    if plan.add_separator or plan.parity:
-        separators = jnp.broadcast_to(image, (*frames.shape[:2], 1, d))
-        frames = jnp.concatenate([frames, separators], axis=2)
+    separators = jnp.broadcast_to(image, (*frames.shape[:2], 1, d))
+    frames = jnp.concatenate([frames.astype(text.dtype), separators], axis=2)
     if plan.is_guided:
         frames = jnp.concatenate([frames, frames])
-    return text, jnp.concatenate([text, frames.reshape(r, -1, d)], axis=1)
+    return jnp.concatenate([text, frames.reshape(r, -1, d)], axis=1)
 
 
-def _embed(lm: DiCoDeLM, tokens: Array, plan: _Plan) -> Array:
-    return lm.input_mlp(tokens) if plan.parity else lm.embed_deep_tokens(tokens)
-
-
-def _predict(lm: DiCoDeLM, inputs: _Inputs, plan: _Plan, hidden: Array, index) -> dict[str, Array]:
+def _predict(lm: DiCoDeLM, inputs: _Inputs, plan: _Plan, hidden: Array, index) -> Array:
     """Token number `index` of this window from the hidden state before it, `[r, d]` to `[r, z]`."""
-    cfg, out = lm.cfg, {"hidden": hidden}
-    if cfg.loss == "cosine" and (plan.parity or not cfg.predicts_tokens):
+    if lm.cfg.loss == "cosine" and plan.parity:
         hidden = ar_losses.normalize(hidden)
-    if cfg.predicts_tokens:
-        raw = out["head_out"] = lm.output_mlp(hidden)
-        tokens = _draw(lm, inputs, plan, raw, index)
-    else:
-        tokens = hidden
-    tokens = tokens.astype(jnp.float32)
+    tokens = _draw(lm, inputs, plan, lm.output_mlp(hidden), index).astype(jnp.float32)
     if plan.is_guided:
         cond, uncond = jnp.split(tokens, 2)
         tokens = jnp.tile(uncond + inputs.guidance_scale * (cond - uncond), (2, 1))
-    return out | {"tokens": tokens}
+    return tokens
 
 
 def _draw(lm: DiCoDeLM, inputs: _Inputs, plan: _Plan, raw: Array, index) -> Array:
     """Tokens `[r, z]` from head outputs `[r, p]`."""
-    cfg, draws = lm.cfg, inputs.draws
-    u, noise = (None if x is None else x[index] for x in (draws.u, draws.noise))
-    keys = None
-    if plan.do_sample and noise is None:
-        keys = _row_keys(inputs, plan, index)
-    if cfg.loss == "vae":
-        if keys is not None:
-            noise = jax.vmap(lambda key: jax.random.normal(key, (raw.shape[-1] // 2,)))(keys)
-        return lm.vae_decoder(ar_losses.vae_latent(raw, noise if plan.do_sample else None))
-    if cfg.loss != "gmm":
+    if lm.cfg.loss != "gmm":
         return raw
     mixture = GaussianMixture.from_params(
         raw,
-        cfg.num_mixtures,
+        lm.cfg.num_mixtures,
         var_scale=inputs.var_scale,
         logits_temperature=inputs.logits_temperature,
     )
     if not plan.do_sample:
         return mixture.expected_value()
-    if plan.weighted_sample:
-        if keys is None:
-            return mixture.weighted_sample_with(noise)
-        return jax.vmap(GaussianMixture.weighted_sample)(mixture, keys)
-    if keys is None:
-        return mixture.sample_with(mixture.component_of(u), noise)
-    return jax.vmap(GaussianMixture.sample)(mixture, keys)
+    return jax.vmap(GaussianMixture.sample)(mixture, _row_keys(inputs, plan, index))
 
 
 def _row_keys(inputs: _Inputs, plan: _Plan, index) -> Array:

@@ -209,7 +209,7 @@ def loss_fn(
         assert model.tokenizer is not None  # made where batches hold keyframes
         tokens = model.tokenizer(to_float(batch["keyframes"])).astype(jnp.float32)
     tokens = jax.lax.stop_gradient(tokens)
-    noise_keys, dropout_keys, latent_keys = split(row_keys(keys, len(tokens)), 3)
+    noise_keys, dropout_keys = split(row_keys(keys, len(tokens)), 2)
     inputs = None
     if config.input_noise and not deterministic:
         valid = batch["frame_segments"] > 0 if config.packed else batch["frame_mask"]
@@ -220,7 +220,6 @@ def loss_fn(
         "inputs": inputs,
         "deterministic": deterministic,
         "rngs": nnx.Rngs(dropout=dropout_keys),
-        "key": latent_keys,
     }
     if "segment_ids" in batch:
         out = model.lm.packed_loss(**{**batch, "tokens": tokens}, **options)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from lm_inside import observed
 
 import convert
 from convert.dicode import modules as dicode
@@ -22,7 +23,6 @@ from dicode_jax.diffusion.time_grid import ddim_time_grid, ddim_timesteps
 from dicode_jax.distributions.gaussian_mixture import GaussianMixture
 from dicode_jax.models.dicode import decoder as decoding
 from dicode_jax.models.dicode.decoder import ClipDecoder
-from dicode_jax.models.dicode.generate import Draws, generate
 from dicode_jax.stages.dicode import tokenizer_loss as training
 from parity.harness import Check, runner
 from parity.runners.language import byte_ids
@@ -443,20 +443,20 @@ def generated(loaded, options, prompts, num_keyframes, arrays):
     assert kwargs["num_img_tokens"] == lm.cfg.num_tokens
     ids = byte_ids(prompts, kwargs["text_length"], lm.cfg.pad_token_id)
     u, eps = (jnp.asarray(arrays[name]) for name in ("u", "eps"))
-    tokens, trace = generate(
+    assert kwargs["add_sep"]
+    assert not kwargs["weighted_sample"]
+    tokens, seen = observed(
         lm,
         jnp.asarray(ids),
         num_keyframes=num_keyframes,
         do_sample=kwargs["do_sample"],
-        weighted_sample=kwargs["weighted_sample"],
         var_scale=kwargs["var_scale"],
-        add_separator=kwargs["add_sep"],
         guidance_scale=kwargs.get("cfg_scale", 1.0),
-        draws=Draws(u=u, noise=eps),
+        u=u,
+        noise=eps.reshape(len(eps), u.shape[1], -1),
         parity=True,
-        trace=True,
     )
-    mixture = GaussianMixture.from_params(trace.head_out, lm.cfg.num_mixtures)
+    mixture = GaussianMixture.from_params(jnp.asarray(seen.head_out), lm.cfg.num_mixtures)
     picked = mixture.component_of(u.T).T
     yield Check("component", picked, arrays["component"], exact=True)
     return ids, tokens

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from lm_inside import explicit_loss, observed
 
 from convert import from_torch
 from convert.dicode import lm as dicode_lm
 from convert.engine.plan import flatten, plan
 from dicode_jax.distributions.gaussian_mixture import GaussianMixture
-from dicode_jax.models.dicode.generate import Draws, generate
+from dicode_jax.errors import OptionGone
 from dicode_jax.nn.masks import causal_mask, key_mask
-from parity.harness import Check, runner
+from parity.harness import Check, LeftOut, runner
 from parity.runners.gpt2 import by_original_key, require_all
 
 LM = {"rel_max": 1e-5}
@@ -33,11 +34,9 @@ def agent_config(fixture, model_kwargs):
 
 def agent_weights(weights, loss_func):
     """Plain keys, with the other heads laid over them where the loss needs one."""
-    overlay = {"gmm": None, "vae": "vae:"}.get(loss_func, "vec:")
     out = {key: value for key, value in weights.items() if ":" not in key}
-    if overlay is not None:
-        own = {k.removeprefix(overlay): v for k, v in weights.items() if k.startswith(overlay)}
-        out |= own
+    if loss_func != "gmm":
+        out |= {k.removeprefix("vec:"): v for k, v in weights.items() if k.startswith("vec:")}
     return out
 
 
@@ -62,22 +61,26 @@ def run_lm_train(fixture):
     done |= {f"inputs/{name}" for name in inputs}
     for case, spec in config["cases"].items():
         own = {k.removeprefix(f"{case}/"): v for k, v in arrays.items() if k.startswith(f"{case}/")}
-        model = build_agent(fixture, weights, spec["model_kwargs"])
+        done |= {f"{case}/{name}" for name in own}
+        if "query_video_ids_mask" in spec["forward_extra"]:
+            yield LeftOut(case, "query_video_ids_mask")
+            continue
+        try:
+            model = build_agent(fixture, weights, spec["model_kwargs"])
+        except OptionGone as gone:
+            yield LeftOut(case, gone.option)
+            continue
         given = {k.removeprefix("inputs/"): v for k, v in own.items() if k.startswith("inputs/")}
         kwargs = forward_kwargs(spec, inputs | given)
-        if "vae_eps" in own:
-            noise = np.zeros((*deep_tokens.shape[:-1], own["vae_eps"].shape[-1]), np.float32)
-            noise[frames] = own["vae_eps"]  # keyframes of these inputs are valid from the front
-            order = np.argsort(~frames, axis=1, kind="stable")
-            noise = np.take_along_axis(noise, order[..., None, None], axis=1)
-            kwargs["noise"] = jnp.asarray(noise)
-        wanted = {k: v for k, v in own.items() if not k.startswith("inputs/") and k != "vae_eps"}
+        wanted = {k: v for k, v in own.items() if not k.startswith("inputs/")}
         seen = set()
+        if model.cfg.loss != "gmm":  # logged with a weight of 0; of `gmm` they are 0
+            seen |= {"llm_loss", "rec_loss"}
+            yield LeftOut(f"{case}/llm_loss and rec_loss", "llm_loss_weight, rec_loss_weight")
         for check in train_case(model, deep_tokens, kwargs, wanted, spec):
             seen.add(check.name)
             yield Check(**{**vars_of(check), "name": f"{case}/{check.name}"})
         require_all(wanted, seen)
-        done |= {f"{case}/{name}" for name in own}
     require_all(arrays, done)
 
 
@@ -89,8 +92,6 @@ def forward_kwargs(spec, inputs):
     names = {
         "attention_mask": ("attention_mask", bool),
         "position_ids": ("positions", np.int32),
-        "query_video_ids_mask": ("query_mask", bool),
-        "gt_video_frame_mask": ("given_frame_mask", bool),
         "input_ids": ("input_ids", np.int32),
         "video_ids_mask": ("token_mask", bool),
         "video_frame_mask": ("frame_mask", bool),
@@ -108,16 +109,16 @@ def train_case(model, deep_tokens, kwargs, wanted, spec):
     graph, state = nnx.split(model)
 
     def loss(state, deep_tokens, kwargs):
-        out = nnx.merge(graph, state)(deep_tokens=deep_tokens, **kwargs)
+        out, _ = explicit_loss(nnx.merge(graph, state), deep_tokens=deep_tokens, **kwargs)
         return out.loss, out
 
     (_, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(state, deep_tokens, kwargs)
     valid = np.asarray(out.valid)
     yield Check("total_loss", np.asarray(out.loss), wanted["total_loss"], **LM)
-    for name in ("llm_loss", "rec_loss", "llm_rec_loss"):
-        yield Check(name, np.asarray(getattr(out, name)), wanted[name], **LM)
-    if "vae_kl_loss" in wanted:
-        yield Check("vae_kl_loss", np.asarray(out.kl_loss), wanted["vae_kl_loss"], **LM)
+    yield Check("llm_rec_loss", np.asarray(out.loss), wanted["llm_rec_loss"], **LM)
+    if model.cfg.loss == "gmm":
+        for name in ("llm_loss", "rec_loss"):
+            yield Check(name, np.zeros_like(wanted[name]), wanted[name], exact=True)
     yield Check("pred", np.asarray(out.pred)[valid], wanted["pred"], **LM)
     yield Check("config:total_loss", np.asarray(out.loss), spec["total_loss"], **LM)
     yield from train_intermediates(model, deep_tokens, kwargs, wanted, out)
@@ -139,13 +140,11 @@ def train_case(model, deep_tokens, kwargs, wanted, spec):
 
 def train_intermediates(model, deep_tokens, kwargs, wanted, out):
     cfg, valid = model.cfg, np.asarray(out.valid)
-    names = ("token_mask", "frame_mask", "query_mask", "given_frame_mask")
-    masks = {name: kwargs[name] for name in names if name in kwargs}
-    sequence = model.sequence(kwargs["input_ids"], deep_tokens, **masks)
+    _, sequence = explicit_loss(model, deep_tokens=deep_tokens, **kwargs)
     if "inputs_embeds" in wanted:
         yield Check("inputs_embeds", np.asarray(sequence.embeds), wanted["inputs_embeds"], **LM)
-    got = {"video_embeds_in": sequence.token_embeds}
-    got["video_embeds_in_with_pos"] = sequence.token_embeds + model.positions_of(valid.shape[1])
+    got = {"video_embeds_in": model.embed_deep_tokens(sequence.targets)}
+    got["video_embeds_in_with_pos"] = got["video_embeds_in"] + model.positions_of(valid.shape[1])
     if cfg.loss == "gmm":
         mixture = GaussianMixture.from_params(out.pred, cfg.num_mixtures)
         got["means"], got["variances"] = mixture.mean, mixture.variance
@@ -230,21 +229,34 @@ def run_lm_generate(fixture):
     done, all_ids = set(), []
     for case, spec in config["cases"].items():
         own = {k.removeprefix(f"{case}/"): v for k, v in arrays.items() if k.startswith(f"{case}/")}
-        model = build_agent(fixture, weights, case_kwargs(case, spec, own, config))
         ids = byte_ids(prompts_of(spec), spec.get("text_length"), pad)
         all_ids.append(ids)
+        done |= {f"{case}/{name}" for name in own}
+        try:
+            model = build_agent(fixture, weights, case_kwargs(case, spec, own, config))
+            check_options(spec)
+        except OptionGone as gone:
+            yield LeftOut(case, gone.option)
+            continue
         seen = set()
         for check in generate_case(model, ids, spec, own):
             seen.add(check.name)
             yield Check(**{**vars_of(check), "name": f"{case}/{check.name}"})
         require_all(own, seen | {"u", "eps", "video_embeds"})
-        done |= {f"{case}/{name}" for name in own}
     for name, want in arrays.items():
         if name.startswith("text_ids/"):
             same = [ids for ids in all_ids if np.array_equal(ids, want)]
             done.add(name)
             yield Check(name, same[0] if same else np.zeros(0), want, exact=True)
     require_all(arrays, done)
+
+
+def check_options(spec):
+    """Raises `OptionGone` for what generation no longer does."""
+    if spec.get("weighted_sample", False):
+        raise OptionGone("weighted_sample", True, "do_sample")
+    if not spec.get("add_sep", False):
+        raise OptionGone("add_sep", False, "<img> before each keyframe")
 
 
 def generate_case(model, ids, spec, own):
@@ -255,19 +267,19 @@ def generate_case(model, ids, spec, own):
     frames = num_keyframes(spec, ids.shape[1] + 1 + before, cfg.num_tokens)
     scale = spec.get("cfg_scale", 1.0)
     rows = 2 * b if scale > 1 else b
-    tokens, trace = generate(
+    draws = {name: jnp.asarray(own[name]) for name in ("u",) if name in own}
+    if "eps" in own:
+        draws["noise"] = jnp.asarray(own["eps"].reshape(len(own["eps"]), rows, -1))
+    tokens, trace = observed(
         model,
         jnp.asarray(ids),
         num_keyframes=frames,
         do_sample=spec.get("do_sample", False),
         var_scale=spec.get("var_scale", 1.0),
-        weighted_sample=spec.get("weighted_sample", False),
         guidance_scale=scale,
         prefix=None if prefix is None else jnp.asarray(prefix),
-        add_separator=spec.get("add_sep", False),
-        draws=draws_of(cfg, spec, own, rows),
         parity=True,
-        trace=True,
+        **draws,
     )
     pred = np.tile(np.asarray(tokens), (rows // b, 1, 1, 1))
     yield Check(
@@ -278,17 +290,6 @@ def generate_case(model, ids, spec, own):
         if name in own:
             yield Check(name, np.asarray(getattr(trace, name)), own[name], **LM)
     if "component" in own:
-        mixture = GaussianMixture.from_params(trace.head_out, cfg.num_mixtures)
+        mixture = GaussianMixture.from_params(jnp.asarray(trace.head_out), cfg.num_mixtures)
         picked = mixture.component_of(jnp.asarray(own["u"]).T).T
         yield Check("component", np.asarray(picked), own["component"], exact=True)
-
-
-def draws_of(cfg, spec, own, rows):
-    if "eps" not in own:
-        return None
-    eps = own["eps"]
-    if cfg.loss == "vae":
-        eps = eps[1::2]  # the original draws twice and uses the second
-    inner = (cfg.num_mixtures,) if spec.get("weighted_sample", False) else ()
-    noise = eps.reshape(len(eps), rows, *inner, -1)
-    return Draws(u=jnp.asarray(own["u"]) if "u" in own else None, noise=jnp.asarray(noise))
