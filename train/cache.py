@@ -107,9 +107,8 @@ def _claim(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
     if changes:
         print(f"{folder} is made anew: {'; '.join(changes)}", flush=True)
         (folder / encoded_cache.MANIFEST).unlink(missing_ok=True)
-        for path in folder.glob("encoded-*-of-*.json"):
+        for path in folder.glob("encoded-?????-of-?????.*"):
             path.unlink()
-            path.with_suffix(".array_record").unlink(missing_ok=True)
     encoded_cache.write_plan(folder, about)
 
 

@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401  makes bfloat16 a type that NumPy knows by its name
@@ -279,12 +279,11 @@ class EncodedCache:
             _check_size(self.folder / shard["file"], shard["bytes"])
         if not len(self):
             raise UserError(f"the cache {folder} is empty: nothing of its data set could be read")
-        self._records = ArrayRecordDataSource(
-            tuple(
-                _Part(str(self.folder / shard["file"]), take=shard["count"])
-                for shard in self.manifest["shards"]
-            )
-        )
+        parts: Any = [
+            _Part(str(self.folder / shard["file"]), take=shard["count"])
+            for shard in self.manifest["shards"]
+        ]
+        self._records = ArrayRecordDataSource(parts)
 
     def __len__(self) -> int:
         return self.manifest["count"]
@@ -293,7 +292,7 @@ class EncodedCache:
         return Example.from_bytes(self._records[index], self.schema)
 
     @functools.cached_property
-    def names(self) -> Sequence[str]:
+    def names(self) -> list[str]:
         """Names of all examples, in order."""
         return [name for index in self._indexes for name in index["names"]]
 

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -228,6 +229,19 @@ def test_videos_and_captions_that_have_changed_since_are_named(config, tmp_path)
         path.unlink()  # as it said
     assert encode.encode(config, options)["data"] != manifest["data"]
     assert EncodedCache(options.out)[2].captions == ("grey",)
+
+
+def test_a_cache_of_the_last_release_is_known_again(config, tmp_path, monkeypatch):
+    out = tmp_path / "c"
+    shutil.copytree(ROOT / "tests/old_models/token_cache", out)
+    before = contents(out)
+    encoder = json.loads(before["encode.json"])["tokenizer"]
+    monkeypatch.setattr(weights, "hash_module", lambda folder: encoder)
+    options = EncodeOptions(out=out, limit=3, shard_size=4)
+    assert encode.encode(config, options)["count"] == 3
+    assert contents(out) == before
+    with pytest.raises(UserError, match=r"another cache \(settings\.seed 3 -> 4\); take another"):
+        encode.encode(dataclasses.replace(config, seed=4), options)
 
 
 def test_what_does_not_belong_together_is_refused_on_one_line(config, tmp_path):

@@ -177,6 +177,7 @@ class PackedExamples:
     videos: CachedExamples
     row_length: int
     max_frames: int
+    num_tokens: int
     image_id: int
     seed: int
 
@@ -189,7 +190,7 @@ class PackedExamples:
         lengths = video_length(
             np.minimum(held, self.videos.num_keyframes),
             text_length=self.videos.captions.length,
-            num_tokens=self.videos.cache.schema["tokens"].shape[1],
+            num_tokens=self.num_tokens,
         )
         return plan_rows(lengths, self.row_length, seed=self.seed)
 
@@ -271,6 +272,7 @@ def open_examples(
         videos=videos,
         row_length=config.packed_length,
         max_frames=config.packed_keyframes,
+        num_tokens=config.model.num_tokens,
         image_id=config.model.image_token_id,
         seed=config.seed,
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import pathlib
 import types
 
 import jax
@@ -92,6 +93,23 @@ def config(folder):
 
 def ids(caption):
     return TEXT.encode(caption, L).ids[0].tolist()
+
+
+def test_a_cache_of_the_last_release_is_read(config):
+    old = pathlib.Path(__file__).parents[2] / "old_models/token_cache"
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, num_tokens=3, token_dim=8),
+        data=DataConfig(path=str(old), validation=0.0),
+        num_keyframes=2,
+    )
+    for packed in (False, True):
+        opened = dataclasses.replace(config, packed=packed)
+        examples = lm_examples.open_examples(opened, TEXT)
+        example = examples(0, np.random.default_rng(0))
+        assert example["tokens"].shape[1:] == (3, 8)
+        assert example["tokens"].dtype == ml_dtypes.bfloat16
+        assert "shapes/train/3/" in examples.name(0)
 
 
 def test_splits_of_a_cache_go_by_names_and_share_nothing(config):
