@@ -239,7 +239,7 @@ def tokenizer_parts(config, prepared, batch, key) -> dict[str, tuple[Callable, i
         return jitted(state, *args)
 
     video = jax.jit(to_float)(batch["video"])
-    keyframes = tokenizer_loss.select_keyframes(video, config.decoder.image_proj_type)[0]
+    keyframes = tokenizer_loss.select_keyframes(video)[0]
     features = part("CLIP", lambda m, x: m.tokenizer.encode_images(x), keyframes)
     tokens = part("resampler", lambda m, x: m.tokenizer.resampler(x), features)[None]
     latents = part(

@@ -6,6 +6,8 @@ from typing import Any
 
 from convert.parts import autoencoder_kl, buffers, resampler, unet3d
 from convert.parts import clip as open_clip
+from dicode_jax.config import without_retired
+from dicode_jax.errors import OptionGone
 from dicode_jax.models.clip import CLIPConfig, CLIPTextConfig
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoderConfig
@@ -71,6 +73,9 @@ _IGNORED = {
     "en_and_decode_n_samples_a_time",
     "fps_condition_type",
     "channels",
+    "vae_kl_loss_weight",  # of the regularisers of the deep tokens, which are gone
+    "kl_loss_weight_scheduler",
+    "kl_loss_sch_tgt_steps",
     "base_learning_rate",
     "scale_lr",
 }
@@ -92,9 +97,6 @@ _READ = {
     "uncond_prob",
     "uncond_type",
     "no_text",
-    "vae_kl_loss_weight",
-    "kl_loss_weight_scheduler",
-    "kl_loss_sch_tgt_steps",
     "use_kl_on_latent",
     "use_sec_mmt",
     "use_sec_mmt2",
@@ -166,24 +168,14 @@ def loss_config_from_original(options: Mapping[str, Any]) -> TokenizerLossConfig
     """The training-loss settings of the original's arguments, with the original's defaults.
 
     Raises:
-      ValueError: More than one regulariser of the deep tokens is on.
+      OptionGone: A regulariser of the deep tokens is on.
     """
-    switches = {
-        "vae": options.get("vae_projector_config") is not None,
-        "kl_on_latent": options.get("use_kl_on_latent", False),
-        "second_moment": options.get("use_sec_mmt", False),
-        "second_moment_per_channel": options.get("use_sec_mmt2", False),
-    }
-    chosen = [name for name, on in switches.items() if on]
-    if len(chosen) > 1:
-        raise ValueError(f"at most one regulariser of the deep tokens is allowed, got {chosen}")
+    for name in ("use_kl_on_latent", "use_sec_mmt", "use_sec_mmt2"):
+        if options.get(name, False):
+            raise OptionGone(name, True, "the denoising loss alone")
     return TokenizerLossConfig(
         uncond_prob=options.get("uncond_prob", 0.2),
         no_text=options.get("no_text", False),
-        extra=chosen[0] if chosen else "none",
-        extra_weight=options.get("vae_kl_loss_weight", 1e-4),
-        extra_scheduler=options.get("kl_loss_weight_scheduler", "constant"),
-        extra_steps=options.get("kl_loss_sch_tgt_steps", 1),
         offset_noise=options.get("noise_strength", 0.0),
         loss_type=options.get("loss_type", "l2"),
         simple_weight=options.get("l_simple_weight", 1.0),
@@ -192,13 +184,12 @@ def loss_config_from_original(options: Mapping[str, Any]) -> TokenizerLossConfig
 
 
 def _tokenizer_config(options: Mapping[str, Any], clip: CLIPConfig) -> DeepTokenizerConfig:
-    projector = options.get("vae_projector_config")
+    if options.get("vae_projector_config") is not None:
+        raise OptionGone("use_vae", True, DeepTokenizerConfig.RETIRED["use_vae"][1])
     return DeepTokenizerConfig(
         vision=clip.vision,
         resize="stretch",
         resampler=resampler.config_from_original(_params(options["image_proj_stage_config"])),
-        use_vae=projector is not None,
-        vae_decoder=projector is not None and "decoder" in projector,
     )
 
 
@@ -225,14 +216,17 @@ def _decoder_config(
     )
     size = options.get("image_size")
     size = (size, size) if isinstance(size, int) else size
+    gone = {
+        "image_proj_type": options.get("image_proj_type"),
+        "null_text": null_texts[uncond_type],
+    }
     return ClipDecoderConfig(
+        **without_retired(ClipDecoderConfig, gone),
         unet=unet3d.config_from_original(options["unet_config"], context_rule="per_frame"),
         autoencoder=dataclasses.replace(autoencoder, scale_factor=options.get("scale_factor", 1.0)),
         schedule=buffers.schedule_from_original(options),
         num_tokens=tokenizer.num_tokens,
-        image_proj_type=options.get("image_proj_type"),
         latent_head=head,
-        null_text=null_texts[uncond_type],
         latent_size=None if size is None else tuple(size),
     )
 

@@ -15,7 +15,7 @@ from convert.dicode import lm
 from convert.dicode.config import SystemConfig, config_from_original
 from convert.engine import plan as engine
 from convert.engine.plan import Plan, below, blank, plan, select
-from convert.engine.rules import ConversionError, Rule, Rules, dense, prefixed, to_numpy
+from convert.engine.rules import ConversionError, Rule, Rules, prefixed, to_numpy
 from convert.parts import autoencoder_kl, buffers, clip, constants, resampler, unet3d
 from dicode_jax.models.clip import CLIPText, CLIPTextConfig
 from dicode_jax.models.dicode.ar import DiCoDeLM
@@ -29,16 +29,13 @@ IMAGE_TOWER = "embedder.model."
 RESAMPLER = "image_proj_model."
 LATENT_HEAD = "image_cat_proj_model."
 LANGUAGE_MODEL = "llm_agent."
-VAE_PARTS = ("vae_mean_proj.", "vae_logvar_proj.", "vae_decoder.")
 BUFFERS = (*buffers.BUFFERS, "scale_factor")
-TOKENIZER_PARTS = (IMAGE_TOWER, RESAMPLER, *VAE_PARTS)
+TOKENIZER_PARTS = (IMAGE_TOWER, RESAMPLER)
 DECODER_PARTS = (UNET, AUTOENCODER, LATENT_HEAD)
 
 TOKENIZER_RULES: Rules = (
     *prefixed(clip.VISION_RULES, IMAGE_TOWER, "vision."),
     *prefixed(resampler.RULES, RESAMPLER, "resampler."),
-    *dense(r"vae_(mean|logvar)_proj", "vae_projector.{0}"),
-    *dense(r"vae_decoder", "vae_projector.decoder"),
 )
 
 

@@ -5,7 +5,6 @@ than one block of a tower is in memory, so a conversion stays as lean as its lar
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from convert.engine.plan import Plan, blank, fill
 from convert.engine.sources import LazyTensor
 from dicode_jax.media.transforms import clip_preprocess
 from dicode_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVision
-from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig, VAEProjector
+from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
 from dicode_jax.nn.resampler import Resampler
 from dicode_jax.text.clip import ClipTokenizer
 
@@ -61,7 +60,7 @@ def empty_text_context(plan: Plan, cfg: CLIPTextConfig, layer: str = "penultimat
 
 
 def null_tokens(plan: Plan, cfg: DeepTokenizerConfig) -> np.ndarray:
-    """Deep tokens [n, z] of a grey (zero) image, float32; the mean where there is a posterior.
+    """Deep tokens [n, z] of a grey (zero) image, float32.
 
     Args:
       plan: Of a deep tokenizer.
@@ -76,9 +75,6 @@ def null_tokens(plan: Plan, cfg: DeepTokenizerConfig) -> np.ndarray:
     x = _through(plan, "vision.blocks", tower.blocks[0], cfg.vision.num_layers, x, None)
     resampler = fill(blank(Resampler, cfg.resampler), plan, "resampler.")
     tokens = nnx.jit(lambda module, x: module(x))(resampler, x)
-    if cfg.use_vae:
-        kind = functools.partial(VAEProjector, decoder=cfg.vae_decoder)
-        tokens = fill(blank(kind, cfg.token_dim), plan, "vae_projector.")(tokens)[0]
     return np.asarray(tokens[0], np.float32)
 
 

@@ -340,7 +340,7 @@ class DiCoDePipeline(base.Pipeline):
 
     def _sampling(self, **changes: Any) -> SamplingConfig:
         config = super()._sampling(**changes)
-        if config.num_frames % 2 and self.decoder.cfg.image_proj_type == "headrear":
+        if config.num_frames % 2:
             raise UserError(f"num_frames must be even, got {config.num_frames}")
         return config
 

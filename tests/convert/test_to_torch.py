@@ -49,9 +49,7 @@ LLAMA = LlamaConfig(
     vocab_size=12, max_seq_len=16, tie_embeddings=False,
 )  # fmt: skip
 CONFIGS = {
-    "tokenizer": DeepTokenizerConfig(
-        vision=VISION, resampler=RESAMPLER, use_vae=True, vae_decoder=True
-    ),
+    "tokenizer": DeepTokenizerConfig(vision=VISION, resampler=RESAMPLER),
     "decoder": ClipDecoderConfig(
         unet=UNET,
         autoencoder=AUTOENCODER,

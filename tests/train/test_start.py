@@ -145,6 +145,3 @@ def test_what_cannot_train_is_refused(config):
         dataclasses.replace(config, init=None, trainable=frozen)
     with pytest.raises(ValueError, match="set unet to False"):
         dataclasses.replace(config.trainable, lora_rank=4)
-    growing = dataclasses.replace(config.loss, extra="second_moment", extra_scheduler="linear")
-    with pytest.raises(ValueError, match="extra_scheduler"):
-        dataclasses.replace(config, loss=growing)

@@ -7,7 +7,7 @@ decoding a clip needs no CLIP.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -21,9 +21,6 @@ from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.typing import Array, Float, Int, typechecked
 
-IMAGE_PROJ_TYPES = ("headrear", "fullseq")
-NULL_TEXTS = ("empty", "zeros")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipDecoderConfig:
@@ -35,12 +32,10 @@ class ClipDecoderConfig:
             `autoencoder.embed_dim + latent_head.output_shape[-1]` input channels.
         autoencoder: latents <-> pixels.
         schedule: training noise schedule and parameterization.
-        num_tokens: deep tokens per keyframe.
-        image_proj_type: "headrear": two keyframes, the first half of the frames sees the tokens of
-            the first and the second half those of the second; "fullseq": tokens for every frame.
+        num_tokens: deep tokens per keyframe. The first half of the frames sees those of the first
+            keyframe, the second half those of the second.
         latent_head: maps the deep tokens of a keyframe to a latent image that is concatenated to
             the noisy latents on the channels (the original's `hybrid_concat`). None for off.
-        null_text: what the unconditional branch uses as text: the same empty prompt, or zeros.
         latent_size: rows and columns of the latents that sampling makes by default; None for the
             autoencoder's nominal resolution.
     """
@@ -51,18 +46,15 @@ class ClipDecoderConfig:
         default_factory=lambda: NoiseSchedule(zero_terminal_snr=True, parameterization="v")
     )
     num_tokens: int = 16
-    image_proj_type: str = "headrear"
     latent_head: ResamplerConfig | None = None
-    null_text: str = "empty"
     latent_size: tuple[int, int] | None = None
 
+    RETIRED: ClassVar = {
+        "image_proj_type": ("headrear", "headrear, the tokens of two keyframes,"),
+        "null_text": ("empty", "the empty prompt"),
+    }
+
     def __post_init__(self):
-        if self.image_proj_type not in IMAGE_PROJ_TYPES:
-            raise ValueError(
-                f"image_proj_type must be one of {IMAGE_PROJ_TYPES}, got {self.image_proj_type!r}"
-            )
-        if self.null_text not in NULL_TEXTS:
-            raise ValueError(f"null_text must be one of {NULL_TEXTS}, got {self.null_text!r}")
         if self.num_tokens < 1:
             raise ValueError(f"num_tokens must be at least 1, got {self.num_tokens}")
         latent_channels = self.autoencoder.embed_dim
@@ -143,28 +135,21 @@ class ClipDecoder(nnx.Module):
         num_frames: int,
         *,
         text_context: Float[Array, "b l d"] | None = None,
-        concat_tokens: Float[Array, "b k n d"] | None = None,
     ) -> Condition:
         """Spread deep tokens (and the latent images they stand for) over the frames of a clip.
 
         Args:
-            tokens: of the clip's first and last frame, ``[b, 2, n, d]``; of all frames with
-                "fullseq".
-            num_frames: frames of the clip; a multiple of the number of keyframes given.
+            tokens: of the clip's first and last frame, ``[b, 2, n, d]``.
+            num_frames: frames of the clip, an even number.
             text_context: text tokens instead of the stored empty prompt.
-            concat_tokens: tokens for the latent head instead of ``tokens``.
 
         Raises:
-            ValueError: the number of keyframes does not fit the image_proj_type or the frames.
+            ValueError: there are not two keyframes, or an odd number of frames.
         """
         cfg = self.cfg
         b, k, n, d = tokens.shape
-        expected = 2 if cfg.image_proj_type == "headrear" else num_frames
-        if k != expected:
-            raise ValueError(
-                f"image_proj_type {cfg.image_proj_type!r} with {num_frames} frames needs the deep "
-                f"tokens of {expected} keyframes, got {k}"
-            )
+        if k != 2:
+            raise ValueError(f"a clip needs the deep tokens of 2 keyframes, got {k}")
         if (n, d) != (cfg.num_tokens, cfg.token_dim):
             raise ValueError(
                 f"a keyframe has {cfg.num_tokens} deep tokens of width {cfg.token_dim}, "
@@ -178,9 +163,7 @@ class ClipDecoder(nnx.Module):
         image_context = per_frame.reshape(b, num_frames * n, d).astype(text_context.dtype)
         concat = None
         if cfg.latent_head is not None:
-            source = tokens if concat_tokens is None else concat_tokens
-            concat = self.latent_images(source)
-            concat = jnp.repeat(concat, num_frames // k, axis=1)
+            concat = jnp.repeat(self.latent_images(tokens), num_frames // k, axis=1)
         return Condition(jnp.concatenate([text_context, image_context], axis=1), concat)
 
     @typechecked
@@ -211,16 +194,13 @@ class ClipDecoder(nnx.Module):
             batch: number of samples.
             num_frames: frames of the clip.
             null_tokens: instead of the stored ones.
-            text_context: text tokens instead of the stored empty prompt (or zeros).
+            text_context: text tokens instead of the stored empty prompt.
             concat: latent images to keep; the original gives the unconditional branch the
                 conditional ones. None makes them from the null tokens where there is a latent head.
         """
         if null_tokens is None:
             null_tokens = self.null_tokens[...]
-        if text_context is None and self.cfg.null_text == "zeros":
-            text_context = jnp.zeros((batch, *self.text_context.shape), self.text_context.dtype)
-        k = 2 if self.cfg.image_proj_type == "headrear" else num_frames
-        tokens = jnp.broadcast_to(null_tokens, (batch, k, *null_tokens.shape))
+        tokens = jnp.broadcast_to(null_tokens, (batch, 2, *null_tokens.shape))
         if concat is None:
             return self.condition(tokens, num_frames, text_context=text_context)
         if text_context is None:
@@ -260,23 +240,20 @@ def clip_conditions(
     cfg: SamplingConfig,
     *,
     text_context: Float[Array, "b l d"] | None = None,
-    concat_tokens: Float[Array, "b k n d"] | None = None,
     null_tokens: Float[Array, "n d"] | None = None,
 ) -> list[Condition]:
     """Conditional, null and image-only condition of a clip; the last two where ``cfg`` uses them.
 
     Args:
         decoder: gives the constants and the latent head.
-        tokens: deep tokens, ``[b, 2, n, d]`` (``[b, f, n, d]`` with "fullseq").
+        tokens: deep tokens, ``[b, 2, n, d]``.
         cfg: sampling settings.
         text_context: text tokens of the conditional branch instead of the empty prompt.
-        concat_tokens: deep tokens for the latent head when they differ (before a latent VAE).
         null_tokens: deep tokens of the unconditional branch instead of the stored ones.
     """
     if cfg.drop_tokens is not None:
         tokens = mask_leading_tokens(tokens, cfg.drop_tokens)
-    options = {"concat_tokens": concat_tokens}
-    cond = decoder.condition(tokens, cfg.num_frames, text_context=text_context, **options)
+    cond = decoder.condition(tokens, cfg.num_frames, text_context=text_context)
     if not cfg.is_guided:
         return [cond]
     uncond = decoder.null_condition(
@@ -284,7 +261,7 @@ def clip_conditions(
     )
     if text_context is None or cfg.image_guidance_scale is None:
         return [cond, uncond]
-    return [cond, uncond, decoder.condition(tokens, cfg.num_frames, **options)]
+    return [cond, uncond, decoder.condition(tokens, cfg.num_frames)]
 
 
 @typechecked
@@ -297,7 +274,6 @@ def decode_clip(
     x_init: Float[Array, "b f h w c"] | None = None,
     noise: Float[Array, "s b f h w c"] | None = None,
     text_context: Float[Array, "b l d"] | None = None,
-    concat_tokens: Float[Array, "b k n d"] | None = None,
     null_tokens: Float[Array, "n d"] | None = None,
     return_trajectory: bool = False,
     use_scan: bool = True,
@@ -306,14 +282,13 @@ def decode_clip(
 
     Args:
         decoder: the model.
-        tokens: deep tokens of the first and last frame, ``[b, 2, n, d]`` (of all frames with
-            "fullseq").
+        tokens: deep tokens of the first and last frame, ``[b, 2, n, d]``.
         keys: one key per sample, ``[b]``; a sample depends on its key alone, not on the batch.
             None when ``x_init`` (and, with eta > 0, ``noise``) are given.
         cfg: sampling settings.
         x_init: starting noise instead of the keys'.
         noise: noise of every step instead of the keys'.
-        text_context, concat_tokens, null_tokens: see `clip_conditions`.
+        text_context, null_tokens: see `clip_conditions`.
         return_trajectory: also return the state and the clean estimate after every step.
         use_scan: False steps in a Python loop, see `dicode_jax.diffusion.samplers.base.sample`.
 
@@ -330,7 +305,6 @@ def decode_clip(
         tokens,
         cfg,
         text_context=text_context,
-        concat_tokens=concat_tokens,
         null_tokens=null_tokens,
     )
     latents, trajectory = sample_guided(

@@ -6,15 +6,13 @@ ViT on images as they are.
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from dicode_jax.media.transforms import CLIP_MEAN, CLIP_STD, clip_preprocess
 from dicode_jax.models.clip import CLIPVision, CLIPVisionConfig
-from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.typing import Array, Float, typechecked
 
@@ -35,8 +33,6 @@ class DeepTokenizerConfig:
             trainings follow their own data.
         antialias: whether the filter widens where frames shrink, as in trainings here; the
             original's does not.
-        use_vae: project tokens to a mean and a log variance (`DeepTokenizer.posterior`).
-        vae_decoder: a linear map after the sample (`DeepTokenizer.decode_posterior`).
     """
 
     vision: CLIPVisionConfig = dataclasses.field(default_factory=CLIPVisionConfig)
@@ -46,8 +42,11 @@ class DeepTokenizerConfig:
     image_std: tuple[float, float, float] = CLIP_STD
     resize: Literal["stretch", "crop"] | None = None
     antialias: bool = False
-    use_vae: bool = False
-    vae_decoder: bool = False
+
+    RETIRED: ClassVar = {
+        "use_vae": (False, "the resampler's tokens themselves"),
+        "vae_decoder": (False, "the resampler's tokens themselves"),
+    }
 
     def __post_init__(self):
         if self.resampler.embed_dim != self.vision.embed_dim:
@@ -61,8 +60,6 @@ class DeepTokenizerConfig:
             raise ValueError(f"preprocess must be 'clip' or 'plain', got {self.preprocess!r}")
         if self.resize not in ("stretch", "crop", None):
             raise ValueError(f"resize must be 'stretch' or 'crop', got {self.resize!r}")
-        if self.vae_decoder and not self.use_vae:
-            raise ValueError("vae_decoder needs use_vae")
 
     @property
     def num_tokens(self) -> int:
@@ -85,12 +82,10 @@ class DeepTokenizer(nnx.Module):
         kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.vision = CLIPVision(cfg.vision, **kwargs)
         self.resampler = Resampler(cfg.resampler, **kwargs)
-        if cfg.use_vae:
-            self.vae_projector = VAEProjector(cfg.token_dim, decoder=cfg.vae_decoder, **kwargs)
 
     @typechecked
     def __call__(self, keyframes: Float[Array, "b k h w 3"]) -> Float[Array, "b k n z"]:
-        """Deep tokens as the resampler gives them (before `posterior`, where there is one).
+        """Deep tokens as the resampler gives them.
 
         Args:
             keyframes: [b, k, h, w, 3] in [-1, 1]; any size with the "clip" preprocessing.
@@ -121,63 +116,6 @@ class DeepTokenizer(nnx.Module):
         size = self.cfg.vision.image_size
         return self(jnp.zeros((1, 1, size, size, 3), jnp.float32))[0, 0]
 
-    def posterior(
-        self, tokens: Float[Array, "*b n z"]
-    ) -> tuple[Float[Array, "*b n z"], Float[Array, "*b n z"]]:
-        """Mean and log variance of the bottleneck for raw deep tokens.
-
-        Raises:
-            ValueError: the tokenizer was built without `use_vae`.
-        """
-        if not self.cfg.use_vae:
-            raise ValueError("this tokenizer has no posterior: set use_vae")
-        return self.vae_projector(tokens)
-
-    def decode_posterior(self, latent: Float[Array, "*b n z"]) -> Float[Array, "*b n z"]:
-        """Deep tokens of a sample or mean of the posterior (unchanged without `vae_decoder`)."""
-        return self.vae_projector.decode(latent) if self.cfg.vae_decoder else latent
-
-
-class VAEProjector(nnx.Module):
-    """Two linear maps to the mean and the log variance of a token, and an optional one back."""
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        decoder: bool = False,
-        dtype=None,
-        param_dtype=jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        init = nnx.initializers
-        kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.mean = Linear(dim, dim, kernel_init=_identity, **kwargs)
-        self.logvar = Linear(
-            dim, dim, kernel_init=init.constant(0.02), bias_init=init.constant(-1.0), **kwargs
-        )
-        self.has_decoder = decoder
-        if decoder:
-            self.decoder = Linear(dim, dim, **kwargs)
-
-    def __call__(
-        self, tokens: Float[Array, "*b n z"]
-    ) -> tuple[Float[Array, "*b n z"], Float[Array, "*b n z"]]:
-        """(mean, log variance), not clamped."""
-        return self.mean(tokens), self.logvar(tokens)
-
-    def decode(self, latent: Float[Array, "*b n z"]) -> Float[Array, "*b n z"]:
-        """The map back, or `latent` itself where there is none."""
-        return self.decoder(latent) if self.has_decoder else latent
-
-
-def sample_posterior(
-    mean: Float[Array, "*b n z"], logvar: Float[Array, "*b n z"], noise: Float[Array, "*b n z"]
-) -> Float[Array, "*b n z"]:
-    """`mean + exp(logvar / 2) * noise`, in float32 inside."""
-    std = jnp.exp(0.5 * logvar.astype(jnp.float32))
-    return (mean + std * noise).astype(mean.dtype)
-
 
 def mask_leading_tokens(
     tokens: Float[Array, "*b n z"], last_masked: int | Array
@@ -190,7 +128,3 @@ def mask_leading_tokens(
     """
     keep = jnp.arange(tokens.shape[-2]) > last_masked
     return jnp.where(keep[:, None], tokens, jnp.zeros((), tokens.dtype))
-
-
-def _identity(key: jax.Array, shape: tuple[int, int], dtype=jnp.float32, **_) -> jax.Array:
-    return jnp.eye(*shape, dtype=dtype)

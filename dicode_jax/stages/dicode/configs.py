@@ -60,7 +60,7 @@ class TokenizerTrainConfig(RunConfig):
       cached_clips: Clips whose latents (and, of a frozen tokenizer, deep tokens) are computed once
         and trained on again and again; 0 encodes every batch anew.
       trainable: Which parts are trained, beside what `representation` freezes.
-      loss: Condition dropping and regularisers.
+      loss: Condition dropping and weights.
       fs: Frame stride that the UNet is told; None for the stride that each clip was read with.
       sample_steps: Sampling steps of the sample sheet.
       sample_guidance: Guidance scale of the sample sheet; 1 for none.
@@ -84,22 +84,11 @@ class TokenizerTrainConfig(RunConfig):
             raise ValueError("cached_clips needs a trained autoencoder: give autoencoder or init")
         if self.has_frozen_tokenizer and self.representation is None and self.init is None:
             raise ValueError("trainable.resampler False needs a tokenizer that is ready: give init")
-        if self.loss.extra != "none" and self.loss.extra_scheduler != "constant":
-            raise ValueError("a run's extra_scheduler must be constant: its loss knows no step")
-        if self.optim.accumulate_steps > 1 and self.loss.extra.startswith("second_moment"):
-            raise ValueError(
-                f"loss.extra {self.loss.extra!r} is of mean and variance of a whole batch, and "
-                "optim.accumulate_steps sees its parts alone: set it to 1, or take another term"
-            )
-        if self.loss.extra == "vae" and not self.tokenizer.use_vae:
-            raise ValueError("loss.extra 'vae' needs tokenizer.use_vae")
 
     @property
     def has_frozen_tokenizer(self) -> bool:
         """Whether deep tokens stay what they are, so that they can be computed once."""
-        return self.representation is not None or not (
-            self.trainable.resampler or self.tokenizer.use_vae
-        )
+        return self.representation is not None or not self.trainable.resampler
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -149,16 +149,15 @@ def batch_shapes(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the batches that `make_stage` describes."""
     f = config.data.num_frames
-    k = f if decoder.image_proj_type == "fullseq" else 2
     arrays: dict[str, tuple[tuple[int, ...], Any]] = {"fs": ((b,), jnp.int32)}
     if config.cached_clips:
         side = config.frame_size // decoder.autoencoder.downsampling
         arrays["latents"] = ((b, f, side, side, decoder.autoencoder.embed_dim), jnp.float16)
         if config.has_frozen_tokenizer:
-            tokens = (b, k, config.tokenizer.num_tokens, config.tokenizer.token_dim)
+            tokens = (b, 2, config.tokenizer.num_tokens, config.tokenizer.token_dim)
             arrays["tokens"] = (tokens, jnp.float16)
         else:
-            arrays["keyframes"] = (parts.image_shape(config, b, k), jnp.uint8)
+            arrays["keyframes"] = (parts.image_shape(config, b, 2), jnp.uint8)
     else:
         arrays["video"] = (parts.image_shape(config, b, f), jnp.uint8)
     return {name: jax.ShapeDtypeStruct(*array) for name, array in arrays.items()}
@@ -184,16 +183,11 @@ def loss_fn(
         _, f, h, w, _ = video.shape
         step = decoder.cfg.autoencoder.downsampling
         shape = (b, f, h // step, w // step, decoder.cfg.autoencoder.embed_dim)
-    token_shape = None
-    if config.loss.extra == "vae":
-        k = shape[1] if decoder.cfg.image_proj_type == "fullseq" else 2
-        token_shape = (b, k, config.tokenizer.num_tokens, config.tokenizer.token_dim)
     draws = tokenizer_loss.sample_draws(
         draw_keys,
         shape,
         config.loss,
         num_timesteps=config.decoder.schedule.num_timesteps,
-        token_shape=token_shape,
     )
     options = {
         "fs": batch["fs"],
@@ -215,7 +209,7 @@ def loss_fn(
         loss, metrics = tokenizer_loss.tokenizer_loss(
             model.tokenizer, decoder, video, draws, config.loss, **options
         )
-    names = ("loss_simple", "loss_extra", "latent_std")
+    names = ("loss_simple", "latent_std")
     return loss, {name: metrics[name] for name in names}
 
 
@@ -258,7 +252,7 @@ def encode(
     config: TokenizerTrainConfig, encoder: Encoder, video: UInt8[Array, "b f h w 3"]
 ) -> dict[str, Array]:
     """What cached clips hold for each clip: scaled latents, and deep tokens or keyframes."""
-    keyframes = tokenizer_loss.select_keyframes(video, config.decoder.image_proj_type)
+    keyframes = tokenizer_loss.select_keyframes(video)
     latents = encoder.autoencoder.encode_latents(to_float(video), per_frame=True)
     if encoder.tokenizer is None:
         return {"latents": latents, "keyframes": keyframes}
@@ -276,7 +270,7 @@ def reconstruct(
         fs=config.decoder.unet.default_fs if config.fs is None else config.fs,
         batch_guidance=True,
     )
-    keyframes = tokenizer_loss.select_keyframes(video, config.decoder.image_proj_type)
+    keyframes = tokenizer_loss.select_keyframes(video)
     keys = row_keys(stream(0, "sheet"), video.shape[0])
     latents = decode_clip(model.decoder, model.tokenizer(to_float(keyframes)), keys, sampling)
     return to_uint8(decode_latents(model.decoder, latents))

@@ -62,8 +62,6 @@ class TrainableParts:
             return self.unet or self._in_unet(parts[parts.index("unet") + 1 :])
         if "latent_head" in parts:
             return self.latent_head
-        if "vae_projector" in parts:
-            return True
         return "resampler" in parts and self.resampler
 
     def _in_unet(self, parts: list[str]) -> bool:

@@ -94,7 +94,7 @@ def test_the_original_configuration_is_read_as_it_is():
     assert cfg.decoder.unet.context_rule == "per_frame"
     assert cfg.decoder.latent_shape == (6, 8, 4)
     assert (cfg.text_layer, cfg.lm) == ("penultimate", None)
-    assert (cfg.loss.uncond_prob, cfg.loss.no_text, cfg.loss.extra) == (0.05, True, "none")
+    assert (cfg.loss.uncond_prob, cfg.loss.no_text) == (0.05, True)
 
 
 def test_absent_options_have_the_originals_defaults():
@@ -117,7 +117,10 @@ def test_absent_options_have_the_originals_defaults():
         ({"image_proj_type": "headrear_cat"}, "headrear_cat"),
         ({"image_proj_type": None}, "None"),
         ({"uncond_type": "mean"}, "'mean'"),
-        ({"use_sec_mmt": True, "use_kl_on_latent": True}, "at most one"),
+        ({"image_proj_type": "fullseq"}, "'fullseq' is gone: headrear, the tokens of two key"),
+        ({"uncond_type": "zero_embed"}, "null_text = 'zeros' is gone: the empty prompt"),
+        ({"use_sec_mmt": True}, "use_sec_mmt = True is gone: the denoising loss alone"),
+        ({"vae_projector_config": {}}, "use_vae = True is gone: the resampler's tokens"),
         ({"first_block_trainable": False}, "first_block"),
         ({"colour": 3}, "unknown option.*colour"),
     ],
@@ -127,19 +130,9 @@ def test_what_cannot_be_honoured_is_refused_and_not_ignored(change, message):
         dicode.config_from_original(OPTIONS | change)
 
 
-def test_regularisers_and_noise_options_reach_the_loss():
-    cfg = dicode.config_from_original(
-        OPTIONS
-        | {
-            "use_sec_mmt2": True,
-            "vae_kl_loss_weight": 0.01,
-            "kl_loss_weight_scheduler": "cosine",
-            "kl_loss_sch_tgt_steps": 7,
-            "noise_strength": 0.1,
-        }
-    ).loss
-    assert (cfg.extra, cfg.extra_weight) == ("second_moment_per_channel", 0.01)
-    assert (cfg.extra_scheduler, cfg.extra_steps, cfg.offset_noise) == ("cosine", 7, 0.1)
+def test_noise_options_reach_the_loss():
+    options = {"noise_strength": 0.1, "vae_kl_loss_weight": 0.01}  # the second is of what is gone
+    assert dicode.config_from_original(OPTIONS | options).loss.offset_noise == 0.1
 
 
 def test_a_schedule_that_is_not_the_configured_one_is_an_error(buffers):

@@ -48,16 +48,6 @@ def test_the_first_half_of_the_frames_sees_the_head_and_the_second_the_rear_toke
     assert np.abs(concat[:, 1] - concat[:, 2]).max() > 0.1
 
 
-def test_fullseq_gives_every_frame_its_own_tokens():
-    cfg = dataclasses.replace(CONFIG, image_proj_type="fullseq")
-    model = build(cfg)
-    with pytest.raises(ValueError, match="4 keyframes, got 2"):
-        model.condition(TOKENS, 4)
-    tokens = jnp.concatenate([TOKENS, 2 * TOKENS], axis=1)
-    context = model.condition(tokens, 4).context
-    np.testing.assert_array_equal(context[:, 3:], tokens.reshape(3, 16, 6))
-
-
 def test_null_condition_repeats_the_null_tokens_and_keeps_a_given_concat(decoder):
     cond = decoder.condition(TOKENS, 4)
     null = decoder.null_condition(3, 4, concat=cond.concat)
@@ -69,14 +59,6 @@ def test_null_condition_repeats_the_null_tokens_and_keeps_a_given_concat(decoder
     own = decoder.null_condition(3, 4)
     np.testing.assert_array_equal(own.context, null.context)
     assert np.abs(own.concat - cond.concat).max() > 0.1
-
-
-def test_zeros_as_null_text_replace_the_empty_prompt_in_the_null_branch_only(decoder):
-    graph, state = nnx.split(decoder)
-    model = nnx.merge(graph, state)
-    model.cfg = dataclasses.replace(CONFIG, null_text="zeros")
-    assert not model.null_condition(2, 4).context[:, :3].any()
-    assert model.condition(TOKENS, 4).context[:, :3].any()
 
 
 def counted(decoder, monkeypatch):
@@ -203,8 +185,6 @@ def test_modules_hold_parameters_only(decoder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_proj_type": "headrear_cat"}, "headrear_cat"),
-        ({"null_text": "none"}, "'none'"),
         ({"num_tokens": 0}, "num_tokens"),
         ({"latent_head": None}, "in_channels is 5"),
         ({"latent_head": ResamplerConfig(embed_dim=6)}, "output_shape"),

@@ -15,7 +15,6 @@ from dicode_jax.models.dicode.tokenizer import (
     DeepTokenizer,
     DeepTokenizerConfig,
     mask_leading_tokens,
-    sample_posterior,
 )
 from dicode_jax.nn.resampler import ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
@@ -81,40 +80,12 @@ def test_null_tokens_are_those_of_a_grey_image_of_any_size(tokenizer):
     np.testing.assert_allclose(tokenizer(jnp.zeros((1, 1, 30, 16, 3)))[0, 0], null, atol=1e-5)
 
 
-def test_posterior_starts_at_the_tokens(keyframes):
-    model = build(use_vae=True, vae_decoder=True)
-    tokens = model(keyframes)
-    mean, logvar = model.posterior(tokens)
-    np.testing.assert_allclose(mean, tokens, atol=1e-6)
-    want = 0.02 * tokens.sum(-1, keepdims=True) - 1
-    np.testing.assert_allclose(logvar, jnp.broadcast_to(want, logvar.shape), atol=1e-5)
-    assert np.abs(model.decode_posterior(mean) - mean).max() > 1e-2
-
-
-def test_without_decoder_a_sample_is_the_token(keyframes):
-    model = build(use_vae=True)
-    tokens = model(keyframes)
-    np.testing.assert_array_equal(model.decode_posterior(tokens), tokens)
-
-
-def test_sample_scales_noise_by_the_standard_deviation():
-    shape = (2, 5, 6)
-    mean, noise = jnp.full(shape, 0.5), jnp.full(shape, -2.0)
-    got = sample_posterior(mean, jnp.full(shape, 2 * np.log(3)), noise)
-    np.testing.assert_allclose(got, 0.5 - 6, rtol=1e-6)
-
-
 @pytest.mark.parametrize("last", [-1, 0, 2, 4])
 def test_masking_removes_the_first_tokens_of_every_keyframe(last):
     tokens = jax.random.normal(jax.random.key(0), (2, 3, 5, 6))
     got = jax.jit(mask_leading_tokens)(tokens, last)
     assert not got[:, :, : last + 1].any()
     np.testing.assert_array_equal(got[:, :, last + 1 :], tokens[:, :, last + 1 :])
-
-
-def test_posterior_needs_the_option(tokenizer):
-    with pytest.raises(ValueError, match="no posterior: set use_vae"):
-        tokenizer.posterior(jnp.zeros((1, 5, 6)))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +101,6 @@ def test_posterior_needs_the_option(tokenizer):
             "set output_shape to None",
         ),
         ({"preprocess": "none"}, "got 'none'"),
-        ({"vae_decoder": True}, "needs use_vae"),
     ],
 )
 def test_impossible_options_are_refused(options, message):

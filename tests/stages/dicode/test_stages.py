@@ -21,7 +21,6 @@ from dicode_jax.stages.dicode.configs import (
     TokenizerTrainConfig,
 )
 from dicode_jax.stages.registry import build_stage
-from dicode_jax.training.optim import OptimConfig
 
 # What a bfloat16 would spoil: norms, softmax, densities. Activations may stay in it.
 DELICATE = {"exp", "exp2", "log", "log1p", "rsqrt", "sqrt", "reduce_sum", "reduce_max", "cumsum"}
@@ -111,7 +110,7 @@ def test_a_resampler_learns_on_cached_clips_and_a_frozen_one_needs_tokens_only(p
 
     # The UNet is left out, whose gradient takes long to compile.
     def from_tokens(decoder, latents, tokens, *args, **kwargs):
-        metrics = dict.fromkeys(("loss_simple", "loss_extra", "latent_std"), 0.0)
+        metrics = dict.fromkeys(("loss_simple", "latent_std"), 0.0)
         return jnp.square(tokens).sum(), metrics
 
     monkeypatch.setattr(tokenizer_loss, "denoising_loss", from_tokens)
@@ -125,15 +124,3 @@ def test_a_resampler_learns_on_cached_clips_and_a_frozen_one_needs_tokens_only(p
 
     norms = [float(jnp.linalg.norm(leaf)) for leaf in jax.tree.leaves(gradient(resampler))]
     assert sum(norm > 0 for norm in norms) > 0.8 * len(norms)
-
-
-def test_a_term_of_the_whole_batch_refuses_to_be_split_into_parts():
-    optim = OptimConfig(accumulate_steps=2)
-    for extra in ("second_moment", "second_moment_per_channel"):
-        loss = tokenizer_loss.TokenizerLossConfig(extra=extra)
-        TokenizerTrainConfig(loss=loss)
-        with pytest.raises(ValueError, match=f"loss.extra '{extra}' is of mean and variance of a"):
-            TokenizerTrainConfig(loss=loss, optim=optim)
-    TokenizerTrainConfig(
-        loss=tokenizer_loss.TokenizerLossConfig(extra="kl_on_latent"), optim=optim
-    )  # a mean over tokens

@@ -1,4 +1,4 @@
-"""Training losses of the decoder: dropping, regularisers, gradients, trainable parts."""
+"""Training losses of the decoder: dropping, gradients, trainable parts."""
 
 import dataclasses
 
@@ -69,40 +69,6 @@ def test_gradients_reach_unet_and_latent_head_but_not_the_autoencoder(loss_of):
         assert any(norms[path] > 0 for path in norms if path[0] == part) == learns, part
 
 
-def test_a_regulariser_enters_with_its_weight(loss_of):
-    cfg = TokenizerLossConfig(extra="kl_on_latent", extra_weight=0.5, uncond_prob=0.0)
-    (loss, metrics), _ = loss_of(TOKENS, draws(), cfg)
-    expected = 0.5 * jnp.square(TOKENS).sum(-1).mean()
-    np.testing.assert_allclose(metrics["loss_extra"], expected, rtol=1e-5)
-    np.testing.assert_allclose(loss, metrics["loss_simple"] + 0.5 * expected, rtol=1e-5)
-
-
-def test_second_moments_vanish_for_standard_numbers_and_count_the_mean():
-    standard = jnp.array([[[1.0, -1.0], [-1.0, 1.0]]])
-    assert training.second_moment(standard) == 0
-    assert training.second_moment_per_channel(standard) == 0
-    np.testing.assert_allclose(training.second_moment(2 * standard), 3.0)
-    shifted = standard.at[..., 0].add(2.0)  # one channel: mean 2, variance 1
-    np.testing.assert_allclose(training.second_moment_per_channel(shifted), 2.0)
-
-
-def test_divergence_is_zero_for_the_standard_normal_and_has_its_closed_form():
-    zeros = jnp.zeros((2, 3, 4, 5))
-    assert training.token_kl(zeros, zeros) == 0
-    got = training.token_kl(zeros + 2.0, zeros + np.log(3.0))
-    np.testing.assert_allclose(got, 5 * 0.5 * (4 + 3 - 1 - np.log(3.0)), rtol=1e-6)
-
-
-def test_weights_grow_as_scheduled():
-    grow = lambda step, kind: float(training.schedule_beta(step, 10, 2.0, kind))  # noqa: E731
-    assert [grow(s, "constant") for s in (0, 5, 10)] == [2.0, 2.0, 2.0]
-    np.testing.assert_allclose([grow(s, "linear") for s in (0, 5, 10, 99)], [0, 1, 2, 2])
-    np.testing.assert_allclose([grow(s, "cosine") for s in (0, 5, 10, 99)], [0, 1, 2, 2], atol=1e-6)
-    assert training.schedule_beta(0, 0, 2.0, "linear") == 0.0
-    with pytest.raises(ValueError, match="'step'"):
-        training.schedule_beta(0, 1, 1.0, "step")
-
-
 def test_draws_repeat_with_their_key_and_cover_the_schedule():
     cfg = TokenizerLossConfig(offset_noise=0.1)
     shape = (64, 2, 3, 3, 2)
@@ -112,7 +78,6 @@ def test_draws_repeat_with_their_key_and_cover_the_schedule():
     jax.tree.map(np.testing.assert_array_equal, one, two)
     assert set(np.asarray(one.timesteps)) == set(range(10))
     assert one.noise.shape == one.posterior_noise.shape == shape
-    assert one.token_noise is None
 
 
 def test_text_is_dropped_only_where_it_is_used(decoder):
@@ -128,8 +93,6 @@ def test_text_is_dropped_only_where_it_is_used(decoder):
     ("options", "message"),
     [
         ({"uncond_prob": 0.5}, "0.5"),
-        ({"extra": "l2"}, "'l2'"),
-        ({"extra_scheduler": "step"}, "'step'"),
         ({"loss_type": "huber"}, "'huber'"),
         ({"offset_noise": -1.0}, "-1"),
     ],
@@ -137,8 +100,6 @@ def test_text_is_dropped_only_where_it_is_used(decoder):
 def test_impossible_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         TokenizerLossConfig(**options)
-    with pytest.raises(ValueError, match="extra"):
-        training.extra_term(TOKENS, "l2")
 
 
 def test_the_freezing_modes_pick_the_parts_they_name(decoder):
@@ -162,10 +123,9 @@ def test_the_freezing_modes_pick_the_parts_they_name(decoder):
         TrainableParts(first_block=False)
 
 
-def test_keyframes_are_the_first_and_last_frame_or_all():
+def test_keyframes_are_the_first_and_last_frame():
     video = jnp.arange(5.0).reshape(1, 5, 1, 1, 1)
-    assert training.select_keyframes(video, "headrear").ravel().tolist() == [0.0, 4.0]
-    assert training.select_keyframes(video, "fullseq") is video
+    assert training.select_keyframes(video).ravel().tolist() == [0.0, 4.0]
 
 
 def test_config_is_hashable_so_that_it_can_be_static():
