@@ -132,7 +132,7 @@ class BatchStream:
 
     def indices(self, count: int) -> np.ndarray:
         """Which examples come first on all processes together, broken ones not yet replaced."""
-        order = self._rows.order()
+        order: Any = self._rows.order()
         return np.array([int(order[i]) for i in range(count)])
 
     def state(self) -> dict[str, Any]:

@@ -46,8 +46,8 @@ class GaussianMixture:
         raw: Float[Array, "... p"],
         num_mixtures: int,
         *,
-        var_scale: float = 1.0,
-        logits_temperature: float = 1.0,
+        var_scale: float | Array = 1.0,
+        logits_temperature: float | Array = 1.0,
     ) -> "GaussianMixture":
         """Reads the raw output of a head.
 

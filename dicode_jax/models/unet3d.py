@@ -135,9 +135,10 @@ class UNet3DConfig:
 
     def heads(self, channels: int) -> tuple[int, int]:
         """(number, width) of the attention heads of a layer."""
-        if self.head_dim is None:
-            return self.num_heads, channels // self.num_heads
-        return channels // self.head_dim, self.head_dim
+        if self.head_dim is not None:
+            return channels // self.head_dim, self.head_dim
+        assert self.num_heads is not None  # checked above
+        return self.num_heads, channels // self.num_heads
 
 
 class TimeMLP(nnx.Module):
@@ -193,7 +194,7 @@ class UNet3D(nnx.Module):
         skips = [width]
         for level, mult in enumerate(cfg.channel_mult):
             for _ in range(cfg.num_res_blocks):
-                layers = [make.resnet(width, mult * cfg.model_channels)]
+                layers: list[nnx.Module] = [make.resnet(width, mult * cfg.model_channels)]
                 width = mult * cfg.model_channels
                 if factor in cfg.attention_resolutions:
                     layers += make.transformers(width)
@@ -210,7 +211,9 @@ class UNet3D(nnx.Module):
         stages = []
         for level, mult in reversed(list(enumerate(cfg.channel_mult))):
             for i in range(cfg.num_res_blocks + 1):
-                layers = [make.resnet(width + skips.pop(), mult * cfg.model_channels)]
+                layers: list[nnx.Module] = [
+                    make.resnet(width + skips.pop(), mult * cfg.model_channels)
+                ]
                 width = mult * cfg.model_channels
                 if factor in cfg.attention_resolutions:
                     layers += make.transformers(width)

@@ -8,6 +8,7 @@ one array with a leading layer axis (for models that scan over their layers).
 import dataclasses
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from dicode_jax.typing import Array, Float

@@ -96,11 +96,11 @@ def with_scan_layers(model: _Model, scan_layers: bool = True) -> _Model:
     Args:
       model: Has `cfg` with `num_layers` and `scan_layers`, `dtype`, and its stack as `blocks`.
     """
-    if model.cfg.scan_layers == scan_layers:
+    made_with: Any = model
+    if made_with.cfg.scan_layers == scan_layers:
         return model
-    cfg = dataclasses.replace(model.cfg, scan_layers=scan_layers)
-    other = blank(type(model), cfg, dtype=model.dtype)
-    graph, abstract = nnx.split(other)
+    cfg = dataclasses.replace(made_with.cfg, scan_layers=scan_layers)
+    graph, abstract = nnx.split(blank(type(model), cfg, dtype=made_with.dtype))
     leaves = dict(nnx.to_flat_state(nnx.state(model)))
 
     def find(path):

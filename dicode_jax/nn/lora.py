@@ -5,9 +5,11 @@ were; `fold` adds them into the weights, which gives back a model of the origina
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
 
 from dicode_jax.nn.linear import Linear
 from dicode_jax.typing import Array
@@ -39,7 +41,7 @@ class LoRALinear(nnx.Module):
         shape = x.shape[:-1]
         x = x.reshape(-1, x.shape[-1])
         values = [self.kernel[...], self.lora_down[...], self.lora_up[...]]
-        x, kernel, down, up = nnx.nn.dtypes.promote_dtype((x, *values), dtype=self.dtype)
+        x, kernel, down, up = promote_dtype((x, *values), dtype=self.dtype)
         y = x @ kernel + self.scale * ((x @ down) @ up)
         if self.bias is not None:
             y = y + self.bias[...].astype(y.dtype)
@@ -91,13 +93,13 @@ def fold(model: nnx.Module) -> None:
         _replace(model, path, plain)
 
 
-def _find(model: nnx.Module, kind: type) -> list[tuple[tuple, nnx.Module]]:
+def _find(model: nnx.Module, kind: type) -> list[tuple[tuple, Any]]:
     return [(path, node) for path, node in nnx.iter_graph(model) if isinstance(node, kind)]
 
 
-def _replace(model: nnx.Module, path: tuple, make: Callable[[nnx.Module], nnx.Module]) -> None:
+def _replace(model: nnx.Module, path: tuple, make: Callable[[Any], nnx.Module]) -> None:
     *parents, name = path
-    node = model
+    node: Any = model
     for part in parents:
         node = node[part] if isinstance(node, nnx.List) else getattr(node, part)
     if isinstance(node, nnx.List):

@@ -35,7 +35,7 @@ def checkpoint(
     Raises:
       ValueError: No policy has that name.
     """
-    name = {True: "full", False: "none"}.get(remat, remat)
+    name = ("full" if remat else "none") if isinstance(remat, bool) else remat
     if name == "none":
         return function
     if name not in _POLICIES:

@@ -74,15 +74,15 @@ class ResamplerConfig:
         if int(self.dim * self.ff_mult) < 1:
             raise ValueError(f"ff_mult must be positive, got {self.ff_mult}")
         if self.output_shape is not None:
-            self._check_output_shape()
+            self._check_output_shape(self.output_shape)
 
-    def _check_output_shape(self):
-        if len(self.output_shape) != 3:
-            raise ValueError(f"output_shape must be (h, w, c), got {self.output_shape}")
+    def _check_output_shape(self, shape: tuple[int, ...]):
+        if len(shape) != 3:
+            raise ValueError(f"output_shape must be (h, w, c), got {shape}")
         grid = math.isqrt(self.num_tokens)
         if grid * grid != self.num_tokens:
             raise ValueError(f"output_shape needs a square number of tokens, got {self.num_tokens}")
-        h, w, _ = self.output_shape
+        h, w, _ = shape
         if h % grid or w % grid:
             raise ValueError(
                 f"output_shape {self.output_shape} does not divide into {grid} x {grid} patches"
@@ -96,6 +96,7 @@ class ResamplerConfig:
     @property
     def patch_shape(self) -> tuple[int, int, int]:
         """(h, w, c) of the patch that one token fills when `output_shape` is set."""
+        assert self.output_shape is not None, "tokens of no patches"
         grid = math.isqrt(self.num_tokens)
         h, w, c = self.output_shape
         return h // grid, w // grid, c

@@ -263,6 +263,8 @@ def _generate(graph, state, inputs: _Inputs, plans: tuple[_Plan, ...]):
         known = tokens if known is None else jnp.concatenate([known, tokens], axis=1)
         parts, index = [tokens], index + plans[0].num_new * n
 
+    assert known is not None  # the prefix, or what has just been generated
+
     def step(carry, _):
         known, index = carry
         now = dataclasses.replace(inputs, prefix=known, first_index=index)
