@@ -50,25 +50,6 @@ def peak_flops(device: Any) -> float | None:
     return next(found, None)
 
 
-def utilization(
-    flops: float, seconds: float, *, num_devices: int = 1, peak: float | None = None
-) -> float | None:
-    """Model FLOPs utilisation: the share of the peak that a step made use of.
-
-    Args:
-      flops: Of one step over all devices: `FlopCount.model`.
-      seconds: That the step took.
-      num_devices: How many devices shared the work.
-      peak: FLOPs per second of one device; that of the first JAX device by default.
-
-    Returns:
-      A share from 0 to 1, None when the peak is unknown.
-    """
-    if peak is None:
-        peak = peak_flops(jax.devices()[0])
-    return None if peak is None else flops / (seconds * num_devices * peak)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlopCount:
     """Multiplications and additions of a program, over all devices.
