@@ -7,7 +7,12 @@ from typing import ClassVar, Literal
 import pytest
 
 from dicode_jax import config as config_lib
+from dicode_jax import kinds
+from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.errors import UserError
+from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
+from dicode_jax.models.gpt2 import GPT2Config
+from dicode_jax.stages.dicode.tokenizer_loss import TokenizerLossConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +62,26 @@ def test_an_option_that_is_gone_is_passed_over_only_where_it_was_off():
     with pytest.raises(UserError, match="twist = True is gone: a turn has replaced it") as caught:
         config_lib.from_dict(Renewed, {"twist": True})
     assert "\n" not in str(caught.value)
+
+
+GONE = [
+    (config_type, name)
+    for config_type in (*map(kinds.config_type, kinds.MODULES), SamplingConfig, TokenizerLossConfig)
+    for name in getattr(config_type, "RETIRED", {})
+]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("config_type", "name"), GONE, ids=lambda x: getattr(x, "__name__", x))
+def test_folders_of_earlier_releases_load_but_for_options_that_are_gone(config_type, name):
+    is_lm = config_type is DiCoDeLMConfig
+    config = DiCoDeLMConfig(body=GPT2Config(vocab_size=50300)) if is_lm else config_type()
+    off, _ = config_type.RETIRED[name]
+    stored = config_lib.to_dict(config)
+    assert config_lib.from_dict(config_type, stored | {name: off}) == config
+    other = not off if isinstance(off, bool) else 3
+    with pytest.raises(UserError, match=f"{name} = {other} is gone: .+ has replaced it"):
+        config_lib.from_dict(config_type, stored | {name: other})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

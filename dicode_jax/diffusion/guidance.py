@@ -1,7 +1,6 @@
-"""Classifier-free guidance, its rescale, and the three-way form with a text-free middle branch.
+"""Classifier-free guidance and its rescale.
 
 Guidance: Ho and Salimans, arXiv 2207.12598. Rescale: Lin et al., arXiv 2305.08891, equations 15-16.
-Three-way: the two-condition form of InstructPix2Pix (arXiv 2211.09800) as used by DynamiCrafter.
 """
 
 import jax.numpy as jnp
@@ -17,30 +16,6 @@ def guide(
 ) -> Float[Array, "*shape"]:
     """``uncond + guidance_scale (cond - uncond)``; any common shape."""
     return uncond + guidance_scale * (cond - uncond)
-
-
-@typechecked
-def guide_three_way(
-    cond: Float[Array, "*shape"],
-    uncond: Float[Array, "*shape"],
-    image_only: Float[Array, "*shape"],
-    guidance_scale: float | int | Array,
-    image_guidance_scale: float | int | Array,
-) -> Float[Array, "*shape"]:
-    """Separate strengths for the image and for what is added to it.
-
-    Args:
-        cond: prediction with everything given.
-        uncond: prediction with nothing given.
-        image_only: prediction with the image kept and the text dropped.
-        guidance_scale: strength of ``cond - image_only``.
-        image_guidance_scale: strength of ``image_only - uncond``.
-
-    Returns:
-        The guided prediction, same shape.
-    """
-    image_term = image_guidance_scale * (image_only - uncond)
-    return uncond + image_term + guidance_scale * (cond - image_only)
 
 
 @typechecked

@@ -10,13 +10,13 @@ value compiles nothing, and everything else is static.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dicode_jax.diffusion.guidance import guide, guide_three_way, rescale_guidance
+from dicode_jax.diffusion.guidance import guide, rescale_guidance
 from dicode_jax.diffusion.samplers import SAMPLERS
 from dicode_jax.diffusion.samplers.base import Denoise, Project, Sampler, per_sample_normal, sample
 from dicode_jax.diffusion.samplers.ddim import DDIM
@@ -33,7 +33,7 @@ Guide = Callable[[Sequence[Array], Array], Array]
 """``(predictions of the branches, step) -> guided prediction``; ``step`` is traced."""
 
 # What is traced, and the values that switch a part of the program off and so stay static.
-_TRACED = ("guidance_scale", "image_guidance_scale", "guidance_rescale", "eta", "fs")
+_TRACED = ("guidance_scale", "guidance_rescale", "eta", "fs")
 _OFF = {"guidance_scale": 1.0, "guidance_rescale": 0.0}
 
 
@@ -47,9 +47,6 @@ class SamplingConfig:
         num_inference_steps: sampling steps.
         guidance_scale: strength of classifier-free guidance; with 1 only the conditional branch
             runs.
-        image_guidance_scale: strength of the deep tokens alone when a text is given too (three-way
-            guidance, the original's `cfg_img`); None for plain guidance. Without a text the two
-            conditional branches are equal, and this takes the place of ``guidance_scale``.
         guidance_rescale: see `dicode_jax.diffusion.guidance.rescale_guidance`; 0 for off.
         sampler: one of `dicode_jax.diffusion.samplers.SAMPLERS`.
         eta: 0 deterministic, 1 ancestral ("ddim") or the reverse SDE ("dpm++"); what lies between
@@ -65,7 +62,6 @@ class SamplingConfig:
     num_frames: int = 16
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
-    image_guidance_scale: float | None = None
     guidance_rescale: float = 0.7
     sampler: str = "ddim"
     eta: float = 1.0
@@ -74,6 +70,8 @@ class SamplingConfig:
     drop_tokens: int | None = None
     batch_guidance: bool = False
     table_dtype: str = "float32"
+
+    RETIRED: ClassVar = {"image_guidance_scale": (None, "guidance_scale")}
 
     def __post_init__(self):
         for name in ("num_frames", "num_inference_steps", "fs"):
@@ -85,10 +83,8 @@ class SamplingConfig:
         for name in ("guidance_rescale", "eta"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in 0..1, got {getattr(self, name)}")
-        for name in ("guidance_scale", "image_guidance_scale"):
-            scale = getattr(self, name)
-            if scale is not None and not math.isfinite(scale):
-                raise ValueError(f"{name} must be finite, got {scale}")
+        if not math.isfinite(self.guidance_scale):
+            raise ValueError(f"guidance_scale must be finite, got {self.guidance_scale}")
 
     @property
     def is_guided(self) -> bool:
@@ -102,7 +98,7 @@ class SamplingConfig:
 
     def _is_off(self, name: str) -> bool:
         value = getattr(self, name)
-        return value is None or (isinstance(value, int | float) and value == _OFF.get(name))
+        return isinstance(value, int | float) and value == _OFF.get(name)
 
     def tree_flatten(self):
         traced = tuple(name for name in _TRACED if not self._is_off(name))
@@ -134,18 +130,12 @@ def make_grid(schedule: NoiseSchedule, cfg: SamplingConfig) -> np.ndarray:
 
 
 def make_guide(cfg: SamplingConfig) -> Guide:
-    """Joins the predictions of (condition, null) or (condition, null, image only) branches."""
-    scale, image_scale = cfg.guidance_scale, cfg.image_guidance_scale
-    image_scale = scale if image_scale is None else image_scale
+    """Joins the predictions of the branches of condition and null condition."""
 
     def join(outputs, step):
         del step  # the same at all of them
-        if len(outputs) == 3:
-            cond, uncond, image_only = outputs
-            guided = guide_three_way(cond, uncond, image_only, scale, image_scale)
-        else:
-            cond, uncond = outputs
-            guided = guide(cond, uncond, image_scale)
+        cond, uncond = outputs
+        guided = guide(cond, uncond, cfg.guidance_scale)
         if cfg.is_rescaled:
             guided = rescale_guidance(guided, outputs[0], cfg.guidance_rescale)
         return guided

@@ -39,8 +39,8 @@ def sample_latents(
       ValueError: Neither keys nor noise, a number of steps that the schedule cannot hold, or an
         option that only a model with deep tokens has.
     """
-    if cfg.image_guidance_scale is not None or cfg.drop_tokens is not None:
-        raise ValueError("image_guidance_scale and drop_tokens are options of deep tokens alone")
+    if cfg.drop_tokens is not None:
+        raise ValueError("drop_tokens is an option of deep tokens alone")
 
     def predict(x, times, condition, fs):
         tokens, beside = condition

@@ -107,7 +107,6 @@ OPTIONS: Mapping[str, Whole | Real | OneOf] = {
     "num_inference_steps": Whole(1),
     "fs": Whole(1, 2**31 - 1),
     "guidance_scale": Real(0.0, is_open=True),
-    "image_guidance_scale": Real(),
     "guidance_rescale": Real(0.0, 1.0),
     "eta": Real(0.0, 1.0),
     "sampler": OneOf(SAMPLERS),

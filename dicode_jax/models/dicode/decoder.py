@@ -239,29 +239,25 @@ def clip_conditions(
     tokens: Float[Array, "b k n d"],
     cfg: SamplingConfig,
     *,
-    text_context: Float[Array, "b l d"] | None = None,
     null_tokens: Float[Array, "n d"] | None = None,
 ) -> list[Condition]:
-    """Conditional, null and image-only condition of a clip; the last two where ``cfg`` uses them.
+    """Condition of a clip, and the null condition where ``cfg`` is guided.
 
     Args:
         decoder: gives the constants and the latent head.
         tokens: deep tokens, ``[b, 2, n, d]``.
         cfg: sampling settings.
-        text_context: text tokens of the conditional branch instead of the empty prompt.
         null_tokens: deep tokens of the unconditional branch instead of the stored ones.
     """
     if cfg.drop_tokens is not None:
         tokens = mask_leading_tokens(tokens, cfg.drop_tokens)
-    cond = decoder.condition(tokens, cfg.num_frames, text_context=text_context)
+    cond = decoder.condition(tokens, cfg.num_frames)
     if not cfg.is_guided:
         return [cond]
     uncond = decoder.null_condition(
         tokens.shape[0], cfg.num_frames, null_tokens=null_tokens, concat=cond.concat
     )
-    if text_context is None or cfg.image_guidance_scale is None:
-        return [cond, uncond]
-    return [cond, uncond, decoder.condition(tokens, cfg.num_frames)]
+    return [cond, uncond]
 
 
 @typechecked
@@ -273,7 +269,6 @@ def decode_clip(
     *,
     x_init: Float[Array, "b f h w c"] | None = None,
     noise: Float[Array, "s b f h w c"] | None = None,
-    text_context: Float[Array, "b l d"] | None = None,
     null_tokens: Float[Array, "n d"] | None = None,
     return_trajectory: bool = False,
     use_scan: bool = True,
@@ -288,7 +283,7 @@ def decode_clip(
         cfg: sampling settings.
         x_init: starting noise instead of the keys'.
         noise: noise of every step instead of the keys'.
-        text_context, null_tokens: see `clip_conditions`.
+        null_tokens: see `clip_conditions`.
         return_trajectory: also return the state and the clean estimate after every step.
         use_scan: False steps in a Python loop, see `dicode_jax.diffusion.samplers.base.sample`.
 
@@ -304,7 +299,6 @@ def decode_clip(
         decoder,
         tokens,
         cfg,
-        text_context=text_context,
         null_tokens=null_tokens,
     )
     latents, trajectory = sample_guided(

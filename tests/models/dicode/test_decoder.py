@@ -109,24 +109,6 @@ def test_batched_and_separate_branches_agree(decoder, monkeypatch):
     np.testing.assert_allclose(together, apart, atol=1e-5)
 
 
-def test_three_way_guidance_with_a_text_runs_a_third_branch(decoder, monkeypatch):
-    batches = counted(decoder, monkeypatch)
-    cfg = dataclasses.replace(SAMPLING, num_inference_steps=1, image_guidance_scale=2.0)
-    text = jnp.ones((3, 3, 6))
-    decoding.decode_clip(decoder, TOKENS, KEYS, cfg, text_context=text, use_scan=False)
-    assert batches == [9]
-
-
-def test_without_a_text_the_image_scale_takes_the_place_of_the_scale(decoder, monkeypatch):
-    counted(decoder, monkeypatch)
-    run = lambda **options: decoding.decode_clip(  # noqa: E731
-        decoder, TOKENS, KEYS, dataclasses.replace(SAMPLING, **options)
-    )
-    np.testing.assert_allclose(
-        run(guidance_scale=9.0, image_guidance_scale=2.5), run(guidance_scale=2.5), atol=1e-6
-    )
-
-
 def test_dropped_tokens_are_zero_in_the_context_and_the_latent_image(decoder):
     cfg = dataclasses.replace(SAMPLING, drop_tokens=1)
     cond, uncond = decoding.clip_conditions(decoder, TOKENS, cfg)

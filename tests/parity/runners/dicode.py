@@ -236,7 +236,8 @@ def sampling_config(case, num_frames) -> SamplingConfig:
     unknown -= {"image_cat_stage_config", "in_channels"}
     assert not unknown, f"unknown options of a case: {unknown}"
     if case.get("multiple_cond_cfg"):
-        fields["image_guidance_scale"] = case.get("cfg_img")
+        # The text is the same in all its branches, so that this scale alone counts.
+        fields["guidance_scale"] = case["cfg_img"]
     if case.get("rm_tkn", -1) >= 0:
         fields["drop_tokens"] = case["rm_tkn"]
     return SamplingConfig(num_frames=num_frames, batch_guidance=True, **fields)
