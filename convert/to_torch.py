@@ -204,7 +204,8 @@ def read_config(folder: pathlib.Path) -> Any:
     found = [config_type for config_type in KINDS if kind == kind_of(config_type)]
     if kind is None:  # of an earlier release, which may lack fields that came since
         fields = {t: {field.name for field in dataclasses.fields(t)} for t in KINDS}
-        found = [t for t in KINDS if settings.keys() <= fields[t]]
+        gone = {t: getattr(t, "RETIRED", {}).keys() for t in KINDS}
+        found = [t for t in KINDS if settings.keys() <= fields[t] | gone[t]]
         found.sort(key=lambda config_type: len(fields[config_type]))
     if not found:
         raise UserError(f"{folder / CONFIG_FILE} is not of a module that has original names")

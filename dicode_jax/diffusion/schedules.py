@@ -112,8 +112,7 @@ class NoiseSchedule:
         linear_start, linear_end: first and last beta before rescaling.
         zero_terminal_snr: apply `rescale_zero_terminal_snr`; alphas_cumprod then ends at exactly 0.
         parameterization: what the network predicts: "eps", "x0" or "v".
-        base_scale: turns the dynamic rescale on: latents are multiplied by a factor of the
-            timestep that falls from 1 to this value. None for off.
+        base_scale: last factor of the dynamic rescale of latents; None for off.
         turning_step: timestep from which the dynamic rescale is constant.
         v_posterior: weight of beta in the posterior variance, 0 in all published models.
     """

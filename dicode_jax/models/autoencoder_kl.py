@@ -28,7 +28,7 @@ class AutoencoderKLConfig:
 
     Attributes:
         channels: width of the first level, a multiple of `num_groups`.
-        channel_mult: width of each level over `channels`; each level but the last halves the image.
+        channel_mult: width of each level over `channels`.
         num_res_blocks: residual blocks per level of the encoder (the decoder has one more).
         attn_resolutions: levels with self-attention, named by image size from `resolution` down.
         resolution: nominal image size; only decides where `attn_resolutions` falls.
@@ -40,7 +40,7 @@ class AutoencoderKLConfig:
         resamp_with_conv: False resamples by pooling and repeating only.
         mid_attention: self-attention in the middle of encoder and decoder.
         tanh_out: squashes the decoded image to (-1, 1).
-        scale_factor: multiplies latents in `encode_latents`, divides them in `decode_latents`.
+        scale_factor: multiplies latents in `encode_latents`.
         num_groups: groups of every group norm; the original has 32, which asks for wide levels.
     """
 

@@ -41,18 +41,16 @@ class UNet3DConfig:
         in_channels: channels of the input, conditioning latents included.
         out_channels: channels of the prediction.
         model_channels: width of the first level; the first of `channel_mult` must be 1.
-        channel_mult: width of each level over `model_channels`; all but the last halve the latents.
+        channel_mult: width of each level over `model_channels`.
         num_res_blocks: residual blocks per level on the way down (one more on the way up).
-        attention_resolutions: downsampling factors (1, 2, 4, ...) of the levels with attention. The
-            middle always has it.
+        attention_resolutions: downsampling factors (1, 2, ...) of levels with attention.
         head_dim: width of a head; None to fix `num_heads` instead.
         num_heads: heads of every level; None to derive them from `head_dim`.
         transformer_depth: transformer blocks per attention layer.
         context_dim: width of the context; None for the width of the layer that reads it.
         text_context_len: leading context tokens that are text, the rest is for the image branch.
-        context_rule: how image tokens meet frames. "per_frame": they are always cut into f equal
-            runs (DiCoDe). "length": only if there are f times `image_tokens_per_frame` of them,
-            and otherwise every frame sees all (DynamiCrafter).
+        context_rule: "per_frame": image tokens are cut into a run per frame (DiCoDe); "length":
+            only if there are `image_tokens_per_frame` for each, else all see all (DynamiCrafter).
         image_tokens_per_frame: for `context_rule` "length".
         image_cross_attention: has the image branch; without it only text tokens are read.
         learnable_image_scale: scales the image branch by 1 + tanh(alpha).
@@ -60,16 +58,14 @@ class UNet3DConfig:
         temporal_length: frames of a training clip, which is what export has a model paint.
         init_attention: a temporal transformer after the first convolution.
         init_attention_heads: its heads, `head_dim` wide whatever the width of the level.
-        init_attention_context: that transformer reads the text (the original's
-            `temporal_selfatt_only` False).
+        init_attention_context: that transformer reads the text.
         temporal_conv: temporal convolutions in the residual blocks.
         fs_condition: conditions on frame stride or frames per second.
         default_fs: used when none is given.
         dropout: rate in the residual blocks.
         temporal_dropout: rate in the temporal convolutions.
         num_groups: groups of every group norm; the original has 32.
-        remat: what of every block the backward pass computes again: `none` (or False), `full` (or
-            True), or a policy between, see `nn.remat`.
+        remat: what of every block the backward pass computes again, see `nn.remat`.
     """
 
     in_channels: int = 4

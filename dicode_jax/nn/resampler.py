@@ -31,11 +31,9 @@ class ResamplerConfig:
         embed_dim: width of the input features.
         output_dim: width of the output tokens.
         ff_mult: feed-forward width over `dim`.
-        video_length: frames that one image is expanded to; the output then has
-            `video_length * num_queries` tokens, frame-major (upstream DynamiCrafter). None for one.
+        video_length: frames that one image is expanded to, frame-major; None for one.
         use_norm_out: end with a layer norm.
-        output_shape: `(h, w, c)`: map the tokens to an image instead, each token filling one patch
-            of a square grid.
+        output_shape: `(h, w, c)` of an image that tokens fill by patches, in place of tokens.
     """
 
     dim: int = 1024

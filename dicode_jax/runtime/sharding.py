@@ -30,12 +30,10 @@ class ShardingConfig:
     Attributes:
       data: Devices along the axis that only splits the batch.
       fsdp: Devices along the axis that splits the batch and large parameters.
-      tensor: Devices along the axis that splits matrices inside a layer. One of the three may be
-        -1, which takes all devices that are left.
-      rules: `(regex, rule)` pairs over the dotted path of a parameter; the first that is found
-        counts. A rule is `fsdp` (the largest axis that divides), `replicate`, or entries for the
-        last axes of the array separated by commas (axes before them are not split): `-`, `data`,
-        `fsdp`, `tensor`, or several joined by `+`, as in `-,fsdp+tensor`.
+      tensor: Devices along the axis that splits matrices; of one axis -1: all that are left.
+      rules: `(regex, rule)` pairs over a parameter's dotted path, the first counts. A rule is
+        `fsdp` (the largest axis that divides), `replicate`, or entries of the last axes:
+        `-`, `data`, `fsdp`, `tensor`, or some joined by `+`, as in `-,fsdp+tensor`.
       min_size: Parameters with fewer numbers are replicated by `fsdp`.
     """
 

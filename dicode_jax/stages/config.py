@@ -19,10 +19,9 @@ class RunConfig:
       num_steps: Length of the run (and of the schedule).
       batch_size: Examples per step, over all devices.
       frame_size: Height and width in pixels.
-      dtype: Type of the computation. Parameters, norms, softmax and losses are float32 in both.
+      dtype: Of the computation; parameters, norms, softmax and losses are float32.
       ema_decay: Moving average of the weights that is exported; 0 for none.
-      validation_examples: How many held-out examples the validation loss is the mean of, the first
-        ones; all where there are fewer.
+      validation_examples: The first held-out examples; the validation loss is their mean.
       sharding: The mesh of devices, and how parameters lie on it.
       seed: Of weights, data and noise.
     """

@@ -15,26 +15,18 @@ class OptimConfig:
     """An optimiser with clipping before it, warm-up and a schedule.
 
     Attributes:
-      optimizer: `adamw`; `lion`, which wants about a tenth of its `lr` and ten times its decay;
-        `adafactor`, which keeps a row and a column of second moments in place of a matrix; `sgd`
-        with Nesterov's momentum; or `muon`: kernels of linear layers and convolutions take
-        orthogonalised steps (with the size of Adam's, so that `lr` means the same), everything else
-        Adam's with Nesterov's momentum.
+      optimizer: `muon`: orthogonalised steps of kernels, the size of Adam's; `lion` wants a
+        tenth of Adam's `lr`.
       lr: Peak learning rate.
       warmup_steps: Steps of linear warm-up from 0.
-      schedule: After the warm-up `constant`; `cosine` down to `final_lr_ratio` at the end; or
-        `wsd`: constant, and linear down to `final_lr_ratio` over the last `decay_steps`.
+      schedule: `wsd` is constant, then linear over the last `decay_steps`.
       final_lr_ratio: Last learning rate over the peak.
       decay_steps: Length of the last part of `wsd`; None takes a tenth of the run.
       b1: Decay of the first moment; the momentum of `sgd`. Not read by `adafactor`.
-      b2: Decay of the second moment (of `lion`: of its one moment). Not read by `sgd` and
-        `adafactor`.
-      weight_decay: Decoupled weight decay (times the learning rate) on the kernels of linear layers
-        and convolutions and on low-rank additions; norms, biases, tables of embeddings and learned
-        tokens are spared, however layers are stored.
+      b2: Decay of the second moment. Not read by `sgd` and `adafactor`.
+      weight_decay: Times the learning rate, on kernels and low-rank additions alone.
       clip_norm: Largest global norm of the gradients; 0 turns clipping off.
-      accumulate_steps: Parts that a batch is worked off in, to need less memory; it divides the
-        batch size.
+      accumulate_steps: Parts that a batch is worked off in; divides the batch size.
     """
 
     optimizer: Literal["adamw", "muon", "lion", "adafactor", "sgd"] = "adamw"

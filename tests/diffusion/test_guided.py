@@ -18,7 +18,7 @@ X0 = NoiseSchedule(parameterization="x0")
 CONFIG = SamplingConfig(num_frames=3, num_inference_steps=2, guidance_rescale=0.5)
 SHAPE = (3, 4, 5, 2)
 KEYS = jax.random.split(jax.random.key(0), 2)
-BRANCHES = [jnp.full((2,), level) for level in (1.0, -0.5, 0.3)]
+BRANCHES = [jnp.full((2,), level) for level in (1.0, -0.5)]
 
 
 def predict(x, times, condition, fs):
@@ -61,8 +61,8 @@ def test_what_switches_a_part_off_is_another_program():
 
 
 def test_batched_and_separate_branches_agree():
-    together = run(dataclasses.replace(CONFIG, batch_guidance=True), 3)
-    np.testing.assert_allclose(together, run(CONFIG, 3), atol=1e-5)
+    together = run(dataclasses.replace(CONFIG, batch_guidance=True))
+    np.testing.assert_allclose(together, run(CONFIG), atol=1e-5)
 
 
 def test_guidance_may_have_a_scale_for_each_step():

@@ -19,14 +19,12 @@ class DiCoDeLMConfig:
       token_dim: Width of a deep token, `z`.
       max_keyframes: Rows of the keyframe table.
       mlp_dim: Width inside the input and output MLPs, the body's width when None.
-      loss: What the head predicts and how it is judged: `gmm`, or a plain vector under `mse`, `l1`
-        or `cosine`.
+      loss: `gmm`, or of a plain vector `mse`, `l1` or `cosine`.
       num_mixtures: Components of `gmm`.
-      balance_samples: `gmm` only: every sample counts the same, however many keyframes it has.
-      pre_normalizer: One divisor per place in a keyframe; deep tokens are divided by it on the way
-        in and multiplied on the way out.
+      balance_samples: With `gmm` samples count the same, however many keyframes they have.
+      pre_normalizer: Divisors of the deep tokens on the way in, one per place in a keyframe.
       image_token_id: `<img>`, before each keyframe.
-      pad_token_id: Fills the text on the right; a text of nothing else is the empty prompt.
+      pad_token_id: Fills the text on the right; nothing else is the empty prompt.
 
     Raises:
       ValueError: An option is unknown or contradicts another.

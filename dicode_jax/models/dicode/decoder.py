@@ -27,17 +27,14 @@ class ClipDecoderConfig:
     """Parts and conditioning of a `ClipDecoder`.
 
     Attributes:
-        unet: the denoiser; its `context_dim` is the width of the deep tokens, its
-            `text_context_len` the number of text tokens. With a latent head it takes
-            `autoencoder.embed_dim + latent_head.output_shape[-1]` input channels.
+        unet: the denoiser; `context_dim` is the width of the deep tokens.
         autoencoder: latents <-> pixels.
         schedule: training noise schedule and parameterization.
         num_tokens: deep tokens per keyframe. The first half of the frames sees those of the first
             keyframe, the second half those of the second.
-        latent_head: maps the deep tokens of a keyframe to a latent image that is concatenated to
-            the noisy latents on the channels (the original's `hybrid_concat`). None for off.
-        latent_size: rows and columns of the latents that sampling makes by default; None for the
-            autoencoder's nominal resolution.
+        latent_head: makes a latent image of a keyframe's tokens, which is concatenated to the
+            noisy latents on channels (the original's `hybrid_concat`). None for off.
+        latent_size: rows and columns of latents; None for the autoencoder's resolution.
     """
 
     unet: UNet3DConfig = dataclasses.field(default_factory=UNet3DConfig)

@@ -23,16 +23,11 @@ class DeepTokenizerConfig:
 
     Attributes:
         vision: image tower. `output_dim=None` leaves its pooled embedding out.
-        resampler: its `embed_dim` must be the tower's width; it must not have an `output_shape`.
-        preprocess: "clip" resizes any image to the tower's size with CLIP's filter and normalises
-            by `image_mean` and `image_std`; "plain" hands images in [-1, 1] on as they are, which
-            must already have the tower's size.
+        resampler: reads the tower's width; without an `output_shape`.
+        preprocess: "clip": CLIP's resize and normalisation; "plain": none, of [-1, 1].
         image_mean, image_std: per channel, of pixels in [0, 1].
-        resize: how frames become squares before they get here: "stretch", or "crop" to the largest
-            square in the middle. None in folders of earlier releases: pipelines stretch then, and
-            trainings follow their own data.
-        antialias: whether the filter widens where frames shrink, as in trainings here; the
-            original's does not.
+        resize: how frames become squares before; None (old folders): as pipeline or data say.
+        antialias: whether the filter widens where frames shrink; the original's does not.
     """
 
     vision: CLIPVisionConfig = dataclasses.field(default_factory=CLIPVisionConfig)

@@ -49,19 +49,13 @@ class TokenizerTrainConfig(RunConfig):
     Attributes:
       tokenizer: Image tower and resampler.
       decoder: UNet, autoencoder, latent head, noise schedule.
-      autoencoder: `model` folder of a trained autoencoder that replaces the decoder's; None keeps a
-        fresh one.
-      representation: `model` folder of a regression run, whose tokenizer and head are taken over
-        and frozen; None trains the resampler together with the UNet.
-      init: Folder with the `tokenizer` and `decoder` to start from, as `convert.dynamicrafter
-        --for-dicode` writes it (or the `model` of an earlier run); None starts fresh. It brings
-        all parts: `autoencoder` is not read then, and `representation` says no more than that the
-        tokenizer stays frozen.
-      cached_clips: Clips whose latents (and, of a frozen tokenizer, deep tokens) are computed once
-        and trained on again and again; 0 encodes every batch anew.
+      autoencoder: `model` folder of a trained autoencoder; None keeps a fresh one.
+      representation: `model` folder of a regression run, whose parts stay frozen.
+      init: Folder with all of `tokenizer` and `decoder` to start from; None starts fresh.
+      cached_clips: Clips that are encoded once and kept; 0 encodes every batch anew.
       trainable: Which parts are trained, beside what `representation` freezes.
       loss: Condition dropping and weights.
-      fs: Frame stride that the UNet is told; None for the stride that each clip was read with.
+      fs: Frame stride that the UNet is told; None for that of each clip.
       sample_steps: Sampling steps of the sample sheet.
       sample_guidance: Guidance scale of the sample sheet; 1 for none.
     """
@@ -97,22 +91,18 @@ class ARTrainConfig(RunConfig):
 
     Attributes:
       model: Body, head and loss.
-      tokenizer: `model` folder of a tokenizer run, whose tokenizer reads the keyframes (and whose
-        decoder paints the samples). Not needed to train on a token cache.
+      tokenizer: `model` folder that reads keyframes and paints samples.
       init: `model` folder of an earlier run that is gone on from; None starts fresh.
-      body_init: Folder of a body to start from, as `convert.gpt2 --for-dicode` and `convert.llama
-        --for-dicode` write it; None starts fresh.
-      cached_videos: Videos whose keyframes are encoded once and trained on again and again; 0
-        encodes every batch anew.
-      text_tokenizer: Folder or file of the text tokenizer; None makes the synthetic world's own.
+      body_init: Folder of a body to start from (`convert NAME --for-dicode`).
+      cached_videos: Videos that are encoded once and kept; 0 encodes every batch anew.
+      text_tokenizer: Folder or file; None makes the synthetic world's own.
       text_length: Text ids per sample, padded.
       num_keyframes: Keyframes per sample.
       caption_dropout: Share of samples that see the empty prompt, which guidance needs.
-      packed: Put several videos into one row, each with its own positions; needs a token cache.
+      packed: Several videos in one row; needs a token cache.
       row_length: Positions of a packed row; None for the body's longest sequence.
-      input_noise: Standard deviation of noise on the tokens that the model reads, relative to
-        theirs; it makes generation forgive its own errors.
-      sample_prompts: Prompts of the sample sheet; captions of the validation split when empty.
+      input_noise: Noise on the tokens that are read, relative to their standard deviation.
+      sample_prompts: Prompts of the sample sheet; held-out captions when empty.
     """
 
     model: DiCoDeLMConfig

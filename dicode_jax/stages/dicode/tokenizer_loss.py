@@ -24,8 +24,7 @@ class TokenizerLossConfig:
     """Settings of the training loss; the defaults are those of the release.
 
     Attributes:
-        uncond_prob: p. One uniform number r per sample drops the text where r < 2p and zeroes the
-            keyframes where p <= r < 3p: text only, both, keyframes only, each with probability p.
+        uncond_prob: drops text alone, keyframes alone and both, each with this probability.
         no_text: every sample sees the empty prompt, whatever r is.
         offset_noise: strength of the offset noise.
         loss_type: "l2" or "l1".

@@ -11,20 +11,17 @@ from dicode_jax.nn import lora
 class TrainableParts:
     """A predicate on parameter paths; the defaults are those of the release.
 
-    Always frozen: both CLIP towers, the autoencoder, the decoder's stored constants. Always
-    trained: the projections of a token posterior, where there are any. The original runs a UNet
-    that is not fully trained without dropout. Low-rank adapters and the switch of the latent head
-    are ours.
+    Always frozen: both CLIP towers, the autoencoder, the decoder's stored constants. The
+    original runs a UNet that is not fully trained without dropout. Low-rank adapters, folded into
+    the weights at export, and the switch of the latent head are ours.
 
     Attributes:
         unet: the whole UNet.
-        first_block: without ``unet``: its first convolution, the attention after it and its first
-            residual stage.
+        first_block: without ``unet``: its first stages and the attention between.
         image_projections: without ``unet``: the key and value projections of deep tokens.
         resampler: the tokenizer's resampler.
         latent_head: the decoder's latent head, where there is one.
-        lora_rank: rank of trained additions to the UNet's attention projections, which are folded
-            into the weights at export; 0 for none. Needs ``unet`` off.
+        lora_rank: of additions to the projections of attention; needs ``unet`` off.
         lora_alpha: the additions are scaled by ``lora_alpha / lora_rank``.
     """
 
