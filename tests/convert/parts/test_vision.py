@@ -5,10 +5,12 @@ import pytest
 from flax import nnx
 
 from convert import from_torch
+from convert.engine import found
 from convert.engine.plan import plan
 from convert.engine.rules import ConversionError, prefixed
 from convert.parts import clip as open_clip
 from convert.parts import resampler
+from dicode_jax.errors import UserError
 from dicode_jax.models.clip import CLIP, CLIPConfig, CLIPText, CLIPVision
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
@@ -202,6 +204,12 @@ def test_resampler_options_are_read():
     assert read(RESAMPLER_TINY | {"video_length": 4}).num_tokens == 16
     with pytest.raises(ValueError, match=r"unknown option.*colour"):
         read(RESAMPLER_TINY | {"colour": 1})
+
+
+def test_weights_of_an_option_that_is_gone_are_refused_by_its_name():
+    shapes = resampler_shapes(RESAMPLER_TINY) | {"self_attn_layers.0.ln.weight": (4,)}
+    with pytest.raises(UserError, match="extra_self_attn = True is gone: a larger depth has"):
+        found.resampler(found.Keys(zeros(shapes)), head_dim=RESAMPLER_TINY["dim_head"])
 
 
 def test_unused_normalizer_is_skipped():
