@@ -134,44 +134,56 @@ class Middle(nnx.Module):
         return self.block2(x, **dropout)
 
 
+class _Layers:
+    """Makes the layers of one configuration."""
+
+    def __init__(self, cfg: AutoencoderKLConfig, options: dict):
+        self.cfg, self.options = cfg, options
+        self.grouped = {"num_groups": cfg.num_groups, **options}
+        self.conv = functools.partial(
+            nnx.Conv, kernel_size=(3, 3), padding=1, kernel_init=fan_in_uniform, **options
+        )
+        self.block = functools.partial(
+            ResnetBlock, eps=NORM_EPS, dropout_rate=cfg.dropout, **self.grouped
+        )
+
+    def level(self, width: int, mult: int, num_blocks: int, resolution: int, resample) -> Level:
+        """A level that changes the width; `resample` makes its last layer, or is None."""
+        out = mult * self.cfg.channels
+        blocks, attentions = [], []
+        for i in range(num_blocks):
+            blocks.append(self.block(out if i else width, out))
+            if resolution in self.cfg.attn_resolutions:
+                attentions.append(SelfAttention2D(out, **self.grouped))
+        return Level(blocks, attentions, resample and resample(out))
+
+    def middle(self, width: int) -> Middle:
+        return Middle(self.block, width, self.cfg.mid_attention, **self.grouped)
+
+    def norm(self, width: int) -> GroupNorm:
+        return GroupNorm(width, eps=NORM_EPS, **self.grouped)
+
+
 class Encoder(nnx.Module):
     """Image to the unclamped moments before the quantization convolution."""
 
     def __init__(self, cfg: AutoencoderKLConfig, **options):
-        conv = functools.partial(
-            nnx.Conv, kernel_size=(3, 3), padding=1, kernel_init=fan_in_uniform, **options
+        make = _Layers(cfg, options)
+        # The reference pads one row and column at the end only.
+        resample = functools.partial(
+            Downsample, use_conv=cfg.resamp_with_conv, padding=(0, 1), **options
         )
-        make_block = functools.partial(
-            ResnetBlock,
-            eps=NORM_EPS,
-            dropout_rate=cfg.dropout,
-            num_groups=cfg.num_groups,
-            **options,
-        )
-        self.conv_in = conv(cfg.in_channels, cfg.channels)
+        self.conv_in = make.conv(cfg.in_channels, cfg.channels)
         width, resolution, last = cfg.channels, cfg.resolution, len(cfg.channel_mult) - 1
         levels = []
         for i, mult in enumerate(cfg.channel_mult):
-            blocks, attentions = [], []
-            for _ in range(cfg.num_res_blocks):
-                blocks.append(make_block(width, mult * cfg.channels))
-                width = mult * cfg.channels
-                if resolution in cfg.attn_resolutions:
-                    attentions.append(SelfAttention2D(width, num_groups=cfg.num_groups, **options))
-            resample = None
-            if i != last:
-                # The reference pads one row and column at the end only.
-                resample = Downsample(
-                    width, use_conv=cfg.resamp_with_conv, padding=(0, 1), **options
-                )
-                resolution //= 2
-            levels.append(Level(blocks, attentions, resample))
+            shrink = resample if i < last else None
+            levels.append(make.level(width, mult, cfg.num_res_blocks, resolution, shrink))
+            width, resolution = mult * cfg.channels, resolution // 2
         self.levels = nnx.List(levels)
-        self.middle = Middle(
-            make_block, width, cfg.mid_attention, num_groups=cfg.num_groups, **options
-        )
-        self.norm_out = GroupNorm(width, eps=NORM_EPS, num_groups=cfg.num_groups, **options)
-        self.conv_out = conv(width, 2 * cfg.z_channels)
+        self.middle = make.middle(width)
+        self.norm_out = make.norm(width)
+        self.conv_out = make.conv(width, 2 * cfg.z_channels)
 
     def __call__(self, x: Float[Array, "n h w c"], **dropout) -> Float[Array, "n y x z2"]:
         h = self.conv_in(x)
@@ -188,38 +200,20 @@ class Decoder(nnx.Module):
     """
 
     def __init__(self, cfg: AutoencoderKLConfig, **options):
-        conv = functools.partial(
-            nnx.Conv, kernel_size=(3, 3), padding=1, kernel_init=fan_in_uniform, **options
-        )
-        make_block = functools.partial(
-            ResnetBlock,
-            eps=NORM_EPS,
-            dropout_rate=cfg.dropout,
-            num_groups=cfg.num_groups,
-            **options,
-        )
+        make = _Layers(cfg, options)
+        resample = functools.partial(Upsample, use_conv=cfg.resamp_with_conv, **options)
         last = len(cfg.channel_mult) - 1
         width, resolution = cfg.channels * cfg.channel_mult[-1], cfg.resolution // 2**last
-        self.conv_in = conv(cfg.z_channels, width)
-        self.middle = Middle(
-            make_block, width, cfg.mid_attention, num_groups=cfg.num_groups, **options
-        )
+        self.conv_in = make.conv(cfg.z_channels, width)
+        self.middle = make.middle(width)
         levels = []
         for i, mult in enumerate(reversed(cfg.channel_mult)):
-            blocks, attentions = [], []
-            for _ in range(cfg.num_res_blocks + 1):
-                blocks.append(make_block(width, mult * cfg.channels))
-                width = mult * cfg.channels
-                if resolution in cfg.attn_resolutions:
-                    attentions.append(SelfAttention2D(width, num_groups=cfg.num_groups, **options))
-            resample = None
-            if i != last:
-                resample = Upsample(width, use_conv=cfg.resamp_with_conv, **options)
-                resolution *= 2
-            levels.append(Level(blocks, attentions, resample))
+            grow = resample if i < last else None
+            levels.append(make.level(width, mult, cfg.num_res_blocks + 1, resolution, grow))
+            width, resolution = mult * cfg.channels, 2 * resolution
         self.levels = nnx.List(levels[::-1])
-        self.norm_out = GroupNorm(width, eps=NORM_EPS, num_groups=cfg.num_groups, **options)
-        self.conv_out = conv(width, cfg.out_channels)
+        self.norm_out = make.norm(width)
+        self.conv_out = make.conv(width, cfg.out_channels)
         self.tanh_out = cfg.tanh_out
 
     def __call__(self, z: Float[Array, "n y x z"], **dropout) -> Float[Array, "n h w c"]:
