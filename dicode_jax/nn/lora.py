@@ -44,7 +44,7 @@ class LoRALinear(nnx.Module):
         x, kernel, down, up = promote_dtype((x, *values), dtype=self.dtype)
         y = x @ kernel + self.scale * ((x @ down) @ up)
         if self.bias is not None:
-            y = y + self.bias[...].astype(y.dtype)
+            y = y + self.bias[...].astype(y.dtype)[None]
         return y.reshape(*shape, -1)
 
     def folded(self) -> Array:

@@ -29,7 +29,7 @@ def masked_mean(x: Float[Array, "b k ..."], mask: Bool[Array, "b k"] | None) -> 
         return x.mean()
     weight = mask.reshape(*mask.shape, *[1] * (x.ndim - 2))
     count = mask.sum() * (x.size // mask.size)
-    return jnp.where(weight, x, 0.0).sum() / jnp.maximum(count, 1)
+    return jnp.where(weight, x, 0.0).sum() / jnp.maximum(count, 1).astype(x.dtype)
 
 
 @typechecked
@@ -92,7 +92,7 @@ def mixture_loss(
         b, k, n = log_prob.shape
         valid = jnp.ones((b, k), bool) if mask is None else mask
         size, count = _sample_sizes(valid, samples), num_samples(valid, samples)
-        share = n / (n * size + 1e-6)  # of a keyframe in its sample
+        share = n / (n * size.astype(jnp.float32) + 1e-6)  # of a keyframe in its sample
         weighted = jnp.where(valid[..., None], log_prob * share[..., None], 0.0)
         loss = -weighted.sum() / (jnp.maximum(count, 1) * n)
     else:
