@@ -18,6 +18,7 @@ from flax import nnx
 from dicode_jax.nn.activations import gelu, quick_gelu
 from dicode_jax.nn.attention import attend
 from dicode_jax.nn.linear import Linear
+from dicode_jax.nn.norm import layer_norm
 from dicode_jax.nn.transformer import MLP
 from dicode_jax.typing import Array, Float, Int, typechecked
 
@@ -119,17 +120,6 @@ class CLIPConfig:
             )
 
 
-def _layer_norm(dim, dtype, param_dtype, rngs):
-    return nnx.LayerNorm(
-        dim,
-        epsilon=1e-5,
-        use_fast_variance=False,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        rngs=rngs,
-    )
-
-
 class CLIPAttention(nnx.Module):
     """Multi-head self-attention with one joint q, k, v projection and biases.
 
@@ -160,9 +150,9 @@ class CLIPBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.norm1 = _layer_norm(cfg.embed_dim, **kwargs)
+        self.norm1 = layer_norm(cfg.embed_dim, **kwargs)
         self.attn = CLIPAttention(cfg.embed_dim, cfg.num_heads, **kwargs)
-        self.norm2 = _layer_norm(cfg.embed_dim, **kwargs)
+        self.norm2 = layer_norm(cfg.embed_dim, **kwargs)
         self.mlp = MLP(
             cfg.embed_dim,
             int(cfg.embed_dim * cfg.mlp_ratio),
@@ -210,10 +200,10 @@ class CLIPVision(nnx.Module):
         self.patch_embed = PatchEmbed(cfg.patch_size, cfg.embed_dim, **kwargs)
         self.class_embed = draw(cfg.embed_dim)
         self.pos_embed = draw(cfg.num_tokens, cfg.embed_dim)
-        self.norm_pre = _layer_norm(cfg.embed_dim, **kwargs)
+        self.norm_pre = layer_norm(cfg.embed_dim, **kwargs)
         self.blocks = nnx.List([CLIPBlock(cfg, **kwargs) for _ in range(cfg.num_layers)])
         if cfg.output_dim is not None:
-            self.norm_post = _layer_norm(cfg.embed_dim, **kwargs)
+            self.norm_post = layer_norm(cfg.embed_dim, **kwargs)
             self.proj = Linear(cfg.embed_dim, cfg.output_dim, use_bias=False, **kwargs)
 
     @typechecked
@@ -270,7 +260,7 @@ class CLIPText(nnx.Module):
         self.token_embed = draw(0.02, cfg.vocab_size, cfg.embed_dim)
         self.pos_embed = draw(0.01, cfg.max_seq_len, cfg.embed_dim)
         self.blocks = nnx.List([CLIPBlock(cfg, **kwargs) for _ in range(cfg.num_layers)])
-        self.norm_final = _layer_norm(cfg.embed_dim, **kwargs)
+        self.norm_final = layer_norm(cfg.embed_dim, **kwargs)
         self.proj = Linear(cfg.embed_dim, cfg.output_dim, use_bias=False, **kwargs)
 
     @typechecked

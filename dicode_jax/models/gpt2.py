@@ -16,6 +16,7 @@ from dicode_jax.nn.activations import tanh_gelu
 from dicode_jax.nn.causal_body import CausalBody
 from dicode_jax.nn.layer_stack import make_blocks
 from dicode_jax.nn.linear import Linear
+from dicode_jax.nn.norm import layer_norm
 from dicode_jax.nn.remat import Remat
 from dicode_jax.nn.transformer import MLP, Attention, Block
 
@@ -73,7 +74,7 @@ class GPT2Config:
         return self.embed_dim // self.num_heads
 
 
-def make_block(cfg: GPT2Config, rngs: nnx.Rngs, *, dtype=None, param_dtype=jnp.float32) -> Block:
+def make_block(cfg: GPT2Config, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs) -> Block:
     """A block with one layer for queries, keys and values, and small layers before each sum."""
     kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
     inner = {
@@ -84,7 +85,7 @@ def make_block(cfg: GPT2Config, rngs: nnx.Rngs, *, dtype=None, param_dtype=jnp.f
     d, h = cfg.embed_dim, cfg.num_heads
     mlp_dim = cfg.mlp_dim or 4 * d
     return Block(
-        lambda: _norm(d, cfg.layer_norm_eps, **kwargs),
+        lambda: layer_norm(d, eps=cfg.layer_norm_eps, **kwargs),
         lambda: Attention(d, num_heads=h, head_dim=cfg.head_dim, packed=True, **inner),
         lambda: MLP(d, mlp_dim, activation=tanh_gelu, **inner),
     )
@@ -104,13 +105,8 @@ class GPT2(CausalBody):
         )
         self.token_embed = table(cfg.vocab_size, cfg.embed_dim)
         self.position_embed = table(cfg.max_seq_len, cfg.embed_dim)
-        self.blocks = make_blocks(
-            lambda rngs: make_block(cfg, rngs, **kwargs),
-            cfg.num_layers,
-            scan_layers=cfg.scan_layers,
-            rngs=rngs,
-        )
-        self.final_norm = _norm(cfg.embed_dim, cfg.layer_norm_eps, rngs=rngs, **kwargs)
+        self.blocks = make_blocks(make_block, cfg, rngs=rngs, **kwargs)
+        self.final_norm = layer_norm(cfg.embed_dim, eps=cfg.layer_norm_eps, rngs=rngs, **kwargs)
 
     def place(self, embeds, positions):
         """Adds rows of the position table; there is no rotation."""
@@ -119,7 +115,3 @@ class GPT2(CausalBody):
 
 def _linear(std: float, **kwargs):
     return functools.partial(Linear, kernel_init=nnx.initializers.normal(std), **kwargs)
-
-
-def _norm(dim: int, eps: float, **kwargs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(dim, epsilon=eps, use_fast_variance=False, **kwargs)

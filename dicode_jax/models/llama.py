@@ -87,7 +87,7 @@ class LlamaConfig:
         return self.embed_dim // self.num_heads if self.head_dim is None else self.head_dim
 
 
-def make_block(cfg: LlamaConfig, rngs: nnx.Rngs, *, dtype=None, param_dtype=jnp.float32) -> Block:
+def make_block(cfg: LlamaConfig, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs) -> Block:
     """A block with RMSNorm, grouped queries and a gated feed-forward part."""
     kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
     linear = functools.partial(_linear, **kwargs)
@@ -117,12 +117,7 @@ class Llama(CausalBody):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        self.blocks = make_blocks(
-            lambda rngs: make_block(cfg, rngs, **kwargs),
-            cfg.num_layers,
-            scan_layers=cfg.scan_layers,
-            rngs=rngs,
-        )
+        self.blocks = make_blocks(make_block, cfg, rngs=rngs, **kwargs)
         self.final_norm = nnx.RMSNorm(cfg.embed_dim, epsilon=cfg.norm_eps, rngs=rngs, **kwargs)
         if not cfg.tie_embeddings:
             self.head = _linear(cfg.embed_dim, cfg.vocab_size, rngs=rngs, **kwargs)

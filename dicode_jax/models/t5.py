@@ -85,7 +85,7 @@ def relative_buckets(offsets: np.ndarray, num_buckets: int, max_distance: int) -
 
 
 def make_block(
-    cfg: T5EncoderConfig, rngs: nnx.Rngs, *, dtype=None, param_dtype=jnp.float32
+    cfg: T5EncoderConfig, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs
 ) -> Block:
     """A block with RMSNorm, scores that are not scaled, and a feed-forward part gated by GELU."""
     kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -114,12 +114,7 @@ class T5Encoder(nnx.Module):
         shape = (cfg.num_buckets, cfg.num_heads)
         init = nnx.initializers.normal(cfg.embed_dim**-0.5)
         self.position_bias = nnx.Param(init(rngs.params(), shape, param_dtype))
-        self.blocks = make_blocks(
-            lambda rngs: make_block(cfg, rngs, **kwargs),
-            cfg.num_layers,
-            scan_layers=cfg.scan_layers,
-            rngs=rngs,
-        )
+        self.blocks = make_blocks(make_block, cfg, rngs=rngs, **kwargs)
         self.final_norm = nnx.RMSNorm(cfg.embed_dim, epsilon=cfg.norm_eps, rngs=rngs, **kwargs)
 
     def embed_tokens(self, ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:

@@ -23,12 +23,20 @@ _Model = TypeVar("_Model", bound=nnx.Module)
 
 
 def make_blocks(
-    make: Callable[[nnx.Rngs], nnx.Module], num_layers: int, *, scan_layers: bool, rngs: nnx.Rngs
+    make: Callable[..., nnx.Module], cfg: Any, *, rngs: nnx.Rngs, **options
 ) -> nnx.Module:
-    """`num_layers` blocks: an `nnx.List`, or one module whose parameters have a leading axis."""
-    if scan_layers:
-        return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(num_layers))
-    return nnx.List([make(rngs) for _ in range(num_layers)])
+    """`cfg.num_layers` blocks, each `make(cfg, rngs=rngs, **options)`.
+
+    They form an `nnx.List`, or with `cfg.scan_layers` one module whose parameters have a leading
+    axis.
+    """
+
+    def block(rngs):
+        return make(cfg, rngs=rngs, **options)
+
+    if cfg.scan_layers:
+        return nnx.vmap(block, in_axes=0, out_axes=0)(rngs.split(cfg.num_layers))
+    return nnx.List([block(rngs) for _ in range(cfg.num_layers)])
 
 
 def run_blocks(

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dicode_jax.nn.activations import gelu
-from dicode_jax.nn.attention import dot_product_attention
+from dicode_jax.nn.attention import attend
 from dicode_jax.nn.linear import Linear
+from dicode_jax.nn.norm import layer_norm
 from dicode_jax.typing import Array, Float, typechecked
 
 
@@ -100,21 +101,6 @@ class ResamplerConfig:
         return h // grid, w // grid, c
 
 
-def _linear(dtype, param_dtype, rngs):
-    return functools.partial(Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-
-
-def _layer_norm(dtype, param_dtype, rngs):
-    return functools.partial(
-        nnx.LayerNorm,
-        epsilon=1e-5,
-        use_fast_variance=False,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        rngs=rngs,
-    )
-
-
 class PerceiverAttention(nnx.Module):
     """Queries attend to [features ; queries], both normalised, one joint key/value projection."""
 
@@ -128,11 +114,11 @@ class PerceiverAttention(nnx.Module):
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        linear = functools.partial(_linear(dtype, param_dtype, rngs), use_bias=False)
-        norm = _layer_norm(dtype, param_dtype, rngs)
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        linear = functools.partial(Linear, use_bias=False, **options)
         inner_dim = num_heads * head_dim
-        self.num_heads, self.head_dim = num_heads, head_dim
-        self.norm_features, self.norm_latents = norm(dim), norm(dim)
+        self.head_dim = head_dim
+        self.norm_features, self.norm_latents = (layer_norm(dim, **options) for _ in range(2))
         self.to_q, self.to_kv = linear(dim, inner_dim), linear(dim, 2 * inner_dim)
         self.to_out = linear(inner_dim, dim)
 
@@ -140,22 +126,17 @@ class PerceiverAttention(nnx.Module):
         self, features: Float[Array, "b l d"], latents: Float[Array, "b n d"]
     ) -> Float[Array, "b n d"]:
         features, latents = self.norm_features(features), self.norm_latents(latents)
-        q = self.to_q(latents)
-        kv = self.to_kv(jnp.concatenate([features, latents], axis=1))
-        k, v = jnp.split(kv, 2, axis=-1)
-        q, k, v = (x.reshape(*x.shape[:2], self.num_heads, self.head_dim) for x in (q, k, v))
-        out = dot_product_attention(q, k, v)  # scale head_dim ** -0.5
-        return self.to_out(out.reshape(*latents.shape[:2], -1))
+        keys_values = self.to_kv(jnp.concatenate([features, latents], axis=1))
+        k, v = jnp.split(keys_values, 2, axis=-1)
+        return self.to_out(attend(self.to_q(latents), k, v, head_dim=self.head_dim))
 
 
 class FeedForward(nnx.Module):
-    """Pre-norm two-layer feed-forward block with exact GELU and no biases."""
+    """Two-layer feed-forward part, exact GELU, no biases; its norm lies inside on disk."""
 
-    def __init__(
-        self, dim: int, mlp_dim: int, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs
-    ):
-        linear = functools.partial(_linear(dtype, param_dtype, rngs), use_bias=False)
-        self.norm = _layer_norm(dtype, param_dtype, rngs)(dim)
+    def __init__(self, dim: int, mlp_dim: int, **options):
+        linear = functools.partial(Linear, use_bias=False, **options)
+        self.norm = layer_norm(dim, **options)
         self.up, self.down = linear(dim, mlp_dim), linear(mlp_dim, dim)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -186,19 +167,15 @@ class Resampler(nnx.Module):
         self, cfg: ResamplerConfig, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs
     ):
         self.cfg = cfg
-        linear = _linear(dtype, param_dtype, rngs)
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        linear = functools.partial(Linear, **options)
         draw = jax.random.normal(rngs.params(), (cfg.num_tokens, cfg.dim), param_dtype)
         self.latents = nnx.Param(draw / cfg.dim**0.5)
         self.proj_in = linear(cfg.embed_dim, cfg.dim)
-        self.blocks = nnx.List(
-            [
-                ResamplerBlock(cfg, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-                for _ in range(cfg.depth)
-            ]
-        )
+        self.blocks = nnx.List([ResamplerBlock(cfg, **options) for _ in range(cfg.depth)])
         self.proj_out = linear(cfg.dim, cfg.output_dim)
         if cfg.use_norm_out:
-            self.norm_out = _layer_norm(dtype, param_dtype, rngs)(cfg.output_dim)
+            self.norm_out = layer_norm(cfg.output_dim, **options)
         if cfg.output_shape is not None:
             self.final_proj = linear(cfg.output_dim, math.prod(cfg.patch_shape))
 
@@ -257,8 +234,9 @@ class LinearImageProjection(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.num_tokens, self.output_dim = num_tokens, output_dim
-        self.proj = _linear(dtype, param_dtype, rngs)(embed_dim, num_tokens * output_dim)
-        self.norm = _layer_norm(dtype, param_dtype, rngs)(output_dim)
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.proj = Linear(embed_dim, num_tokens * output_dim, **options)
+        self.norm = layer_norm(output_dim, **options)
 
     @typechecked
     def __call__(self, x: Float[Array, "b e"]) -> Float[Array, "b n z"]:

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dicode_jax.nn.activations import gelu
-from dicode_jax.nn.attention import dot_product_attention
+from dicode_jax.nn.attention import attend
 from dicode_jax.nn.dropout import dropout
 from dicode_jax.nn.linear import Linear
-from dicode_jax.nn.norm import GroupNorm
+from dicode_jax.nn.norm import GroupNorm, layer_norm
 from dicode_jax.nn.resnet import ResnetBlock, fan_in_uniform, group_norm_per_image
+from dicode_jax.nn.transformer import MLP
 from dicode_jax.typing import Array, Float
 
 TRANSFORMER_NORM_EPS = 1e-6
@@ -116,7 +117,7 @@ class VideoResnetBlock(nnx.Module):
         return self.temporal_conv(x, deterministic=deterministic, rngs=rngs)
 
 
-class Attention(nnx.Module):
+class ContextAttention(nnx.Module):
     """Multi-head attention to the sequence itself, to a context, or to text and image contexts.
 
     With an image branch the same queries attend to the image tokens through a second pair of key
@@ -176,72 +177,33 @@ class Attention(nnx.Module):
             context: what they attend to; None for themselves.
             image_context: tokens of the image branch; None or no tokens contribute exactly zero.
         """
-        n, t, _ = x.shape
-        query = self._heads(self.q(x))
+        query = self.q(x)
         source = x if context is None else context
-        key, value = self._heads(self.k(source)), self._heads(self.v(source))
-        y = _attend_shared(query, key, value)
-        if self.k_image is not None and image_context is not None and image_context.shape[1]:
-            key, value = (
-                self._heads(self.k_image(image_context)),
-                self._heads(self.v_image(image_context)),
-            )
-            image = _attend_shared(query, key, value)
+        y = self._attend(query, self.k(source), self.v(source))
+        if (
+            self.k_image is not None
+            and self.v_image is not None
+            and image_context is not None
+            and image_context.shape[1]
+        ):
+            image = self._attend(query, self.k_image(image_context), self.v_image(image_context))
             y = y + (image if self.alpha is None else image * (1 + jnp.tanh(self.alpha[...])))
-        return self.out(y.reshape(n, t, -1))
+        return self.out(y)
 
-    def _heads(self, x: Array) -> Array:
-        return x.reshape(*x.shape[:-1], -1, self.head_dim)
-
-
-def _attend_shared(query: Array, key: Array, value: Array) -> Array:
-    """Attention of [n, t, h, d] to [m, s, h, d], each row serving n / m consecutive sequences."""
-    shape, rows = query.shape, key.shape[0]
-    query = query.reshape(rows, -1, *shape[2:])
-    return dot_product_attention(query, key, value).reshape(shape)
-
-
-class GatedMLP(nnx.Module):
-    """Feed-forward layer with a gated linear unit: value times GELU (erf) of the gate."""
-
-    def __init__(self, dim: int, *, mult: int = 4, **options):
-        linear = functools.partial(Linear, kernel_init=fan_in_uniform, **options)
-        self.up = linear(dim, 2 * mult * dim)
-        self.down = linear(mult * dim, dim)
-
-    def __call__(self, x: Float[Array, "n t d"]) -> Float[Array, "n t d"]:
-        value, gate = jnp.split(self.up(x), 2, axis=-1)
-        return self.down(value * gelu(gate))
+    def _attend(self, query: Array, key: Array, value: Array) -> Array:
+        """Attention of [n, t, d] to [m, s, d], each row serving n / m consecutive sequences."""
+        rows = query.reshape(key.shape[0], -1, query.shape[-1])
+        return attend(rows, key, value, head_dim=self.head_dim).reshape(query.shape)
 
 
 class TransformerBlock(nnx.Module):
     """Pre-norm self-attention, attention to the context (or again to itself), feed-forward."""
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        num_heads: int,
-        head_dim: int,
-        context_dim: int | None = None,
-        image_branch: bool = False,
-        learnable_image_scale: bool = False,
-        **options,
-    ):
-        norm = functools.partial(
-            nnx.LayerNorm, dim, epsilon=1e-5, use_fast_variance=False, **options
-        )
-        attention = functools.partial(
-            Attention, dim, num_heads=num_heads, head_dim=head_dim, **options
-        )
-        self.norm1, self.norm2, self.norm3 = norm(), norm(), norm()
-        self.attention1 = attention()
-        self.attention2 = attention(
-            context_dim=context_dim,
-            image_branch=image_branch,
-            learnable_image_scale=learnable_image_scale,
-        )
-        self.mlp = GatedMLP(dim, **options)
+    def __init__(self, dim: int, attention, context_attention, **options):
+        linear = functools.partial(Linear, kernel_init=fan_in_uniform, **options)
+        self.norm1, self.norm2, self.norm3 = (layer_norm(dim, **options) for _ in range(3))
+        self.attention1, self.attention2 = attention(), context_attention()
+        self.mlp = MLP(dim, 4 * dim, activation=gelu, packed=True, linear=linear)
 
     def __call__(self, x: Array, context=None, image_context=None) -> Array:
         x = x + self.attention1(self.norm1(x))
@@ -249,8 +211,12 @@ class TransformerBlock(nnx.Module):
         return x + self.mlp(self.norm3(x))
 
 
-class SpatialTransformer(nnx.Module):
-    """Transformer over the pixels of every frame, with attention to text and image tokens."""
+class _Transformer(nnx.Module):
+    """What the transformers over pixels and over frames have in common: all but the order of axes.
+
+    Args:
+        context_dim: width of a context for the second attention; None for that of the sequence.
+    """
 
     def __init__(
         self,
@@ -267,20 +233,26 @@ class SpatialTransformer(nnx.Module):
     ):
         linear = functools.partial(Linear, kernel_init=fan_in_uniform, **options)
         inner = num_heads * head_dim
+        self.has_context = context_dim is not None
         self.norm = GroupNorm(channels, eps=TRANSFORMER_NORM_EPS, num_groups=num_groups, **options)
         self.proj_in = linear(channels, inner)
-        make_block = functools.partial(
-            TransformerBlock,
-            inner,
-            num_heads=num_heads,
-            head_dim=head_dim,
+        attention = functools.partial(
+            ContextAttention, inner, num_heads=num_heads, head_dim=head_dim, **options
+        )
+        context_attention = functools.partial(
+            attention,
             context_dim=context_dim,
             image_branch=image_branch,
             learnable_image_scale=learnable_image_scale,
-            **options,
         )
-        self.blocks = nnx.List([make_block() for _ in range(depth)])
+        self.blocks = nnx.List(
+            [TransformerBlock(inner, attention, context_attention, **options) for _ in range(depth)]
+        )
         self.proj_out = linear(inner, channels, kernel_init=ZEROS)
+
+
+class SpatialTransformer(_Transformer):
+    """Transformer over the pixels of every frame, with attention to text and image tokens."""
 
     def __call__(
         self,
@@ -296,39 +268,8 @@ class SpatialTransformer(nnx.Module):
         return x + self.proj_out(tokens).reshape(x.shape)
 
 
-class TemporalTransformer(nnx.Module):
-    """Transformer over the frames of every pixel.
-
-    Args:
-        context_dim: width of a context for the second attention; None for self-attention only.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        *,
-        num_heads: int,
-        head_dim: int,
-        depth: int = 1,
-        context_dim: int | None = None,
-        num_groups: int = 32,
-        **options,
-    ):
-        linear = functools.partial(Linear, kernel_init=fan_in_uniform, **options)
-        inner = num_heads * head_dim
-        self.uses_context = context_dim is not None
-        self.norm = GroupNorm(channels, eps=TRANSFORMER_NORM_EPS, num_groups=num_groups, **options)
-        self.proj_in = linear(channels, inner)
-        make_block = functools.partial(
-            TransformerBlock,
-            inner,
-            num_heads=num_heads,
-            head_dim=head_dim,
-            context_dim=context_dim,
-            **options,
-        )
-        self.blocks = nnx.List([make_block() for _ in range(depth)])
-        self.proj_out = linear(inner, channels, kernel_init=ZEROS)
+class TemporalTransformer(_Transformer):
+    """Transformer over the frames of every pixel; without a `context_dim` it sees itself only."""
 
     def __call__(
         self, x: Float[Array, "b f h w c"], context: Float[Array, "b l d"] | None = None
@@ -338,6 +279,6 @@ class TemporalTransformer(nnx.Module):
         y = self.norm(x).reshape(b, f, h * w, c).swapaxes(1, 2)  # [b, p, f, c]
         tokens = self.proj_in(y.reshape(b * h * w, f, c))
         for block in self.blocks:
-            tokens = block(tokens, context if self.uses_context else None)
+            tokens = block(tokens, context if self.has_context else None)
         y = self.proj_out(tokens).reshape(b, h * w, f, c).swapaxes(1, 2)
         return x + y.reshape(x.shape)

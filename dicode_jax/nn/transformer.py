@@ -1,8 +1,8 @@
 """The parts of a pre-norm transformer: attention, feed-forward, and a block of both.
 
 Linear layers come from the caller, `linear(in_dim, out_dim)`: it settles biases, types and initial
-values. Where weights on disk have names or inputs of their own (CLIP, the resampler, the UNet), the
-family keeps a class of its own around `nn.attention.attend`.
+values. Where attention has weights of other names on disk (CLIP, the resampler) or a second context
+(the UNet), it is a class of its own around `nn.attention.attend`.
 
 Letters: b batch, t positions computed now, s keys (or cache slots), h heads, g heads of keys and
 values, d model width.
@@ -120,6 +120,7 @@ class MLP(nnx.Module):
       mlp_dim: Width inside.
       activation: Acts on each number alone.
       gated: Has a second layer into the inner width.
+      packed: Gated, but `up` gives the value and then the gate, side by side.
       dropout: Rate on the result, in calls with a key.
       linear: Makes the layers.
       last: Makes the output layer; `linear` when None.
@@ -132,14 +133,16 @@ class MLP(nnx.Module):
         *,
         activation: Callable[[Array], Array],
         gated: bool = False,
+        packed: bool = False,
         dropout: float = 0.0,
         linear: MakeLinear,
         last: MakeLinear | None = None,
     ):
-        self.activation, self.gated, self.dropout = activation, gated, dropout
+        self.activation, self.dropout = activation, dropout
+        self.gated, self.packed = gated, packed
         if gated:
             self.gate = linear(dim, mlp_dim)
-        self.up = linear(dim, mlp_dim)
+        self.up = linear(dim, 2 * mlp_dim if packed else mlp_dim)
         self.down = (last or linear)(mlp_dim, dim)
 
     def __call__(
@@ -148,6 +151,9 @@ class MLP(nnx.Module):
         """Maps every position alone; `key` is for dropout, None switches it off."""
         if self.gated:
             y = self.activation(self.gate(x)) * self.up(x)
+        elif self.packed:
+            value, gate = jnp.split(self.up(x), 2, axis=-1)
+            y = value * self.activation(gate)
         else:
             y = self.activation(self.up(x))
         return drop(self.down(y), self.dropout, key)

@@ -11,7 +11,6 @@ from dicode_jax.nn.masks import causal_mask
 
 ALLOWED = {
     "distributions/gaussian_mixture.py": {"softmax"},  # weights of components
-    "nn/spatiotemporal.py": {"softmax", "nthd,nshd->nhts", "nhts,nshd->nthd"},  # relative positions
 }
 NAMES = {"softmax", "dot_product_attention", "MultiHeadAttention"}
 

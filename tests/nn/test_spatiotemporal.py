@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from dicode_jax.nn.resnet import average_pool, dropout, upsample_nearest
-from dicode_jax.nn.spatiotemporal import Attention, TemporalConv, TemporalTransformer
+from dicode_jax.nn.spatiotemporal import ContextAttention, TemporalConv, TemporalTransformer
 
 HEADS = {"num_heads": 2, "head_dim": 3}
 
@@ -32,7 +32,7 @@ def test_temporal_attention_without_positions_ignores_the_order_of_frames():
 
 
 def test_a_context_row_serves_consecutive_sequences():
-    layer = randomized(Attention(8, context_dim=6, rngs=nnx.Rngs(0), **HEADS))
+    layer = randomized(ContextAttention(8, context_dim=6, rngs=nnx.Rngs(0), **HEADS))
     x = jax.random.normal(jax.random.key(0), (6, 5, 8))
     context = jax.random.normal(jax.random.key(1), (2, 4, 6))
     np.testing.assert_allclose(
@@ -42,7 +42,7 @@ def test_a_context_row_serves_consecutive_sequences():
 
 def test_the_image_branch_adds_its_own_softmax_scaled_by_alpha():
     options = {"context_dim": 6, "image_branch": True, "learnable_image_scale": True}
-    layer = randomized(Attention(8, rngs=nnx.Rngs(0), **HEADS, **options))
+    layer = randomized(ContextAttention(8, rngs=nnx.Rngs(0), **HEADS, **options))
     layer.out.kernel[...] = jnp.eye(6, 8)
     layer.out.bias[...] = jnp.zeros(8)
     x = jax.random.normal(jax.random.key(0), (2, 5, 8))
@@ -57,7 +57,9 @@ def test_the_image_branch_adds_its_own_softmax_scaled_by_alpha():
 
 
 def test_no_image_tokens_contribute_exactly_nothing():
-    layer = randomized(Attention(8, context_dim=6, image_branch=True, rngs=nnx.Rngs(0), **HEADS))
+    layer = randomized(
+        ContextAttention(8, context_dim=6, image_branch=True, rngs=nnx.Rngs(0), **HEADS)
+    )
     x, text = jnp.ones((2, 5, 8)), jnp.ones((2, 3, 6))
     np.testing.assert_array_equal(layer(x, text, jnp.zeros((2, 0, 6))), layer(x, text))
 

@@ -45,7 +45,12 @@ def test_a_gate_multiplies_what_goes_up():
     linear = functools.partial(Linear, use_bias=False, rngs=nnx.Rngs(0))
     mlp = MLP(10, 7, activation=jnp.tanh, gated=True, linear=linear)
     gate, up, down = (layer.kernel[...] for layer in (mlp.gate, mlp.up, mlp.down))
-    np.testing.assert_allclose(mlp(X), (jnp.tanh(X @ gate) * (X @ up)) @ down, atol=1e-5)
+    want = (jnp.tanh(X @ gate) * (X @ up)) @ down
+    np.testing.assert_allclose(mlp(X), want, atol=1e-5)
+    packed = MLP(10, 7, activation=jnp.tanh, packed=True, linear=linear)
+    packed.up.kernel[...] = jnp.concatenate([up, gate], axis=1)
+    packed.down.kernel[...] = down
+    np.testing.assert_allclose(packed(X), want, atol=1e-5)
 
 
 @pytest.mark.parametrize(
