@@ -131,7 +131,10 @@ def _encode_missing(
     stale = encoded_cache.stale(shards)
     if stale:
         what = " and ".join(sorted(set().union(*stale.values())))
-        print(f"{folder}: {what} have changed; {len(stale)} of {len(shards)} parts are made anew")
+        print(
+            f"{folder}: {what} have changed; {len(stale)} of {len(shards)} parts are made anew",
+            flush=True,
+        )
     for path in stale:
         path.with_suffix(".json").unlink()
     todo = [i for i, path in enumerate(shards) if encoded_cache.read_index(path) is None]

@@ -199,14 +199,17 @@ def refuse_changed(
     done = [i for i in own(shards) if encoded_cache.read_index(shards[i]) is not None]
     now = {shards[i]: fingerprint(source, indices_of(options, source, i)) for i in done}
     stale = encoded_cache.stale(now)
-    if stale:
-        is_mended = all(encoded_cache.read_index(path)["broken"] for path in stale)
-        anew = f"delete {encoded_cache.MANIFEST} and {', '.join(path.name for path in stale)}"
-        raise UserError(
-            f"{' and '.join(sorted(set().union(*stale.values())))} have changed since "
-            f"{len(stale)} of the shards in {options.out} were encoded: take another --out, or "
-            f"{'add --retry-broken' if is_mended else anew} to encode these anew"
-        )
+    if not stale:
+        return
+    what, names = sorted(set().union(*stale.values())), [path.name for path in stale]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    cure = f"delete {encoded_cache.MANIFEST}, {', '.join(names[:3])}{more}"
+    if all(encoded_cache.read_index(path)["broken"] for path in stale):
+        cure = "add --retry-broken"
+    raise UserError(
+        f"{' and '.join(what)} have changed since {len(names)} of the shards in {options.out} were "
+        f"encoded: take another --out, or {cure} to encode these anew"
+    )
 
 
 class Tally:
@@ -268,7 +271,7 @@ def encode_shards(
     seen = Counter(keyframes=0, broken=0)
     try:
         for i, indices in zip(todo, ranges, strict=True):
-            data = fingerprint(source, indices)  # of before they are read
+            data = fingerprint(source, indices)
             read = (next_video(stream) for _ in indices)
             videos = show(with_tokens(read, tokens_of, config.batch_size), bar, seen)
             encoded_cache.write_shard(shards[i], videos, schema, data)

@@ -101,8 +101,8 @@ def kind_of(cfg: DataConfig) -> str:
         has_records = any(_ARRAY_RECORD.search(name) for name in names)
         if has_records:
             # One that is not finished has no manifest yet.
-            is_cache = encoded_cache.PLAN in names or encoded_cache.MANIFEST in names
-            return "cache" if is_cache else "array_record"
+            is_begun = any(name.startswith(("encoded-", "tokens-")) for name in names)
+            return "cache" if is_begun or encoded_cache.is_cache(path) else "array_record"
         return "tar" if any(suffix_of(name) == ".tar" for name in names) else "folder"
     if suffix_of(cfg.path) in TABLE_SUFFIXES:
         return "table"

@@ -360,7 +360,8 @@ def test_array_records_of_another_form_are_named(tmp_path):
 
 def test_the_form_of_a_data_set_is_told_by_its_path(tmp_path):
     touch(tmp_path, "tar/a.tar", "records/a.array_record-00000-of-00001", "plain/a.mp4")
-    touch(tmp_path, "cache/a.array_record", "cache/manifest.json", "begun/tokens-0.array_record")
+    touch(tmp_path, "cache/a.array_record", "cache/manifest.json", "begun/encoded-0.array_record")
+    touch(tmp_path, "old/tokens-0.array_record")
     forms = {
         "shapes": "shapes",
         tmp_path / "tar": "tar",
@@ -368,6 +369,7 @@ def test_the_form_of_a_data_set_is_told_by_its_path(tmp_path):
         tmp_path / "plain": "folder",
         tmp_path / "cache": "cache",
         tmp_path / "begun": "cache",
+        tmp_path / "old": "cache",
         "x.csv": "table",
         "x.jsonl": "table",
         "a/{00..99}.tar": "tar",
