@@ -6,17 +6,12 @@ from there.
 """
 
 import dataclasses
-import inspect
 import json
 import pathlib
-import re
 import runpy
-import shutil
-import sys
-import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import dacite
 
@@ -62,41 +57,9 @@ def parse_overrides(config: Config, args: Sequence[str], *, prog: str) -> Config
     """
     import tyro
 
-    if "--help" in args:
-        lines = _option_lines(config, shutil.get_terminal_size().columns)
-        head = f"{prog} --config FILE [OPTIONS]: fields of the config and their values there."
-        sys.stdout.write("\n".join((head, "", *lines, "")))
-        raise SystemExit(0)
     # A field that may hold one of several dataclasses keeps the kind of its default.
     options = (tyro.conf.AvoidSubcommands,)
     return tyro.cli(type(config), default=config, args=list(args), prog=prog, config=options)
-
-
-def _option_lines(config: Any, width: int, prefix: str = "") -> Iterator[str]:
-    """Every field as an option: its type, what the docstrings say, its value; then their parts'."""
-    texts: dict[str, str] = {}
-    for kind in reversed(type(config).__mro__):
-        listed = (inspect.getdoc(kind) or "").partition("Attributes:")[2].partition("\n\n")[0]
-        for _, names, text in re.findall(r"^( +)([\w, ]+): (.+(?:\n\1 +.+)*)", listed, re.M):
-            texts |= dict.fromkeys(names.split(", "), " ".join(text.split()))
-    hints, parts = get_type_hints(type(config)), []
-    for field in dataclasses.fields(config):
-        value, name = getattr(config, field.name), prefix + field.name.replace("_", "-")
-        if dataclasses.is_dataclass(value):
-            parts.append((name, value))
-            continue
-        kinds = [x for x in get_args(hints[field.name]) if get_origin(x) is Literal]
-        kinds = [hints[field.name]] if get_origin(hints[field.name]) is Literal else kinds
-        known = "".join(f" {{{','.join(map(str, get_args(kind)))}}}" for kind in kinds)
-        said = f" {texts[field.name]}" if field.name in texts else ""
-        if isinstance(value, tuple):
-            value = " ".join(map(str, value))
-        line = f"--{name}={value}{known}{said}"
-        if isinstance(value, bool) and not kinds:
-            line = f"--{name}, --{prefix}no-{name.removeprefix(prefix)} ({value}){said}"
-        yield textwrap.fill(line, width, subsequent_indent="    ", break_on_hyphens=False)
-    for name, part in parts:
-        yield from _option_lines(part, width, f"{name}.")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -152,24 +152,6 @@ def test_overrides_reach_nested_fields():
     assert config == Outer(inner=Inner(rate=0.25), steps=7)
 
 
-def test_help_names_every_field_with_what_it_says_and_its_value(capsys):
-    with pytest.raises(SystemExit) as caught:
-        config_lib.parse_overrides(SamplingConfig(eta=0.25), ["--help"], prog="x")
-    assert caught.value.code == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert "--num-frames=16 frames of a clip." in lines
-    assert any(line.startswith("--eta=0.25 0 deterministic, 1 ancestral") for line in lines)
-    assert any(
-        line.startswith("--batch-guidance, --no-batch-guidance (False) eval") for line in lines
-    )
-    config = Drawing(shape=Square(part=Inner(name="a")))
-    with pytest.raises(SystemExit):
-        config_lib.parse_overrides(config, ["--help"], prog="x")
-    told = {line.split("=")[0] for line in capsys.readouterr().out.splitlines() if "=" in line}
-    part = {f"--shape.part.{name}" for name in ("rate", "sizes", "name")}
-    assert told == {"--shape.kind", "--shape.size", *part}
-
-
 def test_unknown_override_ends_the_program_and_suggests_the_nearest(capsys):
     with pytest.raises(SystemExit) as caught:
         config_lib.parse_overrides(Outer(), ["--inner.rat", "0.25"], prog="x")
