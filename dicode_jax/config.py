@@ -59,7 +59,9 @@ def parse_overrides(config: Config, args: Sequence[str], *, prog: str) -> Config
 
     # A field that may hold one of several dataclasses keeps the kind of its default.
     options = (tyro.conf.AvoidSubcommands,)
-    return tyro.cli(type(config), default=config, args=list(args), prog=prog, config=options)
+    return tyro.cli(
+        type(config), default=config, args=list(args), prog=prog, config=options, compact_help=True
+    )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.gpt2 import GPT2Config
+from dicode_jax.stages.config import RunConfig
 from dicode_jax.stages.dicode.tokenizer_loss import TokenizerLossConfig
 
 
@@ -175,3 +176,14 @@ def test_notes_are_written_beside_the_settings_and_not_read_as_such(tmp_path):
     config_lib.to_json(config, tmp_path / "c.json", notes={"sources": "abc"})
     assert json.loads((tmp_path / "c.json").read_text())["_sources"] == "abc"
     assert config_lib.from_json(Inner, tmp_path / "c.json") == config
+
+
+@pytest.mark.parametrize("option", ["--help", "-H"])
+def test_help_lists_every_field_and_explains_them_when_asked(option, capsys):
+    config = RunConfig()
+    with pytest.raises(SystemExit):
+        config_lib.parse_overrides(config, [option], prog="train")
+    shown = " ".join(capsys.readouterr().out.split())
+    for name in ("num-steps", "data.path", "optim.lr"):
+        assert f"--{name} " in shown
+    assert ("Examples per step, over all devices." in shown) == (option == "-H")

@@ -459,7 +459,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__.splitlines()[0],
         epilog="Fields of the config can be overridden: --data.path, --tokenizer, --frame-size, "
         "--num-keyframes (most per video), --batch-size (keyframes per call of each process), "
-        "--data.num-workers. `--config FILE --help-config` lists them all.",
+        "--data.num-workers. `--config FILE --help-config` lists them all, `-H` explains them.",
         allow_abbrev=False,
     )
     add = parser.add_argument

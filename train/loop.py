@@ -409,7 +409,7 @@ def _parser(prog: str, build: Callable) -> argparse.ArgumentParser:
         prog=f"python -m {prog}",
         description=build.__doc__.splitlines()[0],
         epilog="Any field of the config can be overridden: --optim.lr 1e-4. "
-        "`--config FILE --help-config` lists them.",
+        "`--config FILE --help-config` lists them, `--config FILE -H` explains them.",
         allow_abbrev=False,
     )
     add = parser.add_argument
