@@ -146,8 +146,8 @@ def settings_of(
 
 def claim(out: pathlib.Path, about: Mapping[str, Any]) -> None:
     """Notes what goes into the folder, which is held, or checks that it is the same as before."""
-    if jax.process_index() == 0 and not check(out, about):
-        encoded_cache.write_plan(out, about)
+    if jax.process_index() == 0 and not (check(out, about) and encoded_cache.is_cache(out)):
+        encoded_cache.write_plan(out, about)  # also in place of one that the last release wrote
     while not check(out, about):
         time.sleep(POLL_SECONDS)
 

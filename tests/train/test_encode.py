@@ -242,6 +242,9 @@ def test_a_cache_of_the_last_release_is_known_again(config, tmp_path, monkeypatc
     assert contents(out) == before
     with pytest.raises(UserError, match=r"another cache \(settings\.seed 3 -> 4\); take another"):
         encode.encode(dataclasses.replace(config, seed=4), options)
+    (out / "manifest.json").unlink()  # as if it had been stopped
+    assert encode.encode(config, options)["encoder"] == encoder
+    assert encode.encode(config, options)["schema"]["tokens"]["shape"] == [None, 3, 8]
 
 
 def test_what_does_not_belong_together_is_refused_on_one_line(config, tmp_path):
