@@ -1,6 +1,7 @@
 # make demo    a prompt to a video, and a video through the tokenizer and back
-# make test    lint and all tests
+# make test    lint, types and all tests
 # make quick   the tests of what a change breaks first, about four minutes on two cores
+# make types   what pyright finds in the library, which is nothing
 # make lowest  demo and quick with exactly the lower bounds of pyproject.toml; wants the oldest Python, 3.11
 # make clean   remove what these made
 #
@@ -48,10 +49,10 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lowest clean
+.PHONY: help demo test types quick lowest clean
 
 help:
-	@sed -n '1,13s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
+	@sed -n '1,14s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 # $(call install,what,stamp): an editable install, repeated only when pyproject.toml changes.
 define install
@@ -99,7 +100,11 @@ test: $(VENV)/.installed-test
 	@$(BIN)/ruff format --check --quiet . || { \
 	  $(BIN)/ruff format --check . ; echo "mend with: $(BIN)/ruff format ." >&2; exit 1; }
 	@$(BIN)/ruff check .
+	@$(MAKE) --no-print-directory types
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 $(PYTEST_ARGS)
+
+types: $(VENV)/.installed-test
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 
 quick: $(VENV)/.installed-test
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 $(QUICK) $(PYTEST_ARGS)

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from dicode_jax.pipelines.dicode import DiCoDePipeline
     from dicode_jax.pipelines.load import load
 
+    __version__: str
+
 __all__ = ["DiCoDePipeline", "__version__", "load"]
 
 _moved.install()

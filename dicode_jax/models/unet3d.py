@@ -348,6 +348,7 @@ class _Layers:
 
     def init_attention(self) -> TemporalTransformer:
         cfg = self.cfg
+        assert cfg.head_dim is not None  # checked by the config
         context_dim = (
             (cfg.context_dim or cfg.model_channels) if cfg.init_attention_context else None
         )

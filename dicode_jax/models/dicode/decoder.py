@@ -7,7 +7,7 @@ decoding a clip needs no CLIP.
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -60,6 +60,8 @@ class ClipDecoderConfig:
                 f"the UNet must give the autoencoder's {latent_channels} latent channels, "
                 f"its out_channels is {self.unet.out_channels}"
             )
+        if self.unet.context_dim is None:
+            raise ValueError("the UNet must read deep tokens: set its context_dim")
         extra = 0
         if self.latent_head is not None:
             if self.latent_head.output_shape is None:
@@ -79,6 +81,7 @@ class ClipDecoderConfig:
     @property
     def token_dim(self) -> int:
         """Width of a deep token, the UNet's context width."""
+        assert self.unet.context_dim is not None  # checked above
         return self.unet.context_dim
 
     @property
@@ -267,9 +270,7 @@ def decode_clip(
     x_init: Float[Array, "b f h w c"] | None = None,
     noise: Float[Array, "s b f h w c"] | None = None,
     null_tokens: Float[Array, "n d"] | None = None,
-    return_trajectory: bool = False,
-    use_scan: bool = True,
-) -> Float[Array, "b f h w c"] | tuple[Float[Array, "b f h w c"], Any]:
+) -> Float[Array, "b f h w c"]:
     """Sample the latents of a clip from deep tokens. Pure: jit it with ``cfg`` as an argument.
 
     Args:
@@ -281,8 +282,6 @@ def decode_clip(
         x_init: starting noise instead of the keys'.
         noise: noise of every step instead of the keys'.
         null_tokens: see `clip_conditions`.
-        return_trajectory: also return the state and the clean estimate after every step.
-        use_scan: False steps in a Python loop, see `dicode_jax.diffusion.samplers.base.sample`.
 
     Returns:
         Scaled latents ``[b, f, h, w, c]``, float32; see `decode_latents`.
@@ -292,25 +291,17 @@ def decode_clip(
     """
     if x_init is not None and x_init.shape[1] != cfg.num_frames:
         raise ValueError(f"x_init has {x_init.shape[1]} frames, the config {cfg.num_frames}")
-    branches = clip_conditions(
-        decoder,
-        tokens,
-        cfg,
-        null_tokens=null_tokens,
-    )
-    latents, trajectory = sample_guided(
+    latents, _ = sample_guided(
         decoder.denoise,
-        branches,
+        clip_conditions(decoder, tokens, cfg, null_tokens=null_tokens),
         decoder.cfg.schedule,
         cfg,
         (cfg.num_frames, *decoder.cfg.latent_shape),
         keys=keys,
         x_init=x_init,
         noise=noise,
-        return_trajectory=return_trajectory,
-        use_scan=use_scan,
     )
-    return (latents, trajectory) if return_trajectory else latents
+    return latents
 
 
 @typechecked

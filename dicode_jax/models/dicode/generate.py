@@ -354,6 +354,7 @@ def _draw(lm: DiCoDeLM, inputs: _Inputs, plan: _Plan, raw: Array, index) -> Arra
 def _row_keys(inputs: _Inputs, plan: _Plan, index) -> Array:
     """One key per row for this token; the prompt's own do not change when guidance comes in."""
     fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+    assert inputs.keys is not None  # drawing needs them, as `generate` checks
     keys = fold(inputs.keys, inputs.first_index + index)
     if not plan.is_guided:
         return fold(keys, 0)

@@ -88,7 +88,7 @@ def test_guidance_decides_on_how_many_samples_the_network_runs(
 ):
     batches = counted(decoder, monkeypatch)
     cfg = dataclasses.replace(SAMPLING, num_inference_steps=1, **options)
-    decoding.decode_clip(decoder, TOKENS, KEYS, cfg, use_scan=False)
+    decoding.decode_clip(decoder, TOKENS, KEYS, cfg)
     assert batches == expected
 
 

@@ -16,7 +16,7 @@ from lm_inside import observed
 import convert
 from convert.dicode import modules as dicode
 from convert.engine.plan import flatten, plan
-from dicode_jax.diffusion.guided import SamplingConfig
+from dicode_jax.diffusion.guided import SamplingConfig, sample_guided
 from dicode_jax.diffusion.samplers.ddim import DDIM
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS, NoiseSchedule
 from dicode_jax.diffusion.time_grid import ddim_time_grid, ddim_timesteps
@@ -251,15 +251,17 @@ def run_case(decoder, tokens, arrays, name, case, done):
     cfg = sampling_config(case, num_frames=x_init.shape[1])
     branches = decoding.clip_conditions(decoder, **tokens, cfg=cfg)
     cond, uncond = branches if cfg.is_guided else (*branches, None)
-    latents, steps = decoding.decode_clip(
-        decoder,
+    latents, steps = sample_guided(
+        decoder.denoise,
+        branches,
+        decoder.cfg.schedule,
+        cfg,
+        x_init.shape[1:],
         keys=None,
-        cfg=cfg,
         x_init=x_init,
         noise=noise,
         return_trajectory=True,
         use_scan=False,
-        **tokens,
     )
     got = {"context": cond.context, "latents": torch_order(latents)}
     got["uncond_context"] = None if uncond is None else uncond.context
