@@ -29,32 +29,6 @@ def velocity(schedule: NoiseSchedule, x0: Sample, noise: Sample, timesteps: Time
 
 
 @typechecked
-def x0_from_v(schedule: NoiseSchedule, x_t: Sample, v: Sample, timesteps: Timesteps) -> Sample:
-    """Clean sample from a velocity; finite for every t, zero terminal SNR included."""
-    signal, spread = _signal_and_spread(schedule, timesteps, x_t.ndim)
-    return signal * x_t - spread * v
-
-
-@typechecked
-def eps_from_v(schedule: NoiseSchedule, x_t: Sample, v: Sample, timesteps: Timesteps) -> Sample:
-    """Noise from a velocity; finite for every t."""
-    signal, spread = _signal_and_spread(schedule, timesteps, x_t.ndim)
-    return signal * v + spread * x_t
-
-
-@typechecked
-def x0_from_eps(schedule: NoiseSchedule, x_t: Sample, eps: Sample, timesteps: Timesteps) -> Sample:
-    """Clean sample from a noise prediction through the reciprocal tables.
-
-    Those tables are zeros for a "v" schedule (so the result is zero, as in the original) and hold
-    infinities at the last step of a zero-terminal-SNR "eps" schedule.
-    """
-    recip = schedule.gather("sqrt_recip_alphas_cumprod", timesteps, x_t.ndim)
-    recipm1 = schedule.gather("sqrt_recipm1_alphas_cumprod", timesteps, x_t.ndim)
-    return recip * x_t - recipm1 * eps
-
-
-@typechecked
 def x0_and_eps(
     parameterization: str, x_t: Sample, prediction: Sample, signal: Array, spread: Array
 ) -> tuple[Sample, Sample]:

@@ -90,7 +90,7 @@ def test_a_running_mean_does_not_hide_a_number_that_is_not_finite(tmp_path):
     [
         (["nowhere"], "no metrics.jsonl in nowhere"),
         (["DIR", "--out", "a.txt"], "the extension '.txt'"),
-        (["DIR", "--last", "0"], "want a whole number of at least 1, got '0'"),
+        (["DIR", "--last", "0"], "want a whole number of at least 1, got 0"),
         (["EMPTY"], "holds no step yet"),
     ],
 )

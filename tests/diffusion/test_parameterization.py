@@ -12,13 +12,19 @@ X0 = jax.random.normal(jax.random.key(0), (2, 3, 4, 5, 6))
 NOISE = jax.random.normal(jax.random.key(1), X0.shape)
 
 
+def levels(schedule, timesteps):
+    names = ("sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
+    return [schedule.gather(name, timesteps, X0.ndim) for name in names]
+
+
 def test_velocity_gives_back_sample_and_noise_at_every_level():
     for t in (0, 500, 999):
         timesteps = jnp.array([t, 17])
         x_t = P.add_noise(SNR0, X0, NOISE, timesteps)
         v = P.velocity(SNR0, X0, NOISE, timesteps)
-        np.testing.assert_allclose(P.x0_from_v(SNR0, x_t, v, timesteps), X0, atol=2e-6)
-        np.testing.assert_allclose(P.eps_from_v(SNR0, x_t, v, timesteps), NOISE, atol=2e-6)
+        x0, eps = P.x0_and_eps("v", x_t, v, *levels(SNR0, timesteps))
+        np.testing.assert_allclose(x0, X0, atol=2e-6)
+        np.testing.assert_allclose(eps, NOISE, atol=2e-6)
 
 
 def test_at_zero_snr_the_noisy_sample_is_noise_and_velocity_is_minus_the_sample():
@@ -27,10 +33,15 @@ def test_at_zero_snr_the_noisy_sample_is_noise_and_velocity_is_minus_the_sample(
     np.testing.assert_array_equal(P.velocity(SNR0, X0, NOISE, last), -X0)
 
 
-def test_noise_gives_back_the_sample_through_the_reciprocal_tables():
+def test_noise_gives_back_the_sample_and_the_sample_the_noise():
     schedule, t = NoiseSchedule(), jnp.array([30, 600])
     x_t = P.add_noise(schedule, X0, NOISE, t)
-    np.testing.assert_allclose(P.x0_from_eps(schedule, x_t, NOISE, t), X0, atol=1e-4)
+    x0, eps = P.x0_and_eps("eps", x_t, NOISE, *levels(schedule, t))
+    np.testing.assert_allclose(x0, X0, atol=1e-4)
+    assert eps is NOISE
+    x0, eps = P.x0_and_eps("x0", x_t, X0, *levels(schedule, t))
+    np.testing.assert_allclose(eps, NOISE, atol=1e-4)
+    assert x0 is X0
 
 
 def test_levels_per_frame_equal_frames_on_their_own():

@@ -6,7 +6,7 @@ randomness can be injected (`Draws`), or comes from one key.
 
 import dataclasses
 import functools
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -108,52 +108,23 @@ def select_keyframes(video: Float[Array, "b f h w c"]) -> Float[Array, "b 2 h w 
     return video[:, jnp.array([0, -1])]
 
 
-@typechecked
 def decoder_loss(
     decoder: ClipDecoder,
     latents: Float[Array, "b f h w c"],
     tokens: Float[Array, "b k n d"],
     draws: Draws,
     cfg: TokenizerLossConfig,
-    *,
-    fs: Int[Array, " b"] | None = None,
-    text_context: Float[Array, "b l d"] | None = None,
-    deterministic: bool = False,
-    rngs: nnx.Rngs | None = None,
+    **options: Any,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Denoising loss on cached latents with given deep tokens (frozen tokenizer).
+    """`denoising_loss` of the deep tokens of a frozen tokenizer.
 
     Where the draw says so, the tokens of a sample are replaced by the decoder's null tokens, the
     tokens of a zero image, so that both branches of guidance are trained.
-
-    Args:
-        decoder: trained here: its UNet and latent head.
-        latents: clean scaled latents.
-        tokens: deep tokens of the keyframes, ``[b, 2, n, d]``.
-        draws: timesteps, noise and dropout of this step; posterior noise is not used.
-        cfg: loss settings.
-        fs: frame-stride condition, ``[b]``; None for the UNet's default.
-        text_context: text tokens; dropped samples, and all with ``no_text``, see the empty prompt.
-        deterministic: turns dropout off.
-        rngs: dropout randomness.
-
-    Returns:
-        The scalar loss and metrics, see `denoising_loss`.
     """
     _, drop_image = drop_masks(draws.uniform_drop, cfg.uncond_prob)
     null_tokens = decoder.null_tokens[...].astype(tokens.dtype)
     tokens = jnp.where(drop_image[:, None, None, None], null_tokens, tokens)
-    return denoising_loss(
-        decoder,
-        latents,
-        tokens,
-        draws,
-        cfg,
-        fs=fs,
-        text_context=text_context,
-        deterministic=deterministic,
-        rngs=rngs,
-    )
+    return denoising_loss(decoder, latents, tokens, draws, cfg, **options)
 
 
 @typechecked
@@ -172,8 +143,15 @@ def denoising_loss(
     """The loss once latents and (already dropped) deep tokens are known.
 
     Args:
-        decoder, latents, tokens, draws, cfg, fs, text_context, deterministic, rngs: as in
-            `decoder_loss`.
+        decoder: trained here: its UNet and latent head.
+        latents: clean scaled latents.
+        tokens: deep tokens of the keyframes, ``[b, 2, n, d]``.
+        draws: timesteps, noise and dropout of this step; posterior noise is not used.
+        cfg: loss settings.
+        fs: frame-stride condition, ``[b]``; None for the UNet's default.
+        text_context: text tokens; dropped samples, and all with ``no_text``, see the empty prompt.
+        deterministic: turns dropout off.
+        rngs: dropout randomness.
 
     Returns:
         The scalar loss and metrics: ``loss``, ``loss_simple``, ``loss_vlb``, ``latent_mean``,
@@ -225,11 +203,8 @@ def tokenizer_loss(
     draws: Draws,
     cfg: TokenizerLossConfig,
     *,
-    fs: Int[Array, " b"] | None = None,
-    text_context: Float[Array, "b l d"] | None = None,
     per_frame: bool = True,
-    deterministic: bool = False,
-    rngs: nnx.Rngs | None = None,
+    **options: Any,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The whole training loss from pixels: tokenizer and decoder learn together.
 
@@ -239,8 +214,8 @@ def tokenizer_loss(
         video: pixels in [-1, 1].
         draws: this step's randomness.
         cfg: loss settings.
-        fs, text_context, deterministic, rngs: as in `decoder_loss`.
         per_frame: encode the video frame by frame, to save memory.
+        options: as in `denoising_loss`.
 
     Returns:
         The scalar loss and metrics of `denoising_loss`, with ``latents`` and ``tokens``.
@@ -249,18 +224,7 @@ def tokenizer_loss(
         decoder.autoencoder.encode_latents(video, noise=draws.posterior_noise, per_frame=per_frame)
     )
     keyframes = select_keyframes(video)
-    loss, metrics = keyframe_loss(
-        tokenizer,
-        decoder,
-        latents,
-        keyframes,
-        draws,
-        cfg,
-        fs=fs,
-        text_context=text_context,
-        deterministic=deterministic,
-        rngs=rngs,
-    )
+    loss, metrics = keyframe_loss(tokenizer, decoder, latents, keyframes, draws, cfg, **options)
     return loss, metrics | {"latents": latents}
 
 
@@ -271,26 +235,11 @@ def keyframe_loss(
     keyframes: Float[Array, "b k y x 3"],
     draws: Draws,
     cfg: TokenizerLossConfig,
-    *,
-    fs: Int[Array, " b"] | None = None,
-    text_context: Float[Array, "b l d"] | None = None,
-    deterministic: bool = False,
-    rngs: nnx.Rngs | None = None,
+    **options: Any,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """`tokenizer_loss` on clean scaled latents and the keyframes that are read, in [-1, 1]."""
     _, drop_image = drop_masks(draws.uniform_drop, cfg.uncond_prob)
     # A zeroed keyframe is mid-grey; its tokens are what guidance calls unconditional.
-    keyframes = jnp.where(drop_image[:, None, None, None, None], 0.0, keyframes)
-    tokens = tokenizer(keyframes)
-    loss, metrics = denoising_loss(
-        decoder,
-        latents,
-        tokens,
-        draws,
-        cfg,
-        fs=fs,
-        text_context=text_context,
-        deterministic=deterministic,
-        rngs=rngs,
-    )
+    tokens = tokenizer(jnp.where(drop_image[:, None, None, None, None], 0.0, keyframes))
+    loss, metrics = denoising_loss(decoder, latents, tokens, draws, cfg, **options)
     return loss, metrics | {"tokens": tokens}

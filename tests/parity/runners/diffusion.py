@@ -308,15 +308,17 @@ def run_losses(fixture):
             elbo_weight=options.get("original_elbo_weight", 0.0),
         )
         x_t, output = metrics["x_t"], metrics["prediction"]
+        table = functools.partial(schedule.gather, timesteps=t, ndim=x_t.ndim)
         got = {
             "x_start": metrics["x0"],
             "q_sample": x_t,
             "v": parameterization.velocity(schedule, metrics["x0"], noise, t),
             "model_output": output,
-            "x0_from_v": parameterization.x0_from_v(schedule, x_t, output, t),
-            "eps_from_v": parameterization.eps_from_v(schedule, x_t, output, t),
-            "x0_from_eps": parameterization.x0_from_eps(schedule, x_t, output, t),
+            "x0_from_eps": table("sqrt_recip_alphas_cumprod") * x_t
+            - table("sqrt_recipm1_alphas_cumprod") * output,
         }
+        levels = table("sqrt_alphas_cumprod"), table("sqrt_one_minus_alphas_cumprod")
+        got["x0_from_v"], got["eps_from_v"] = parameterization.x0_and_eps("v", x_t, output, *levels)
         for key in [k for k in arrays if k.startswith(outputs)]:
             what, want = key.removeprefix(outputs), arrays[key]
             if what == "loss":
