@@ -1,5 +1,6 @@
 """Shared by all tests: shape checks on, CPU, full float32 matmuls, and where the goldens lie."""
 
+import contextlib
 import importlib.metadata
 import os
 import pathlib
@@ -8,10 +9,25 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["DICODE_CHECK_SHAPES"] = "1"
 
 import jax
+import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
+TESTS = pathlib.Path(__file__).parent
+GOLDEN = TESTS / "golden"
+
+# Folders whose tests hold that the code writes out how ranks broadcast or types change.
+PROMOTION = {
+    "distributions": lambda: jax.numpy_dtype_promotion("strict"),
+    "nn": lambda: jax.numpy_rank_promotion("raise"),
+}
+
+
+@pytest.fixture(autouse=True)
+def promotion(request):
+    folder = request.path.relative_to(TESTS).parts[0]
+    with PROMOTION.get(folder, contextlib.nullcontext)():
+        yield
 
 
 def pytest_report_header():

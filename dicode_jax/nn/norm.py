@@ -59,8 +59,8 @@ class GroupNorm(nnx.Module):
 
         centred = x - pool(x)
         inv_std = jax.lax.rsqrt(pool(jnp.square(centred)) + self.eps)
-        scale = inv_std * self.scale[...].astype(jnp.float32)
-        y = centred * scale + self.bias[...].astype(jnp.float32)
+        scale = inv_std * self.scale[...].astype(jnp.float32)[None, None]
+        y = centred * scale + self.bias[...].astype(jnp.float32)[None, None]
         return y.astype(dtype).reshape(shape)
 
 
