@@ -9,7 +9,6 @@ import hashlib
 import pathlib
 import sys
 
-import jax
 import numpy as np
 from flax import nnx
 
@@ -107,21 +106,15 @@ def make_sample(config: ARTrainConfig, text: TextTokenizer, examples: Examples):
     elif truth is None:
         truth = show(decoder, batch["tokens"].astype(np.float32))
 
-    def sample(model: nnx.Module, folder: pathlib.Path, step: int) -> None:
-        from dicode_jax.media.video import contact_sheet
-
+    def paint(model: nnx.Module) -> tuple[list[np.ndarray], list[str]]:
         painted = show(decoder, write(model.lm, text_ids))
-        if jax.process_index() != 0:
-            return
         captions = [text.decode(ids) for ids in text_ids]
         if truth is None:
-            rows, labels = list(painted), captions
-        else:
-            rows = [row for pair in zip(truth, painted, strict=True) for row in pair]
-            labels = [f"{caption}: {what}" for caption in captions for what in ("true", "written")]
-        contact_sheet(folder / f"{step:06d}.png", rows, labels=labels)
+            return list(painted), captions
+        rows = [row for pair in zip(truth, painted, strict=True) for row in pair]
+        return rows, [f"{caption}: {what}" for caption in captions for what in ("true", "written")]
 
-    return sample
+    return data.sheets(paint)
 
 
 def units(config: ARTrainConfig) -> dict[str, float]:

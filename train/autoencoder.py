@@ -6,7 +6,6 @@ python -m train.autoencoder --config configs/shapes_autoencoder.py --workdir run
 import pathlib
 import sys
 
-from dicode_jax.data.examples import FrameReader
 from dicode_jax.stages import autoencoder
 from dicode_jax.stages.config import AutoencoderTrainConfig
 from dicode_jax.stages.dicode.reading import settle
@@ -17,19 +16,9 @@ from train import data, loop
 
 def build(config: AutoencoderTrainConfig, workdir: pathlib.Path) -> loop.Task:
     """Trains the KL-VAE that maps frames to latents."""
-    stage = build_stage(config)
-    read = FrameReader(data=config.data, frame_size=config.frame_size)
-    splits = data.open_splits(config, read)
-    images = data.held_out_examples(config, splits.held_out, 12)["image"]
     reconstruct = look(autoencoder.reconstruct)
-    return loop.Task(
-        stage=stage,
-        batches=data.train_stream(config, splits.train),
-        evaluate=data.evaluation(config, stage.loss_fn, splits.held_out),
-        sample=data.image_sheets(
-            lambda *args: reconstruct(*args)[1], images, ["frames", "reconstructed"]
-        ),
-        units={"frames": config.batch_size},
+    return data.frame_task(
+        build_stage(config), lambda *args: reconstruct(*args)[1], ["frames", "reconstructed"]
     )
 
 

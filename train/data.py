@@ -2,13 +2,14 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
+from dicode_jax.data.examples import FrameReader
 from dicode_jax.data.sources.open import open_source
 from dicode_jax.data.stream import (
     BatchStream,
@@ -19,9 +20,11 @@ from dicode_jax.data.stream import (
 )
 from dicode_jax.runtime.sharding import batch_share, make_mesh
 from dicode_jax.training.evaluate import Evaluation
-from dicode_jax.training.stage import LossFn
+from dicode_jax.training.stage import LossFn, Stage
+from train import loop
 
 Batch = Mapping[str, np.ndarray]
+Sample = Callable[[nnx.Module, pathlib.Path, int], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,16 +107,41 @@ def held_out_examples(config: Any, examples: Examples, count: int) -> dict[str, 
     return first_batches(examples, config.data, 1, batch_size=count, seed=config.seed)[0]
 
 
-def image_sheets(
-    reconstruct: Callable[[nnx.Module, np.ndarray], Any], images: np.ndarray, labels: list[str]
-) -> Callable[[nnx.Module, pathlib.Path, int], None]:
-    """Sample sheets of images above what a model makes of them."""
+def sheets(paint: Callable[[nnx.Module], tuple[Sequence[np.ndarray], Sequence[str]]]) -> Sample:
+    """Sample sheets of the rows that `paint` makes of a model, with their labels."""
 
     def sample(model: nnx.Module, folder: pathlib.Path, step: int) -> None:
         from dicode_jax.media.video import contact_sheet
 
-        painted = np.asarray(reconstruct(model, images))
+        rows, labels = paint(model)
         if jax.process_index() == 0:
-            contact_sheet(folder / f"{step:06d}.png", [images, painted], labels=labels)
+            contact_sheet(folder / f"{step:06d}.png", rows, labels=labels)
 
     return sample
+
+
+def frame_task(
+    stage: Stage,
+    reconstruct: Callable[[nnx.Module, np.ndarray], np.ndarray],
+    labels: Sequence[str],
+    *,
+    has_labels: bool = False,
+) -> loop.Task:
+    """A training on single frames, whose sheets show frames above what the model makes of them.
+
+    Args:
+      reconstruct: From images uint8 [b, h, w, 3] to the like.
+      labels: Of the two rows.
+      has_labels: Whether batches hold what a frame shows.
+    """
+    config = stage.config
+    read = FrameReader(data=config.data, frame_size=config.frame_size, labels=has_labels)
+    splits = open_splits(config, read)
+    images = held_out_examples(config, splits.held_out, 12)["image"]
+    return loop.Task(
+        stage=stage,
+        batches=train_stream(config, splits.train),
+        evaluate=evaluation(config, stage.loss_fn, splits.held_out),
+        sample=sheets(lambda model: ([images, np.asarray(reconstruct(model, images))], labels)),
+        units={"frames": config.batch_size},
+    )

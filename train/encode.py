@@ -465,8 +465,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--config", required=True, help="config of a language model, such as configs/shapes_ar.py")
     add("--out", required=True, type=pathlib.Path, help="folder of the cache")
-    add("--limit", type=loop.positive, metavar="N", help="encode the first N videos only")
-    add("--shard-size", type=loop.positive, default=256, metavar="N", help="videos per shard")
+    add("--limit", type=loop.POSITIVE, metavar="N", help="encode the first N videos only")
+    add("--shard-size", type=loop.POSITIVE, default=256, metavar="N", help="videos per shard")
     add(
         "--split",
         choices=("all", "train", "validation"),

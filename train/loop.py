@@ -15,7 +15,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -24,7 +24,9 @@ from jax.experimental import multihost_utils
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dicode_jax import config as config_lib
+from dicode_jax.data.stream import BatchStream
 from dicode_jax.errors import UserError
+from dicode_jax.pipelines.options import Whole, number
 from dicode_jax.runtime import distributed
 from dicode_jax.runtime.sharding import gather_to_host, global_batch, make_mesh
 from dicode_jax.storage import folders
@@ -40,6 +42,7 @@ from dicode_jax.training.stage import Stage
 from dicode_jax.training.state import TrainState
 from dicode_jax.training.workdir import check, claim, hold
 
+POSITIVE = number(int, Whole(1))
 MODEL = "model"  # the folder of the weights at the end, in that of the run
 
 
@@ -77,18 +80,6 @@ class RunOptions:
     peak_tflops: float | None = None
 
 
-class Batches(Protocol):
-    """Endless batches whose place can be saved: `dicode_jax.data.stream.BatchStream`."""
-
-    def __next__(self) -> dict[str, np.ndarray]: ...
-
-    def state(self) -> dict[str, Any]: ...
-
-    def restore(self, state: dict[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-
 @dataclasses.dataclass(kw_only=True)
 class Task:
     """Everything that one training needs.
@@ -105,7 +96,7 @@ class Task:
     """
 
     stage: Stage
-    batches: Batches
+    batches: BatchStream
     evaluate: Callable[[nnx.Module], Mapping[str, float]] | None = None
     sample: Callable[[nnx.Module, pathlib.Path, int], None] | None = None
     units: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -415,19 +406,19 @@ def _parser(prog: str, build: Callable) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--config", required=True, help="config file, such as configs/shapes_ar.py")
     add("--workdir", required=True, type=pathlib.Path, help="folder of the run")
-    add("--steps", type=positive, metavar="N", help="stop after N steps in all")
-    add("--log-every", type=positive, default=50, metavar="N", help="steps between log lines")
-    add("--checkpoint-every", type=positive, default=500, metavar="N")
-    add("--sample-every", type=positive, default=500, metavar="N")
-    add("--eval-every", type=positive, metavar="N", help="default: at every checkpoint")
-    add("--keep", type=positive, default=2, metavar="N", help="latest checkpoints that stay")
+    add("--steps", type=POSITIVE, metavar="N", help="stop after N steps in all")
+    add("--log-every", type=POSITIVE, default=50, metavar="N", help="steps between log lines")
+    add("--checkpoint-every", type=POSITIVE, default=500, metavar="N")
+    add("--sample-every", type=POSITIVE, default=500, metavar="N")
+    add("--eval-every", type=POSITIVE, metavar="N", help="default: at every checkpoint")
+    add("--keep", type=POSITIVE, default=2, metavar="N", help="latest checkpoints that stay")
     add(
         "--on-nonfinite",
         choices=("stop", "skip"),
         default="stop",
         help="what a loss or gradient that is not finite does to the run (default: stop)",
     )
-    add("--max-nonfinite", type=positive, default=100, metavar="N", help="steps that skip may skip")
+    add("--max-nonfinite", type=POSITIVE, default=100, metavar="N", help="steps that skip may skip")
     add("--profile", action="store_true", help="write a trace of a few steps to WORKDIR/profile")
     add("--wandb", nargs="?", const="dicode", metavar="PROJECT", help="log to Weights & Biases too")
     add("--peak-tflops", type=float, metavar="X", help="what one device can do, for the mfu")
@@ -453,11 +444,3 @@ def use_compilation_cache() -> None:
         folder = pathlib.Path.home() / ".cache" / "dicode_jax"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def positive(text: str) -> int:
-    """A number of at least 1, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value

@@ -13,12 +13,11 @@ import functools
 import pathlib
 import sys
 
-import jax
 import numpy as np
 from flax import nnx
 
 from dicode_jax import config as config_lib
-from dicode_jax.data.examples import ClipReader, FrameReader
+from dicode_jax.data.examples import ClipReader
 from dicode_jax.data.stream import BatchStream, RecordExamples
 from dicode_jax.evaluation.quality import psnr
 from dicode_jax.stages.dicode import representation, tokenizer
@@ -35,17 +34,11 @@ ENCODED_TOGETHER = 8  # clips per call when they are cached
 
 def build_representation(config: RepresentationTrainConfig) -> loop.Task:
     """Trains image tower and resampler to give keyframes back through the latent head."""
-    stage = build_stage(config)
-    read = FrameReader(data=config.data, frame_size=config.frame_size, labels=config.has_labels)
-    splits = data.open_splits(config, read)
-    images = data.held_out_examples(config, splits.held_out, 12)["image"]
-    reconstruct = look(representation.reconstruct)
-    return loop.Task(
-        stage=stage,
-        batches=data.train_stream(config, splits.train),
-        evaluate=data.evaluation(config, stage.loss_fn, splits.held_out),
-        sample=data.image_sheets(reconstruct, images, ["keyframes", "read back"]),
-        units={"frames": config.batch_size},
+    return data.frame_task(
+        build_stage(config),
+        look(representation.reconstruct),
+        ["keyframes", "read back"],
+        has_labels=config.has_labels,
     )
 
 
@@ -63,21 +56,16 @@ def build_decoder(config: TokenizerTrainConfig, workdir: pathlib.Path) -> loop.T
     truth = data.held_out_examples(config, splits.held_out, 4)["video"]
     reconstruct = look(functools.partial(tokenizer.reconstruct, config))
 
-    def sample(model: nnx.Module, folder: pathlib.Path, step: int) -> None:
-        from dicode_jax.media.video import contact_sheet
-
-        painted = np.asarray(reconstruct(model, truth))
-        if jax.process_index() == 0:
-            rows = [row for pair in zip(truth, painted, strict=True) for row in pair]
-            errors = [f"painted, {psnr(a[None], b[None]):.1f} dB" for a, b in zip(truth, painted)]
-            labels = [label for error in errors for label in ("true", error)]
-            contact_sheet(folder / f"{step:06d}.png", rows, labels=labels)
+    def paint(model: nnx.Module) -> tuple[list[np.ndarray], list[str]]:
+        pairs = list(zip(truth, np.asarray(reconstruct(model, truth)), strict=True))
+        errors = [f"painted, {psnr(a[None], b[None]):.1f} dB" for a, b in pairs]
+        return [row for pair in pairs for row in pair], [x for e in errors for x in ("true", e)]
 
     return loop.Task(
         stage=stage,
         batches=batches,
         evaluate=data.evaluation(config, validation_loss, splits.held_out),
-        sample=sample,
+        sample=data.sheets(paint),
         units={"clips": config.batch_size},
     )
 

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Mapping
 
 from dicode_jax.cli import data, runs
-from dicode_jax.cli.numbers import number
 from dicode_jax.diffusion.samplers import SAMPLERS
 from dicode_jax.errors import UserError
 from dicode_jax.pipelines.options import (
@@ -17,6 +16,7 @@ from dicode_jax.pipelines.options import (
     MAX_STEPS,
     Real,
     Whole,
+    number,
 )
 
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")  # as data.video, which is slow to import

@@ -3,9 +3,8 @@
 import argparse
 from collections.abc import Callable
 
-from dicode_jax.cli.numbers import number
 from dicode_jax.errors import UserError
-from dicode_jax.pipelines.options import Whole
+from dicode_jax.pipelines.options import Whole, number
 
 _KINDS = ("auto", "folder", "table", "tar", "array_record", "shapes")
 

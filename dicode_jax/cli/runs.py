@@ -6,9 +6,8 @@ import pathlib
 import shutil
 import sys
 
-from dicode_jax.cli.numbers import number
 from dicode_jax.errors import UserError
-from dicode_jax.pipelines.options import Whole
+from dicode_jax.pipelines.options import Whole, number
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 OVERVIEW_ROWS = 20

@@ -4,10 +4,11 @@ The pipelines and the command line check by the same rules. Nothing here is slow
 the command line can say what is wrong before it loads jax.
 """
 
+import argparse
 import dataclasses
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from dicode_jax.diffusion.samplers import SAMPLERS
@@ -82,6 +83,22 @@ class Real:
         if math.isfinite(self.high):
             text += f"{' and' if math.isfinite(self.low) else ''} of at most {self.high:g}"
         return text
+
+
+def number(kind: type, rule: Whole | Real) -> Callable[[str], Any]:
+    """A parser of numbers that `rule` lets pass, for argparse."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = text  # which the rule refuses as it is
+        try:
+            return rule(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
 
 
 @dataclasses.dataclass(frozen=True)
