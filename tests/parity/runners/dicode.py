@@ -251,18 +251,7 @@ def run_case(decoder, tokens, arrays, name, case, done):
     cfg = sampling_config(case, num_frames=x_init.shape[1])
     branches = decoding.clip_conditions(decoder, **tokens, cfg=cfg)
     cond, uncond = branches if cfg.is_guided else (*branches, None)
-    latents, steps = sample_guided(
-        decoder.denoise,
-        branches,
-        decoder.cfg.schedule,
-        cfg,
-        x_init.shape[1:],
-        keys=None,
-        x_init=x_init,
-        noise=noise,
-        return_trajectory=True,
-        use_scan=False,
-    )
+    latents, steps = step_by_step(decoder, branches, cfg, x_init, noise)
     got = {"context": cond.context, "latents": torch_order(latents)}
     got["uncond_context"] = None if uncond is None else uncond.context
     got["c_concat"] = None if cond.concat is None else torch_order(cond.concat)
@@ -287,6 +276,22 @@ def run_case(decoder, tokens, arrays, name, case, done):
         elif key.startswith("video") or key == "saved_u8":
             got[key] = frames_of(decoder, latents, key)
         yield Check(f"{name}/{key}", got[key], want, **bounds.get(key, LATENTS))
+
+
+def step_by_step(decoder, branches, cfg, x_init, noise):
+    """Latents of `decode_clip` and every step on the way, the network compiled on its own."""
+    return sample_guided(
+        decoder.denoise,
+        branches,
+        decoder.cfg.schedule,
+        cfg,
+        x_init.shape[1:],
+        keys=None,
+        x_init=x_init,
+        noise=noise,
+        return_trajectory=True,
+        use_scan=False,
+    )
 
 
 def one_program(decoder, tokens, arrays, name, case):
@@ -352,17 +357,9 @@ def decode_chain(decoder, tokens, noise, cfg, clips):
     out = []
     for i in range(clips):
         own = noise[i * per_clip : (i + 1) * per_clip]
-        out.append(
-            decoding.decode_clip(
-                decoder,
-                jnp.asarray(tokens[i : i + 2])[None],
-                None,
-                cfg,
-                x_init=own[0],
-                noise=own[1:],
-                use_scan=False,
-            )
-        )
+        pair = jnp.asarray(tokens[i : i + 2])[None]
+        branches = decoding.clip_conditions(decoder, pair, cfg)
+        out.append(step_by_step(decoder, branches, cfg, own[0], own[1:])[0])
     return jnp.concatenate(out, axis=1)
 
 
