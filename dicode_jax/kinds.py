@@ -10,6 +10,7 @@ from typing import Any
 __all__ = ["KINDS", "MODULES", "PIPELINES", "TRAININGS", "VERSION", "config_type", "kind_of"]
 
 VERSION = 1
+CONFIG_FILE = "config.json"
 
 PIPELINES = {
     "dicode": "pipelines.dicode.PipelineConfig",

@@ -12,12 +12,12 @@ import re
 from typing import Any
 
 from dicode_jax.errors import UserError
+from dicode_jax.kinds import CONFIG_FILE
 
 __all__ = ["FILES", "find_model", "upload"]
 
 ASSETS = "dicode_jax.assets"
 DEFAULT_MODEL = "shapes"
-CONFIG_FILE = "config.json"
 FILES = ("*.safetensors", "*.json", "*.txt", "*.md")
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

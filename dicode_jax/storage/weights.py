@@ -15,9 +15,9 @@ from flax import nnx
 
 from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError
+from dicode_jax.kinds import CONFIG_FILE as CONFIG_FILE
 from dicode_jax.nn.rngs import blank
 from dicode_jax.storage.files import atomic_path
-from dicode_jax.storage.hub import CONFIG_FILE as CONFIG_FILE
 
 __all__ = [
     "hash_module",

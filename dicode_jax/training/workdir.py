@@ -14,7 +14,7 @@ import jax
 
 from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError
-from dicode_jax.storage.hub import CONFIG_FILE
+from dicode_jax.kinds import CONFIG_FILE
 from dicode_jax.training.checkpoint import find_checkpoints
 
 __all__ = ["check", "claim", "hold"]
