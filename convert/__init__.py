@@ -2,7 +2,7 @@
 
 It holds what the commands (`python -m convert`) write, by the same plan. A part is a file with a
 table of rules (see `convert.engine.rules`), `config_from_original`, which reads the original
-configuration, and `from_torch`. A state dict may hold numpy arrays or torch tensors.
+configuration, and a `Kind` of both. A state dict may hold numpy arrays or torch tensors.
 """
 
 import importlib
@@ -11,21 +11,19 @@ from typing import Any
 
 from flax import nnx
 
-# kind -> "module:function"; the function takes (state_dict, config) and returns the module.
+# kind -> "module:name" of what takes (state_dict, config) and returns the module.
 KINDS: dict[str, str] = {
-    "unet3d": "convert.parts.unet3d:from_torch",
-    "autoencoder_kl": "convert.parts.autoencoder_kl:from_torch",
-    "resampler": "convert.parts.resampler:from_torch",
-    "image_proj": "convert.parts.resampler:image_proj_from_torch",
-    "clip": "convert.parts.clip:from_torch",
-    "clip_vision": "convert.parts.clip:vision_from_torch",
-    "clip_text": "convert.parts.clip:text_from_torch",
-    "gpt2": "convert.parts.gpt2:from_torch",
-    "llama": "convert.parts.llama:from_torch",
-    "t5": "convert.parts.t5:from_torch",
+    "unet3d": "convert.parts.unet3d:KIND",
+    "autoencoder_kl": "convert.parts.autoencoder_kl:KIND",
+    "resampler": "convert.parts.resampler:KIND",
+    "image_proj": "convert.parts.resampler:IMAGE_PROJ",
+    "clip": "convert.parts.clip:TOWERS",
+    "clip_vision": "convert.parts.clip:VISION",
+    "clip_text": "convert.parts.clip:TEXT",
+    "gpt2": "convert.parts.gpt2:KIND",
+    "llama": "convert.parts.llama:KIND",
+    "t5": "convert.parts.t5:KIND",
     "dicode_lm": "convert.dicode.lm:from_torch",
-    "dicode_tokenizer": "convert.dicode.modules:tokenizer_from_torch",
-    "dicode_decoder": "convert.dicode.modules:decoder_from_torch",
     "dicode": "convert.dicode.modules:from_torch",
 }
 

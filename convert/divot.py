@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from convert.engine import command, found
-from convert.engine.plan import Plan, blank, plan, select, stray_keys
+from convert.engine.plan import Plan, plan, select, stray_keys
 from convert.engine.rules import prefixed
 from convert.engine.sources import open_source
 from convert.parts import autoencoder_kl, buffers, resampler, unet3d
 from dicode_jax.errors import UserError
+from dicode_jax.nn.rngs import blank
 from dicode_jax.pipelines import divot as pipeline
 
 PREFIXES = {

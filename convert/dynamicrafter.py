@@ -20,7 +20,7 @@ import numpy as np
 
 from convert.engine import command, found
 from convert.engine.command import Part
-from convert.engine.plan import blank, plan, select, stray_keys
+from convert.engine.plan import plan, select, stray_keys
 from convert.engine.rules import Rule, Rules, prefixed, to_numpy
 from convert.engine.sources import LazyTensor, open_source
 from convert.engine.yaml import read_options
@@ -32,6 +32,7 @@ from dicode_jax.errors import UserError
 from dicode_jax.models.clip import CLIPText
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
+from dicode_jax.nn.rngs import blank
 from dicode_jax.pipelines import dynamicrafter as pipeline
 from dicode_jax.pipelines.dicode import PipelineConfig
 from dicode_jax.text.clip import ClipTokenizer

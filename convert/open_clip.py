@@ -30,7 +30,7 @@ def examine(args: argparse.Namespace) -> command.Conversion:
     source = open_source(args.file)
     given = None if args.config is None else _read_config(args.config)
     told = clip.find_config(source, given)
-    done = clip.plan_towers(source, told.config)
+    done = clip.TOWERS.plan(source, told.config)
     lines = []
     if given is not None:
         lines = found.differences(args.config, told.config, given, told.assumed)

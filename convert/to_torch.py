@@ -24,7 +24,7 @@ from flax import nnx
 from convert.dicode import lm as dicode_lm
 from convert.dicode import modules as dicode
 from convert.engine import command
-from convert.engine.plan import DTYPES, blank, flat_shapes, write_safetensors
+from convert.engine.plan import DTYPES, flat_shapes, write_safetensors
 from convert.engine.rules import Rules, original_names, prefixed, to_numpy
 from convert.engine.sources import Source, open_source
 from convert.parts import autoencoder_kl, gpt2, llama, resampler, unet3d
@@ -50,6 +50,7 @@ from dicode_jax.models.gpt2 import GPT2, GPT2Config
 from dicode_jax.models.llama import Llama, LlamaConfig
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
+from dicode_jax.nn.rngs import blank
 from dicode_jax.storage import hub
 from dicode_jax.storage.files import atomic_path, check_no_source, check_output
 from dicode_jax.storage.weights import CONFIG_FILE, WEIGHTS_FILE, read_metadata

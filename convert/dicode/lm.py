@@ -7,7 +7,7 @@ tokenizer's half and no part of our model: `resampler_from_torch` reads it.
 from collections.abc import Mapping
 from typing import Any
 
-from convert.engine.plan import Plan, below, blank, plan, select
+from convert.engine.plan import Plan, below, plan, select
 from convert.engine.rules import (
     DROP0,
     ConversionError,
@@ -26,6 +26,7 @@ from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.llama import LlamaConfig
 from dicode_jax.nn.resampler import Resampler
+from dicode_jax.nn.rngs import blank
 
 _DROP1 = Layout("drop1", drop=(1,))  # [m, 1, d] -> [m, d]
 RESAMPLER_PREFIX = "pre_input_resampler."
@@ -158,4 +159,4 @@ def from_torch(
 def resampler_from_torch(state_dict: Mapping[str, Any], config: Mapping[str, Any]) -> Resampler:
     """The agent's frozen `pre_input_resampler`; `config` as in `config_from_original`."""
     own = below(state_dict, RESAMPLER_PREFIX)
-    return resampler.from_torch(own, config["agent"]["pre_input_resampler"])
+    return resampler.KIND(own, config["agent"]["pre_input_resampler"])

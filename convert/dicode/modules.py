@@ -14,13 +14,14 @@ import numpy as np
 from convert.dicode import lm
 from convert.dicode.config import SystemConfig, config_from_original
 from convert.engine import plan as engine
-from convert.engine.plan import Plan, below, blank, plan, select
+from convert.engine.plan import Plan, below, plan, select
 from convert.engine.rules import ConversionError, Rule, Rules, prefixed, to_numpy
 from convert.parts import autoencoder_kl, buffers, clip, constants, resampler, unet3d
 from dicode_jax.models.clip import CLIPText, CLIPTextConfig
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
+from dicode_jax.nn.rngs import blank
 
 UNET = "model.diffusion_model."
 AUTOENCODER = "first_stage_model."
@@ -135,41 +136,6 @@ def from_torch(state_dict: Mapping[str, Any], config: Mapping[str, Any] | System
     if problems:
         raise ConversionError(problems)
     return System(plans.tokenizer.module(), plans.decoder.module(), made and made.module())
-
-
-def tokenizer_from_torch(
-    state_dict: Mapping[str, Any], config: Mapping[str, Any] | SystemConfig | DeepTokenizerConfig
-) -> DeepTokenizer:
-    """The deep tokenizer of a checkpoint; keys of other parts are left alone.
-
-    Raises:
-      ValueError: The configuration has an option that is not supported.
-      ConversionError: Keys or shapes of this part do not fit.
-    """
-    source = unwrap(state_dict)
-    cfg = config
-    if not isinstance(cfg, DeepTokenizerConfig):
-        cfg = config_from_original(cfg).tokenizer
-    return plan_tokenizer(source, cfg).module()
-
-
-def decoder_from_torch(
-    state_dict: Mapping[str, Any], config: Mapping[str, Any] | SystemConfig
-) -> ClipDecoder:
-    """The clip decoder of a checkpoint, with its constants; keys of the agent are left alone.
-
-    The constants come from the text tower (empty prompt) and the tokenizer (zero image), so those
-    parts must be in the state dict.
-
-    Raises:
-      ValueError: The configuration has an option that is not supported.
-      ConversionError: Keys or shapes do not fit, or the noise schedule is another one.
-    """
-    source, cfg = unwrap(state_dict), config_from_original(config)
-    plans = plan_system(source, cfg)
-    if problems := check_schedule(source, cfg.decoder) + plans.problems:
-        raise ConversionError(problems)
-    return plans.decoder.module()
 
 
 def text_tower_from_torch(

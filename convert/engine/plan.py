@@ -30,7 +30,7 @@ from convert.engine.rules import (
     to_numpy,
 )
 from dicode_jax.errors import UserError
-from dicode_jax.nn.rngs import blank as blank
+from dicode_jax.nn.rngs import blank
 from dicode_jax.storage.files import atomic_path
 from dicode_jax.storage.weights import WEIGHTS_FILE, write_config
 
@@ -226,6 +226,38 @@ def plan(
         mismatched=sorted(mismatched),
         problems=_problems(rules, unused, absent, mismatched),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of module that original weights fill; `convert.from_torch` calls it.
+
+    Attributes:
+      build: Makes the module, see `dicode_jax.nn.rngs.blank`.
+      config: Class of the configuration that `build` takes.
+      read: An original configuration -> one of that class.
+      rules: The table for a state dict and a configuration.
+      check: One line for each fault of the values, looked for when the shapes fit.
+    """
+
+    build: Callable[..., nnx.Module]
+    config: type
+    read: Callable[[Any], Any]
+    rules: Callable[[Mapping[str, Any], Any], Rules]
+    check: Callable[[Mapping[str, Any], Any], Sequence[str]] = lambda source, cfg: ()
+
+    def plan(self, source: Mapping[str, Any], cfg: Any) -> Plan:
+        """What goes where, by shapes alone."""
+        stacked = ("blocks",) if getattr(cfg, "scan_layers", False) else ()
+        return plan(source, self.rules(source, cfg), blank(self.build, cfg), stacked=stacked)
+
+    def __call__(self, state_dict: Mapping[str, Any], config: Any) -> nnx.Module:
+        """The module from an original state dict; see `convert.from_torch`."""
+        cfg = config if isinstance(config, self.config) else self.read(config)
+        made = self.plan(state_dict, cfg)
+        if lines := made.problems or self.check(state_dict, cfg):
+            raise ConversionError(lines)
+        return made.module()
 
 
 def _stack_of(path: str, stacked: Sequence[str]) -> str | None:

@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,6 @@ CONV1X1 = Layout("conv1x1", (1, 0), drop=(2, 3))  # [o, i, 1, 1] -> linear [i, o
 CONV1D1 = Layout("conv1d1", (1, 0), drop=(2,))  # [o, i, 1] -> linear [i, o]
 CONV3D_T = Layout("conv3d_t", (2, 3, 1, 0), drop=(4,))  # [o, i, k, 1, 1] -> [k, 1, i, o]
 DROP0 = Layout("drop0", drop=(0,))  # [1, ...] -> [...]
-SCALAR = Layout("scalar")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +154,11 @@ def prefixed(rules: Rules, source: str, target: str = "") -> tuple[Rule | Split 
         else:
             out.append(dataclasses.replace(rule, pattern=pattern, target=target + rule.target))
     return tuple(out)
+
+
+def defaulted(options: Mapping[str, Any], table: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
+    """Our fields by a table: original option -> our field, and the original's default."""
+    return {ours: options.get(name, default) for name, (ours, default) in table.items()}
 
 
 def original_names(rules: Rules, path: str) -> Iterator[tuple[str, Rule | Split]]:

@@ -1,10 +1,9 @@
 """KL autoencoder of latent diffusion (DynamiCrafter's and DiCoDe's `first_stage_model`)."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from convert.engine.plan import blank, plan
+from convert.engine.plan import Kind
 from convert.engine.rules import CONV1X1, CONV2D, Rule, Rules, affine, dense
 from dicode_jax.config import without_retired
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
@@ -99,9 +98,4 @@ def config_from_original(config: Mapping[str, Any]) -> AutoencoderKLConfig:
     )
 
 
-def from_torch(
-    state_dict: Mapping[str, Any], config: Mapping[str, Any] | AutoencoderKLConfig
-) -> AutoencoderKL:
-    """The autoencoder with the weights of an original state dict (`encoder.*`, `decoder.*`)."""
-    cfg = config if dataclasses.is_dataclass(config) else config_from_original(config)
-    return plan(state_dict, RULES, blank(AutoencoderKL, cfg)).module()
+KIND = Kind(AutoencoderKL, AutoencoderKLConfig, config_from_original, lambda source, cfg: RULES)

@@ -8,20 +8,23 @@ Sizes are found from the weights. The width of the heads is that of OpenCLIP's m
 (80 for ViT-H, 64 for most), the activation the exact GELU; OpenAI's weights need their config.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from convert.engine import found
-from convert.engine.plan import Plan, blank, plan
-from convert.engine.rules import CONV2D, LINEAR, Rule, Rules, Skip, affine, dense, prefixed
-from dicode_jax.models.clip import (
-    CLIP,
-    CLIPConfig,
-    CLIPText,
-    CLIPTextConfig,
-    CLIPVision,
-    CLIPVisionConfig,
+from convert.engine.plan import Kind
+from convert.engine.rules import (
+    CONV2D,
+    LINEAR,
+    Rule,
+    Rules,
+    Skip,
+    affine,
+    defaulted,
+    dense,
+    prefixed,
 )
+from dicode_jax.models import clip
 
 _BLOCK = r"transformer\.resblocks\.(\d+)\."
 BLOCK_RULES: Rules = (
@@ -75,8 +78,15 @@ CLIP_RULES: Rules = (
 )
 
 # Options of open_clip that change the architecture, with the value that leaves it as it is here.
-_NEUTRAL_VISION = {
+_NEUTRAL = {
     "ls_init_value": None,
+    "final_ln_after_pool": False,
+    "output_tokens": False,
+    "qk_norm": False,
+    "scaled_cosine_attn": False,
+    "scale_heads": False,
+}
+_NEUTRAL_VISION = _NEUTRAL | {
     "patch_dropout": 0.0,
     "attentional_pool": False,
     "global_average_pool": False,
@@ -84,45 +94,46 @@ _NEUTRAL_VISION = {
     "no_ln_pre": False,
     "pos_embed_type": "learnable",
     "pool_type": "tok",
-    "final_ln_after_pool": False,
-    "output_tokens": False,
     "timm_model_name": None,
-    "qk_norm": False,
-    "scaled_cosine_attn": False,
-    "scale_heads": False,
 }
-_NEUTRAL_TEXT = {
-    "ls_init_value": None,
+_NEUTRAL_TEXT = _NEUTRAL | {
     "embed_cls": False,
     "pad_id": 0,
     "no_causal_mask": False,
-    "final_ln_after_pool": False,
     "pool_type": "argmax",
     "proj_type": "linear",
     "proj_bias": False,
-    "output_tokens": False,
     "hf_model_name": None,
-    "qk_norm": False,
-    "scaled_cosine_attn": False,
-    "scale_heads": False,
 }
-_FLAT_NAMES = {
-    "image_size",
-    "patch_size",
-    "vision_width",
-    "vision_layers",
-    "vision_head_width",
-    "embed_dim",
-    "text_width",
-    "text_layers",
-    "text_heads",
-    "context_length",
-    "vocab_size",
-    "gelu",
+# Original name -> (our name, the original's default).
+_SHARED = {"mlp_ratio": ("mlp_ratio", 4.0), "layers": ("num_layers", 12)}
+_VISION_SIZES = _SHARED | {
+    "image_size": ("image_size", 224),
+    "patch_size": ("patch_size", 16),
+    "width": ("embed_dim", 768),
+}
+_TEXT_SIZES = _SHARED | {
+    "context_length": ("max_seq_len", 77),
+    "vocab_size": ("vocab_size", 49408),
+    "width": ("embed_dim", 512),
+    "heads": ("num_heads", 8),
+}
+# The same sizes in one flat mapping: name -> where it stands in the nested one.
+_FLAT = {
+    "image_size": ("vision_cfg", "image_size"),
+    "patch_size": ("vision_cfg", "patch_size"),
+    "vision_width": ("vision_cfg", "width"),
+    "vision_layers": ("vision_cfg", "layers"),
+    "vision_head_width": ("vision_cfg", "head_width"),
+    "context_length": ("text_cfg", "context_length"),
+    "vocab_size": ("text_cfg", "vocab_size"),
+    "text_width": ("text_cfg", "width"),
+    "text_layers": ("text_cfg", "layers"),
+    "text_heads": ("text_cfg", "heads"),
 }
 
 
-def config_from_original(config: Mapping[str, Any] | CLIPConfig) -> CLIPConfig:
+def config_from_original(config: Mapping[str, Any] | clip.CLIPConfig) -> clip.CLIPConfig:
     """Reads an open_clip model configuration (`{embed_dim, vision_cfg, text_cfg[, quick_gelu]}`).
 
     The same sizes in one flat mapping (`vision_width`, `text_width`, ...) are accepted too.
@@ -130,72 +141,31 @@ def config_from_original(config: Mapping[str, Any] | CLIPConfig) -> CLIPConfig:
     Raises:
         ValueError: an option is unknown, or has a value that would change the architecture.
     """
-    if isinstance(config, CLIPConfig):
+    if isinstance(config, clip.CLIPConfig):
         return config
     if "vision_cfg" not in config:
-        config = _unflatten(config)
+        config = _nested(config)
     _reject_unknown(
         config, {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}, {"custom_text": False}
     )
-    vision, text, width = config["vision_cfg"], config["text_cfg"], config["embed_dim"]
-    _reject_unknown(
-        vision,
-        {"image_size", "patch_size", "layers", "width", "head_width", "mlp_ratio"},
-        _NEUTRAL_VISION,
-    )
-    _reject_unknown(
-        text,
-        {"context_length", "vocab_size", "layers", "width", "heads", "mlp_ratio"},
-        _NEUTRAL_TEXT,
-    )
-    activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
-    return CLIPConfig(
-        vision=CLIPVisionConfig(
-            image_size=vision.get("image_size", 224),
-            patch_size=vision.get("patch_size", 16),
-            embed_dim=vision.get("width", 768),
-            num_layers=vision.get("layers", 12),
-            num_heads=vision.get("width", 768) // vision.get("head_width", 64),
-            mlp_ratio=vision.get("mlp_ratio", 4.0),
-            output_dim=width,
-            activation=activation,
-        ),
-        text=CLIPTextConfig(
-            max_seq_len=text.get("context_length", 77),
-            vocab_size=text.get("vocab_size", 49408),
-            embed_dim=text.get("width", 512),
-            num_layers=text.get("layers", 12),
-            num_heads=text.get("heads", 8),
-            mlp_ratio=text.get("mlp_ratio", 4.0),
-            output_dim=width,
-            activation=activation,
-        ),
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    _reject_unknown(vision, {*_VISION_SIZES, "head_width"}, _NEUTRAL_VISION)
+    _reject_unknown(text, _TEXT_SIZES, _NEUTRAL_TEXT)
+    both = {
+        "output_dim": config["embed_dim"],
+        "activation": "quick_gelu" if config.get("quick_gelu") else "gelu",
+    }
+    sizes = defaulted(vision, _VISION_SIZES)
+    sizes["num_heads"] = sizes["embed_dim"] // vision.get("head_width", 64)
+    return clip.CLIPConfig(
+        vision=clip.CLIPVisionConfig(**sizes, **both),
+        text=clip.CLIPTextConfig(**defaulted(text, _TEXT_SIZES), **both),
     )
 
 
-def plan_towers(source: Mapping[str, Any], cfg: CLIPConfig) -> Plan:
-    """What goes where in both towers, by shapes alone."""
-    return plan(source, CLIP_RULES, blank(CLIP, cfg))
-
-
-def from_torch(state_dict: Mapping[str, Any], config: Any) -> CLIP:
-    """Both towers from a whole OpenCLIP state dict."""
-    return plan_towers(state_dict, config_from_original(config)).module()
-
-
-def vision_from_torch(state_dict: Mapping[str, Any], config: Any) -> CLIPVision:
-    """The image tower; what belongs to a text tower is skipped."""
-    cfg = config if isinstance(config, CLIPVisionConfig) else config_from_original(config).vision
-    return plan(state_dict, VISION_RULES, blank(CLIPVision, cfg)).module()
-
-
-def text_from_torch(state_dict: Mapping[str, Any], config: Any) -> CLIPText:
-    """The text tower; what belongs to an image tower is skipped."""
-    cfg = config if isinstance(config, CLIPTextConfig) else config_from_original(config).text
-    return plan(state_dict, TEXT_RULES, blank(CLIPText, cfg)).module()
-
-
-def _reject_unknown(config: Mapping[str, Any], known: set[str], neutral: Mapping[str, Any]) -> None:
+def _reject_unknown(
+    config: Mapping[str, Any], known: Container[str], neutral: Mapping[str, Any]
+) -> None:
     for name, value in config.items():
         if name in known:
             continue
@@ -207,34 +177,36 @@ def _reject_unknown(config: Mapping[str, Any], known: set[str], neutral: Mapping
             )
 
 
-def _unflatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    _reject_unknown(config, _FLAT_NAMES, {})
-    if missing := _FLAT_NAMES - {"gelu"} - set(config):
+def _nested(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a flat one."""
+    _reject_unknown(config, {*_FLAT, "embed_dim", "gelu"}, {})
+    if missing := {*_FLAT, "embed_dim"} - set(config):
         raise ValueError(f"a CLIP configuration lacks {', '.join(sorted(missing))}")
     gelu = config.get("gelu", "exact erf")
     if gelu not in ("exact erf", "quick"):
         raise ValueError(f"gelu must be 'exact erf' or 'quick', got {gelu!r}")
-    return {
-        "embed_dim": config["embed_dim"],
-        "quick_gelu": gelu == "quick",
-        "vision_cfg": {
-            "image_size": config["image_size"],
-            "patch_size": config["patch_size"],
-            "width": config["vision_width"],
-            "layers": config["vision_layers"],
-            "head_width": config["vision_head_width"],
-        },
-        "text_cfg": {
-            "context_length": config["context_length"],
-            "vocab_size": config["vocab_size"],
-            "width": config["text_width"],
-            "layers": config["text_layers"],
-            "heads": config["text_heads"],
-        },
-    }
+    out: dict[str, Any] = {"vision_cfg": {}, "text_cfg": {}}
+    for name, (tower, size) in _FLAT.items():
+        out[tower][size] = config[name]
+    return out | {"embed_dim": config["embed_dim"], "quick_gelu": gelu == "quick"}
 
 
-def find_config(source: Mapping[str, Any], given: CLIPConfig | None = None) -> found.Found:
+TOWERS = Kind(clip.CLIP, clip.CLIPConfig, config_from_original, lambda source, cfg: CLIP_RULES)
+VISION = Kind(  # what belongs to a text tower is skipped, and the other way round
+    clip.CLIPVision,
+    clip.CLIPVisionConfig,
+    lambda config: config_from_original(config).vision,
+    lambda source, cfg: VISION_RULES,
+)
+TEXT = Kind(
+    clip.CLIPText,
+    clip.CLIPTextConfig,
+    lambda config: config_from_original(config).text,
+    lambda source, cfg: TEXT_RULES,
+)
+
+
+def find_config(source: Mapping[str, Any], given: clip.CLIPConfig | None = None) -> found.Found:
     """The configuration of a whole OpenCLIP state dict, from its keys and shapes.
 
     Args:
@@ -251,10 +223,10 @@ def find_config(source: Mapping[str, Any], given: CLIPConfig | None = None) -> f
         "vision": found.clip_vision(keys.below("visual."), **vision),
         "text": found.clip_text(keys, **text),
     }
-    return found.found(CLIPConfig, parts)
+    return found.found(clip.CLIPConfig, parts)
 
 
-def tower_hints(cfg: CLIPVisionConfig | CLIPTextConfig) -> dict[str, Any]:
+def tower_hints(cfg: clip.CLIPVisionConfig | clip.CLIPTextConfig) -> dict[str, Any]:
     """What the weights of a tower do not tell, for `found.clip_vision` and `found.clip_text`."""
     return {
         "head_dim": cfg.embed_dim // cfg.num_heads,

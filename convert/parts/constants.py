@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convert.engine.plan import Plan, blank, fill
+from convert.engine.plan import Plan, fill
 from convert.engine.sources import LazyTensor
 from dicode_jax.media.transforms import clip_preprocess
 from dicode_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVision
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
 from dicode_jax.nn.resampler import Resampler
+from dicode_jax.nn.rngs import blank
 from dicode_jax.text.clip import ClipTokenizer
 
 

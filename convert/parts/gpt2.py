@@ -8,12 +8,12 @@ are kept as they are.
 from collections.abc import Mapping
 from typing import Any
 
+from convert.engine.plan import Kind
 from convert.engine.rules import KEEP, Rule, Rules, Skip, affine, dense
 from convert.parts import hugging_face
 from dicode_jax.models.gpt2 import GPT2, GPT2Config
 
 _PREFIX = r"(?:transformer\.)?"
-
 
 RULES: Rules = (
     Rule(rf"{_PREFIX}wte\.weight", "token_embed.embedding"),
@@ -32,28 +32,20 @@ RULES: Rules = (
 
 # Options of the original that change what is computed: only these values are supported.
 _NEUTRAL = {
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
-    "tie_word_embeddings": (True,),
-    "model_type": ("gpt2",),
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+    "model_type": "gpt2",
 }
 _ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 # Options without any effect on hidden states and logits.
-_IGNORED = {
-    "transformers_version",
-    "architectures",
+_IGNORED = hugging_face.IDLE | {
     "initializer_range",
-    "use_cache",
     "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
     "reorder_and_upcast_attn",
-    "torch_dtype",
-    "dtype",
     "task_specific_params",
     "n_ctx",
-    "_name_or_path",
     "output_past",
     "return_dict",
     "gradient_checkpointing",
@@ -76,9 +68,7 @@ def config_from_original(config: Mapping[str, Any]) -> GPT2Config:
     rates = {k: left.pop(k) for k in ("resid_pdrop", "embd_pdrop", "attn_pdrop") if k in left}
     if len(set(rates.values())) > 1:
         raise ValueError(f"the three dropout rates must be equal, got {rates}")
-    for name, allowed in _NEUTRAL.items():
-        if name in left and (value := left.pop(name)) not in allowed:
-            raise ValueError(f"{name}={value!r} is not supported; only {allowed[0]!r} is")
+    hugging_face.take_neutral(left, _NEUTRAL)
     embed_dim, mlp_dim = take("n_embd"), take("n_inner", None)
     out = GPT2Config(
         num_layers=take("n_layer"),
@@ -96,15 +86,12 @@ def config_from_original(config: Mapping[str, Any]) -> GPT2Config:
     return out
 
 
-FAMILY = hugging_face.Family(
-    name="gpt2",
-    title="GPT-2",
-    config_from_original=config_from_original,
-    rules=lambda cfg: RULES,
-    tables=("transformer.wte.weight", "wte.weight"),
+TABLES = ("transformer.wte.weight", "wte.weight")
+KIND = Kind(
+    GPT2,
+    GPT2Config,
+    config_from_original,
+    lambda source, cfg: RULES,
+    lambda source, cfg: hugging_face.untied_head(source, TABLES),
 )
-
-
-def from_torch(state_dict: Mapping[str, Any], config: Mapping[str, Any] | GPT2Config) -> GPT2:
-    """A GPT-2 from an original state dict; see `hugging_face.from_torch`."""
-    return hugging_face.from_torch(FAMILY, state_dict, config)
+FAMILY = hugging_face.Family(name="gpt2", title="GPT-2", kind=KIND, tables=TABLES)

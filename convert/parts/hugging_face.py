@@ -5,22 +5,32 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from convert.engine import command
-from convert.engine.plan import Plan, blank, plan
-from convert.engine.rules import ConversionError, Rules, to_numpy
+from convert.engine.plan import Kind
+from convert.engine.rules import to_numpy
 from convert.engine.sources import LazyTensor, open_source
 from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError
-from dicode_jax.models.causal_lm import BodyConfig, build_body
+from dicode_jax.models.causal_lm import BodyConfig
 from dicode_jax.text.gpt import IMAGE_TOKENS, TextTokenizer
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+# Options of all models that change nothing in what is computed.
+IDLE = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "eos_token_id",
+    "pad_token_id",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,52 +40,35 @@ class Family:
     Attributes:
       name: Of its module, and the key of its licence note.
       title: For messages.
-      config_from_original: Reads a `config.json`.
-      rules: The table for a configuration.
+      kind: How its weights are read.
       tables: Names that the token table may have.
-      is_tied: Whether the output matrix is the token table.
     """
 
     name: str
     title: str
-    config_from_original: Callable[[Mapping[str, Any]], BodyConfig]
-    rules: Callable[[BodyConfig], Rules]
-    tables: tuple[str, ...]
-    is_tied: Callable[[BodyConfig], bool] = lambda cfg: True
+    kind: Kind
+    tables: Sequence[str]
 
 
-def from_torch(
-    family: Family, state_dict: Mapping[str, Any], config: Mapping[str, Any] | BodyConfig
-) -> nnx.Module:
-    """The body from an original state dict; `config` is the original's or ours.
+def take_neutral(options: dict[str, Any], neutral: Mapping[str, Any]) -> None:
+    """Takes out the options that change what is computed.
 
     Raises:
-      ValueError: The config has an option that is not supported.
-      ConversionError: Keys or shapes do not fit, or the head is not tied as the config says.
+      ValueError: One has another value than the supported one.
     """
-    cfg = config if dataclasses.is_dataclass(config) else family.config_from_original(config)
-    done = plan_body(family, state_dict, cfg)
-    if lines := done.problems or untied_head(family, cfg, state_dict):
-        raise ConversionError(lines)
-    return done.module()
+    for name, allowed in neutral.items():
+        if name in options and (value := options.pop(name)) != allowed:
+            raise ValueError(f"{name}={value!r} is not supported; only {allowed!r} is")
 
 
-def plan_body(family: Family, source: Mapping[str, Any], cfg: BodyConfig) -> Plan:
-    """What goes where in a body, by shapes alone."""
-    stacked = ("blocks",) if cfg.scan_layers else ()
-    return plan(source, family.rules(cfg), blank(build_body, cfg), stacked=stacked)
+def untied_head(state_dict: Mapping[str, Any], tables: Sequence[str]) -> list[str]:
+    """One line when the output matrix is not the token table."""
+    return compare_head(state_dict, "lm_head.weight", table_of(state_dict, tables))
 
 
-def untied_head(family: Family, cfg: BodyConfig, state_dict: Mapping[str, Any]) -> list[str]:
-    """One line when the output matrix is not the token table although the config says so."""
-    if not family.is_tied(cfg):
-        return []
-    return compare_head(state_dict, "lm_head.weight", table_of(family, state_dict))
-
-
-def table_of(family: Family, state_dict: Mapping[str, Any]) -> str:
+def table_of(state_dict: Mapping[str, Any], tables: Sequence[str]) -> str:
     """Name of the token table in a state dict, empty when there is none."""
-    return next((name for name in family.tables if name in state_dict), "")
+    return next((name for name in tables if name in state_dict), "")
 
 
 def compare_head(state_dict: Mapping[str, Any], head: str, table: str) -> list[str]:
@@ -142,7 +135,7 @@ def examine(family: Family, args: argparse.Namespace) -> command.Conversion:
     text, new, notes = {}, {}, []
     if args.for_dicode:
         cfg = dataclasses.replace(cfg, vocab_size=cfg.vocab_size + len(IMAGE_TOKENS))
-        for name in (table_of(family, tensors), "lm_head.weight"):
+        for name in (table_of(tensors, family.tables), "lm_head.weight"):
             if name in tensors and len(tensors[name].shape) == 2:
                 tensors[name] = grow(tensors[name], len(IMAGE_TOKENS), std=std)
         new = {"new_rows": {"count": len(IMAGE_TOKENS), "normal_std": std}}
@@ -158,7 +151,7 @@ def examine(family: Family, args: argparse.Namespace) -> command.Conversion:
                 )
         else:
             notes.append(f"{args.folder} holds no tokenizer, so there is none in {args.out} either")
-    done = plan_body(family, tensors, cfg)
+    done = family.kind.plan(tensors, cfg)
     report = done.report() | {"left_out": source.left_out, "config": config_lib.to_dict(cfg)} | new
     first = f"{args.out}: {family.title}, {report['parameters']:,} parameters"
     return command.Conversion(
@@ -168,7 +161,7 @@ def examine(family: Family, args: argparse.Namespace) -> command.Conversion:
         parts={"": command.Part(done, cfg, family.name)},
         text=text,
         report=report,
-        problems=done.problems or untied_head(family, cfg, tensors),
+        problems=done.problems or family.kind.check(tensors, cfg),
         summary="\n".join([first, *notes]),
     )
 
@@ -177,7 +170,7 @@ def _read_family(family: Family, folder: pathlib.Path) -> tuple[BodyConfig, floa
     """The configuration in a folder, and the standard deviation of fresh weights."""
     original = read_config(folder)
     try:
-        cfg = family.config_from_original(original)
+        cfg = family.kind.read(original)
         config_lib.from_dict(type(cfg), config_lib.to_dict(cfg))  # every value has its type
         std = original.get("initializer_range", 0.02)
         if not isinstance(std, float) or not 0 < std < 1:

@@ -7,6 +7,7 @@ order that `nn.rotary` uses (Meta's own files interleave and are not read).
 from collections.abc import Mapping
 from typing import Any
 
+from convert.engine.plan import Kind
 from convert.engine.rules import LINEAR, Rule, Rules, Skip
 from convert.parts import hugging_face
 from dicode_jax.models.llama import Llama, LlamaConfig
@@ -41,18 +42,7 @@ _NEUTRAL = {
     "model_type": "llama",
 }
 # Options without any effect on hidden states and logits.
-_IGNORED = {
-    "transformers_version",
-    "architectures",
-    "initializer_range",
-    "use_cache",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-    "torch_dtype",
-    "dtype",
-    "_name_or_path",
-}
+_IGNORED = hugging_face.IDLE | {"bos_token_id", "initializer_range"}
 
 
 def rules(cfg: LlamaConfig) -> Rules:
@@ -69,9 +59,7 @@ def config_from_original(config: Mapping[str, Any]) -> LlamaConfig:
     """
     left = dict(config)
     take = left.pop
-    for name, allowed in _NEUTRAL.items():
-        if name in left and (value := take(name)) != allowed:
-            raise ValueError(f"{name}={value!r} is not supported; only {allowed!r} is")
+    hugging_face.take_neutral(left, _NEUTRAL)
     theta, scaling = _rope(left)
     num_heads, embed_dim = take("num_attention_heads"), take("hidden_size")
     head_dim = take("head_dim", None)
@@ -120,16 +108,12 @@ def _rope(left: dict[str, Any]) -> tuple[float, RotaryScaling | None]:
     return float(theta), RotaryScaling(**{names[key]: value for key, value in options.items()})
 
 
-FAMILY = hugging_face.Family(
-    name="llama",
-    title="Llama",
-    config_from_original=config_from_original,
-    rules=rules,
-    tables=("model.embed_tokens.weight", "embed_tokens.weight"),
-    is_tied=lambda cfg: cfg.tie_embeddings,
+TABLES = ("model.embed_tokens.weight", "embed_tokens.weight")
+KIND = Kind(
+    Llama,
+    LlamaConfig,
+    config_from_original,
+    lambda source, cfg: rules(cfg),
+    lambda source, cfg: hugging_face.untied_head(source, TABLES) if cfg.tie_embeddings else (),
 )
-
-
-def from_torch(state_dict: Mapping[str, Any], config: Mapping[str, Any] | LlamaConfig) -> Llama:
-    """A Llama from an original state dict; see `hugging_face.from_torch`."""
-    return hugging_face.from_torch(FAMILY, state_dict, config)
+FAMILY = hugging_face.Family(name="llama", title="Llama", kind=KIND, tables=TABLES)

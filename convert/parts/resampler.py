@@ -7,8 +7,8 @@ Written against `resampler.py` of both (the language model's copy has `no_norm_o
 from collections.abc import Mapping
 from typing import Any
 
-from convert.engine.plan import blank, plan
-from convert.engine.rules import DROP0, LINEAR, Rule, Rules, Skip, affine, dense
+from convert.engine.plan import Kind
+from convert.engine.rules import DROP0, LINEAR, Rule, Rules, Skip, affine, defaulted, dense
 from dicode_jax.config import without_retired
 from dicode_jax.nn.resampler import LinearImageProjection, Resampler, ResamplerConfig
 
@@ -62,7 +62,7 @@ def config_from_original(config: Mapping[str, Any] | ResamplerConfig) -> Resampl
     config = _params(config)
     if unknown := set(config) - set(_SIZES) - _OTHER:
         raise ValueError(f"unknown option(s) of a resampler: {', '.join(sorted(unknown))}")
-    values = {ours: config.get(name, default) for name, (ours, default) in _SIZES.items()}
+    values = defaulted(config, _SIZES)
     if config.get("no_norm_out"):
         values["use_norm_out"] = False
     if (shape := config.get("output_shape")) is not None:
@@ -71,16 +71,8 @@ def config_from_original(config: Mapping[str, Any] | ResamplerConfig) -> Resampl
     return ResamplerConfig(**without_retired(ResamplerConfig, values))
 
 
-def from_torch(state_dict: Mapping[str, Any], config: Any) -> Resampler:
-    """A `Resampler` with the weights of an original one."""
-    cfg = config_from_original(config)
-    return plan(state_dict, RULES, blank(Resampler, cfg)).module()
-
-
-def image_proj_from_torch(
-    state_dict: Mapping[str, Any], config: Mapping[str, Any]
-) -> LinearImageProjection:
-    """A `LinearImageProjection` with the weights of an original `ImageProjModel`."""
+def _image_proj_sizes(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The sizes of a `LinearImageProjection` of an original `ImageProjModel`."""
     config = _params(config)
     names = {
         "clip_embeddings_dim": 1024,
@@ -89,10 +81,17 @@ def image_proj_from_torch(
     }
     if unknown := set(config) - set(names):
         raise ValueError(f"unknown option(s) of an image projection: {', '.join(sorted(unknown))}")
-
-    sizes = [config.get(name, default) for name, default in names.items()]
-    return plan(state_dict, IMAGE_PROJ_RULES, blank(LinearImageProjection, *sizes)).module()
+    return tuple(config.get(name, default) for name, default in names.items())
 
 
 def _params(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config.get("params", {}) if "target" in config else config
+
+
+KIND = Kind(Resampler, ResamplerConfig, config_from_original, lambda source, cfg: RULES)
+IMAGE_PROJ = Kind(
+    lambda sizes, rngs: LinearImageProjection(*sizes, rngs=rngs),
+    tuple,
+    _image_proj_sizes,
+    lambda source, cfg: IMAGE_PROJ_RULES,
+)

@@ -3,13 +3,12 @@
 Written against transformers 5.23. Of a whole model the decoder and the output matrix are skipped.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from convert.engine.plan import blank, plan
-from convert.engine.rules import LINEAR, ConversionError, Rule, Rules, Skip
-from convert.parts.hugging_face import compare_head
+from convert.engine.plan import Kind
+from convert.engine.rules import LINEAR, Rule, Rules, Skip
+from convert.parts import hugging_face
 from dicode_jax.models.t5 import T5Encoder, T5EncoderConfig
 
 _BLOCK = r"encoder\.block\.(\d+)"
@@ -52,26 +51,18 @@ _NEUTRAL = {
     "model_type": "t5",
 }
 # Options without any effect on the encoder's output.
-_IGNORED = {
-    "architectures",
+_IGNORED = hugging_face.IDLE | {
     "classifier_dropout",
     "decoder_start_token_id",
     "dropout_rate",
-    "dtype",
-    "eos_token_id",
     "initializer_factor",
     "is_encoder_decoder",
     "n_positions",
     "num_decoder_layers",
     "output_past",
-    "pad_token_id",
     "task_specific_params",
     "tie_word_embeddings",
     "tokenizer_class",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-    "_name_or_path",
 }
 
 
@@ -83,9 +74,7 @@ def config_from_original(config: Mapping[str, Any]) -> T5EncoderConfig:
         computed.
     """
     left = dict(config)
-    for name, allowed in _NEUTRAL.items():
-        if name in left and (value := left.pop(name)) != allowed:
-            raise ValueError(f"{name}={value!r} is not supported; only {allowed!r} is")
+    hugging_face.take_neutral(left, _NEUTRAL)
     if missing := sorted(set(_NAMES) - set(left)):
         raise ValueError(f"missing option(s) of T5: {', '.join(missing)}")
     if unknown := sorted(set(left) - set(_NAMES) - _IGNORED):
@@ -93,17 +82,12 @@ def config_from_original(config: Mapping[str, Any]) -> T5EncoderConfig:
     return T5EncoderConfig(**{ours: left[name] for name, ours in _NAMES.items()})
 
 
-def from_torch(
-    state_dict: Mapping[str, Any], config: Mapping[str, Any] | T5EncoderConfig
-) -> T5Encoder:
-    """The encoder from an original state dict; `config` is the original's or ours.
-
-    Raises:
-      ValueError: The config has an option that is not supported.
-      ConversionError: Keys or shapes do not fit, or the encoder has a token table of its own.
-    """
-    cfg = config if dataclasses.is_dataclass(config) else config_from_original(config)
-    if lines := compare_head(state_dict, "encoder.embed_tokens.weight", "shared.weight"):
-        raise ConversionError(lines)
-    stacked = ("blocks",) if cfg.scan_layers else ()
-    return plan(state_dict, RULES, blank(T5Encoder, cfg), stacked=stacked).module()
+KIND = Kind(
+    T5Encoder,
+    T5EncoderConfig,
+    config_from_original,
+    lambda source, cfg: RULES,
+    lambda source, cfg: hugging_face.compare_head(
+        source, "encoder.embed_tokens.weight", "shared.weight"
+    ),
+)

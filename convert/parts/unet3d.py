@@ -1,10 +1,9 @@
 """Video UNet of DynamiCrafter and DiCoDe (`model.diffusion_model` in their checkpoints)."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from convert.engine.plan import blank, plan
+from convert.engine.plan import Kind
 from convert.engine.rules import (
     CONV1D1,
     CONV1X1,
@@ -191,8 +190,9 @@ def uses_linear(state_dict: Mapping[str, Any], prefix: str = "") -> bool:
     return key not in state_dict or len(state_dict[key].shape) == 2
 
 
-def from_torch(state_dict: Mapping[str, Any], config: Mapping[str, Any] | UNet3DConfig) -> UNet3D:
-    """The UNet with the weights of an original state dict (keys `input_blocks.*` and so on)."""
-    cfg = config if dataclasses.is_dataclass(config) else config_from_original(config)
-    table = rules(use_linear=uses_linear(state_dict))
-    return plan(state_dict, table, blank(UNet3D, cfg)).module()
+KIND = Kind(
+    UNet3D,
+    UNet3DConfig,
+    config_from_original,
+    lambda source, cfg: rules(use_linear=uses_linear(source)),
+)

@@ -8,11 +8,12 @@ import pytest
 from convert_names import read_manifest, shapes_only
 from hugging_face_folder import draw, write_folder
 
-from convert.engine.plan import blank, plan
+from convert.engine.plan import plan
 from convert.parts import gpt2, hugging_face
 from dicode_jax.data.shapes_world import all_captions
 from dicode_jax.models.causal_lm import BodyConfig, build_body
 from dicode_jax.models.gpt2 import GPT2Config
+from dicode_jax.nn.rngs import blank
 from dicode_jax.storage import weights
 from dicode_jax.text import gpt as text
 

@@ -9,11 +9,12 @@ from convert_names import read_manifest, shapes_only
 from hugging_face_folder import draw, write_folder
 
 import convert
-from convert.engine.plan import blank, plan
+from convert.engine.plan import plan
 from convert.engine.rules import ConversionError
 from convert.parts import hugging_face, llama
 from dicode_jax.models.causal_lm import BodyConfig, build_body
 from dicode_jax.models.llama import LlamaConfig
+from dicode_jax.nn.rngs import blank
 from dicode_jax.nn.rotary import RotaryScaling
 from dicode_jax.storage import weights
 

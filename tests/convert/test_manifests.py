@@ -122,7 +122,7 @@ def test_clip_is_found_consumed_and_filled():
     told = open_clip.find_config(source)
     assert told.config == CLIPConfig()
     assert told.assumed["vision.num_heads"] == 16
-    made = open_clip.plan_towers(source, told.config)
+    made = open_clip.TOWERS.plan(source, told.config)
     assert made.problems == []
     assert made.skipped == {}
     assert made.report()["parameters"] == 986_109_441

@@ -9,11 +9,12 @@ from safetensors.numpy import save_file
 from tiny_clip import CONFIG, checkpoint
 
 from convert import to_torch
-from convert.engine.plan import blank, flat_shapes
+from convert.engine.plan import flat_shapes
 from convert.open_clip import main
 from convert.parts import clip as open_clip
 from convert.to_torch import original_state_dict
 from dicode_jax.models.clip import CLIP, CLIPConfig
+from dicode_jax.nn.rngs import blank
 from dicode_jax.storage import weights
 
 

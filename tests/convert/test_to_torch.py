@@ -12,7 +12,7 @@ from tiny import random_module, tiny_pipeline
 from convert import to_torch
 from convert.dicode import command as dicode_command
 from convert.engine import command
-from convert.engine.plan import blank, plan
+from convert.engine.plan import plan
 from convert.engine.sources import open_source
 from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
@@ -24,6 +24,7 @@ from dicode_jax.models.gpt2 import GPT2Config
 from dicode_jax.models.llama import LlamaConfig
 from dicode_jax.models.unet3d import UNet3DConfig
 from dicode_jax.nn.resampler import ResamplerConfig
+from dicode_jax.nn.rngs import blank
 from dicode_jax.storage import weights
 
 SYSTEM = pathlib.Path(__file__).parents[1] / "golden" / "dicode" / "system"

@@ -9,12 +9,12 @@ from flax import nnx
 from tiny import random_module
 
 import convert
-from convert.engine.plan import blank, plan
+from convert.engine.plan import plan
 from convert.engine.rules import ConversionError
 from convert.parts import t5
 from dicode_jax.models.t5 import T5Encoder, T5EncoderConfig, relative_buckets
 from dicode_jax.nn.layer_stack import with_scan_layers
-from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.nn.rngs import ShapeRngs, blank
 
 TINY = T5EncoderConfig(
     num_layers=2, num_heads=3, embed_dim=10, head_dim=4, mlp_dim=14, vocab_size=17, num_buckets=8,

@@ -11,7 +11,7 @@ from flax import nnx
 from safetensors import safe_open
 
 from convert.engine import command
-from convert.engine.plan import blank, plan, write_module
+from convert.engine.plan import plan, write_module
 from convert.engine.rules import (
     CONV1X1,
     DROP0,
@@ -25,6 +25,7 @@ from convert.engine.rules import (
 )
 from convert.engine.sources import LazyTensor
 from dicode_jax.errors import UserError
+from dicode_jax.nn.rngs import blank
 from dicode_jax.storage import weights
 
 RULES = (

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from convert import from_torch
-from convert.engine.plan import blank, plan
+from convert.engine.plan import plan
 from convert.engine.rules import prefixed
 from convert.parts.clip import VISION_RULES
 from convert.parts.clip import config_from_original as clip_config
@@ -18,6 +18,7 @@ from convert.parts.resampler import config_from_original as resampler_config
 from dicode_jax.errors import OptionGone
 from dicode_jax.media.transforms import clip_preprocess, resize_bilinear, to_float
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
+from dicode_jax.nn.rngs import blank
 from parity.harness import Check, LeftOut, runner
 from parity.runners.unets import captured
 
