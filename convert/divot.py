@@ -12,18 +12,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from convert.engine import command, found
-from convert.engine.plan import Plan, plan, select, stray_keys
-from convert.engine.rules import prefixed
+from convert.engine.plan import Plan, stray_keys
 from convert.engine.sources import open_source
 from convert.parts import autoencoder_kl, buffers, resampler, unet3d
 from dicode_jax.errors import UserError
-from dicode_jax.nn.rngs import blank
 from dicode_jax.pipelines import divot as pipeline
 
 PREFIXES = {
     "unet": "diffusion_model.",
     "autoencoder": "first_stage_model.",
     "resampler": "image_proj_model.",
+}
+KINDS = {
+    "unet": unet3d.KIND,
+    "autoencoder": autoencoder_kl.KIND,
+    "resampler": resampler.KIND,
 }
 VIDEO_TOKENIZER = "video_tokenizer."
 TEXT_LENGTH = 77  # leading tokens that the UNet reads as text, whatever they are
@@ -55,16 +58,7 @@ def find_configs(source: Mapping[str, Any]) -> dict[str, found.Found]:
 
 def plan_parts(source: Mapping[str, Any], configs: Mapping[str, Any]) -> dict[str, Plan]:
     """What goes where in every part, by shapes alone."""
-    tables = {
-        "unet": unet3d.rules(use_linear=unet3d.uses_linear(source, PREFIXES["unet"])),
-        "autoencoder": autoencoder_kl.RULES,
-        "resampler": resampler.RULES,
-    }
-    plans = {}
-    for name, table in tables.items():
-        prefix, target = PREFIXES[name], blank(pipeline.PARTS[name][0], configs[name])
-        plans[name] = plan(select(source, prefix), prefixed(table, prefix), target)
-    return plans
+    return {name: kind.plan(source, configs[name], PREFIXES[name]) for name, kind in KINDS.items()}
 
 
 def problems(source: Mapping[str, Any], plans: Mapping[str, Plan]) -> list[str]:

@@ -20,32 +20,34 @@ import numpy as np
 
 from convert.engine import command, found
 from convert.engine.command import Part
-from convert.engine.plan import plan, select, stray_keys
-from convert.engine.rules import Rule, Rules, prefixed, to_numpy
+from convert.engine.plan import stray_keys
+from convert.engine.rules import to_numpy
 from convert.engine.sources import LazyTensor, open_source
 from convert.engine.yaml import read_options
-from convert.parts import autoencoder_kl, buffers, constants, resampler, unet3d
-from convert.parts import clip as open_clip
+from convert.parts import autoencoder_kl, buffers, clip, deep_tokens, resampler, unet3d
+from convert.parts.deep_tokens import AUTOENCODER, IMAGE_TOWER, RESAMPLER, TEXT_TOWER, UNET
 from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
-from dicode_jax.models.clip import CLIPText
-from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
-from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
-from dicode_jax.nn.rngs import blank
+from dicode_jax.models.dicode.decoder import ClipDecoderConfig
+from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
 from dicode_jax.pipelines import dynamicrafter as pipeline
 from dicode_jax.pipelines.dicode import PipelineConfig
 from dicode_jax.text.clip import ClipTokenizer
 
-UNET, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
-TEXT_TOWER, IMAGE_TOWER = "cond_stage_model.model.", "embedder.model."
-RESAMPLER = "image_proj_model."
 PREFIXES = {
     "unet": UNET,
     "autoencoder": AUTOENCODER,
     "text_tower": TEXT_TOWER,
     "image_tower": IMAGE_TOWER,
     "resampler": RESAMPLER,
+}
+KINDS = {
+    "unet": unet3d.KIND,
+    "autoencoder": autoencoder_kl.KIND,
+    "text_tower": clip.TEXT,
+    "image_tower": clip.VISION,
+    "resampler": resampler.KIND,
 }
 FIRST_CONV, QUERIES = f"{UNET}input_blocks.0.0.weight", f"{RESAMPLER}latents"
 VIDEO_LENGTH = 16  # frames that the resampler has queries for; fixed in all releases
@@ -168,26 +170,16 @@ def find_configs(source: Mapping[str, Any], variant: Variant) -> dict[str, found
     }
 
 
-def _rules(source: Mapping[str, Any]) -> dict[str, Rules]:
-    """The table of every part, keys with their prefixes, targets without."""
-    tables = {
-        "unet": unet3d.rules(use_linear=unet3d.uses_linear(source, UNET)),
-        "autoencoder": autoencoder_kl.RULES,
-        "text_tower": open_clip.TEXT_RULES,
-        "image_tower": open_clip.VISION_RULES,
-        "resampler": resampler.RULES,
-    }
-    return {name: prefixed(table, PREFIXES[name]) for name, table in tables.items()}
-
-
 def plan_pipeline(source: Mapping[str, Any], configs: Mapping[str, Any]) -> dict[str, Part]:
     """The parts of an image-to-video pipeline, by shapes alone."""
-    parts = {}
-    for name, rules in _rules(source).items():
-        cfg, own = configs[name], select(source, PREFIXES[name])
-        made = plan(own, rules, blank(pipeline.PARTS[name][0], cfg))
-        parts[name] = Part(made, cfg, ORIGINS.get(name, "dynamicrafter"))
-    return parts
+    return {
+        name: Part(
+            KINDS[name].plan(source, configs[name], prefix),
+            configs[name],
+            ORIGINS.get(name, "dynamicrafter"),
+        )
+        for name, prefix in PREFIXES.items()
+    }
 
 
 def plan_for_dicode(source: Mapping[str, Any], configs: Mapping[str, Any]) -> dict[str, Part]:
@@ -196,51 +188,23 @@ def plan_for_dicode(source: Mapping[str, Any], configs: Mapping[str, Any]) -> di
     The decoder's constants are computed from the planned towers when they are written.
     """
     latents, queries = configs["autoencoder"].embed_dim, configs["resampler"].num_queries
-    text_config = configs["text_tower"]
     source = dict(source)
     source[FIRST_CONV] = _first(source[FIRST_CONV], latents)
     source[QUERIES] = _first(source[QUERIES], queries)
-    rules = _rules(source)
-    own = select(source, TEXT_TOWER)
-    text = plan(own, rules["text_tower"], blank(CLIPText, text_config))
-
-    config = DeepTokenizerConfig(
+    tokenizer = DeepTokenizerConfig(
         vision=configs["image_tower"],
         resampler=dataclasses.replace(configs["resampler"], video_length=None),
         resize="stretch",
     )
-    tokenizer = plan(
-        select(source, IMAGE_TOWER, RESAMPLER),
-        (
-            *prefixed(open_clip.VISION_RULES, IMAGE_TOWER, "vision."),
-            *prefixed(resampler.RULES, RESAMPLER, "resampler."),
-        ),
-        blank(DeepTokenizer, config),
-    )
-
     unet = dataclasses.replace(
         configs["unet"], in_channels=latents, context_rule="per_frame", default_fs=3
     )
-    decoder_config = ClipDecoderConfig(
-        unet=unet, autoencoder=configs["autoencoder"], num_tokens=queries
-    )
-    own = select(source, UNET, AUTOENCODER)
-    own |= constants.lazy(text, text_config, tokenizer, config)
-    use_linear = unet3d.uses_linear(source, UNET)
-    decoder = plan(
-        own,
-        (
-            *prefixed(unet3d.rules(use_linear=use_linear), UNET, "unet."),
-            *prefixed(autoencoder_kl.RULES, AUTOENCODER, "autoencoder."),
-            Rule("text_context", "text_context"),
-            Rule("null_tokens", "null_tokens"),
-        ),
-        blank(ClipDecoder, decoder_config),
-    )
-    decoder.problems.extend(text.problems)
+    decoder = ClipDecoderConfig(unet=unet, autoencoder=configs["autoencoder"], num_tokens=queries)
+    plans = deep_tokens.plan_system(source, tokenizer, decoder, configs["text_tower"])
+    plans.decoder.problems.extend(plans.text.problems)
     return {
-        "tokenizer": Part(tokenizer, config, "dynamicrafter,open_clip"),
-        "decoder": Part(decoder, decoder_config, "dynamicrafter"),
+        "tokenizer": Part(plans.tokenizer, tokenizer, "dynamicrafter,open_clip"),
+        "decoder": Part(plans.decoder, decoder, "dynamicrafter"),
     }
 
 

@@ -15,7 +15,7 @@ import dataclasses
 import pathlib
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,33 +23,17 @@ from flax import nnx
 
 from convert.dicode import lm as dicode_lm
 from convert.dicode import modules as dicode
-from convert.engine import command
-from convert.engine.plan import DTYPES, flat_shapes, write_safetensors
+from convert.engine import command, plan
 from convert.engine.rules import Rules, original_names, prefixed, to_numpy
 from convert.engine.sources import Source, open_source
-from convert.parts import autoencoder_kl, gpt2, llama, resampler, unet3d
-from convert.parts import clip as open_clip
+from convert.parts import autoencoder_kl, clip, deep_tokens, gpt2, llama, resampler, unet3d
 from dicode_jax import config as config_lib
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
 from dicode_jax.errors import UserError
 from dicode_jax.kinds import kind_of
-from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from dicode_jax.models.clip import (
-    CLIP,
-    CLIPConfig,
-    CLIPText,
-    CLIPTextConfig,
-    CLIPVision,
-    CLIPVisionConfig,
-)
-from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
-from dicode_jax.models.gpt2 import GPT2, GPT2Config
-from dicode_jax.models.llama import Llama, LlamaConfig
-from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
-from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import blank
 from dicode_jax.storage import hub
 from dicode_jax.storage.files import atomic_path, check_no_source, check_output
@@ -75,10 +59,6 @@ class Kind:
     constants: tuple[str, ...] = ()
 
 
-def _unet_rules(cfg: UNet3DConfig) -> Rules:
-    return prefixed(unet3d.rules(), dicode.UNET)
-
-
 def _schedule(cfg: ClipDecoderConfig) -> dict[str, np.ndarray]:
     tables = {name: cfg.schedule.table(name) for name in PERSISTENT_BUFFERS}
     return {name: np.asarray(table, np.float32) for name, table in tables.items()}
@@ -91,37 +71,30 @@ def _normalizer(cfg: DiCoDeLMConfig) -> dict[str, np.ndarray]:
     return {f"{dicode.LANGUAGE_MODEL}pre_normalizer": values}
 
 
-def _text_rules(cfg: CLIPTextConfig) -> Rules:
-    return prefixed(open_clip.TEXT_RULES, dicode.TEXT_TOWER)
-
-
-def _image_rules(cfg: CLIPVisionConfig) -> Rules:
-    return prefixed(open_clip.VISION_RULES, dicode.IMAGE_TOWER)
+def _as_read(kind: plan.Kind, prefix: str = "") -> Kind:
+    """A kind that is written below a prefix, with nothing that its reader does not know."""
+    return Kind(kind.build, lambda cfg: prefixed(kind.rules({}, cfg), prefix))
 
 
 KINDS: dict[type, Kind] = {
-    DeepTokenizerConfig: Kind(DeepTokenizer, lambda cfg: dicode.TOKENIZER_RULES),
+    DeepTokenizerConfig: Kind(DeepTokenizer, lambda cfg: deep_tokens.TOKENIZER_RULES),
     ClipDecoderConfig: Kind(
         ClipDecoder,
-        lambda cfg: dicode.decoder_rules({}),
+        lambda cfg: deep_tokens.decoder_rules({}),
         extras=_schedule,
         constants=("text_context", "null_tokens"),
     ),
-    DiCoDeLMConfig: Kind(
-        DiCoDeLM,
-        lambda cfg: prefixed(dicode_lm.rules(cfg.body), dicode.LANGUAGE_MODEL),
-        extras=_normalizer,
+    DiCoDeLMConfig: dataclasses.replace(
+        _as_read(dicode_lm.KIND, dicode.LANGUAGE_MODEL), extras=_normalizer
     ),
-    CLIPConfig: Kind(CLIP, lambda cfg: open_clip.CLIP_RULES),
-    CLIPTextConfig: Kind(CLIPText, _text_rules),
-    CLIPVisionConfig: Kind(CLIPVision, _image_rules),
-    UNet3DConfig: Kind(UNet3D, _unet_rules),
-    AutoencoderKLConfig: Kind(
-        AutoencoderKL, lambda cfg: prefixed(autoencoder_kl.RULES, dicode.AUTOENCODER)
-    ),
-    ResamplerConfig: Kind(Resampler, lambda cfg: prefixed(resampler.RULES, dicode.RESAMPLER)),
-    GPT2Config: Kind(GPT2, lambda cfg: gpt2.RULES),
-    LlamaConfig: Kind(Llama, llama.rules),
+    clip.TOWERS.config: _as_read(clip.TOWERS),
+    clip.TEXT.config: _as_read(clip.TEXT, deep_tokens.TEXT_TOWER),
+    clip.VISION.config: _as_read(clip.VISION, deep_tokens.IMAGE_TOWER),
+    unet3d.KIND.config: _as_read(unet3d.KIND, deep_tokens.UNET),
+    autoencoder_kl.KIND.config: _as_read(autoencoder_kl.KIND, deep_tokens.AUTOENCODER),
+    resampler.KIND.config: _as_read(resampler.KIND, deep_tokens.RESAMPLER),
+    gpt2.KIND.config: _as_read(gpt2.KIND),
+    llama.KIND.config: _as_read(llama.KIND),
 }
 """Configuration of a stored module -> how it is written; the parts of DynamiCrafter included."""
 
@@ -142,44 +115,29 @@ def original_state_dict(
       UserError: The tensors are not those of the configuration.
     """
     kind = KINDS[type(cfg)]
-    shapes = flat_shapes(nnx.state(blank(kind.module, cfg)))
+    shapes = plan.flat_shapes(nnx.state(blank(kind.module, cfg)))
     if shapes != {path: tuple(tensor.shape) for path, tensor in source.items()}:
         wrong = sorted(set(shapes) ^ set(source))
         raise UserError(
             f"the weights are not those of the config (first: {(wrong or ['shapes'])[0]})"
         )
-    rules, names = kind.rules(cfg), _layers(cfg)
+    rules = kind.rules(cfg)
     keep = _Last(source)
     out: dict[str, Any] = {}
-    for path, shape in shapes.items():
+    for path, names in plan.by_target(shapes, plan.stacked_blocks(cfg)).items():
         if path in kind.constants:
             continue
-        for name, index in names(path, shape):
+        for i, name in enumerate(names):
             key, rule = next(original_names(rules, name), (None, None))
             if key is None or key in out:
                 raise UserError(f"{name} has no name of its own in the original code")
-            layer = shape if index is None else shape[1:]
+            index, layer = (None, shapes[path]) if name == path else (i, shapes[path][1:])
             like = rule.layout.inverse(np.broadcast_to(np.uint8(0), layer)).shape
             read = lambda p=path, i=index, r=rule: r.layout.inverse(keep(p, i))  # noqa: E731
             out[key] = (like, source[path].dtype, read)
     for key, array in kind.extras(cfg).items():
         out[key] = (array.shape, array.dtype, lambda a=array: a)
     return out
-
-
-def _layers(cfg: Any) -> Callable[[str, tuple], Iterator[tuple[str, int | None]]]:
-    """Path of a stored target -> names that the rules know, with the layer where it is stacked."""
-    body = getattr(cfg, "body", cfg)
-    prefix = "body.blocks." if body is not cfg else "blocks."
-
-    def names(path: str, shape: tuple) -> Iterator[tuple[str, int | None]]:
-        if getattr(body, "scan_layers", False) and path.startswith(prefix):
-            rest = path.removeprefix(prefix)
-            yield from ((f"{prefix}{i}.{rest}", i) for i in range(shape[0]))
-        else:
-            yield path, None
-
-    return names
 
 
 class _Last:
@@ -268,7 +226,7 @@ def examine(args: argparse.Namespace) -> Export:
     if args.dtype is not None:
         buffers = set(PERSISTENT_BUFFERS)
         tensors = {
-            key: (shape, dtype if key in buffers else DTYPES[args.dtype], read)
+            key: (shape, dtype if key in buffers else plan.DTYPES[args.dtype], read)
             for key, (shape, dtype, read) in tensors.items()
         }
     report = {"keys": len(tensors), "parts": [str(s.files[0].parent.name) for s in sources]}
@@ -283,14 +241,14 @@ def write(out: pathlib.Path, tensors: Mapping[str, Any], *, converter: str) -> N
     }
     header = {"format": "pt", "converter": converter}
     if out.suffix == ".safetensors":
-        write_safetensors(out, pieces, metadata=header)
+        plan.write_safetensors(out, pieces, metadata=header)
         return
     import torch
     from safetensors.torch import load_file
 
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as folder:
         middle = pathlib.Path(folder) / WEIGHTS_FILE  # read as a memory map by torch
-        write_safetensors(middle, pieces, metadata=header)
+        plan.write_safetensors(middle, pieces, metadata=header)
         with atomic_path(out) as temporary:
             torch.save(load_file(middle), temporary)
 

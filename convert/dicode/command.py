@@ -18,7 +18,7 @@ from convert.engine.found import Found, differences
 from convert.engine.plan import Plan, below
 from convert.engine.rules import to_numpy
 from convert.engine.sources import Source, open_source
-from convert.parts import clip, gpt2, hugging_face
+from convert.parts import clip, deep_tokens, gpt2, hugging_face
 from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError
 from dicode_jax.models.clip import CLIPConfig
@@ -169,14 +169,14 @@ def open_system(files: Files) -> tuple[list[Source], dict[str, Any]]:
     tensors = dict(sources[0])
     absent = [
         prefix
-        for prefix in (dicode.TEXT_TOWER, dicode.IMAGE_TOWER)
+        for prefix in (deep_tokens.TEXT_TOWER, deep_tokens.IMAGE_TOWER)
         if not any(key.startswith(prefix) for key in tensors)
     ]
     if absent and files.clip is not None:
         sources.append(open_source(files.clip))
         for key, tensor in sources[1].items():
             is_image = key.startswith("visual.")
-            prefix = dicode.IMAGE_TOWER if is_image else dicode.TEXT_TOWER
+            prefix = deep_tokens.IMAGE_TOWER if is_image else deep_tokens.TEXT_TOWER
             if prefix in absent:
                 tensors[prefix + key] = tensor
     return sources, tensors
@@ -188,13 +188,13 @@ class Examined:
 
     Attributes:
       config: Found, or the original's where that is given and agrees.
-      plans: `dicode.Plans` of tokenizer and clip decoder, or the plan of the language model.
+      plans: `deep_tokens.Plans` of tokenizer and clip decoder, or the plan of the language model.
       problems: One line each.
       report: Ready for JSON.
     """
 
     config: Any
-    plans: dicode.Plans | Plan
+    plans: deep_tokens.Plans | Plan
     problems: list[str]
     report: dict[str, Any]
 
@@ -214,7 +214,7 @@ def read_system(tensors: Mapping[str, Any], *, yaml: str | None = None) -> Exami
     assumed["pipeline"] = config_lib.to_dict(pipeline_config(cfg))
     if "alphas_cumprod" in tensors:  # then the schedule is compared
         assumed.pop("decoder.schedule", None)
-    plans = dicode.plan_system(tensors, cfg)
+    plans = deep_tokens.plan_system(tensors, cfg.tokenizer, cfg.decoder, cfg.text, cfg.text_layer)
     problems += dicode.stray_keys(tensors) + dicode.check_schedule(tensors, cfg.decoder)
     lm = [key for key in tensors if key.startswith(dicode.LANGUAGE_MODEL)]
     sizes = config_lib.to_dict(cfg)
@@ -255,7 +255,7 @@ def read_lm(source: Mapping[str, Any], *, body: GPT2Config | None = None) -> Exa
     skipped = dict.fromkeys(beside, "not of the language model; converted by --tokenizer")
     report = {"config": config_lib.to_dict(cfg), "assumed": assumed, "skipped": skipped}
     problems += dicode.stray_keys(source) if prefix else []
-    made = dicode_lm.plan_agent(source, cfg, prefix)
+    made = dicode_lm.KIND.plan(source, cfg, prefix)
     return Examined(cfg, made, problems + made.problems, report)
 
 
@@ -326,7 +326,7 @@ def _check_together(
 def _check_copy(source: Source, lm_source: Source) -> None:
     """Refuses two different diffusion models, as only one of them would be kept."""
     inside = [key for key in lm_source if not key.startswith(dicode.LANGUAGE_MODEL)]
-    if not any(key.startswith(dicode.UNET) for key in inside):
+    if not any(key.startswith(deep_tokens.UNET) for key in inside):
         return
     for key in inside:
         mine = source.get(key)

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from convert.dicode import modules as dicode
 from convert.dicode.config import SystemConfig
 from convert.engine import found
 from convert.engine.found import Found, Keys
 from convert.engine.rules import to_numpy
 from convert.parts import clip as open_clip
+from convert.parts import deep_tokens
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
 from dicode_jax.models.clip import CLIPConfig
@@ -36,23 +36,23 @@ def system(source: Mapping[str, Any], clip: CLIPConfig | None = None) -> Found:
     Raises:
       UserError: Keys of a part are missing, or the shapes make no sense.
     """
-    if not any(key.startswith(dicode.UNET) for key in source):
+    if not any(key.startswith(deep_tokens.UNET) for key in source):
         first = next(iter(source), "none")
-        raise UserError(f"the checkpoint has no {dicode.UNET}* (its first key is {first})")
+        raise UserError(f"the checkpoint has no {deep_tokens.UNET}* (its first key is {first})")
     keys = Keys(source)
     hints = {} if clip is None else open_clip.tower_hints(clip.vision)
-    vision = found.clip_vision(keys.below(dicode.IMAGE_TOWER + "visual."), **hints)
+    vision = found.clip_vision(keys.below(deep_tokens.IMAGE_TOWER + "visual."), **hints)
     hints = {} if clip is None else open_clip.tower_hints(clip.text)
-    text = found.clip_text(keys.below(dicode.TEXT_TOWER), **hints)
+    text = found.clip_text(keys.below(deep_tokens.TEXT_TOWER), **hints)
     unet = found.unet(
-        keys.below(dicode.UNET),
+        keys.below(deep_tokens.UNET),
         context_rule="per_frame",
         default_fs=3,
         text_context_len=text.config.max_seq_len,
     )
-    autoencoder = found.autoencoder(keys.below(dicode.AUTOENCODER))
+    autoencoder = found.autoencoder(keys.below(deep_tokens.AUTOENCODER))
     head_dim = unet.config.head_dim or found.HEAD_DIM
-    resampler = found.resampler(keys.below(dicode.RESAMPLER), head_dim=head_dim)
+    resampler = found.resampler(keys.below(deep_tokens.RESAMPLER), head_dim=head_dim)
     tokenizer = found.found(
         DeepTokenizerConfig,
         {
@@ -64,10 +64,10 @@ def system(source: Mapping[str, Any], clip: CLIPConfig | None = None) -> Found:
         {"resize": "stretch"},
     )
     head = None
-    if keys.any(dicode.LATENT_HEAD):
+    if keys.any(deep_tokens.LATENT_HEAD):
         extra = unet.config.in_channels - autoencoder.config.embed_dim
         head = found.resampler(
-            keys.below(dicode.LATENT_HEAD), head_dim=head_dim, image_channels=extra
+            keys.below(deep_tokens.LATENT_HEAD), head_dim=head_dim, image_channels=extra
         )
     decoder = found.found(
         ClipDecoderConfig,

@@ -7,26 +7,16 @@ tokenizer's half and no part of our model: `resampler_from_torch` reads it.
 from collections.abc import Mapping
 from typing import Any
 
-from convert.engine.plan import Plan, below, plan, select
-from convert.engine.rules import (
-    DROP0,
-    ConversionError,
-    Layout,
-    Rule,
-    Rules,
-    Skip,
-    dense,
-    prefixed,
-    to_numpy,
-)
+from flax import nnx
+
+from convert.engine.plan import Kind, below
+from convert.engine.rules import DROP0, Layout, Rule, Rules, Skip, dense, prefixed, to_numpy
 from convert.parts import gpt2, hugging_face, llama, resampler
 from dicode_jax.config import without_retired
 from dicode_jax.models.causal_lm import BodyConfig
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.llama import LlamaConfig
-from dicode_jax.nn.resampler import Resampler
-from dicode_jax.nn.rngs import blank
 
 _DROP1 = Layout("drop1", drop=(1,))  # [m, 1, d] -> [m, d]
 RESAMPLER_PREFIX = "pre_input_resampler."
@@ -128,35 +118,34 @@ def _width(value: int | None, state_dict, layer: str, axis: int) -> int:
     return tuple(state_dict[f"{layer}.weight"].shape)[axis]
 
 
-def plan_agent(source: Mapping[str, Any], cfg: DiCoDeLMConfig, prefix: str = "") -> Plan:
-    """What goes where in the language model, by shapes alone; keys not below `prefix` are left."""
-    stacked = ("body.blocks",) if cfg.body.scan_layers else ()
-    own = select(source, prefix)
-    return plan(own, prefixed(RULES, prefix), blank(DiCoDeLM, cfg), stacked=stacked)
-
-
 def untied_head(source: Mapping[str, Any], prefix: str = "") -> list[str]:
     """One line when the output matrix is not the token table."""
     llm = f"{prefix}llm."
     return hugging_face.compare_head(source, f"{llm}lm_head.weight", f"{llm}transformer.wte.weight")
 
 
+KIND = Kind(
+    DiCoDeLM,
+    DiCoDeLMConfig,
+    config_from_original,
+    lambda source, cfg: rules(cfg.body),
+    lambda source, cfg: untied_head(source),
+)
+
+
 def from_torch(
     state_dict: Mapping[str, Any], config: Mapping[str, Any] | DiCoDeLMConfig
-) -> DiCoDeLM:
+) -> nnx.Module:
     """The language model from the agent's state dict (without the prefix `llm_agent.`).
 
     Raises:
       ValueError: The config has an option that is not supported.
       ConversionError: Keys or shapes do not fit, or the output matrix is not tied.
     """
-    done = plan_agent(state_dict, config_from_original(config, state_dict))
-    if lines := done.problems or untied_head(state_dict):
-        raise ConversionError(lines)
-    return done.module()
+    return KIND(state_dict, config_from_original(config, state_dict))
 
 
-def resampler_from_torch(state_dict: Mapping[str, Any], config: Mapping[str, Any]) -> Resampler:
+def resampler_from_torch(state_dict: Mapping[str, Any], config: Mapping[str, Any]) -> nnx.Module:
     """The agent's frozen `pre_input_resampler`; `config` as in `config_from_original`."""
     own = below(state_dict, RESAMPLER_PREFIX)
     return resampler.KIND(own, config["agent"]["pre_input_resampler"])

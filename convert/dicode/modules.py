@@ -14,74 +14,16 @@ import numpy as np
 from convert.dicode import lm
 from convert.dicode.config import SystemConfig, config_from_original
 from convert.engine import plan as engine
-from convert.engine.plan import Plan, below, plan, select
-from convert.engine.rules import ConversionError, Rule, Rules, prefixed, to_numpy
-from convert.parts import autoencoder_kl, buffers, clip, constants, resampler, unet3d
-from dicode_jax.models.clip import CLIPText, CLIPTextConfig
+from convert.engine.plan import below
+from convert.engine.rules import ConversionError, to_numpy
+from convert.parts import buffers, clip, deep_tokens
+from dicode_jax.models.clip import CLIPText
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
-from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
-from dicode_jax.nn.rngs import blank
+from dicode_jax.models.dicode.tokenizer import DeepTokenizer
 
-UNET = "model.diffusion_model."
-AUTOENCODER = "first_stage_model."
-TEXT_TOWER = "cond_stage_model.model."
-IMAGE_TOWER = "embedder.model."
-RESAMPLER = "image_proj_model."
-LATENT_HEAD = "image_cat_proj_model."
 LANGUAGE_MODEL = "llm_agent."
 BUFFERS = (*buffers.BUFFERS, "scale_factor")
-TOKENIZER_PARTS = (IMAGE_TOWER, RESAMPLER)
-DECODER_PARTS = (UNET, AUTOENCODER, LATENT_HEAD)
-
-TOKENIZER_RULES: Rules = (
-    *prefixed(clip.VISION_RULES, IMAGE_TOWER, "vision."),
-    *prefixed(resampler.RULES, RESAMPLER, "resampler."),
-)
-
-
-def decoder_rules(state_dict: Mapping[str, Any]) -> Rules:
-    """The table of the clip decoder; the UNet's depends on how its projections are stored."""
-    unet = unet3d.rules(use_linear=unet3d.uses_linear(state_dict, UNET))
-    return (
-        *prefixed(unet, UNET, "unet."),
-        *prefixed(autoencoder_kl.RULES, AUTOENCODER, "autoencoder."),
-        *prefixed(resampler.RULES, LATENT_HEAD, "latent_head."),
-        Rule(r"text_context", "text_context"),
-        Rule(r"null_tokens", "null_tokens"),
-    )
-
-
-class Plans(NamedTuple):
-    """What goes where in tokenizer and clip decoder; of the text tower one constant is kept."""
-
-    tokenizer: Plan
-    text: Plan
-    decoder: Plan
-
-    @property
-    def problems(self) -> list[str]:
-        return [line for part in self for line in part.problems]
-
-
-def plan_system(source: Mapping[str, Any], cfg: SystemConfig) -> Plans:
-    """Decides by shapes alone; the decoder's constants are computed when they are read."""
-    tokenizer, text = plan_tokenizer(source, cfg.tokenizer), plan_text(source, cfg.text)
-    computed = constants.lazy(text, cfg.text, tokenizer, cfg.tokenizer, cfg.text_layer)
-    own = select(source, *DECODER_PARTS) | computed
-    decoder = plan(own, decoder_rules(source), blank(ClipDecoder, cfg.decoder))
-    return Plans(tokenizer, text, decoder)
-
-
-def plan_tokenizer(source: Mapping[str, Any], cfg: DeepTokenizerConfig) -> Plan:
-    """What goes where in the deep tokenizer; keys of other parts are left alone."""
-    return plan(select(source, *TOKENIZER_PARTS), TOKENIZER_RULES, blank(DeepTokenizer, cfg))
-
-
-def plan_text(source: Mapping[str, Any], cfg: CLIPTextConfig) -> Plan:
-    """What goes where in the text tower; keys of other parts are left alone."""
-    rules = prefixed(clip.TEXT_RULES, TEXT_TOWER)
-    return plan(select(source, TEXT_TOWER), rules, blank(CLIPText, cfg))
 
 
 class System(NamedTuple):
@@ -127,11 +69,11 @@ def from_torch(state_dict: Mapping[str, Any], config: Mapping[str, Any] | System
     agent = below(source, LANGUAGE_MODEL)
     if agent and cfg.lm is None:
         raise ValueError("the checkpoint has a language model: give its `gpt2` and `agent` sizes")
-    plans = plan_system(source, cfg)
+    plans = deep_tokens.plan_system(source, cfg.tokenizer, cfg.decoder, cfg.text, cfg.text_layer)
     problems = stray_keys(source) + check_schedule(source, cfg.decoder) + plans.problems
     made = None
     if agent:
-        made = lm.plan_agent(source, lm.config_from_original(cfg.lm, agent), LANGUAGE_MODEL)
+        made = lm.KIND.plan(source, lm.config_from_original(cfg.lm, agent), LANGUAGE_MODEL)
         problems += made.problems or lm.untied_head(source, LANGUAGE_MODEL)
     if problems:
         raise ConversionError(problems)
@@ -143,7 +85,7 @@ def text_tower_from_torch(
 ) -> CLIPText:
     """The text tower of a checkpoint (`cond_stage_model`), used for the empty prompt alone."""
     source, cfg = unwrap(state_dict), config_from_original(config)
-    return plan_text(source, cfg.text).module()
+    return clip.TEXT.plan(source, cfg.text, deep_tokens.TEXT_TOWER).module()
 
 
 def check_schedule(state_dict: Mapping[str, Any], cfg: ClipDecoderConfig) -> list[str]:
@@ -158,7 +100,7 @@ def check_schedule(state_dict: Mapping[str, Any], cfg: ClipDecoderConfig) -> lis
 
 def stray_keys(source: Mapping[str, Any]) -> list[str]:
     """Keys that belong to no part."""
-    known = (*TOKENIZER_PARTS, *DECODER_PARTS, TEXT_TOWER, LANGUAGE_MODEL)
+    known = (*deep_tokens.PREFIXES, LANGUAGE_MODEL)
     return engine.stray_keys(source, known, BUFFERS)
 
 

@@ -27,6 +27,7 @@ from convert.engine.rules import (
     Skip,
     Split,
     original_names,
+    prefixed,
     to_numpy,
 )
 from dicode_jax.errors import UserError
@@ -212,7 +213,7 @@ def plan(
     absent = [path for path in single if path not in found]
     parts = {
         path: tuple(found[name] for name in names if name in found)
-        for path, names in _by_target(shapes, stacked).items()
+        for path, names in by_target(shapes, stacked).items()
     }
     return Plan(
         source=source,
@@ -236,7 +237,7 @@ class Kind:
       build: Makes the module, see `dicode_jax.nn.rngs.blank`.
       config: Class of the configuration that `build` takes.
       read: An original configuration -> one of that class.
-      rules: The table for a state dict and a configuration.
+      rules: The table for a state dict (without prefix) and a configuration.
       check: One line for each fault of the values, looked for when the shapes fit.
     """
 
@@ -246,10 +247,11 @@ class Kind:
     rules: Callable[[Mapping[str, Any], Any], Rules]
     check: Callable[[Mapping[str, Any], Any], Sequence[str]] = lambda source, cfg: ()
 
-    def plan(self, source: Mapping[str, Any], cfg: Any) -> Plan:
-        """What goes where, by shapes alone."""
-        stacked = ("blocks",) if getattr(cfg, "scan_layers", False) else ()
-        return plan(source, self.rules(source, cfg), blank(self.build, cfg), stacked=stacked)
+    def plan(self, source: Mapping[str, Any], cfg: Any, prefix: str = "") -> Plan:
+        """What goes where, by shapes alone; keys that are not below the prefix are left alone."""
+        rules = prefixed(self.rules(below(source, prefix), cfg), prefix)
+        own = select(source, prefix)
+        return plan(own, rules, blank(self.build, cfg), stacked=stacked_blocks(cfg))
 
     def __call__(self, state_dict: Mapping[str, Any], config: Any) -> nnx.Module:
         """The module from an original state dict; see `convert.from_torch`."""
@@ -260,11 +262,18 @@ class Kind:
         return made.module()
 
 
+def stacked_blocks(cfg: Any) -> tuple[str, ...]:
+    """The prefix of the blocks in a module whose layers are stacked, for `plan`."""
+    body = getattr(cfg, "body", cfg)
+    name = "blocks" if body is cfg else "body.blocks"
+    return (name,) if getattr(body, "scan_layers", False) else ()
+
+
 def _stack_of(path: str, stacked: Sequence[str]) -> str | None:
     return next((prefix for prefix in stacked if path.startswith(prefix + ".")), None)
 
 
-def _by_target(shapes: Mapping[str, tuple], stacked: Sequence[str]) -> dict[str, list[str]]:
+def by_target(shapes: Mapping[str, tuple], stacked: Sequence[str]) -> dict[str, list[str]]:
     """Target path -> the paths that rules give its layers (itself, where it is not stacked)."""
     out = {}
     for path, shape in shapes.items():
@@ -277,7 +286,7 @@ def _by_target(shapes: Mapping[str, tuple], stacked: Sequence[str]) -> dict[str,
 def _layer_shapes(shapes: Mapping[str, tuple], stacked: Sequence[str]) -> dict[str, tuple]:
     """Shapes under the paths that rules give."""
     out = {}
-    for path, names in _by_target(shapes, stacked).items():
+    for path, names in by_target(shapes, stacked).items():
         out |= dict.fromkeys(names, shapes[path] if names == [path] else shapes[path][1:])
     return out
 

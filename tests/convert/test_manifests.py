@@ -16,6 +16,7 @@ from convert.dicode import found as dicode_found
 from convert.dicode import modules as dicode
 from convert.engine.plan import plan
 from convert.parts import clip as open_clip
+from convert.parts import deep_tokens
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
 from dicode_jax.models.clip import CLIPConfig
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
@@ -134,8 +135,8 @@ def test_one_missing_key_is_named(system, key):
     assert key in tensors
     part = system.plans.decoder if key.startswith("model") else system.plans.tokenizer
     left = {k: v for k, v in part.source.items() if k != key}
-    rules = dicode.decoder_rules(left)
-    rules = rules if part is system.plans.decoder else dicode.TOKENIZER_RULES
+    rules = deep_tokens.decoder_rules(left)
+    rules = rules if part is system.plans.decoder else deep_tokens.TOKENIZER_RULES
     (line,) = plan(left, rules, part.shapes).problems
     assert line.startswith("unfilled target: ")
     assert f"(from {key}" in line

@@ -16,6 +16,7 @@ from lm_inside import observed
 import convert
 from convert.dicode import modules as dicode
 from convert.engine.plan import flatten, plan
+from convert.parts import deep_tokens
 from dicode_jax.diffusion.guided import SamplingConfig, sample_guided
 from dicode_jax.diffusion.samplers.ddim import DDIM
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS, NoiseSchedule
@@ -146,7 +147,7 @@ def run_system(fixture):
         assert name.startswith("schedule/"), name
         table = loaded.cfg.decoder.schedule.table(name.removeprefix("schedule/"))
         yield Check(name, table, want, **TABLE)
-    rules = (*dicode.TOKENIZER_RULES, *dicode.decoder_rules(source))
+    rules = (*deep_tokens.TOKENIZER_RULES, *deep_tokens.decoder_rules(source))
     for part in (loaded.system.tokenizer, loaded.system.decoder):
         state = nnx.state(part)
         shapes = {path: tuple(leaf.shape) for path, leaf in flatten(state).items()}

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convert.dicode import modules as dicode
 from convert.engine.plan import flatten, plan
+from convert.parts import deep_tokens
 from dicode_jax.diffusion.losses import add_offset_noise
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
 from dicode_jax.errors import OptionGone
@@ -162,7 +162,7 @@ def gradients(loaded, grads, name, case, arrays, done):
     """Stored gradients, norms by module, and the number of trained parameters."""
     flat = {path: np.asarray(leaf[...]) for part in grads for path, leaf in flatten(part).items()}
     shapes = {path: value.shape for path, value in flat.items()}
-    rules = (*dicode.TOKENIZER_RULES, *dicode.decoder_rules(loaded.source))
+    rules = (*deep_tokens.TOKENIZER_RULES, *deep_tokens.decoder_rules(loaded.source))
     prefix = f"{name}/grad/"
     wanted = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
     converted = plan(wanted, rules, shapes)
