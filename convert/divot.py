@@ -40,9 +40,10 @@ def find_configs(source: Mapping[str, Any]) -> dict[str, found.Found]:
     """
     keys = found.Keys(source)
     if not keys.any(PREFIXES["unet"]) or not keys.any(PREFIXES["resampler"]):
+        heads = sorted({key.split(".")[0] for key in source})[:4]
         raise UserError(
-            "no de-tokenizer of Divot: want keys below "
-            f"{', '.join(PREFIXES.values())}, got {', '.join(sorted(_heads(source))[:4])}"
+            f"no de-tokenizer of Divot: want keys below {', '.join(PREFIXES.values())}, "
+            f"got {', '.join(heads)}"
         )
     return {
         "unet": found.unet(
@@ -93,10 +94,6 @@ def examine(args: argparse.Namespace) -> command.Conversion:
         problems=problems(source, plans) + buffers.compare(source, settings.schedule),
         summary=f"wrote {args.out}: Divot's de-tokenizer",
     )
-
-
-def _heads(source: Mapping[str, Any]) -> set[str]:
-    return {key.split(".")[0] for key in source}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -227,13 +227,9 @@ def contradictions(
       UserError: It is no configuration of DynamiCrafter.
     """
     try:
-        first_stage = options["first_stage_config"]["params"]
-        idle = ("monitor", "lossconfig", "ckpt_path")
         given = {
             "unet": unet3d.config_from_original(options["unet_config"]),
-            "autoencoder": autoencoder_kl.config_from_original(
-                {key: value for key, value in first_stage.items() if key not in idle}
-            ),
+            "autoencoder": autoencoder_kl.config_from_original(options["first_stage_config"]),
             "resampler": resampler.config_from_original(options["image_proj_stage_config"]),
         }
         schedule = buffers.schedule_from_original(options)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from convert.engine.rules import defaulted
 from convert.parts import autoencoder_kl, buffers, resampler, unet3d
 from convert.parts import clip as open_clip
 from dicode_jax.config import without_retired
@@ -70,6 +71,8 @@ _IGNORED = {
     "loop_video",
     "rand_cond_frame",  # only read by image_proj_type None, which is refused
     "perframe_ae",
+    "img_cond_stage_config",
+    "llm_config",
     "en_and_decode_n_samples_a_time",
     "fps_condition_type",
     "channels",
@@ -79,48 +82,45 @@ _IGNORED = {
     "base_learning_rate",
     "scale_lr",
 }
-_READ = {
-    "beta_schedule",
-    "linear_start",
-    "linear_end",
-    "timesteps",
-    "parameterization",
-    "rescale_betas_zero_snr",
+# Original option -> (our field, the original's default).
+_LOSS = {
+    "uncond_prob": ("uncond_prob", 0.2),
+    "no_text": ("no_text", False),
+    "noise_strength": ("offset_noise", 0.0),
+    "loss_type": ("loss_type", "l2"),
+    "l_simple_weight": ("simple_weight", 1.0),
+    "original_elbo_weight": ("elbo_weight", 0.0),
+}
+_TRAINABLE = {
+    "unet_trainable": ("unet", True),
+    "first_block_trainable": ("first_block", True),
+    "to_kv_ip_trainable": ("image_projections", True),
+    "image_proj_model_trainable": ("resampler", True),
+}
+_REGULARISERS = ("use_kl_on_latent", "use_sec_mmt", "use_sec_mmt2")  # of the deep tokens
+# Beside the original's own arguments: sizes that it takes from files named in them.
+_LANGUAGE_MODEL = ("gpt2", "agent", "special_ids")
+_KNOWN = {
+    *_FIXED,
+    *_IGNORED,
+    *_LOSS,
+    *_TRAINABLE,
+    *_REGULARISERS,
+    *_LANGUAGE_MODEL,
+    *buffers.SCHEDULE,
     "use_dynamic_rescale",
-    "base_scale",
-    "turning_step",
-    "v_posterior",
-    "loss_type",
-    "l_simple_weight",
-    "original_elbo_weight",
-    "noise_strength",
-    "uncond_prob",
+    "clip",
     "uncond_type",
-    "no_text",
-    "use_kl_on_latent",
-    "use_sec_mmt",
-    "use_sec_mmt2",
     "conditioning_key",
     "image_proj_type",
-    "image_proj_model_trainable",
-    "unet_trainable",
-    "first_block_trainable",
-    "to_kv_ip_trainable",
     "image_size",
     "scale_factor",
     "unet_config",
     "first_stage_config",
     "cond_stage_config",
-    "img_cond_stage_config",
     "image_proj_stage_config",
     "image_cat_stage_config",
     "vae_projector_config",
-    "llm_config",
-    # Beside the original's own arguments: sizes that it takes from files named in them.
-    "clip",
-    "gpt2",
-    "agent",
-    "special_ids",
 }
 
 
@@ -137,49 +137,28 @@ def config_from_original(config: Mapping[str, Any] | SystemConfig) -> SystemConf
         return config
     options = dict(config.get("model", config))
     options = dict(options.get("params", options))
-    if unknown := sorted(set(options) - _READ - _IGNORED - set(_FIXED)):
+    if unknown := sorted(set(options) - _KNOWN):
         raise ValueError(f"unknown option(s) of the diffusion model: {', '.join(unknown)}")
     for name, value in _FIXED.items():
         if options.get(name, value) != value:
             raise ValueError(f"option {name} is only supported as {value!r}, got {options[name]!r}")
+    for name in _REGULARISERS:
+        if options.get(name, False):
+            raise OptionGone(name, True, "the denoising loss alone")
     clip = open_clip.config_from_original(options["clip"]) if "clip" in options else CLIPConfig()
     tokenizer = _tokenizer_config(options, clip)
     lm = None
     if "gpt2" in options:
-        lm = {k: options[k] for k in ("gpt2", "agent", "special_ids") if k in options}
+        lm = {name: options[name] for name in _LANGUAGE_MODEL if name in options}
     text_options = _params(options.get("cond_stage_config", {}))
     return SystemConfig(
         tokenizer=tokenizer,
         decoder=_decoder_config(options, tokenizer),
         text=clip.text,
         text_layer=text_options.get("layer", "last"),
-        loss=loss_config_from_original(options),
-        trainable=TrainableParts(
-            unet=options.get("unet_trainable", True),
-            first_block=options.get("first_block_trainable", True),
-            image_projections=options.get("to_kv_ip_trainable", True),
-            resampler=options.get("image_proj_model_trainable", True),
-        ),
+        loss=TokenizerLossConfig(**defaulted(options, _LOSS)),
+        trainable=TrainableParts(**defaulted(options, _TRAINABLE)),
         lm=lm,
-    )
-
-
-def loss_config_from_original(options: Mapping[str, Any]) -> TokenizerLossConfig:
-    """The training-loss settings of the original's arguments, with the original's defaults.
-
-    Raises:
-      OptionGone: A regulariser of the deep tokens is on.
-    """
-    for name in ("use_kl_on_latent", "use_sec_mmt", "use_sec_mmt2"):
-        if options.get(name, False):
-            raise OptionGone(name, True, "the denoising loss alone")
-    return TokenizerLossConfig(
-        uncond_prob=options.get("uncond_prob", 0.2),
-        no_text=options.get("no_text", False),
-        offset_noise=options.get("noise_strength", 0.0),
-        loss_type=options.get("loss_type", "l2"),
-        simple_weight=options.get("l_simple_weight", 1.0),
-        elbo_weight=options.get("original_elbo_weight", 0.0),
     )
 
 
@@ -211,9 +190,7 @@ def _decoder_config(
     uncond_type = options.get("uncond_type", "empty_seq")
     if uncond_type not in null_texts:
         raise ValueError(f"uncond_type must be one of {list(null_texts)}, got {uncond_type!r}")
-    autoencoder = autoencoder_kl.config_from_original(
-        dict(_without_idle(_params(options["first_stage_config"])))
-    )
+    autoencoder = autoencoder_kl.config_from_original(options["first_stage_config"])
     size = options.get("image_size")
     size = (size, size) if isinstance(size, int) else size
     gone = {
@@ -233,8 +210,3 @@ def _decoder_config(
 
 def _params(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config.get("params", config)
-
-
-def _without_idle(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The autoencoder's node without what only its own training reads."""
-    return {k: v for k, v in config.items() if k not in ("monitor", "lossconfig", "ckpt_path")}

@@ -7,7 +7,6 @@ from convert.dicode.config import SystemConfig
 from convert.engine import found
 from convert.engine.found import Found, Keys
 from convert.engine.rules import to_numpy
-from convert.parts import clip as open_clip
 from convert.parts import deep_tokens
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
@@ -40,10 +39,9 @@ def system(source: Mapping[str, Any], clip: CLIPConfig | None = None) -> Found:
         first = next(iter(source), "none")
         raise UserError(f"the checkpoint has no {deep_tokens.UNET}* (its first key is {first})")
     keys = Keys(source)
-    hints = {} if clip is None else open_clip.tower_hints(clip.vision)
-    vision = found.clip_vision(keys.below(deep_tokens.IMAGE_TOWER + "visual."), **hints)
-    hints = {} if clip is None else open_clip.tower_hints(clip.text)
-    text = found.clip_text(keys.below(deep_tokens.TEXT_TOWER), **hints)
+    images = keys.below(deep_tokens.IMAGE_TOWER + "visual.")
+    vision = found.clip_vision(images, clip and clip.vision)
+    text = found.clip_text(keys.below(deep_tokens.TEXT_TOWER), clip and clip.text)
     unet = found.unet(
         keys.below(deep_tokens.UNET),
         context_rule="per_frame",
@@ -95,14 +93,13 @@ def language_model(agent: Mapping[str, Any], body: GPT2Config | None = None) -> 
       UserError: Keys are missing, or the shapes make no sense.
     """
     keys = Keys(agent)
-    hints = {} if body is None else {"head_dim": body.embed_dim // body.num_heads}
-    body = found.gpt2(keys.below("llm.transformer."), **hints)
+    gpt2 = found.gpt2(keys.below("llm.transformer."), body)
     mlp_dim, token_dim = keys.shape("input_resampler.0.weight", 2)
     outputs = keys.shape("output_resampler.2.weight", 2)[0]
     num_tokens = keys.shape("video_pos_token.pos_token", 3)[1]
-    vocab = body.config.vocab_size
+    vocab = gpt2.config.vocab_size
     told: dict[str, Any] = {
-        "body": body,
+        "body": gpt2,
         "num_tokens": num_tokens,
         "token_dim": token_dim,
         "max_keyframes": keys.shape("video_pos_token.frame_token", 3)[0],

@@ -1,13 +1,13 @@
 """What all conversion commands share: options, a whole or absent output, errors on one line."""
 
 import argparse
-import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import dicode_jax
@@ -22,6 +22,8 @@ from dicode_jax.storage.weights import write_config
 
 REPORT_FILE = folders.REPORT  # lies in every converted model
 _ADVICE = "choose another --out, or add --overwrite"
+output_folder = functools.partial(folders.new_folder, advice=_ADVICE)
+check_folder = functools.partial(folders.check_folder, advice=_ADVICE)
 
 
 class Result(Protocol):
@@ -218,41 +220,11 @@ def sources(args: argparse.Namespace) -> list[pathlib.Path]:
     return [pathlib.Path(path) for path in named if path is not None]
 
 
-@contextlib.contextmanager
-def output_folder(
-    out: str | os.PathLike,
-    *,
-    overwrite: bool = False,
-    sources: Iterable[str | os.PathLike] = (),
-) -> Iterator[pathlib.Path]:
-    """Gives a folder to write to, which becomes `out` when the block ends well.
-
-    Otherwise it is removed, and what was at `out` stays as it was.
-
-    Raises:
-      UserError: `out` is in the way (see `check_folder`), or cannot be written.
-    """
-    options = {"sources": sources, "overwrite": overwrite, "advice": _ADVICE}
-    with folders.new_folder(out, **options) as folder:
-        yield folder
-
-
 def check_out(args: argparse.Namespace) -> list[pathlib.Path]:
     """Checks `--out` against all that the command reads, which is returned; see `check_folder`."""
     reads = sources(args)
     check_folder(args.out, overwrite=args.overwrite, sources=reads)
     return reads
-
-
-def check_folder(
-    out: str | os.PathLike, *, overwrite: bool, sources: Iterable[str | os.PathLike] = ()
-) -> None:
-    """Refuses an output folder that is in the way; call it before long work.
-
-    Raises:
-      UserError: See `dicode_jax.storage.folders.check_folder`.
-    """
-    folders.check_folder(out, sources=sources, overwrite=overwrite, advice=_ADVICE)
 
 
 def _write_report(path: str, report: Mapping[str, Any]) -> None:

@@ -200,9 +200,8 @@ def autoencoder(keys: Keys, *, resolution: int = 256, scale_factor: float = 0.18
         mult.append(down.shape("block.0.conv1.weight", 4)[0] // channels)
         if down.any("attn."):
             attention.append(resolution // 2**i)
-    moments, z = keys.shape("encoder.conv_out.weight", 4)[0], keys.shape(
-        "decoder.conv_in.weight", 4
-    )[1]  # fmt: skip
+    moments = keys.shape("encoder.conv_out.weight", 4)[0]
+    z = keys.shape("decoder.conv_in.weight", 4)[1]
     told = {
         "channels": channels,
         "channel_mult": tuple(mult),
@@ -259,73 +258,55 @@ def resampler(
     return found(ResamplerConfig, told, {"head_dim": head_dim, "video_length": video_length})
 
 
-def clip_vision(
-    keys: Keys,
-    *,
-    head_dim: int | None = None,
-    mlp_ratio: float | None = None,
-    activation: str = "gelu",
-) -> Found:
+def clip_vision(keys: Keys, given: CLIPVisionConfig | None = None) -> Found:
     """An image tower (keys below `visual.`).
 
     Args:
-      head_dim: Where it is known; by default that of OpenCLIP's model of this size.
-      mlp_ratio: As a config writes it, with fewer digits.
-      activation: Released value.
+      given: Its heads and activation are taken, and its `mlp_ratio`, which may have fewer digits.
+        By default the heads are those of OpenCLIP's model of this size, the activation exact GELU.
     """
     width, _, patch, _ = keys.shape("conv1.weight", 4)
-    layers = keys.count("transformer.resblocks.")
     patches = keys.shape("positional_embedding", 2)[0] - 1
     told = {
         "image_size": math.isqrt(max(patches, 0)) * patch,
         "patch_size": patch,
         "embed_dim": width,
-        "num_layers": layers,
-        "mlp_ratio": _ratio(
-            keys.shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0], width, mlp_ratio
-        ),
         "output_dim": keys.shape("proj", 2)[1] if "proj" in keys else None,
     }
-    head_dim = head_dim or _VISION_HEAD_DIMS.get((width, layers), HEAD_DIM)
-    number = heads(width, head_dim, f"{keys.prefix}transformer")
-    return found(CLIPVisionConfig, told, {"num_heads": number, "activation": activation})
+    return _tower(CLIPVisionConfig, keys, told, given)
 
 
-def clip_text(
-    keys: Keys,
-    *,
-    head_dim: int = HEAD_DIM,
-    mlp_ratio: float | None = None,
-    activation: str = "gelu",
-) -> Found:
-    """A text tower.
-
-    Args:
-      head_dim: Of OpenCLIP's models.
-      mlp_ratio: As a config writes it, with fewer digits.
-      activation: Released value.
-    """
+def clip_text(keys: Keys, given: CLIPTextConfig | None = None) -> Found:
+    """A text tower; `given` as of `clip_vision`."""
     vocab, width = keys.shape("token_embedding.weight", 2)
     told = {
         "max_seq_len": keys.shape("positional_embedding", 2)[0],
         "vocab_size": vocab,
         "embed_dim": width,
-        "num_layers": keys.count("transformer.resblocks."),
-        "mlp_ratio": _ratio(
-            keys.shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0], width, mlp_ratio
-        ),
         "output_dim": keys.shape("text_projection", 2)[1],
     }
+    return _tower(CLIPTextConfig, keys, told, given)
+
+
+def _tower(kind: type, keys: Keys, told: dict[str, Any], given: Any) -> Found:
+    """A tower of CLIP, of which what is its own is `told`."""
+    width, layers = told["embed_dim"], keys.count("transformer.resblocks.")
+    wide = keys.shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0]
+    told |= {"num_layers": layers, "mlp_ratio": _ratio(wide, width, given and given.mlp_ratio)}
+    if given is not None:
+        head_dim, activation = given.embed_dim // given.num_heads, given.activation
+    else:
+        head_dims = _VISION_HEAD_DIMS if kind is CLIPVisionConfig else {}
+        head_dim, activation = head_dims.get((width, layers), HEAD_DIM), "gelu"
     number = heads(width, head_dim, f"{keys.prefix}transformer")
-    return found(CLIPTextConfig, told, {"num_heads": number, "activation": activation})
+    return found(kind, told, {"num_heads": number, "activation": activation})
 
 
-def gpt2(keys: Keys, *, head_dim: int = HEAD_DIM, dropout: float = 0.1) -> Found:
+def gpt2(keys: Keys, given: GPT2Config | None = None) -> Found:
     """A GPT-2 (keys below `transformer.`).
 
     Args:
-      head_dim: The same in all published sizes.
-      dropout: Released value.
+      given: Tells the width of the heads; it is the same in all published sizes.
     """
     vocab, width = keys.shape("wte.weight", 2)
     wide = keys.shape("h.0.mlp.c_fc.weight", 2)[1]
@@ -337,8 +318,10 @@ def gpt2(keys: Keys, *, head_dim: int = HEAD_DIM, dropout: float = 0.1) -> Found
         "vocab_size": vocab,
         "mlp_dim": None if wide == 4 * width else wide,
     }
+    head_dim = HEAD_DIM if given is None else given.embed_dim // given.num_heads
     number = heads(width, head_dim, f"{keys.prefix}wte")
-    return found(GPT2Config, told, {"num_heads": number, "dropout": dropout})
+    released = {"num_heads": number, "dropout": 0.1}
+    return found(GPT2Config, told, released)
 
 
 def differences(kind: str, ours: Any, given: Any, assumed: Mapping[str, Any]) -> list[str]:
@@ -354,14 +337,12 @@ def differences(kind: str, ours: Any, given: Any, assumed: Mapping[str, Any]) ->
       One line each, sorted.
     """
     left, right = _flat(dataclasses.asdict(ours)), _flat(dataclasses.asdict(given))
-    free = tuple(assumed)
-    lines = [
+    return [
         f"{name}: {left.get(name)} by the weights, {right.get(name)} by {kind}"
         for name in sorted(set(left) | set(right))
         if left.get(name) != right.get(name)
-        and not any(name == f or name.startswith(f + ".") for f in free)
+        and not any(name == free or name.startswith(f"{free}.") for free in assumed)
     ]
-    return lines
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

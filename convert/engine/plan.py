@@ -120,10 +120,6 @@ class Plan:
         layers = list(self.layers(path))
         return np.stack(layers) if path in self.stacked else layers[0]
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All targets. Raises ConversionError when something does not fit."""
-        return {path: self.array(path) for path in self.check().shapes}
-
     def module(self) -> nnx.Module:
         """The module with the values that `write_module` would store, float32.
 

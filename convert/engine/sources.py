@@ -9,7 +9,6 @@ no torch.
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import pathlib
 import struct
@@ -63,11 +62,6 @@ class LazyTensor:
     def numpy(self) -> np.ndarray:
         """The values, a fresh array. Raises UserError when they cannot be read any more."""
         return self.read()
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the values in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Source(Mapping[str, LazyTensor]):

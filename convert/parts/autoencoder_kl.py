@@ -52,6 +52,7 @@ RULES: Rules = (
 
 # Options of the original that only have one supported value.
 NEUTRAL = {"give_pre_end": False, "use_linear_attn": False}
+IDLE = ("monitor", "lossconfig", "ckpt_path")  # of the node of a whole model, for its own training
 
 
 def config_from_original(config: Mapping[str, Any]) -> AutoencoderKLConfig:
@@ -60,7 +61,7 @@ def config_from_original(config: Mapping[str, Any]) -> AutoencoderKLConfig:
     Raises:
       ValueError: An option is unknown, or has a value that is not supported.
     """
-    outer = dict(config.get("params", config))
+    outer = {k: v for k, v in config.get("params", config).items() if k not in IDLE}
     inner = dict(outer.pop("ddconfig", None) or outer)
     embed_dim = outer.get("embed_dim", inner.pop("embed_dim", inner.get("z_channels")))
     scale_factor = outer.get("scale_factor", inner.pop("scale_factor", 0.18215))

@@ -6,25 +6,32 @@ from typing import Any
 
 import numpy as np
 
-from convert.engine.rules import to_numpy
+from convert.engine.rules import defaulted, to_numpy
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS, NoiseSchedule
 
 BUFFERS = (*PERSISTENT_BUFFERS, "scale_arr")
 
 
+# Original option -> (our field, the original's default).
+SCHEDULE = {
+    "timesteps": ("num_timesteps", 1000),
+    "beta_schedule": ("beta_schedule", "linear"),
+    "linear_start": ("linear_start", 1e-4),
+    "linear_end": ("linear_end", 2e-2),
+    "rescale_betas_zero_snr": ("zero_terminal_snr", False),
+    "parameterization": ("parameterization", "eps"),
+    "base_scale": ("base_scale", 0.7),
+    "turning_step": ("turning_step", 400),
+    "v_posterior": ("v_posterior", 0.0),
+}
+
+
 def schedule_from_original(options: Mapping[str, Any]) -> NoiseSchedule:
     """The noise schedule of the original's arguments, with the original's defaults."""
-    return NoiseSchedule(
-        num_timesteps=options.get("timesteps", 1000),
-        beta_schedule=options.get("beta_schedule", "linear"),
-        linear_start=options.get("linear_start", 1e-4),
-        linear_end=options.get("linear_end", 2e-2),
-        zero_terminal_snr=options.get("rescale_betas_zero_snr", False),
-        parameterization=options.get("parameterization", "eps"),
-        base_scale=options.get("base_scale", 0.7) if options.get("use_dynamic_rescale") else None,
-        turning_step=options.get("turning_step", 400),
-        v_posterior=options.get("v_posterior", 0.0),
-    )
+    fields = defaulted(options, SCHEDULE)
+    if not options.get("use_dynamic_rescale"):
+        fields["base_scale"] = None
+    return NoiseSchedule(**fields)
 
 
 def compare(source: Mapping[str, Any], schedule: NoiseSchedule) -> list[str]:

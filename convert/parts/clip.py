@@ -217,19 +217,6 @@ def find_config(source: Mapping[str, Any], given: clip.CLIPConfig | None = None)
       UserError: Keys are missing, or the shapes make no CLIP.
     """
     keys = found.Keys(source)
-    vision = {} if given is None else tower_hints(given.vision)
-    text = {} if given is None else tower_hints(given.text)
-    parts = {
-        "vision": found.clip_vision(keys.below("visual."), **vision),
-        "text": found.clip_text(keys, **text),
-    }
-    return found.found(clip.CLIPConfig, parts)
-
-
-def tower_hints(cfg: clip.CLIPVisionConfig | clip.CLIPTextConfig) -> dict[str, Any]:
-    """What the weights of a tower do not tell, for `found.clip_vision` and `found.clip_text`."""
-    return {
-        "head_dim": cfg.embed_dim // cfg.num_heads,
-        "mlp_ratio": cfg.mlp_ratio,
-        "activation": cfg.activation,
-    }
+    vision = found.clip_vision(keys.below("visual."), given and given.vision)
+    text = found.clip_text(keys, given and given.text)
+    return found.found(clip.CLIPConfig, {"vision": vision, "text": text})
