@@ -5,7 +5,7 @@ Written against transformers 4.45 and 5.23. The linear layers are `Conv1D`, stor
 are kept as they are.
 """
 
-from collections.abc import Mapping
+import functools
 from typing import Any
 
 from convert.engine.plan import Kind
@@ -40,7 +40,7 @@ _NEUTRAL = {
 }
 _ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 # Options without any effect on hidden states and logits.
-_IGNORED = hugging_face.IDLE | {
+_IDLE = {
     "initializer_range",
     "bos_token_id",
     "reorder_and_upcast_attn",
@@ -52,14 +52,8 @@ _IGNORED = hugging_face.IDLE | {
 }
 
 
-def config_from_original(config: Mapping[str, Any]) -> GPT2Config:
-    """Reads a Hugging Face `config.json` (or the part of it a fixture carries).
-
-    Raises:
-      KeyError: A size is missing.
-      ValueError: An option is unknown, or has a value that would change what is computed.
-    """
-    left = dict(config)
+def _take(left: dict[str, Any]) -> GPT2Config:
+    """The configuration of options that are taken out of `left`."""
     take = left.pop
     activations = [left.pop(k) for k in ("activation_function", "activation") if k in left]
     for activation in activations:
@@ -68,9 +62,10 @@ def config_from_original(config: Mapping[str, Any]) -> GPT2Config:
     rates = {k: left.pop(k) for k in ("resid_pdrop", "embd_pdrop", "attn_pdrop") if k in left}
     if len(set(rates.values())) > 1:
         raise ValueError(f"the three dropout rates must be equal, got {rates}")
-    hugging_face.take_neutral(left, _NEUTRAL)
+    for name in [name for name in left if name.startswith("summary_")]:
+        del left[name]
     embed_dim, mlp_dim = take("n_embd"), take("n_inner", None)
-    out = GPT2Config(
+    return GPT2Config(
         num_layers=take("n_layer"),
         num_heads=take("n_head"),
         embed_dim=embed_dim,
@@ -80,12 +75,11 @@ def config_from_original(config: Mapping[str, Any]) -> GPT2Config:
         dropout=next(iter(rates.values()), 0.0),
         layer_norm_eps=take("layer_norm_epsilon", 1e-5),
     )
-    unknown = [k for k in left if k not in _IGNORED and not k.startswith("summary_")]
-    if unknown:
-        raise ValueError(f"unknown option(s) of GPT-2: {', '.join(sorted(unknown))}")
-    return out
 
 
+config_from_original = functools.partial(
+    hugging_face.read_options, title="GPT-2", neutral=_NEUTRAL, idle=_IDLE, take=_take
+)
 TABLES = ("transformer.wte.weight", "wte.weight")
 KIND = Kind(
     GPT2,

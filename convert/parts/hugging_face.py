@@ -5,8 +5,8 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,8 +20,8 @@ from dicode_jax.models.causal_lm import BodyConfig
 from dicode_jax.text.gpt import IMAGE_TOKENS, TextTokenizer
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
-# Options of all models that change nothing in what is computed.
-IDLE = {
+# Options of all models without any effect on what is computed.
+_IDLE = {
     "_name_or_path",
     "architectures",
     "dtype",
@@ -31,6 +31,7 @@ IDLE = {
     "transformers_version",
     "use_cache",
 }
+Config = TypeVar("Config")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,15 +51,34 @@ class Family:
     tables: Sequence[str]
 
 
-def take_neutral(options: dict[str, Any], neutral: Mapping[str, Any]) -> None:
-    """Takes out the options that change what is computed.
+def read_options(
+    config: Mapping[str, Any],
+    *,
+    title: str,
+    neutral: Mapping[str, Any],
+    idle: Iterable[str],
+    take: Callable[[dict[str, Any]], Config],
+) -> Config:
+    """Our configuration for a `config.json` (or the part of it a fixture carries).
+
+    Args:
+      title: Of the model, for messages.
+      neutral: Options that change what is computed -> the one value that is supported.
+      idle: Options without any effect on what is computed, beside those of all models.
+      take: Takes the other options out and makes the configuration of them.
 
     Raises:
-      ValueError: One has another value than the supported one.
+      KeyError: A size is missing.
+      ValueError: An option is unknown, or has a value that would change what is computed.
     """
+    left = dict(config)
     for name, allowed in neutral.items():
-        if name in options and (value := options.pop(name)) != allowed:
+        if name in left and (value := left.pop(name)) != allowed:
             raise ValueError(f"{name}={value!r} is not supported; only {allowed!r} is")
+    out = take(left)
+    if unknown := sorted(set(left) - _IDLE - set(idle)):
+        raise ValueError(f"unknown option(s) of {title}: {', '.join(unknown)}")
+    return out
 
 
 def untied_head(state_dict: Mapping[str, Any], tables: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ Written against transformers 4.45 and 5.23. Its files hold queries and keys in t
 order that `nn.rotary` uses (Meta's own files interleave and are not read).
 """
 
-from collections.abc import Mapping
+import functools
 from typing import Any
 
 from convert.engine.plan import Kind
@@ -42,7 +42,7 @@ _NEUTRAL = {
     "model_type": "llama",
 }
 # Options without any effect on hidden states and logits.
-_IGNORED = hugging_face.IDLE | {"bos_token_id", "initializer_range"}
+_IDLE = ("bos_token_id", "initializer_range")
 
 
 def rules(cfg: LlamaConfig) -> Rules:
@@ -50,20 +50,13 @@ def rules(cfg: LlamaConfig) -> Rules:
     return (*RULES, _TIED_HEAD if cfg.tie_embeddings else _OWN_HEAD)
 
 
-def config_from_original(config: Mapping[str, Any]) -> LlamaConfig:
-    """Reads a Hugging Face `config.json` (or the part of it a fixture carries).
-
-    Raises:
-      KeyError: A size is missing.
-      ValueError: An option is unknown, or has a value that would change what is computed.
-    """
-    left = dict(config)
+def _take(left: dict[str, Any]) -> LlamaConfig:
+    """The configuration of options that are taken out of `left`."""
     take = left.pop
-    hugging_face.take_neutral(left, _NEUTRAL)
     theta, scaling = _rope(left)
     num_heads, embed_dim = take("num_attention_heads"), take("hidden_size")
     head_dim = take("head_dim", None)
-    out = LlamaConfig(
+    return LlamaConfig(
         num_layers=take("num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=take("num_key_value_heads", num_heads),
@@ -77,9 +70,6 @@ def config_from_original(config: Mapping[str, Any]) -> LlamaConfig:
         rope_scaling=scaling,
         tie_embeddings=take("tie_word_embeddings", False),  # the original's default
     )
-    if unknown := sorted(set(left) - _IGNORED):
-        raise ValueError(f"unknown option(s) of Llama: {', '.join(unknown)}")
-    return out
 
 
 def _rope(left: dict[str, Any]) -> tuple[float, RotaryScaling | None]:
@@ -108,6 +98,9 @@ def _rope(left: dict[str, Any]) -> tuple[float, RotaryScaling | None]:
     return float(theta), RotaryScaling(**{names[key]: value for key, value in options.items()})
 
 
+config_from_original = functools.partial(
+    hugging_face.read_options, title="Llama", neutral=_NEUTRAL, idle=_IDLE, take=_take
+)
 TABLES = ("model.embed_tokens.weight", "embed_tokens.weight")
 KIND = Kind(
     Llama,

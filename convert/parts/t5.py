@@ -3,7 +3,7 @@
 Written against transformers 5.23. Of a whole model the decoder and the output matrix are skipped.
 """
 
-from collections.abc import Mapping
+import functools
 from typing import Any
 
 from convert.engine.plan import Kind
@@ -51,7 +51,7 @@ _NEUTRAL = {
     "model_type": "t5",
 }
 # Options without any effect on the encoder's output.
-_IGNORED = hugging_face.IDLE | {
+_IDLE = {
     "classifier_dropout",
     "decoder_start_token_id",
     "dropout_rate",
@@ -66,22 +66,16 @@ _IGNORED = hugging_face.IDLE | {
 }
 
 
-def config_from_original(config: Mapping[str, Any]) -> T5EncoderConfig:
-    """Reads a Hugging Face `config.json` (or the part of it a fixture carries).
-
-    Raises:
-      ValueError: An option is unknown or missing, or has a value that would change what is
-        computed.
-    """
-    left = dict(config)
-    hugging_face.take_neutral(left, _NEUTRAL)
+def _take(left: dict[str, Any]) -> T5EncoderConfig:
+    """The configuration of options that are taken out of `left`."""
     if missing := sorted(set(_NAMES) - set(left)):
         raise ValueError(f"missing option(s) of T5: {', '.join(missing)}")
-    if unknown := sorted(set(left) - set(_NAMES) - _IGNORED):
-        raise ValueError(f"unknown option(s) of T5: {', '.join(unknown)}")
-    return T5EncoderConfig(**{ours: left[name] for name, ours in _NAMES.items()})
+    return T5EncoderConfig(**{ours: left.pop(name) for name, ours in _NAMES.items()})
 
 
+config_from_original = functools.partial(
+    hugging_face.read_options, title="T5", neutral=_NEUTRAL, idle=_IDLE, take=_take
+)
 KIND = Kind(
     T5Encoder,
     T5EncoderConfig,
