@@ -32,7 +32,7 @@ def run_t5(fixture):
     bias = model.bias(x.shape[1])
     yield check("mid.position_bias_13", bias, **HIDDEN)
     for i, block in enumerate(model.blocks):
-        attended = block.attn(block.attn_norm(x), bias, None)
+        attended, _ = block.attn(block.attn_norm(x), bias=bias)
         fed = block.mlp(block.mlp_norm(x + attended))
         x = x + attended + fed
         got = {"": x, ".attn": attended, ".ff": fed}
