@@ -120,6 +120,7 @@ def test_features_of_one_clip_without_guidance_need_nothing_else(work, divot_fol
     assert len(video.read_video("a.webp").frames) == FRAMES
 
 
+@pytest.mark.slow
 def test_every_kind_paints_with_the_sampler_that_is_asked_for(work, divot_folder):
     for argv in (
         ["generate", "a red circle grows", "--model", DICODE],
@@ -133,6 +134,7 @@ def test_every_kind_paints_with_the_sampler_that_is_asked_for(work, divot_folder
         assert not np.array_equal(ddim, dpm)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "auto"])
 def test_every_kind_computes_in_the_type_that_is_asked_for(work, divot_folder, monkeypatch, dtype):
     loaded = []

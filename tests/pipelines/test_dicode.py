@@ -136,6 +136,7 @@ def test_another_guidance_scale_compiles_nothing(pipe):
     assert not close(painted[1], painted[2])
 
 
+@pytest.mark.slow
 def test_the_sampler_changes_the_video(pipe, videos):
     tokens = pipe.generate_tokens(PROMPTS[0], num_clips=2, seed=3)[0]
     assert close(pipe.decode(tokens, seed=3, sampler="ddim"), videos[0])

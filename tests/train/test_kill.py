@@ -21,6 +21,7 @@ def unbroken(launch, processes):
     return workdir
 
 
+@pytest.mark.slow
 def test_killed_run_has_the_losses_batches_and_weights_of_an_unbroken_one(launch):
     workdir = launch.folder / "killed"
     plan = ["step", "later", "save", "later", "save"]
@@ -31,6 +32,7 @@ def test_killed_run_has_the_losses_batches_and_weights_of_an_unbroken_one(launch
     assert kills.differences(unbroken(launch, 1), workdir) == []
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_go_on_exactly(launch):
     workdir = launch.folder / "two"
     metrics = workdir / "metrics.jsonl"

@@ -55,12 +55,14 @@ class RepresentationConfig:
 class RepresentationModel(nnx.Module):
     """Deep tokenizer, the head that reads its tokens back, and linear probes."""
 
-    def __init__(self, cfg: RepresentationConfig, *, dtype=None, rngs: nnx.Rngs):
-        self.cfg = cfg
-        self.tokenizer = DeepTokenizer(cfg.tokenizer, dtype=dtype, rngs=rngs)
-        self.head = Resampler(cfg.head, dtype=dtype, rngs=rngs)
+    def __init__(
+        self, cfg: RepresentationConfig, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs
+    ):
+        self.cfg, held = cfg, {"param_dtype": param_dtype, "rngs": rngs}
+        self.tokenizer = DeepTokenizer(cfg.tokenizer, dtype=dtype, **held)
+        self.head = Resampler(cfg.head, dtype=dtype, **held)
         self.probes = nnx.List(
-            [Linear(cfg.tokenizer.token_dim, count, rngs=rngs) for count in cfg.probe_classes]
+            [Linear(cfg.tokenizer.token_dim, count, **held) for count in cfg.probe_classes]
         )
 
     def __call__(
