@@ -9,7 +9,6 @@ Arrays go in and out; reading and writing videos is `media.video`.
 import dataclasses
 import functools
 import pathlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +33,7 @@ from dicode_jax.models.dicode.generate import generate
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.nn.rngs import fold
 from dicode_jax.pipelines import base, checks, options
+from dicode_jax.text import cut
 from dicode_jax.text.gpt import TextTokenizer
 from dicode_jax.typing import Float, UInt8
 
@@ -211,11 +211,7 @@ class DiCoDePipeline(base.Pipeline):
         num_clips = options.named("num_clips", options.OPTIONS["num_clips"], num_clips)
         encoded = self.text.encode(prompts, self.config.text_length, allow_empty=False)
         for i in encoded.truncated:
-            warnings.warn(
-                f"the prompt has {encoded.lengths[i]} tokens; the model reads the first "
-                f"{self.config.text_length}",
-                stacklevel=2,
-            )
+            cut.warn(encoded.left_out[i], encoded.lengths[i], self.config.text_length, stacklevel=2)
         graph, state = self._split["language_model"]
         tokens = []
         # One prompt at a time: the products of a batch are rounded in another way in each size.

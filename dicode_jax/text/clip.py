@@ -20,6 +20,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from dicode_jax.errors import UserError
 from dicode_jax.storage.files import atomic_path
+from dicode_jax.text import cut
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
@@ -88,18 +89,18 @@ class ClipTokenizer:
                 self._tokenizer.save(str(temporary))
 
     def __call__(self, prompts: Sequence[str], length: int) -> np.ndarray:
-        """Ids int32 [b, length]. A prompt that is too long is cut before its end token.
+        """Ids int32 [b, length]. A prompt that is too long is cut, with a warning, before its end.
 
         Raises:
           UserError: A prompt is not empty and there is no vocabulary.
         """
         ids = np.zeros((len(prompts), length), np.int32)
         for row, prompt in zip(ids, prompts, strict=True):
-            words = self._words(_clean(prompt))[: length - 2]
+            words = self._words(_clean(prompt), length - 2)
             row[: len(words) + 2] = [self.start_id, *words, self.end_id]
         return ids
 
-    def _words(self, prompt: str) -> list[int]:
+    def _words(self, prompt: str, length: int) -> list[int]:
         if not prompt:
             return []
         if self._tokenizer is None:
@@ -107,7 +108,10 @@ class ClipTokenizer:
                 "this model was converted without CLIP's vocabulary and knows the empty prompt "
                 'only; pass "", or convert again with --vocab'
             )
-        return self._tokenizer.encode(prompt, add_special_tokens=False).ids
+        encoding = self._tokenizer.encode(prompt, add_special_tokens=False)
+        if words := cut.left_out(prompt, encoding.offsets, length):
+            cut.warn(words, len(encoding.ids), length, stacklevel=4)
+        return encoding.ids[:length]
 
 
 def build(merges: Sequence[str]) -> tokenizers.Tokenizer:

@@ -21,6 +21,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from dicode_jax.errors import UserError
 from dicode_jax.storage.files import atomic_path
+from dicode_jax.text import cut
 
 END_OF_TEXT = "<|endoftext|>"
 LLAMA_END_OF_TEXT = "<|end_of_text|>"
@@ -43,10 +44,12 @@ class EncodedText:
     Attributes:
       ids: right-padded with the end-of-text token.
       lengths: tokens of each prompt before cutting; above `ids.shape[1]` the prompt was cut.
+      left_out: the words of each prompt that the cut took, "" for none.
     """
 
     ids: Int[np.ndarray, "b t"]
     lengths: tuple[int, ...]
+    left_out: tuple[str, ...]
 
     @property
     def truncated(self) -> tuple[int, ...]:
@@ -162,7 +165,11 @@ class TextTokenizer:
         for row, tokens in zip(ids, rows, strict=True):
             tokens = tokens[:length]
             row[: len(tokens)] = tokens
-        return EncodedText(ids=ids, lengths=tuple(len(row) for row in rows))
+        left_out = tuple(
+            cut.left_out(prompt, encoding.offsets, length)
+            for prompt, encoding in zip(prompts, encodings, strict=True)
+        )
+        return EncodedText(ids=ids, lengths=tuple(map(len, rows)), left_out=left_out)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of one row of ids, without special tokens and padding."""

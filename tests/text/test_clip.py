@@ -44,8 +44,18 @@ def test_case_white_space_and_html_do_not_matter(tokenizer, prompt):
     np.testing.assert_array_equal(tokenizer([prompt], 5), tokenizer(["cat dog"], 5))
 
 
-def test_a_long_prompt_keeps_its_end(tokenizer):
-    np.testing.assert_array_equal(tokenizer(["cat " * 9], 4)[0], [START, CAT, CAT, END])
+def test_a_long_prompt_keeps_its_end_and_a_warning_names_the_words_that_are_left_out(tokenizer):
+    with pytest.warns(UserWarning, match="has 4 tokens; .* first 2 and leaves out: dog cat$") as w:
+        ids = tokenizer(["cat", "Cat cat  Dog cat"], 4)
+    np.testing.assert_array_equal(ids[1], [START, CAT, CAT, END])
+    assert len(w) == 1
+    with pytest.warns(UserWarning, match="leaves out: xyz dog$"):  # in the middle of a word
+        tokenizer(["cat xyz dog"], 5)
+
+
+def test_what_fits_is_read_without_a_word(tokenizer, recwarn):
+    tokenizer(["cat dog", ""], 4)
+    assert not recwarn.list
 
 
 def test_both_files_give_the_same_ids(tokenizer, tmp_path):

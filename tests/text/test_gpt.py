@@ -151,3 +151,9 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path, files, message):
     with pytest.raises(UserError) as error:
         text.TextTokenizer.from_file(tmp_path)
     assert message in str(error.value)
+
+
+def test_words_that_are_left_out_are_known(small):
+    prompts = ["a red circle moves to the left", "a red circle", " a red CIRCLE  Left"]
+    encoded = small.encode(prompts, 3)
+    assert encoded.left_out == ("moves to the left", "", "Left")
