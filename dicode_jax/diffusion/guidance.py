@@ -30,7 +30,8 @@ def rescale_guidance(
 
     Args:
         guided, cond: ``[b, ...]``.
-        guidance_rescale: 0 leaves ``guided`` as it is, 1 gives it the conditional spread.
+        guidance_rescale: 0 leaves ``guided`` as it is, 1 gives it the conditional spread. A sample
+            without any spread stays as it is.
 
     Returns:
         ``[b, ...]``.
@@ -38,5 +39,5 @@ def rescale_guidance(
     axes = tuple(range(1, guided.ndim))
     cond_std = jnp.std(cond, axis=axes, keepdims=True, ddof=1)
     guided_std = jnp.std(guided, axis=axes, keepdims=True, ddof=1)
-    rescaled = guided * (cond_std / guided_std)
+    rescaled = guided * jnp.where(guided_std > 0, cond_std / guided_std, 1.0)
     return guidance_rescale * rescaled + (1.0 - guidance_rescale) * guided

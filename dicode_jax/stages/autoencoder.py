@@ -11,6 +11,7 @@ import numpy as np
 from dicode_jax.data.examples import FrameReader
 from dicode_jax.data.sources.open import open_source
 from dicode_jax.data.stream import RecordExamples, first_batches
+from dicode_jax.errors import UserError
 from dicode_jax.media.transforms import to_float, to_uint8
 from dicode_jax.models.autoencoder_kl import AutoencoderKL
 from dicode_jax.nn.rngs import row_keys
@@ -72,7 +73,7 @@ def export(config: AutoencoderTrainConfig, model: AutoencoderKL, folder: pathlib
     """Writes the model; its config holds the scale that gives latents of held-out data variance 1.
 
     Raises:
-      UserError: The data set is not there any more.
+      UserError: The data set is not there any more, or all its latents are the same number.
     """
     data = config.data
     source = open_source(data, split="validation", seed=config.seed)
@@ -80,5 +81,10 @@ def export(config: AutoencoderTrainConfig, model: AutoencoderKL, folder: pathlib
     examples = RecordExamples(source, FrameReader(data=data, frame_size=config.frame_size))
     (batch,) = first_batches(examples, data, 1, batch_size=64, seed=config.seed)
     latents, _ = jit_local(reconstruct)(model, batch["image"])
-    scaled = dataclasses.replace(config.model, scale_factor=float(1 / np.std(latents)))
+    if not (spread := float(np.std(latents))) > 0:
+        raise UserError(
+            f"all latents of {len(batch['image'])} frames of {data.path} are the same number: the "
+            "autoencoder has learned nothing; look at its frames, or train it longer"
+        )
+    scaled = dataclasses.replace(config.model, scale_factor=1 / spread)
     weights.save_module(folder, model, scaled)

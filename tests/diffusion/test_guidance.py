@@ -21,3 +21,12 @@ def test_full_rescale_gives_each_sample_the_conditional_spread():
         spread = np.std(np.asarray(COND[i]), ddof=1)
         np.testing.assert_allclose(np.std(np.asarray(got[i]), ddof=1), spread, rtol=1e-5)
     np.testing.assert_array_equal(rescale_guidance(guided, COND, 0.0), guided)
+
+
+def test_a_prediction_without_spread_stays_as_it_is():
+    guided = jnp.stack([jnp.zeros((3, 4)), jnp.full((3, 4), 2.0), jnp.ones((3, 4))])
+    cond = jnp.stack([jnp.zeros((3, 4)), jnp.full((3, 4), 5.0), COND[0, 0, :3, :4, 0]])
+    np.testing.assert_array_equal(rescale_guidance(guided, cond, 1.0), guided)
+    np.testing.assert_array_equal(rescale_guidance(guided, cond, 0.7), guided)
+    single = jnp.ones((2, 1))  # of which there is no unbiased spread
+    np.testing.assert_array_equal(rescale_guidance(single, single, 1.0), single)

@@ -11,6 +11,7 @@ from flax import nnx
 from tiny import tiny_pipeline
 
 from dicode_jax.data.config import DataConfig
+from dicode_jax.errors import UserError
 from dicode_jax.models.llama import LlamaConfig
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.stages.config import AutoencoderTrainConfig
@@ -124,3 +125,12 @@ def test_a_resampler_learns_on_cached_clips_and_a_frozen_one_needs_tokens_only(p
 
     norms = [float(jnp.linalg.norm(leaf)) for leaf in jax.tree.leaves(gradient(resampler))]
     assert sum(norm > 0 for norm in norms) > 0.8 * len(norms)
+
+
+def test_an_autoencoder_whose_latents_are_one_number_is_not_scaled_to_infinity(pipe, tmp_path):
+    config = config_of("autoencoder", pipe)
+    model = nnx.clone(pipe.decoder.autoencoder)
+    nnx.update(model, jax.tree.map(jnp.zeros_like, nnx.state(model)))
+    with pytest.raises(UserError, match="all latents of 64 frames of shapes are the same number"):
+        build_stage(config).export(model, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
