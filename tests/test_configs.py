@@ -142,3 +142,12 @@ def test_llama_has_the_published_parameter_counts_and_66_more_rows(name, publish
     assert count(model) == sum(counts)
     for number in (count(model), *counts):
         assert f"{number:,}" in (FOLDER / f"{name}.py").read_text()
+
+
+@pytest.mark.parametrize(("name", "length"), [("llama_1b", 2020), ("gpt2_small", 1024)])
+def test_a_packed_row_is_as_long_as_the_run_needs(name, length, tmp_path):
+    config = dataclasses.replace(load(name, tmp_path), packed=True)
+    assert config.packed_length == length  # 4 (80 + 25 x 17), and all that GPT-2 reads
+    assert config.packed_keyframes == (length - 80) // 17
+    with pytest.raises(ValueError, match=r"rows of 131072 .* mask of 16.0 GiB .* to 32768 or less"):
+        dataclasses.replace(config, row_length=131_072)

@@ -35,6 +35,8 @@ def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
     stage = build_stage(config)
     text = language_model.load_text(config)
     unpacked = dataclasses.replace(config, packed=False)
+    if config.packed and config.row_length is None:
+        print(f"packed rows have {config.packed_length} positions (--row-length)", flush=True)
     train = open_examples(config, text)
     held_out = open_examples(unpacked, text, split="validation")
     if not len(held_out):

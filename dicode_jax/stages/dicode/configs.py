@@ -13,6 +13,8 @@ from dicode_jax.stages.dicode.representation_model import RepresentationConfig
 from dicode_jax.stages.dicode.tokenizer_loss import TokenizerLossConfig
 from dicode_jax.stages.dicode.trainable import TrainableParts
 
+_LONGEST_ROW = 2**15  # a packed row has a mask of as many bytes as the square of its length
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RepresentationTrainConfig(RunConfig):
@@ -100,7 +102,8 @@ class ARTrainConfig(RunConfig):
       num_keyframes: Keyframes per sample.
       caption_dropout: Share of samples that see the empty prompt, which guidance needs.
       packed: Several videos in one row; needs a token cache.
-      row_length: Positions of a packed row; None for the body's longest sequence.
+      row_length: Positions of a packed row, at most 32,768; None for room for four videos of the
+        longest kind, at least 1,024, at most the body's longest sequence.
       input_noise: Noise on the tokens that are read, relative to their standard deviation.
       sample_prompts: Prompts of the sample sheet; held-out captions when empty.
     """
@@ -140,6 +143,12 @@ class ARTrainConfig(RunConfig):
                 f"row_length {self.row_length} is too short for {self.num_keyframes} keyframes "
                 f"after {self.text_length} text ids, which need {needed}"
             )
+        if self.packed and self.packed_length > _LONGEST_ROW:
+            raise ValueError(
+                f"rows of {self.packed_length} positions need an attention mask of "
+                f"{self.packed_length**2 / 2**30:.1f} GiB each; set row_length to {_LONGEST_ROW} or "
+                "less"
+            )
 
     @property
     def tokenizer_folder(self) -> pathlib.Path:
@@ -157,7 +166,8 @@ class ARTrainConfig(RunConfig):
     @property
     def packed_length(self) -> int:
         """Positions of a packed row."""
-        return self.row_length or self.model.body.max_seq_len
+        longest = self.text_length + self.num_keyframes * (self.model.num_tokens + 1)
+        return self.row_length or min(self.model.body.max_seq_len, max(4 * longest, 1024))
 
     @property
     def packed_keyframes(self) -> int:
