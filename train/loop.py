@@ -34,6 +34,7 @@ from dicode_jax.training import flops
 from dicode_jax.training.checkpoint import Checkpointer
 from dicode_jax.training.logs import MetricsLog
 from dicode_jax.training.nonfinite import NonFiniteGuard
+from dicode_jax.training.optim import make_schedule
 from dicode_jax.training.profile import Profile
 from dicode_jax.training.progress import Progress
 from dicode_jax.training.setup import Prepared, prepare
@@ -131,6 +132,8 @@ def run(task: Task, options: RunOptions) -> Outcome:
             return Outcome(done)
         if jax.process_index() == 0:  # before steps are spent on it
             folders.check_folder(workdir / MODEL, overwrite=True)
+        if num_steps > task.stage.config.num_steps and jax.process_index() == 0:
+            print(_beyond(task.stage.config, num_steps), flush=True)
         prepared, state = _start(task, checkpoints)
         if done >= num_steps:  # stopped after its last step, before the model was written
             _export(task.stage, prepared, state, workdir)
@@ -140,6 +143,14 @@ def run(task: Task, options: RunOptions) -> Outcome:
         if outcome.stopped_by is None:
             _export(task.stage, prepared, loop.state, workdir)
         return outcome
+
+
+def _beyond(config: Any, num_steps: int) -> str:
+    rate = float(make_schedule(config.optim, config.num_steps)(config.num_steps))
+    return (
+        f"--steps {num_steps} goes beyond the schedule's {config.num_steps} steps: the rest is "
+        f"trained at its last learning rate, {rate:.3g}; --num-steps {num_steps} stretches it"
+    )
 
 
 def _start(task: Task, checkpoints: Checkpointer) -> tuple[Prepared, TrainState]:

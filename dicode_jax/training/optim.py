@@ -18,7 +18,7 @@ class OptimConfig:
       optimizer: `muon`: orthogonalised steps of kernels, the size of Adam's; `lion` wants a
         tenth of Adam's `lr`.
       lr: Peak learning rate.
-      warmup_steps: Steps of linear warm-up from 0.
+      warmup_steps: Steps of linear warm-up; the first is at `lr / warmup_steps`, the last at `lr`.
       schedule: `wsd` is constant, then linear over the last `decay_steps`.
       final_lr_ratio: Last learning rate over the peak.
       decay_steps: Length of the last part of `wsd`; None takes a tenth of the run.
@@ -57,7 +57,7 @@ class OptimConfig:
 
 
 def make_schedule(config: OptimConfig, num_steps: int) -> optax.Schedule:
-    """Learning rate by step for a run of `num_steps`."""
+    """Learning rate by step for a run of `num_steps`; from there on it stays what it is then."""
     warmup = min(config.warmup_steps, max(num_steps - 1, 0))
     steps = max(num_steps - warmup, 1)  # after the warm-up
     if config.schedule == "constant":
@@ -71,7 +71,8 @@ def make_schedule(config: OptimConfig, num_steps: int) -> optax.Schedule:
         after = optax.linear_schedule(config.lr, last, decay, transition_begin=steps - decay)
     if warmup == 0:
         return after
-    return optax.join_schedules([optax.linear_schedule(0.0, config.lr, warmup), after], [warmup])
+    rise = lambda step: config.lr * (step + 1) / warmup  # noqa: E731 - no step at rate 0
+    return optax.join_schedules([rise, after], [warmup])
 
 
 def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransformation:

@@ -29,7 +29,8 @@ RUN_FILES = (
 COMMON_FIELDS = frozenset({"num_steps", "batch_size", "optim", "sharding", "seed"})
 
 # Fields that say how a run is done and not what it does: they may change when it is resumed.
-# (Another mesh sums in another order, so that losses may differ in the last digits.)
+# (Another mesh sums in another order, so that losses may differ in the last digits.) `num_steps`
+# may grow as well.
 FREE_FIELDS = ("sharding.", "data.num_workers", "data.prefetch", "data.max_broken")
 
 
@@ -65,7 +66,9 @@ def check(workdir: pathlib.Path, config: Any) -> bool:
         earlier["data.kind"] = now["data.kind"]
     differs = [k for k in sorted({*earlier, *now}) if earlier.get(k) != now.get(k)]
     changed = [
-        f"{k} {earlier.get(k)} -> {now.get(k)}" for k in differs if not k.startswith(FREE_FIELDS)
+        f"{k} {earlier.get(k)} -> {now.get(k)}"
+        for k in differs
+        if not k.startswith(FREE_FIELDS) and not (k == "num_steps" and now[k] > earlier[k])
     ]
     if changed:
         more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
@@ -79,7 +82,7 @@ def check(workdir: pathlib.Path, config: Any) -> bool:
 def claim(workdir: pathlib.Path, config: Any) -> None:
     """Makes the folder and writes `config.json`, or checks that it is the one of the earlier run.
 
-    When only fields that do not touch the result differ, or the earlier run did nothing yet (its
+    The run may have become longer, which a line says. When only fields that do not touch the result differ, or the earlier run did nothing yet (its
     options were wrong, say), the file is written anew. It is written only while the folder is held
     (see `hold`), so that the run that is at work in it keeps its own.
 
@@ -96,7 +99,14 @@ def claim(workdir: pathlib.Path, config: Any) -> None:
         path = workdir / CONFIG_FILE
         if path.is_symlink():
             raise UserError(f"{path} is a link; a run wants a file of its own there: remove it")
+        earlier = json.loads(path.read_text())["num_steps"] if _has_begun(workdir) else None
         config_lib.to_json(config, path)
+        if earlier not in (None, config.num_steps):
+            print(
+                f"num_steps {earlier} -> {config.num_steps}: from here on the learning rate is that "
+                f"of a run of {config.num_steps} steps ({config.optim.schedule})",
+                flush=True,
+            )
         try:
             (workdir / "samples").mkdir(exist_ok=True)
         except OSError as error:

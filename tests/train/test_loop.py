@@ -107,6 +107,39 @@ def test_log_every_and_the_last_step_are_logged(tmp_path):
     assert [record["step"] for record in records] == [3, 6, 7]
 
 
+def test_steps_beyond_the_schedule_are_trained_at_its_last_rate_and_a_line_says_so(
+    tmp_path, capsys
+):
+    config = dataclasses.replace(TINY, num_steps=6)
+    train(tmp_path, config, steps=8)
+    said = capsys.readouterr().out
+    assert said.count("--steps 8 goes beyond the schedule's 6 steps") == 1
+    last = config.optim.lr * config.optim.final_lr_ratio
+    assert f"its last learning rate, {last:.3g}; --num-steps 8 stretches it" in said
+    rates = [record["lr"] for record in read_metrics(tmp_path / "metrics.jsonl")]
+    np.testing.assert_allclose(rates[6:], last, rtol=1e-5)
+    assert min(rates) > 0
+
+
+def test_a_run_may_become_longer_and_takes_the_rates_of_the_longer_one(whole_run, tmp_path, capsys):
+    train(tmp_path, dataclasses.replace(TINY, num_steps=8))
+    capsys.readouterr()
+    train(tmp_path, TINY)
+    said = capsys.readouterr().out
+    assert "num_steps 8 -> 12: from here on the learning rate is that of a run of 12 steps" in said
+    assert json.loads((tmp_path / "config.json").read_text())["num_steps"] == 12
+    longer, whole = (
+        [record["lr"] for record in read_metrics(run / "metrics.jsonl")]
+        for run in (tmp_path, whole_run)
+    )
+    assert longer[8:] == whole[8:]
+    assert longer[5:8] != whole[5:8]
+    train(tmp_path, TINY)
+    assert "num_steps 8" not in capsys.readouterr().out  # once
+    with pytest.raises(UserError, match="num_steps 12 -> 11"):
+        claim(tmp_path, dataclasses.replace(TINY, num_steps=11))
+
+
 # Another config, another run
 
 

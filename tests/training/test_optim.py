@@ -142,12 +142,54 @@ def test_adafactor_keeps_rows_and_columns_in_place_of_a_matrix():
 def test_wsd_warms_up_stays_and_falls_in_a_line():
     config = OptimConfig(lr=2.0, schedule="wsd", warmup_steps=4, decay_steps=10, final_lr_ratio=0.1)
     rates = np.array([float(make_schedule(config, 40)(i)) for i in range(41)])
-    np.testing.assert_allclose(rates[:5], [0, 0.5, 1, 1.5, 2])
+    np.testing.assert_allclose(rates[:5], [0.5, 1, 1.5, 2, 2])
     np.testing.assert_allclose(rates[4:31], 2.0)
     np.testing.assert_allclose(rates[30:], np.linspace(2.0, 0.2, 11), rtol=1e-6)
     tenth = OptimConfig(lr=2.0, schedule="wsd", warmup_steps=0, final_lr_ratio=0.0)
     rates = [float(make_schedule(tenth, 40)(i)) for i in (35, 36, 38, 40)]
     np.testing.assert_allclose(rates, [2, 2, 1, 0])
+
+
+def closed_form(schedule, step, *, peak, warmup, num_steps, floor):
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    length, at = num_steps - warmup, min(step, num_steps) - warmup
+    if schedule == "constant":
+        return peak
+    if schedule == "cosine":
+        return peak * (floor + (1 - floor) * (1 + np.cos(np.pi * at / length)) / 2)
+    decay = num_steps // 10
+    return peak * (1 - (1 - floor) * max(at - (length - decay), 0) / decay)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 7])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "wsd"])
+def test_every_schedule_is_its_closed_form_and_keeps_its_last_rate(schedule, warmup):
+    config = OptimConfig(lr=0.3, schedule=schedule, warmup_steps=warmup, final_lr_ratio=0.2)
+    rate = make_schedule(config, 40)
+    rates = np.array([float(rate(jnp.asarray(step))) for step in range(60)])
+    settings = {"peak": 0.3, "warmup": warmup, "num_steps": 40, "floor": 0.2}
+    wanted = [closed_form(schedule, step, **settings) for step in range(60)]
+    np.testing.assert_allclose(rates, wanted, rtol=1e-5)
+    assert rates.min() > 0  # no step is for nothing
+    np.testing.assert_allclose(rates[40:], 0.3 if schedule == "constant" else 0.06, rtol=1e-5)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_a_gradient_over_the_limit_moves_as_one_at_it(clip_norm):
+    config = OptimConfig(
+        optimizer="sgd", lr=0.01, warmup_steps=0, schedule="constant", weight_decay=0.0,
+        clip_norm=clip_norm,
+    )  # fmt: skip
+    tx = make_optimizer(config, 10)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(1)}
+    unit = {"kernel": jnp.full((2, 2), 0.4), "bias": jnp.full(1, 0.6)}  # of norm 1 in all
+    moves = []
+    for norm in (0.5, 1.0, 10.0):
+        grads = jax.tree.map(lambda x, norm=norm: norm * x, unit)
+        moves.append(tx.update(grads, tx.init(params), params)[0]["kernel"])
+    np.testing.assert_allclose(moves[0] / moves[1], 0.5, rtol=1e-5)
+    np.testing.assert_allclose(moves[2] / moves[1], 1.0 if clip_norm else 10.0, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
