@@ -376,7 +376,8 @@ def main(
         config = settle(config)
         check(options.workdir, config)  # a folder that is refused does not even get a lock
         with hold(options.workdir):
-            claim(options.workdir, config)
+            if longer := claim(options.workdir, config):
+                print(longer, flush=True)
             outcome = run(build(config, options.workdir), options)
     except UserError as error:
         return leave(2, f"error: {error}")

@@ -79,38 +79,41 @@ def check(workdir: pathlib.Path, config: Any) -> bool:
     return bool(differs)
 
 
-def claim(workdir: pathlib.Path, config: Any) -> None:
+def claim(workdir: pathlib.Path, config: Any) -> str | None:
     """Makes the folder and writes `config.json`, or checks that it is the one of the earlier run.
 
-    The run may have become longer, which a line says. When only fields that do not touch the result differ, or the earlier run did nothing yet (its
+    When only fields that do not touch the result differ, or the earlier run did nothing yet (its
     options were wrong, say), the file is written anew. It is written only while the folder is held
     (see `hold`), so that the run that is at work in it keeps its own.
+
+    Returns:
+      What the learning rate does now that the run has become longer, None when it has not.
 
     Raises:
       UserError: The folder cannot be written, another run is at work in it, or it holds a run of
         another config or what is no run's.
     """
     if not check(workdir, config) or jax.process_index() != 0:
-        return
+        return None
     is_held = workdir.resolve() in _held
     with contextlib.nullcontext() if is_held else hold(workdir):
         if not check(workdir, config):
-            return
+            return None
         path = workdir / CONFIG_FILE
         if path.is_symlink():
             raise UserError(f"{path} is a link; a run wants a file of its own there: remove it")
         earlier = json.loads(path.read_text())["num_steps"] if _has_begun(workdir) else None
         config_lib.to_json(config, path)
-        if earlier not in (None, config.num_steps):
-            print(
-                f"num_steps {earlier} -> {config.num_steps}: from here on the learning rate is that "
-                f"of a run of {config.num_steps} steps ({config.optim.schedule})",
-                flush=True,
-            )
         try:
             (workdir / "samples").mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to {workdir}: {error.strerror}") from error
+    if earlier in (None, config.num_steps):
+        return None
+    return (
+        f"num_steps {earlier} -> {config.num_steps}: from here on the learning rate is that of a "
+        f"run of {config.num_steps} steps ({config.optim.schedule})"
+    )
 
 
 @contextlib.contextmanager

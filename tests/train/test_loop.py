@@ -42,7 +42,8 @@ def _compile_once(tmp_path_factory):
 
 def train(workdir, config=TINY, at=None, **options):
     """A run; `at` gives functions by number of a batch, called when the loop asks for it."""
-    claim(workdir, config)
+    if longer := claim(workdir, config):
+        print(longer)
     task = tiny_training.build(config, workdir)
     if at:
         task.batches.before = lambda number: at.get(number, lambda: None)()
