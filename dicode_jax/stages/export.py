@@ -25,6 +25,7 @@ from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
 from dicode_jax.stages.dicode import configs
 from dicode_jax.stages.registry import build_stage
 from dicode_jax.storage import weights
+from dicode_jax.storage.files import short
 from dicode_jax.storage.folders import check_folder, new_folder
 from dicode_jax.text.gpt import TextTokenizer
 from dicode_jax.training.checkpoint import read_parameters
@@ -95,7 +96,9 @@ def export(
         return Exported(step, is_pipeline, has_lm)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as parts:
+        with tempfile.TemporaryDirectory(
+            dir=target.parent, prefix=f".{short(target.name)}-"
+        ) as parts:
             stage.export(model, pathlib.Path(parts))
             pipe = _assemble(config, pathlib.Path(parts))
             pipe.config = _with_settings(pipe.config, settings)

@@ -118,13 +118,18 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 def unfinished(path: pathlib.Path) -> list[pathlib.Path]:
     """What killed writers of `path` have left beside it under hidden names."""
-    name = re.compile(rf"\.{re.escape(path.stem[:100])}-[0-9a-f]{{8}}{re.escape(path.suffix)}")
+    name = re.compile(rf"\.{re.escape(short(path.stem))}-[0-9a-f]{{8}}{re.escape(path.suffix)}")
     return [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name)]
+
+
+def short(name: str) -> str:
+    """As much of a name as leaves room for what stands around it: file systems count 255 bytes."""
+    return os.fsencode(name)[:200].decode(errors="ignore")
 
 
 def _temporary(path: pathlib.Path) -> pathlib.Path:
     """A fresh hidden name in the same folder with the same extension."""
-    return path.with_name(f".{path.stem[:100]}-{secrets.token_hex(4)}{path.suffix}")
+    return path.with_name(f".{short(path.stem)}-{secrets.token_hex(4)}{path.suffix}")
 
 
 def _create(path: pathlib.Path) -> None:

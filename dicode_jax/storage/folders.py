@@ -20,7 +20,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from dicode_jax.errors import UserError
-from dicode_jax.storage.files import atomic_path
+from dicode_jax.storage.files import atomic_path, short
 
 __all__ = ["MARK", "REPORT", "check_folder", "is_report", "new_folder"]
 
@@ -190,7 +190,7 @@ def _put_back(target: pathlib.Path) -> None:
     """Ends what a kill between two renames left: nothing at `target`, all of it beside it."""
     if os.path.lexists(target) or not target.parent.is_dir():
         return
-    name = re.compile(rf"\.{re.escape(target.name[:100])}-[0-9a-f]{{8}}\.old")
+    name = re.compile(rf"\.{re.escape(short(target.name))}-[0-9a-f]{{8}}\.old")
     for path in target.parent.iterdir():
         if name.fullmatch(path.name) and (_read_mark(path) or _earlier_list(path)) is not None:
             path.rename(target)
@@ -295,4 +295,4 @@ def _is_file(path: pathlib.Path) -> bool:
 
 def _beside(path: pathlib.Path, end: str) -> pathlib.Path:
     """A fresh hidden name in the same folder."""
-    return path.with_name(f".{path.name[:100]}-{secrets.token_hex(4)}.{end}")
+    return path.with_name(f".{short(path.name)}-{secrets.token_hex(4)}.{end}")

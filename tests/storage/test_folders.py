@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from convert.parts import gpt2, hugging_face
 from dicode_jax.errors import UserError
+from dicode_jax.storage.files import atomic_path, check_output
 from dicode_jax.storage.folders import MARK, check_folder, new_folder
 
 MODEL = {"config.json": "{}", "part/model.safetensors": "weights"}
@@ -362,3 +363,17 @@ def test_a_report_replaces_an_earlier_report_alone(tmp_path, source, capsys):
     for extra in ([], ["--overwrite"]):
         assert convert(source, "--out", tmp_path / "out", "--report", report, *extra) == 0
     assert json.loads(report.read_text())["converter"].startswith("convert.gpt2")
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "文"])
+def test_a_name_as_long_as_a_file_system_allows_is_written(tmp_path, letter):
+    name = letter * (250 // len(letter.encode()))
+    file = tmp_path / f"{name}.gif"
+    for text in ("old", "new"):
+        with atomic_path(file) as temporary:
+            temporary.write_text(text)
+        write(tmp_path / name, mark=text, overwrite=True)
+    assert file.read_text() == "new"
+    assert (tmp_path / name / "config.json").read_text() == "{}new"
+    assert len(list(tmp_path.iterdir())) == 2
+    check_output(file, (".gif",))
