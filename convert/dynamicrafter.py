@@ -252,7 +252,9 @@ def examine(args: argparse.Namespace) -> command.Conversion:
       UserError: It is missing, damaged or of another model, or OUT is in the way.
     """
     reads = command.check_out(args)
-    source = open_source(args.ckpt)
+    checkpoint = open_source(args.ckpt)
+    source = dict(checkpoint)
+    sources = [checkpoint, *deep_tokens.add_clip(source, args.clip)]
     name = find_variant(source, args.variant)
     variant = VARIANTS[name]
     configs = find_configs(source, variant)
@@ -275,7 +277,7 @@ def examine(args: argparse.Namespace) -> command.Conversion:
     what = "start of DiCoDe's tokenizer training" if args.for_dicode else "pipeline"
     return command.Conversion(
         origin="dynamicrafter",
-        sources=[source],
+        sources=sources,
         reads=reads,
         parts=parts,
         settings=PipelineConfig() if args.for_dicode else _pipeline_config(variant),
@@ -304,7 +306,9 @@ def _first(tensor: Any, count: int) -> LazyTensor:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and gives its exit status."""
-    options = command.parser("convert.dynamicrafter", __doc__, reads=("ckpt", "vocab", "yaml"))
+    options = command.parser(
+        "convert.dynamicrafter", __doc__, reads=("ckpt", "clip", "vocab", "yaml")
+    )
     command.add_source(options, "ckpt", "the released model.ckpt")
     options.add_argument(
         "--variant", choices=sorted(VARIANTS), help="needed for 512 and 512_interp alone"
@@ -312,6 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument(
         "--for-dicode", action="store_true", help="write the start of DiCoDe's tokenizer training"
     )
+    options.add_argument("--clip", metavar="FILE", help="CLIP, if --ckpt has none inside")
     options.add_argument(
         "--vocab",
         metavar="FILE",

@@ -165,21 +165,9 @@ def open_system(files: Files) -> tuple[list[Source], dict[str, Any]]:
     Raises:
       UserError: A file is missing, damaged or no state dict.
     """
-    sources = [open_source(files.tokenizer)]
-    tensors = dict(sources[0])
-    absent = [
-        prefix
-        for prefix in (deep_tokens.TEXT_TOWER, deep_tokens.IMAGE_TOWER)
-        if not any(key.startswith(prefix) for key in tensors)
-    ]
-    if absent and files.clip is not None:
-        sources.append(open_source(files.clip))
-        for key, tensor in sources[1].items():
-            is_image = key.startswith("visual.")
-            prefix = deep_tokens.IMAGE_TOWER if is_image else deep_tokens.TEXT_TOWER
-            if prefix in absent:
-                tensors[prefix + key] = tensor
-    return sources, tensors
+    source = open_source(files.tokenizer)
+    tensors = dict(source)
+    return [source, *deep_tokens.add_clip(tensors, files.clip)], tensors
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,7 +42,9 @@ class Keys:
     def shape(self, key: str, ndim: int) -> tuple[int, ...]:
         """The shape of a tensor of `ndim` axes, none of them empty."""
         if key not in self:
-            raise UserError(f"the checkpoint has no {self.prefix}{key}: it is of another model")
+            raise UserError(
+                f"the checkpoint has no {self.prefix}{key}: {_why(self._source, self.prefix)}"
+            )
         shape = tuple(self._source[self.prefix + key].shape)
         if len(shape) != ndim or 0 in shape:
             raise UserError(f"{self.prefix}{key} has shape {shape}, want {ndim} axes")
@@ -56,6 +58,16 @@ class Keys:
         while str(count) in found:
             count += 1
         return count
+
+
+def _why(source: Mapping[str, Any], prefix: str) -> str:
+    """What a checkpoint without the keys below a prefix is."""
+    if any(key.startswith(("text_model.encoder.", "vision_model.encoder.")) for key in source):
+        return "it is CLIP as transformers writes it; take OpenCLIP's own file of the same model"
+    below = any(key.startswith(prefix) for key in source)
+    if not below and prefix.startswith(("cond_stage_model.", "embedder.")):
+        return "CLIP was taken out of it; give CLIP's own file as --clip"
+    return "it is of another model"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import struct
 import zipfile
 import zlib
@@ -26,8 +27,13 @@ from dicode_jax.errors import UserError
 TORCH_SUFFIXES = (".bin", ".pt", ".ckpt", ".pth")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
-WRAPPERS = ("state_dict", "module")
+WRAPPERS = ("state_dict", "module", "model", "model_state_dict")
 PREFIXES = ("_forward_module.", "module.")
+# Parts of a key that say how a model ran: torch.compile, FSDP, recomputation.
+RUNNERS = re.compile(r"(?<![^.])_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
+AVERAGES = ("model_ema", "ema", "ema_state_dict", "params_ema")
+# What an index may name although no shard holds it: the same array as the token table.
+TIED = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
 _MIN_TORCH = (2, 6)  # earlier releases could be made to run code in spite of weights_only
 _MAX_PICKLE = 1 << 26  # a table of contents of 3000 tensors is half a megabyte
@@ -112,6 +118,7 @@ def open_source(path: str | os.PathLike) -> Source:
         return _open_folder(path)
     if not path.exists():
         raise UserError(f"no checkpoint at {path}")
+    _check_pointer(path)
     if path.suffix == ".safetensors":
         tensors, left_out = _open_safetensors(path), {}
     elif path.suffix in TORCH_SUFFIXES:
@@ -122,7 +129,31 @@ def open_source(path: str | os.PathLike) -> Source:
         )
     if not tensors:
         raise UserError(f"{path} holds no tensors")
-    return Source(_without_prefixes(path, tensors), (path,), left_out)
+    tensors = _without_prefixes(path, tensors)
+    average = [key for key in tensors if key.startswith("model_ema.")]
+    if 0 < len(average) < len(tensors):  # Lightning's, beside the weights
+        tensors = {key: tensor for key, tensor in tensors.items() if key not in set(average)}
+        left_out |= {"model_ema.*": _AVERAGE}
+    if any(".lora_A." in key for key in tensors):
+        raise UserError(f"{path} is {_ADAPTER}")
+    return Source(tensors, (path,), left_out)
+
+
+_AVERAGE = "a running average beside the weights, which are read"
+_ADAPTER = (
+    "a PEFT adapter, not a model: load it with its base in peft, and save what "
+    "merge_and_unload() gives"
+)
+
+
+def _check_pointer(path: pathlib.Path) -> None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(40)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a Git LFS pointer and not the file itself: run git lfs pull")
 
 
 def _open_folder(folder: pathlib.Path) -> Source:
@@ -132,6 +163,8 @@ def _open_folder(folder: pathlib.Path) -> Source:
     for name in SINGLE_FILES:
         if (folder / name).is_file():
             return open_source(folder / name)
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder} holds {_ADAPTER}")
     raise UserError(
         f"no checkpoint in {folder}: want one of {', '.join(INDEX_FILES + SINGLE_FILES)}"
     )
@@ -147,6 +180,7 @@ def _open_shards(index: pathlib.Path) -> Source:
         raise UserError(f"{index} is not an index of shards: {_line(error)}") from error
     if bad:
         raise UserError(f"{index} names a file outside its folder: {bad[0]!r}")
+    places = _without_prefixes(index, places)
     tensors, files, left_out = {}, [], {}
     for name in names:
         shard = open_source(index.parent / name)
@@ -156,7 +190,11 @@ def _open_shards(index: pathlib.Path) -> Source:
         tensors |= shard
         files += shard.files
         left_out |= shard.left_out
-    if absent := sorted(set(places) - set(tensors)):
+    absent = sorted(set(places) - set(tensors))
+    left_out |= {
+        key: f"named by {index.name} and in no shard: tied" for key in absent if key in TIED
+    }
+    if absent := [key for key in absent if key not in TIED]:
         raise UserError(
             f"{index}: {absent[0]} is not in {places[absent[0]]} ({len(absent)} absent)"
         )
@@ -196,7 +234,8 @@ def _open_torch(path: pathlib.Path) -> tuple[dict[str, LazyTensor], dict[str, st
     left_out = {}
     while isinstance(content, Mapping) and (name := _wrapper(content)):
         beside = f"beside the weights in {path.name}, no weights itself"
-        left_out |= dict.fromkeys(map(str, set(content) - {name}), beside)
+        rest = map(str, set(content) - {name})
+        left_out |= {key: _AVERAGE if key in AVERAGES else beside for key in rest}
         content, route = content[name], (*route, name)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
@@ -249,6 +288,11 @@ def _check_archive(path: pathlib.Path) -> None:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     names = [entry.filename for entry in entries]
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise UserError(
+            f"{path} is a TorchScript program, not weights: save the state dict of what "
+            "torch.jit.load gives, with torch.save"
+        )
     tables = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
     if len(set(names)) != len(names) or len(tables) != 1:
         raise UserError(f"{path} is a zip archive, but not one that torch.save wrote")
@@ -270,7 +314,8 @@ def _entries(path: pathlib.Path) -> list[zipfile.ZipInfo]:
 def _load_torch(torch: Any, path: pathlib.Path) -> Any:
     """What a file holds, its tensors in a memory map."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a hostile pickle can raise anything
         text = str(error)
         if "Unsupported global" in text or "GLOBAL" in text:
@@ -280,6 +325,14 @@ def _load_torch(torch: Any, path: pathlib.Path) -> Any:
             ) from error
         text = text.split("WeightsUnpickler error:")[-1].split("This file can still")[0]
         raise UserError(f"{path} is damaged or no state dict: {_line(text or error)}") from error
+
+
+def _numpy_scalars() -> list[Any]:
+    """What a pickle of plain numpy numbers calls, which runs nothing of the file's."""
+    make = np.float32(0).__reduce__()[0]
+    places = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # numpy 1 and 2
+    kinds = [type(np.dtype(letter)) for letter in "?bhilqBHILQefd"]
+    return [*((make, place) for place in places), np.dtype, *kinds]
 
 
 def _wrapper(content: Mapping) -> str | None:
@@ -333,14 +386,16 @@ class _Renewed:
         return array
 
 
-def _without_prefixes(path: pathlib.Path, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Takes off what trainers put before every key."""
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-        elif stray := [key for key in tensors if key.startswith(prefix)]:
+def _without_prefixes(path: pathlib.Path, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Takes off what trainers put before every key, in any order, and what runners put inside."""
+    bare = {key: RUNNERS.sub("", key) for key in tensors}
+    while prefix := next((p for p in PREFIXES if any(k.startswith(p) for k in bare.values())), ""):
+        if stray := [key for key, name in bare.items() if not name.startswith(prefix)]:
             raise UserError(f"{path}: some keys start with {prefix} and some do not ({stray[0]})")
-    return tensors
+        bare = {key: RUNNERS.sub("", name.removeprefix(prefix)) for key, name in bare.items()}
+    if len(set(bare.values())) < len(bare):
+        raise UserError(f"{path} holds the same weights under several prefixes")
+    return {bare[key]: value for key, value in tensors.items()}
 
 
 def _hash(path: pathlib.Path, bar: tqdm) -> str:

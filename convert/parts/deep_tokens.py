@@ -1,10 +1,12 @@
 """Deep tokenizer and clip decoder, by the keys that DiCoDe and DynamiCrafter share."""
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from convert.engine.plan import Plan, plan, select
 from convert.engine.rules import Rule, Rules, prefixed
+from convert.engine.sources import Source, open_source
 from convert.parts import autoencoder_kl, clip, constants, resampler, unet3d
 from dicode_jax.models.clip import CLIPTextConfig
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
@@ -66,3 +68,24 @@ def plan_system(
     own |= constants.lazy(prompts, text, images, tokenizer, text_layer)
     clips = plan(own, decoder_rules(source), blank(ClipDecoder, decoder))
     return Plans(images, prompts, clips)
+
+
+def add_clip(tensors: dict[str, Any], clip: str | pathlib.Path | None) -> list[Source]:
+    """Adds the towers that a checkpoint lacks from CLIP's own file; what was opened for it.
+
+    Raises:
+      UserError: The file is missing, damaged or no state dict.
+    """
+    absent = [
+        prefix
+        for prefix in (TEXT_TOWER, IMAGE_TOWER)
+        if not any(key.startswith(prefix) for key in tensors)
+    ]
+    if not absent or clip is None:
+        return []
+    source = open_source(clip)
+    for key, tensor in source.items():
+        prefix = IMAGE_TOWER if key.startswith("visual.") else TEXT_TOWER
+        if prefix in absent:
+            tensors[prefix + key] = tensor
+    return [source]

@@ -5,6 +5,8 @@ import dataclasses
 import functools
 import json
 import pathlib
+import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -22,15 +24,16 @@ from dicode_jax.text.gpt import IMAGE_TOKENS, TextTokenizer
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 # Options of all models without any effect on what is computed.
 _IDLE = {
-    "_name_or_path",
-    "architectures",
-    "dtype",
-    "eos_token_id",
-    "pad_token_id",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
+    *("_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "_num_labels"),
+    *("architectures", "attn_implementation", "chunk_size_feed_forward", "dtype", "eos_token_id"),
+    *("id2label", "label2id", "output_attentions", "output_hidden_states", "pad_token_id"),
+    *("torch_dtype", "transformers_version", "use_cache"),
 }
+# An option that we do not know matters if it is named like one of these; others are reported.
+_MATTERS = re.compile(
+    r"rope|rotary|position|alibi|norm|att(n|ention)|head|window|softcap|(^|_)act(_|$|iv)|quant"
+    r"|scal|multiplier|expert|moe|bias|parallel|(^|_)(is|add|use)_",
+)
 Config = TypeVar("Config")
 
 
@@ -69,16 +72,29 @@ def read_options(
 
     Raises:
       KeyError: A size is missing.
-      ValueError: An option is unknown, or has a value that would change what is computed.
+      ValueError: An option has a value that would change what is computed, or is unknown and named
+        like what would; of other unknown ones a warning tells.
     """
     left = dict(config)
     for name, allowed in neutral.items():
         if name in left and (value := left.pop(name)) != allowed:
             raise ValueError(f"{name}={value!r} is not supported; only {allowed!r} is")
     out = take(left)
-    if unknown := sorted(set(left) - _IDLE - set(idle)):
-        raise ValueError(f"unknown option(s) of {title}: {', '.join(unknown)}")
+    unknown = [n for n in sorted(set(left) - _IDLE - set(idle)) if not _is_off(n, left[n])]
+    if grave := [name for name in unknown if _MATTERS.search(name)]:
+        raise ValueError(f"unknown option(s) of {title}: {', '.join(grave)}")
+    if unknown:
+        warnings.warn(
+            f"options of the config that {title} does not have are passed over: "
+            f"{', '.join(unknown)}",
+            stacklevel=2,
+        )
     return out
+
+
+def _is_off(name: str, value: Any) -> bool:
+    """Whether an option says that nothing is done."""
+    return value in (None, {}, []) or (value is False and name.startswith(("is_", "add_", "use_")))
 
 
 def untied_head(state_dict: Mapping[str, Any], tables: Sequence[str]) -> list[str]:
@@ -131,9 +147,9 @@ def main(family: Family, argv: Sequence[str] | None = None) -> int:
     options.add_argument(
         "--for-dicode",
         action="store_true",
-        help=f"append {len(IMAGE_TOKENS)} rows for the image tokens to the token table, drawn as "
-        "the original draws them (normal with the config's initializer_range, always the same), "
-        "and the tokens to the tokenizer, if FOLDER holds one",
+        help=f"append the {len(IMAGE_TOKENS)} image tokens to the tokenizer, if FOLDER holds one, "
+        "and the rows that they lack to the token table, drawn as the original draws them (normal "
+        "with the config's initializer_range, always the same)",
     )
     return command.run(functools.partial(examine, family), options, argv)
 
@@ -145,34 +161,40 @@ def examine(family: Family, args: argparse.Namespace) -> command.Conversion:
       UserError: Something is missing, damaged or not of this kind, or OUT is in the way.
     """
     reads = command.check_out(args)
-    cfg, std = _read_family(family, args.folder)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        cfg, std = _read_family(family, args.folder)
     source = open_source(args.folder)
     if cfg.num_layers > len(source):
         raise UserError(
             f"config.json names {cfg.num_layers} layers, but there are only {len(source)} tensors"
         )
     tensors: dict[str, Any] = dict(source)
-    text, new, notes = {}, {}, []
+    text, new, notes = {}, {}, [str(warning.message) for warning in told]
     if args.for_dicode:
-        cfg = dataclasses.replace(cfg, vocab_size=cfg.vocab_size + len(IMAGE_TOKENS))
-        for name in (table_of(tensors, family.tables), "lm_head.weight"):
-            if name in tensors and len(tensors[name].shape) == 2:
-                tensors[name] = grow(tensors[name], len(IMAGE_TOKENS), std=std)
-        new = {"new_rows": {"count": len(IMAGE_TOKENS), "normal_std": std}}
-        notes.append(
-            f"{len(IMAGE_TOKENS)} rows of the token table are new: normal, standard deviation {std}"
-        )
+        count = len(IMAGE_TOKENS)
         if any((args.folder / name).is_file() for name in _TOKENIZER_FILES):
             text[""] = TextTokenizer.from_file(args.folder)
-            if text[""].vocab_size != cfg.vocab_size:
+            size = text[""].vocab_size
+            if size > cfg.vocab_size + count:
                 raise UserError(
-                    f"the tokenizer in {args.folder} has {text[''].vocab_size} ids with the image "
-                    f"tokens, the token table {cfg.vocab_size} rows"
+                    f"the tokenizer in {args.folder} has {size} ids with the image tokens, the "
+                    f"token table {cfg.vocab_size + count} rows"
                 )
+            count = max(size - cfg.vocab_size, 0)  # a padded table has rows to spare
+            first = text[""].image_start_id - 1
+            notes.append(f"the image tokens have the ids {first} to {size - 1}")
         else:
             notes.append(f"{args.folder} holds no tokenizer, so there is none in {args.out} either")
+        cfg = dataclasses.replace(cfg, vocab_size=cfg.vocab_size + count)
+        for name in (table_of(tensors, family.tables), "lm_head.weight"):
+            if name in tensors and len(tensors[name].shape) == 2:
+                tensors[name] = grow(tensors[name], count, std=std)
+        new = {"new_rows": {"count": count, "normal_std": std}}
+        notes.append(f"{count} rows of the token table are new: normal, standard deviation {std}")
     done = family.kind.plan(tensors, cfg)
     report = done.report() | {"left_out": source.left_out, "config": config_lib.to_dict(cfg)} | new
+    report |= {"notes": notes}
     first = f"{args.out}: {family.title}, {report['parameters']:,} parameters"
     return command.Conversion(
         origin=family.name,

@@ -48,6 +48,7 @@ _NEUTRAL = {
     "feed_forward_proj": "gated-gelu",
     "is_gated_act": True,
     "dense_act_fn": "gelu_new",
+    "is_decoder": False,
     "model_type": "t5",
 }
 # Options without any effect on the encoder's output.
@@ -60,6 +61,7 @@ _IDLE = {
     "n_positions",
     "num_decoder_layers",
     "output_past",
+    "scale_decoder_outputs",
     "task_specific_params",
     "tie_word_embeddings",
     "tokenizer_class",

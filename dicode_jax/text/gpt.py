@@ -10,6 +10,7 @@ Three vocabularies are read: GPT-2's and Llama 3's, from a folder, and a small o
 """
 
 import dataclasses
+import json
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -83,7 +84,7 @@ class TextTokenizer:
         tokenizer.add_special_tokens(list(IMAGE_TOKENS))
         ids = [tokenizer.token_to_id(token) for token in IMAGE_TOKENS]
         size = tokenizer.get_vocab_size(with_added_tokens=True)
-        last = size - len(IMAGE_TOKENS) - 1 if own_id is None else own_id
+        last = size - len(IMAGE_TOKENS) - 1  # other tokens may follow the end of text
         if ids != list(range(last + 1, last + 1 + len(IMAGE_TOKENS))):
             raise UserError(
                 f"the image tokens must follow the last of the base vocabulary (id {last}) in "
@@ -99,7 +100,7 @@ class TextTokenizer:
     def from_file(cls, path: str | os.PathLike) -> "TextTokenizer":
         """Reads a `tokenizer.json`, or a folder that holds one or GPT-2's two files.
 
-        Those are `vocab.json` and `merges.txt`.
+        Those are `vocab.json` and `merges.txt`, and `added_tokens.json` if there are more.
 
         Raises:
           UserError: nothing of that kind is there, or it cannot be read.
@@ -111,7 +112,7 @@ class TextTokenizer:
             if file.is_file():
                 return cls(tokenizers.Tokenizer.from_file(str(file)))
             if vocab.is_file() and merges.is_file():
-                return cls(_gpt2(str(vocab), str(merges)))
+                return cls(_gpt2(vocab, merges, path / "added_tokens.json"))
         except UserError:
             raise
         except Exception as error:  # the library raises bare Exceptions
@@ -229,13 +230,18 @@ def _small_normalizer() -> normalizers.Normalizer:
     )
 
 
-def _gpt2(vocab: str, merges: str) -> tokenizers.Tokenizer:
-    """GPT-2's byte-level BPE from its two files."""
-    tokenizer = tokenizers.Tokenizer(models.BPE.from_file(vocab, merges))
+def _gpt2(vocab: pathlib.Path, merges: pathlib.Path, added: pathlib.Path) -> tokenizers.Tokenizer:
+    """GPT-2's byte-level BPE from its two files, and a third of tokens that were added."""
+    tokenizer = tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     if tokenizer.token_to_id(END_OF_TEXT) is not None:
         tokenizer.add_special_tokens([END_OF_TEXT])  # keeps its id, and is now read as one token
+    extra = json.loads(added.read_text()) if added.is_file() else {}
+    for token in sorted(extra, key=extra.__getitem__):
+        tokenizer.add_special_tokens([token])
+        if (got := tokenizer.token_to_id(token)) != extra[token]:
+            raise UserError(f"{added} gives {token!r} the id {extra[token]}; the next is {got}")
     return tokenizer
 
 

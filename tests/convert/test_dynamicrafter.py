@@ -362,3 +362,22 @@ def test_a_vocabulary_is_put_beside_the_weights(tmp_path, checkpoint, capsys):
     assert "not the vocabulary of this text tower" in line
     with pytest.raises(UserError):
         clip_text.ClipTokenizer.from_file(tmp_path / "none", 20)
+
+
+def test_towers_that_were_taken_out_come_from_their_own_file(tmp_path, capsys, parts, checkpoint):
+    def towers(key):
+        return key.startswith((command.TEXT_TOWER, command.IMAGE_TOWER))
+
+    rest = {key: array for key, array in checkpoint.items() if not towers(key)}
+    assert "give CLIP's own file as --clip" in refused(capsys, tmp_path, rest)
+    own = {
+        key.removeprefix(command.TEXT_TOWER).removeprefix(command.IMAGE_TOWER): array
+        for key, array in checkpoint.items()
+        if towers(key)
+    }
+    save_file(own, tmp_path / "clip.safetensors")
+    assert run(tmp_path, rest, "--clip", str(tmp_path / "clip.safetensors")) == 0
+    for name in ("text_tower", "image_tower", "unet"):
+        same(parts[name], tmp_path / "out" / name)
+    report = json.loads((tmp_path / "out/conversion.json").read_text())
+    assert "clip.safetensors" in report["sources"]

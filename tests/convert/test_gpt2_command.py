@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from convert_names import read_manifest, shapes_only
 from hugging_face_folder import draw, write_folder
+from tokenizers import pre_tokenizers
 
 from convert.engine.plan import plan
 from convert.parts import gpt2, hugging_face
@@ -115,6 +116,56 @@ def test_rows_for_the_image_tokens_are_appended_always_the_same(tmp_path):
     assert text.TextTokenizer.from_file(tmp_path / "one").vocab_size == cfg.vocab_size
     report = json.loads((tmp_path / "one" / "conversion.json").read_text())
     assert report["new_rows"] == {"count": 66, "normal_std": 0.5}
+
+
+def gpt2_folder(path, num_rows, **added):
+    """A byte vocabulary in GPT-2's files, tokens beside it, and a table of so many rows."""
+    symbols = [*sorted(pre_tokenizers.ByteLevel.alphabet()), text.END_OF_TEXT]
+    table = draw({"t": (num_rows, WIDTH)})["t"]
+    folder = write_folder(
+        path, CONFIG | {"vocab_size": num_rows}, checkpoint(**{"wte.weight": table})
+    )
+    (folder / "vocab.json").write_text(json.dumps({s: i for i, s in enumerate(symbols)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "added_tokens.json").write_text(json.dumps(added))
+    return folder, table
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "wanted"), [(259, 259 + 66), (288, 259 + 66), (400, 400)], ids=str
+)
+def test_a_padding_token_and_a_padded_table_are_no_hindrance(tmp_path, num_rows, wanted):
+    folder, table = gpt2_folder(tmp_path / "in", num_rows, PAD=257, SEP=258)
+    assert run(folder, "--out", tmp_path / "out", "--for-dicode") == 0
+    model, cfg = load(tmp_path / "out")
+    assert cfg.vocab_size == wanted
+    np.testing.assert_array_equal(model.token_embed.embedding[...][:num_rows], table)
+    tokenizer = text.TextTokenizer.from_file(tmp_path / "out")
+    assert (tokenizer.pad_id, tokenizer.image_start_id) == (256, 260)
+    assert tokenizer.encode("PAD").lengths == (1,)
+
+
+def test_added_tokens_that_do_not_follow_the_vocabulary_are_refused(tmp_path, capsys):
+    folder, _ = gpt2_folder(tmp_path / "in", 300, PAD=280)
+    assert run(folder, "--out", tmp_path / "out", "--for-dicode") == 2
+    assert "gives 'PAD' the id 280; the next is 257" in capsys.readouterr().err
+
+
+def test_options_that_change_nothing_pass_and_what_is_not_known_is_reported(tmp_path, capsys):
+    labels = {"id2label": {"0": "A"}, "label2id": {"A": 0}, "_num_labels": 1, "is_decoder": False}
+    for extra, told in ((labels, []), ({"my_note": 3}, ["my_note"])):
+        folder = write_folder(tmp_path / "in", CONFIG | extra, checkpoint())
+        assert run(folder, "--out", tmp_path / "out", "--overwrite") == 0
+        said = [f"options of the config that GPT-2 does not have are passed over: {name}"
+                for name in told]  # fmt: skip
+        assert capsys.readouterr().out.splitlines()[1:] == said
+        assert json.loads((tmp_path / "out/conversion.json").read_text())["notes"] == said
+    with pytest.warns(UserWarning, match="passed over: my_note"):
+        gpt2.config_from_original(CONFIG | {"my_note": 3})
+    for name in ("rope_theta", "query_norm", "attn_bias", "mlp_act", "quantization_config"):
+        write_folder(tmp_path / "in", CONFIG | {name: 1}, checkpoint())
+        assert run(tmp_path / "in", "--out", tmp_path / "out", "--overwrite") == 2
+        assert f"unknown option(s) of GPT-2: {name}" in capsys.readouterr().err
 
 
 def test_storage_types_and_torch_files(tmp_path):

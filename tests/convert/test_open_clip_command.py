@@ -82,3 +82,10 @@ def test_a_ratio_that_a_config_rounds_is_understood():
     assert open_clip.find_config(shapes(wanted), wanted).config == wanted
     alone = open_clip.find_config(shapes(wanted)).config.vision
     assert int(alone.mlp_ratio * 1664) == 8192
+
+
+def test_the_layout_of_transformers_is_named(tmp_path, capsys):
+    key = "text_model.encoder.layers.0.layer_norm1.weight"
+    save_file({key: np.ones(2, np.float32)}, tmp_path / "clip.safetensors")
+    assert run(tmp_path / "clip.safetensors", "--out", tmp_path / "out") == 2
+    assert "CLIP as transformers writes it; take OpenCLIP's own file" in capsys.readouterr().err

@@ -111,3 +111,10 @@ def test_published_encoders_convert_by_shapes_alone(name):
 def test_options_that_cannot_be_honoured_are_refused(option, message):
     with pytest.raises(ValueError, match=message):
         t5.config_from_original(OPTIONS | option)
+
+
+def test_options_of_the_decoder_alone_pass():
+    own = {"is_decoder": False, "scale_decoder_outputs": False}
+    assert t5.config_from_original(OPTIONS | own) == t5.config_from_original(OPTIONS)
+    with pytest.raises(ValueError, match="is_decoder=True"):
+        t5.config_from_original(OPTIONS | {"is_decoder": True})

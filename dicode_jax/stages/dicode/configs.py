@@ -146,8 +146,8 @@ class ARTrainConfig(RunConfig):
         if self.packed and self.packed_length > _LONGEST_ROW:
             raise ValueError(
                 f"rows of {self.packed_length} positions need an attention mask of "
-                f"{self.packed_length**2 / 2**30:.1f} GiB each; set row_length to {_LONGEST_ROW} or "
-                "less"
+                f"{self.packed_length**2 / 2**30:.1f} GiB each; set row_length to "
+                f"{_LONGEST_ROW} or less"
             )
 
     @property

@@ -52,6 +52,12 @@ def assert_same(source, state_dict):
         lambda d: {"module": {f"_forward_module.{k}": v for k, v in d.items()}},
         lambda d: {f"_forward_module.{k}": v for k, v in d.items()},
         lambda d: {"state_dict": {f"module.{k}": v for k, v in d.items()}},
+        lambda d: {"model": {f"_orig_mod.{k}": v for k, v in d.items()}},
+        lambda d: {f"module._orig_mod.module._forward_module.{k}": v for k, v in d.items()},
+        lambda d: {
+            f"_orig_mod.module.{k}".replace("a.", "a._fsdp_wrapped_module."): v
+            for k, v in d.items()
+        },
     ],
 )
 def test_torch_files_are_read_and_unwrapped(state_dict, wrap, tmp_path):
@@ -59,6 +65,32 @@ def test_torch_files_are_read_and_unwrapped(state_dict, wrap, tmp_path):
     source = open_source(tmp_path / "x.bin")
     assert_same(source, state_dict)
     assert list(source.left_out) == (["epoch"] if "epoch" in wrap(state_dict) else [])
+
+
+def test_averages_beside_the_weights_are_left_out_with_a_reason(state_dict, tmp_path):
+    average = {f"model_ema.{key}": torch.zeros(2) for key in state_dict}
+    content = {"model": state_dict | average, "ema": state_dict, "optimizer": {}}
+    torch.save(content, tmp_path / "x.pt")
+    source = open_source(tmp_path / "x.pt")
+    assert_same(source, state_dict)
+    assert "average" in source.left_out["model_ema.*"]
+    assert "average" in source.left_out["ema"]
+    assert "no weights" in source.left_out["optimizer"]
+
+
+def test_one_weight_under_two_prefixes_is_refused(tmp_path):
+    torch.save({"a": torch.zeros(1), "_orig_mod.a": torch.ones(1)}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="same weights under several prefixes"):
+        open_source(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32", "int64", "bool"])
+def test_plain_numpy_numbers_beside_the_weights_are_no_code(state_dict, tmp_path, kind):
+    content = {"state_dict": state_dict, "epoch": np.ones((), kind)[()], "name": "x"}
+    torch.save(content, tmp_path / "x.pt")
+    source = open_source(tmp_path / "x.pt")
+    assert_same(source, state_dict)
+    assert set(source.left_out) == {"epoch", "name"}
 
 
 def test_memory_maps_are_renewed_between_reads(state_dict, tmp_path, monkeypatch):
@@ -113,6 +145,15 @@ def test_shards_are_put_together(tmp_path):
     source = open_source(tmp_path)
     assert {key: source[key].numpy()[0] for key in source} == {"a": 0, "b": 1, "c": 2}
     assert len(source.sha256()) == 3
+
+
+def test_an_index_may_name_the_tied_head_that_no_shard_holds(tmp_path):
+    index = sharded(tmp_path, {"a": "1.safetensors", "b": "2.safetensors"})
+    places = {"module.a": "1.safetensors", "module.lm_head.weight": "2.safetensors"}
+    index.write_text(json.dumps({"weight_map": places | {"module.b": "2.safetensors"}}))
+    source = open_source(tmp_path)
+    assert set(source) == {"a", "b"}
+    assert "tied" in source.left_out["lm_head.weight"]
 
 
 @pytest.mark.parametrize(
@@ -210,6 +251,24 @@ def test_what_is_no_state_dict_is_refused(content, message, tmp_path):
     torch.save(content, tmp_path / "x.bin")
     with pytest.raises(UserError, match=message):
         open_source(tmp_path / "x.bin")
+
+
+def test_foreign_forms_are_named_with_their_cure(tmp_path):
+    pointer = tmp_path / "model.safetensors"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    for path in (tmp_path, pointer):
+        with pytest.raises(UserError, match=r"Git LFS pointer .* run git lfs pull"):
+            open_source(path)
+    pointer.unlink()
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"PEFT adapter.*merge_and_unload"):
+        open_source(tmp_path)
+    save_file({"base_model.model.h.lora_A.weight": np.zeros(2, np.float32)}, pointer)
+    with pytest.raises(UserError, match=r"PEFT adapter.*merge_and_unload"):
+        open_source(pointer)
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "script.pt")
+    with pytest.raises(UserError, match=r"TorchScript program.*torch\.jit\.load"):
+        open_source(tmp_path / "script.pt")
 
 
 def test_other_files_are_refused(tmp_path):
