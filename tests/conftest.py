@@ -17,16 +17,17 @@ TESTS = pathlib.Path(__file__).parent
 GOLDEN = TESTS / "golden"
 
 # Folders whose tests hold that the code writes out how ranks broadcast or types change.
-PROMOTION = {
-    "distributions": lambda: jax.numpy_dtype_promotion("strict"),
-    "nn": lambda: jax.numpy_rank_promotion("raise"),
-}
+STRICT = jax.numpy_dtype_promotion, "strict"
+RAISE = jax.numpy_rank_promotion, "raise"
+PROMOTION = {"diffusion": (STRICT, RAISE), "distributions": (STRICT,), "nn": (RAISE,)}
 
 
 @pytest.fixture(autouse=True)
 def promotion(request):
     folder = request.path.relative_to(TESTS).parts[0]
-    with PROMOTION.get(folder, contextlib.nullcontext)():
+    with contextlib.ExitStack() as stack:
+        for option, value in PROMOTION.get(folder, ()):
+            stack.enter_context(option(value))
         yield
 
 

@@ -23,8 +23,9 @@ BRANCHES = [jnp.full((2,), level) for level in (1.0, -0.5)]
 
 def predict(x, times, condition, fs):
     """Moves with everything that it is given."""
-    pull = (condition + 0.1 * fs + 1e-4 * times).reshape(-1, 1, 1, 1, 1)
-    return jnp.sin(x) + pull * jnp.linspace(0.0, 1.0, x.shape[1]).reshape(-1, 1, 1, 1)
+    told = 0.1 * fs.astype(jnp.float32) + 1e-4 * times.astype(jnp.float32)
+    pull = (condition + told).reshape(-1, 1, 1, 1, 1)
+    return jnp.sin(x) + pull * jnp.linspace(0.0, 1.0, x.shape[1]).reshape(1, -1, 1, 1, 1)
 
 
 def run(cfg, branches=2, **options):
@@ -83,7 +84,7 @@ def test_guidance_may_have_a_scale_for_each_step():
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_given_frames_are_put_in_before_each_step_and_after_the_last(sampler):
-    project = lambda x, step: x.at[:, :1].set(10.0 + step)  # noqa: E731
+    project = lambda x, step: x.at[:, :1].set(jnp.float32(10) + jnp.asarray(step, jnp.float32))  # noqa: E731
     latents, steps = sample_guided(
         lambda x, times, condition, fs: x,
         BRANCHES[:1],

@@ -31,12 +31,12 @@ class Staggered:
     def step(self, state, prediction, coefficients, noise):
         moves = coefficients["moves"]
         x = jnp.where(moves[..., None], prediction, state.x)
-        return Counting(x, prediction, state.moved + moves)
+        return Counting(x, prediction, state.moved + moves.astype(jnp.int32))
 
 
 def test_times_state_and_frozen_frames_are_the_samplers_own():
     grid = np.array([[9, 9, 9], [5, 9, 9], [2, 5, 9], [2, 2, 9]])
-    seen = lambda x, times, step: x + times[..., None]  # noqa: E731
+    seen = lambda x, times, step: x + times[..., None].astype(x.dtype)  # noqa: E731
     for use_scan in (True, False):
         got, steps = sample(seen, Staggered(), X, grid, return_trajectory=True, use_scan=use_scan)
         told = np.array([[9, 999, 999], [5, 9, 999], [999, 5, 999]])
