@@ -19,6 +19,7 @@ from dicode_jax.stages.dicode.configs import ARTrainConfig
 from dicode_jax.stages.dicode.examples import VideoExamples, open_examples
 from dicode_jax.stages.dicode.reading import settle
 from dicode_jax.stages.registry import build_stage
+from dicode_jax.text import cut
 from dicode_jax.text.gpt import TextTokenizer
 from dicode_jax.training.evaluate import jit_local, look
 from dicode_jax.training.stage import Stage
@@ -103,8 +104,10 @@ def make_sample(config: ARTrainConfig, text: TextTokenizer, examples: Examples):
     show = jit_local(functools.partial(language_model.show, config))
     text_ids, truth = batch["text_ids"], batch.get("keyframes")
     if config.sample_prompts:
-        text_ids = text.encode(list(config.sample_prompts), config.text_length).ids
-        truth = None
+        encoded = text.encode(list(config.sample_prompts), config.text_length)
+        for i in encoded.truncated:
+            cut.warn(encoded.left_out[i], encoded.lengths[i], config.text_length, stacklevel=2)
+        text_ids, truth = encoded.ids, None
     elif truth is None:
         truth = show(decoder, batch["tokens"].astype(np.float32))
 

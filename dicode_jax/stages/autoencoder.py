@@ -57,7 +57,8 @@ def loss_fn(
     mse, l1 = jnp.mean(jnp.square(error)), jnp.mean(jnp.abs(error))
     kl = jnp.mean(posterior.kl()) / posterior.mean[0].size
     loss = mse + config.l1_weight * l1 + config.kl_weight * kl
-    psnr = jnp.mean(10 * jnp.log10(4.0 / jnp.mean(jnp.square(error), axis=(1, 2, 3))))
+    of_images = jnp.maximum(jnp.mean(jnp.square(error), axis=(1, 2, 3)), 1e-10)
+    psnr = jnp.mean(10 * jnp.log10(4.0 / of_images))
     return loss, {"mse": mse, "psnr": psnr, "kl": kl, "std": jnp.exp(0.5 * posterior.logvar).mean()}
 
 

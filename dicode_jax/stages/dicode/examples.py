@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import warnings
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -57,9 +58,15 @@ class Captions:
         drop, pick = rng.uniform(size=2)  # always two, so that what is drawn next stays the same
         caption = captions[int(pick * len(captions)) if self.choose else 0] if captions else ""
         try:
-            return self.tokenizer.encode("" if drop < self.dropout else caption, self.length).ids[0]
+            encoded = self.tokenizer.encode("" if drop < self.dropout else caption, self.length)
         except UserError as error:
             raise UserError(f"the caption of {name}: {error}") from error
+        if encoded.truncated:  # always in the same words, so that it is said once
+            warnings.warn(
+                f"captions of more than {self.length} tokens are cut there (text_length)",
+                stacklevel=2,
+            )
+        return encoded.ids[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -95,6 +95,7 @@ def ids(caption):
     return TEXT.encode(caption, L).ids[0].tolist()
 
 
+@pytest.mark.filterwarnings("ignore:captions of more than")
 def test_a_cache_of_the_last_release_is_read(config):
     old = pathlib.Path(__file__).parents[2] / "old_models/token_cache"
     config = dataclasses.replace(
@@ -298,6 +299,7 @@ def test_batches_go_on_where_they_stopped_whatever_makes_them(config):
         resumed.close()
 
 
+@pytest.mark.filterwarnings("ignore:captions of more than")
 def test_videos_of_the_world_come_as_keyframes_with_their_caption(config):
     config = dataclasses.replace(config, data=DataConfig())
     examples = lm_examples.open_examples(config, TEXT, split="validation")
@@ -344,3 +346,12 @@ def test_noise_on_inputs_is_measured_on_keyframes_that_are_there(config, packed)
         for tokens in (batch["tokens"], spoilt)
     )
     np.testing.assert_allclose(clean, other, rtol=1e-6)
+
+
+def test_captions_that_are_cut_are_spoken_of_in_the_same_words_each_time():
+    captions = lm_examples.Captions(tokenizer=TEXT, length=4)
+    rng = np.random.default_rng(0)
+    captions("a", ("a red circle",), rng)
+    for name in "ab":
+        with pytest.warns(UserWarning, match=r"^captions of more than 4 tokens are cut there \("):
+            captions(name, (f"{name} red circle " * 3,), rng)

@@ -134,3 +134,14 @@ def test_an_autoencoder_whose_latents_are_one_number_is_not_scaled_to_infinity(p
     with pytest.raises(UserError, match="all latents of 64 frames of shapes are the same number"):
         build_stage(config).export(model, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_perfect_reconstruction_has_a_finite_psnr(pipe):
+    stage = build_stage(config_of("autoencoder", pipe))
+    model = nnx.clone(pipe.decoder.autoencoder)
+    nnx.update(model, jax.tree.map(jnp.zeros_like, nnx.state(model)))
+    model.decoder.conv_out.bias[...] = -jnp.ones(3)  # black
+    keys = jax.random.split(jax.random.key(0), 1)
+    _, metrics = stage.loss_fn(model, {"image": jnp.zeros((1, 16, 16, 3), jnp.uint8)}, keys)
+    assert metrics["mse"] == 0
+    np.testing.assert_allclose(metrics["psnr"], 10 * np.log10(4e10), rtol=1e-5)
