@@ -31,8 +31,8 @@ _IDLE = {
 }
 # An option that we do not know matters if it is named like one of these; others are reported.
 _MATTERS = re.compile(
-    r"rope|rotary|position|alibi|norm|att(n|ention)|head|window|softcap|(^|_)act(_|$|iv)|quant"
-    r"|scal|multiplier|expert|moe|bias|parallel|(^|_)(is|add|use)_",
+    r"rope|rotary|position|alibi|norm|att(n|ention)|head|layer|window|qkv|mask|soft_?cap|quant"
+    r"|(^|_)act(_|$|iv)|scal|multiplier|expert|moe|bias|parallel|(^|_)(is|add|use)_",
 )
 Config = TypeVar("Config")
 

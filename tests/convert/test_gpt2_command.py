@@ -162,7 +162,7 @@ def test_options_that_change_nothing_pass_and_what_is_not_known_is_reported(tmp_
         assert json.loads((tmp_path / "out/conversion.json").read_text())["notes"] == said
     with pytest.warns(UserWarning, match="passed over: my_note"):
         gpt2.config_from_original(CONFIG | {"my_note": 3})
-    for name in ("rope_theta", "query_norm", "attn_bias", "mlp_act", "quantization_config"):
+    for name in ("rope_theta", "qk_norm", "attn_bias", "mlp_act", "layer_types", "quantization"):
         write_folder(tmp_path / "in", CONFIG | {name: 1}, checkpoint())
         assert run(tmp_path / "in", "--out", tmp_path / "out", "--overwrite") == 2
         assert f"unknown option(s) of GPT-2: {name}" in capsys.readouterr().err
