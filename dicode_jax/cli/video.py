@@ -331,14 +331,14 @@ def _load(args: argparse.Namespace, folder: pathlib.Path):
 
 
 def _read_image(path: str):
-    """uint8 [h, w, 3] of a picture, the way up that its camera says."""
+    """uint8 [h, w, 3] of a picture, as it is to be shown."""
     import numpy as np
-    from PIL import ImageOps
 
     from dicode_jax.media.picture import open_picture
+    from dicode_jax.media.shown import shown_picture
 
     with open_picture(path, path) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        return np.asarray(shown_picture(image))
 
 
 def _check_video(path: str) -> None:

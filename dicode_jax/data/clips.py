@@ -16,7 +16,7 @@ from typing import Any
 import av
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.data.config import DataConfig
@@ -24,9 +24,10 @@ from dicode_jax.data.records import BrokenRecord, MediaBytes, MediaFile, Record
 from dicode_jax.data.shapes_world import Scene
 from dicode_jax.data.sources.shapes import frame_labels
 from dicode_jax.errors import UserError
-from dicode_jax.media.container import check_complete, check_index, open_container, upright
+from dicode_jax.media.container import check_complete, check_index, open_container
 from dicode_jax.media.picture import open_picture
 from dicode_jax.media.resize import resize_two_taps
+from dicode_jax.media.shown import Shown, shown_picture
 from dicode_jax.media.video import KEYFRAME_INTERVAL
 
 _ROUNDING = 0.0051  # seconds; formats round time stamps, gif to hundredths
@@ -199,9 +200,11 @@ def read_overview(record: Record, count: int, height: int = 112) -> UInt8[np.nda
     if isinstance(record.media, Scene):
         return synthetic.render(record.media, num_frames=count)[0]
 
+    sizes: list[tuple[int, int]] = []  # that of the first frame counts
+
     def fit(image: Image.Image) -> np.ndarray:
-        width = max(1, round(height * image.width / image.height))
-        return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+        sizes.append((max(1, round(height * image.width / image.height)), height))
+        return np.asarray(image.resize(sizes[0], Image.Resampling.BILINEAR))
 
     with _reader(record) as reader:
         count = min(count, len(reader.times))
@@ -258,7 +261,7 @@ class _Picture:
 
     def __init__(self, name: str, file: Any):
         with open_picture(file, name) as image:
-            self._image = ImageOps.exif_transpose(image).convert("RGB")
+            self._image = shown_picture(image)
         self.times, self.length = np.zeros(1), 0.0
 
     def frames_at(self, targets: np.ndarray, fit: _Fit) -> np.ndarray:
@@ -276,13 +279,14 @@ class _Video:
     def __init__(self, name: str, file: str | io.BytesIO, num_bytes: int):
         self._name, self._file = name, file
         with self._opened() as (container, stream):
-            check_index(name, stream, num_bytes)
-            self._origin, times, last = _list_packets(name, container, stream)
+            listed = check_index(name, stream, num_bytes)
+            self._origin, times, last = _list_packets(name, container, stream, listed)
         self._seekable = times is not None
         if times is None:  # such as old avi files
             with self._opened() as (container, stream):
                 self._origin = 0.0
-                seen = np.array([time for time, _ in _decoded(container, stream, 0.0)])
+                frames = container.decode(stream)
+                seen = np.array([time for time, _ in _timed(frames, stream, 0.0)])
                 self._origin = float(seen[0]) if len(seen) else 0.0
                 times, last = np.unique(seen) - self._origin, None
         self.times: np.ndarray = times
@@ -298,9 +302,11 @@ class _Video:
     def frames_at(self, targets: Float[np.ndarray, " n"], fit: _Fit) -> UInt8[np.ndarray, "n ..."]:
         """What is on screen at these times, which increase, through `fit`."""
         if self._seekable and targets[0] > _SEEK_FROM:
-            found = self._decode(targets, fit, seek=True)
-            if found is not None:
-                return np.stack(found)
+            # A format without an index may land where nothing, or not all, can be decoded.
+            with contextlib.suppress(UserError):
+                found = self._decode(targets, fit, seek=True)
+                if found is not None:
+                    return np.stack(found)
         found = self._decode(targets, fit, seek=False)
         if found is None:
             raise BrokenRecord(f"{self._name}: its first frame cannot be decoded")
@@ -314,11 +320,17 @@ class _Video:
                 place = (targets[0] + self._origin) / float(stream.time_base)
                 container.seek(int(place), stream=stream)
             shown, shown_time, pixels = None, 0.0, None
-            for time, frame in _decoded(container, stream, self._origin):
+            screen = Shown(stream, self._name)
+
+            def fitted(frame: av.VideoFrame) -> np.ndarray:
+                return fit(Image.fromarray(screen.pixels(frame)))
+
+            whole = screen.whole(container.decode(stream))
+            for time, frame in _timed(whole, stream, self._origin):
                 if shown is None and time > targets[0] + self._rounding and self._seekable:
                     return None
                 while len(found) < len(targets) and time > targets[len(found)] + self._rounding:
-                    pixels = fit(_image(shown or frame)) if pixels is None else pixels
+                    pixels = fitted(shown or frame) if pixels is None else pixels
                     found.append(pixels)
                 if len(found) == len(targets):
                     return found
@@ -331,7 +343,7 @@ class _Video:
                     f"{self._name}: is cut short or damaged: decoding ends after "
                     f"{shown_time:.1f} of {self.length:.1f} s"
                 )
-            pixels = fit(_image(shown)) if pixels is None else pixels
+            pixels = fitted(shown) if pixels is None else pixels
         return found + [pixels] * (len(targets) - len(found))
 
     @contextlib.contextmanager
@@ -383,7 +395,9 @@ def _open(name: str, media: MediaFile | MediaBytes) -> tuple[Any, int]:
     return io.BytesIO(data), len(data)
 
 
-def _list_packets(name: str, container, stream) -> tuple[float, np.ndarray | None, float | None]:
+def _list_packets(
+    name: str, container, stream, listed: int
+) -> tuple[float, np.ndarray | None, float | None]:
     """Time of the first frame, times of all after it, and how long the last one stays.
 
     The times are None when packets do not have any.
@@ -401,7 +415,8 @@ def _list_packets(name: str, container, stream) -> tuple[float, np.ndarray | Non
             stamps.append(packet.pts)
             durations.append(packet.duration or 0)
     rate = stream.average_rate or stream.guessed_rate or 25
-    check_complete(name, container, stream, packets=count, end=end, step=1 / float(rate))
+    step = 1 / float(rate)
+    check_complete(name, container, stream, listed=listed, packets=count, end=end, step=step)
     if not stamps:
         return 0.0, np.zeros(0), None
     order, base = np.argsort(stamps, kind="stable"), float(stream.time_base)
@@ -411,17 +426,15 @@ def _list_packets(name: str, container, stream) -> tuple[float, np.ndarray | Non
     return origin, times, last or None
 
 
-def _decoded(container, stream, origin: float) -> Iterator[tuple[float, av.VideoFrame]]:
+def _timed(
+    frames: Iterator[av.VideoFrame], stream, origin: float
+) -> Iterator[tuple[float, av.VideoFrame]]:
     """Frames with their times; one without a time stamp follows the frame before it."""
     step = 1.0 / float(stream.average_rate or stream.guessed_rate or 25)
     time = None
-    for frame in container.decode(stream):
+    for frame in frames:
         if frame.time is not None:
             time = max(frame.time - origin, -math.inf if time is None else time)
         else:
             time = 0.0 if time is None else time + step
         yield time, frame
-
-
-def _image(frame: av.VideoFrame) -> Image.Image:
-    return Image.fromarray(upright(frame))

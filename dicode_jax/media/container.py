@@ -7,8 +7,6 @@ from typing import IO, Any
 import av
 import av.error
 import av.stream
-import numpy as np
-from jaxtyping import UInt8
 
 from dicode_jax.errors import UserError
 
@@ -31,8 +29,8 @@ def open_container(file: str | IO[bytes], name: str | os.PathLike):
       name: what errors call it.
 
     Raises:
-      UserError: FFmpeg cannot open the file, or fails later inside the block; or it holds no moving
-        picture.
+      UserError: FFmpeg or PyAV cannot open the file, or fails later inside the block; or it holds
+        no moving picture.
     """
     try:
         options = {"protocol_whitelist": "file"}  # nothing that a playlist names is fetched
@@ -44,22 +42,20 @@ def open_container(file: str | IO[bytes], name: str | os.PathLike):
                 kinds = {stream.type for stream in container.streams}
                 what = "sound but no picture" if "audio" in kinds else "no picture"
                 raise UserError(f"{name} holds {what}; give a video file")
-            yield container, streams[0]
-    except av.error.FFmpegError as error:
+            # The one that players take: a file may hold thumbnails or other angles before it.
+            yield container, max(streams, key=_is_default)
+    except UserError:
+        raise
+    except (av.error.FFmpegError, ValueError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(
             f"{name} cannot be read as a video, or is cut short or damaged "
-            f"({error.strerror or type(error).__name__})"
+            f"({reason or type(error).__name__})"
         ) from error
 
 
-def upright(frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
-    """Pixels as they are to be shown: the file's rotation (counter-clockwise) is applied."""
-    turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
-
-
-def check_index(name: str | os.PathLike, stream, size: int) -> None:
-    """A file that lists its frames in front must be long enough to hold them.
+def check_index(name: str | os.PathLike, stream, size: int) -> int:
+    """How many frames a file lists before it is read; it must be long enough to hold them.
 
     Raises:
       UserError: its `size` bytes are too few.
@@ -67,15 +63,24 @@ def check_index(name: str | os.PathLike, stream, size: int) -> None:
     needed = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
     if needed > size:
         raise UserError(f"{name} is cut short: {size} of {needed} bytes are there")
+    return len(stream.index_entries)
 
 
 def check_complete(
-    name: str | os.PathLike, container, stream, *, packets: int, end: float, step: float
+    name: str | os.PathLike,
+    container,
+    stream,
+    *,
+    listed: int,
+    packets: int,
+    end: float,
+    step: float,
 ) -> None:
     """Compares what came with what the header promised, in formats that end silently when cut.
 
     Args:
       name: what the error calls the file.
+      listed: what `check_index` said.
       packets: how many came of the moving picture.
       end: when the last of any stream was over, in seconds.
       step: seconds between two frames.
@@ -85,16 +90,22 @@ def check_complete(
     """
     if set(container.format.name.split(",")) & _SELF_CHECKING:
         return
-    if stream.frames:
-        if packets < 0.98 * stream.frames - 1:
-            raise UserError(f"{name} is cut short: {packets} of {stream.frames} frames are there")
-        return
     start = (container.start_time or 0) / av.time_base
+    if stream.frames:
+        # An avi counts dropped frames too: the one before them stays, and nothing is stored.
+        there = stream.frames if packets >= listed > 1 else max(packets, (end - start) / step)
+        if there < 0.98 * stream.frames - 1:
+            raise UserError(f"{name} is cut short: {there:.0f} of {stream.frames} frames are there")
+        return
     promised = (container.duration or 0) / av.time_base
     if promised - (end - start) > max(3 * step, 0.03 * promised):
         raise UserError(
             f"{name} is cut short: it ends after {end - start:.1f} of {promised:.1f} seconds"
         )
+
+
+def _is_default(stream) -> bool:
+    return bool(stream.disposition & av.stream.Disposition.default)
 
 
 def _is_cover(stream) -> bool:

@@ -12,7 +12,7 @@ from dicode_jax.errors import UserError
 
 # What the suffixes of `records.IMAGE_SUFFIXES` stand for. Pillow goes by what a file holds, not by
 # its name, and would hand PostScript to another program; it tries no format but these.
-FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "JPEG", "PNG", "TIFF", "WEBP")
 
 
 @contextlib.contextmanager

@@ -24,8 +24,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from dicode_jax.errors import UserError
-from dicode_jax.media.container import check_complete, check_index, open_container, upright
+from dicode_jax.media.container import check_complete, check_index, open_container
 from dicode_jax.media.picture import open_picture
+from dicode_jax.media.shown import Shown, shown_picture
 from dicode_jax.storage.files import atomic_path, check_output
 
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")
@@ -71,7 +72,7 @@ class VideoInfo:
 
 
 def iter_frames(path: str | os.PathLike) -> Iterator[Frame]:
-    """Reads a file frame by frame, upright and all of the size of the first.
+    """Reads a file frame by frame, as `shown` says and all of the size of the first.
 
     Raises:
       UserError: there is no such file; it is empty, damaged or cut short, holds no moving picture,
@@ -133,7 +134,11 @@ def iter_keyframes(
 
 
 def probe(path: str | os.PathLike) -> VideoInfo:
-    """Reads what the file's header says, without decoding it; see `iter_frames` for the errors."""
+    """Reads what the file's header says, and one frame, which tells the size that is shown.
+
+    Raises:
+      UserError: as `iter_frames`, but for what comes after the first frame.
+    """
     path = _existing(path)
     if _is_webp(path):
         with open_picture(path, path) as image:
@@ -144,10 +149,14 @@ def probe(path: str | os.PathLike) -> VideoInfo:
                 duration=None,
                 num_frames=getattr(image, "n_frames", 1),
             )
-    with _opened(path) as (container, stream):
+    with _opened(path) as (container, stream, _):
+        frame = next(container.decode(stream), None)
+        if frame is None:
+            raise UserError(f"{path} holds no frame; a video has at least two")
+        height, width, _ = Shown(stream, path).pixels(frame).shape
         return VideoInfo(
-            width=stream.codec_context.width,
-            height=stream.codec_context.height,
+            width=width,
+            height=height,
             fps=float(stream.average_rate) if stream.average_rate else None,
             duration=_duration(container, stream),
             num_frames=stream.frames or None,
@@ -261,30 +270,35 @@ def _existing(path: str | os.PathLike) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _opened(path: pathlib.Path):
+    """The container, its moving picture, and how many frames of it are listed."""
     with open_container(str(path), path) as (container, stream):
-        check_index(path, stream, path.stat().st_size)
-        yield container, stream
+        yield container, stream, check_index(path, stream, path.stat().st_size)
 
 
 def _decoded_frames(path: pathlib.Path) -> Iterator[Frame]:
-    """Decodes the first video stream, with presentation times in seconds."""
-    with _opened(path) as (container, stream):
+    """Decodes the moving picture, with presentation times in seconds."""
+    with _opened(path) as (container, stream, listed):
         stream.thread_type = "AUTO"
         step = 1.0 / float(stream.average_rate or stream.guessed_rate or 25)
-        count, packets, end, time = 0, 0, 0.0, 0.0
-        for packet in container.demux():
-            if packet.pts is not None and packet.time_base is not None:
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-            if packet.stream is not stream:
-                continue
-            packets += packet.size > 0
-            for frame in packet.decode():
-                time = frame.time if frame.time is not None else (time + step if count else 0.0)
-                lasts = frame.duration * frame.time_base if frame.duration else None
-                yield Frame(image=upright(frame), time=time, duration=float(lasts or step))
-                count += 1
+        packets, end = 0, 0.0
+
+        def decoded() -> Iterator[av.VideoFrame]:
+            nonlocal packets, end
+            for packet in container.demux():
+                if packet.pts is not None and packet.time_base is not None:
+                    end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                if packet.stream is stream:
+                    packets += packet.size > 0
+                    yield from packet.decode()
+
+        shown, time = Shown(stream, path), None
+        for frame in shown.whole(decoded()):
+            after = 0.0 if time is None else time + step
+            time = after if frame.time is None else frame.time
+            lasts = frame.duration * (frame.time_base or 0)
+            yield Frame(image=shown.pixels(frame), time=time, duration=float(lasts or step))
         _check_gif(path, container)
-        check_complete(path, container, stream, packets=packets, end=end, step=step)
+        check_complete(path, container, stream, listed=listed, packets=packets, end=end, step=step)
 
 
 def _check_gif(path: pathlib.Path, container) -> None:
@@ -318,7 +332,7 @@ def _webp_frames(path: pathlib.Path) -> Iterator[Frame]:
     with open_picture(path, path) as image:
         for index in range(getattr(image, "n_frames", 1)):
             image.seek(index)
-            pixels = np.asarray(image.convert("RGB"))
+            pixels = np.asarray(shown_picture(image))
             duration = (image.info.get("duration") or 100) / 1000
             yield Frame(image=pixels, time=time, duration=duration)
             time += duration
