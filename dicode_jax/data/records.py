@@ -3,10 +3,13 @@
 Nothing here, in the sources and in `clips` imports jax, so that worker processes stay light.
 """
 
+import ast
+import collections
 import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -24,7 +27,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 IMAGE_SUFFIXES = frozenset((".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
-CAPTION_SUFFIXES = (".txt", ".json")
+CAPTION_SUFFIXES = (".txt", ".caption", ".json")
 
 # Fields of a JSON object that hold captions, the first that is there counts; `name` is WebVid's.
 CAPTION_FIELDS = ("captions", "caption", "text", "texts", "sentence", "description", "name")
@@ -167,6 +170,21 @@ def suffix_of(path: str) -> str:
     return os.path.splitext(path)[1].lower()
 
 
+def unread(names: Iterable[str]) -> list[str]:
+    """A line that counts files of other kinds than media and captions, if there are any."""
+    known = MEDIA_SUFFIXES | set(CAPTION_SUFFIXES)
+    kinds = collections.Counter(suffix_of(name) or "no suffix" for name in names)
+    kinds = {kind: count for kind, count in kinds.most_common() if kind not in known}
+    shown = ", ".join(f"{kind} ({count})" for kind, count in kinds.items())
+    return [f"{sum(kinds.values())} files of kinds that are not read: {shown}"] if kinds else []
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
 def captions_from_text(text: str) -> tuple[str, ...]:
     """One caption per line that is not blank."""
     return tuple(line for line in map(str.strip, text.splitlines()) if line)
@@ -174,6 +192,8 @@ def captions_from_text(text: str) -> tuple[str, ...]:
 
 def captions_from_value(value: object) -> tuple[str, ...]:
     """Captions in a value of JSON or of a table: a string, a list, or an object with a field.
+
+    A string may be a list of strings as JSON or Python writes it, which is what tables hold.
 
     Raises:
       ValueError: It is none of these.
@@ -184,10 +204,28 @@ def captions_from_value(value: object) -> tuple[str, ...]:
     if value is None:
         return ()
     if isinstance(value, str):
-        return (value.strip(),) if value.strip() else ()
+        text = value.strip()
+        return _listed(text) or ((text,) if text else ())
     if isinstance(value, list):
         return tuple(caption for item in value for caption in captions_from_value(item))
     raise ValueError(f"want a caption or a list of captions, got {type(value).__name__}")
+
+
+def _listed(text: str) -> tuple[str, ...] | None:
+    """The strings of a list that is written out in a string, or None if it is none."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            items = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+            return None
+        if read is ast.literal_eval and re.search(r"""['"]\s+['"]""", text):  # they would be glued
+            raise ValueError(f"a list of captions without commas between them: {text[:60]}")
+        return tuple(item.strip() for item in items if item.strip())
+    return None
 
 
 def parse_captions(name: str, parts: Iterable[tuple[str, bytes]]) -> tuple[str, ...]:

@@ -20,6 +20,8 @@ def folder(tmp_path):
         (root / f"{index}.txt").write_text("a b c\n" * (index % 2) + "one two three four five six")
     for index in (5, 6):
         Image.fromarray(greys(1)[0]).save(root / f"{index}.png")
+    (root / "lonely.caption").touch()
+    (root / "0.srt").touch()
     (root / "7.mp4").touch()
     (root / "8.mp4").write_bytes(mp4_bytes(greys(16))[:-900])
     return root
@@ -40,6 +42,8 @@ def test_everything_is_counted_and_the_broken_are_named(folder):
     assert "captions    7; 4 records without, 2 with several; 3 to 6 words, median 6" in text
     assert "7.mp4: is empty" in text
     assert "8.mp4" in text
+    assert "left out\n  1 captions without" in text
+    assert "lonely.caption\n  1 files of kinds that are not read: .srt (1)" in text
 
 
 def test_the_command_prints_and_draws(folder, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""A folder of videos and pictures, with captions in `.txt` and `.json` files beside them."""
+"""A folder of videos and pictures, with captions in files beside them."""
 
 import array
 import os
@@ -16,14 +16,16 @@ from dicode_jax.data.records import (
     Strings,
     name_hash,
     parse_captions,
+    some,
     suffix_of,
+    unread,
 )
 from dicode_jax.data.sources.identity import FileNames, first_name, group, hash_files
 from dicode_jax.errors import UserError
 
 
 class FolderSource:
-    """Media files below `root`; `clip.mp4` has its captions in `clip.txt`, `clip.json` or both.
+    """Media files below `root`; `clip.mp4` has its captions in `clip.txt`, `clip.mp4.txt` or both.
 
     A file with several names is one record, under the first of them and with the captions beside
     any of them.
@@ -39,11 +41,11 @@ class FolderSource:
     def open(cls, path: str, *, images: bool) -> tuple["FolderSource", np.ndarray]:
         """Lists a folder and those in it (or takes one file); hashes of canonical names too."""
         if os.path.isfile(path):
-            root, names = os.path.dirname(path) or ".", [os.path.basename(path)]
+            root, names, others = os.path.dirname(path) or ".", [os.path.basename(path)], []
             if suffix_of(path) not in MEDIA_SUFFIXES:
                 raise UserError(f"{path} is neither a video nor a picture, by its name")
         elif os.path.isdir(path):
-            root, names = path, _media_below(path)
+            root, (names, others) = path, _files_below(path)
         else:
             raise UserError(f"there is no folder {path}")
         videos = {os.path.splitext(name)[0] for name in names if suffix_of(name) in VIDEO_SUFFIXES}
@@ -67,6 +69,14 @@ class FolderSource:
             left_out.append(f"{thumbnails} pictures beside a video of the same name")
         if more:
             left_out.append(f"{more} more names of files that have one; their captions are joined")
+        owners = {os.path.splitext(name)[0] for name in names} | set(names)
+        captions = [name for name in others if suffix_of(name) in CAPTION_SUFFIXES]
+        orphans = [name for name in captions if os.path.splitext(name)[0] not in owners]
+        if orphans:
+            left_out.append(
+                f"{len(orphans)} captions without a video or picture of their name: {some(orphans)}"
+            )
+        left_out += unread(others)
         source = cls(root, Strings(listed[i] for i in order), ends, tuple(left_out))
         return source, hash_files(canonical[order], ends, source.canonical_name)
 
@@ -82,7 +92,8 @@ class FolderSource:
 
     def record(self, index: int) -> Record:
         name, parts = self.name(index), []
-        for stem in (os.path.splitext(alias)[0] for alias in self._names_of(index)):
+        aliases = self._names_of(index)
+        for stem in (stem for alias in aliases for stem in (os.path.splitext(alias)[0], alias)):
             for suffix in CAPTION_SUFFIXES:
                 path = os.path.join(self._root, stem + suffix)
                 try:
@@ -98,9 +109,9 @@ class FolderSource:
         return [self._names[i] for i in range(self._ends[index], self._ends[index + 1])]
 
 
-def _media_below(root: str) -> list[str]:
-    """Relative paths of all media files, sorted; links are followed, each folder once."""
-    found, seen = [], set()
+def _files_below(root: str) -> tuple[list[str], list[str]]:
+    """Relative paths of media files and of all others, sorted; a linked folder is followed once."""
+    found, others, seen = [], [], set()
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
@@ -109,7 +120,7 @@ def _media_below(root: str) -> list[str]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
-            if suffix_of(name) in MEDIA_SUFFIXES and not name.startswith("."):
-                path = os.path.relpath(os.path.join(folder, name), root)
-                found.append(path.replace(os.sep, "/"))
-    return sorted(found)
+            if not name.startswith("."):
+                path = os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
+                (found if suffix_of(name) in MEDIA_SUFFIXES else others).append(path)
+    return sorted(found), sorted(others)

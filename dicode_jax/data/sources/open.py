@@ -12,7 +12,7 @@ import numpy as np
 
 from dicode_jax.data import encoded_cache
 from dicode_jax.data.config import DataConfig
-from dicode_jax.data.records import ClipSource, Record, Subset, in_validation, suffix_of
+from dicode_jax.data.records import ClipSource, Record, Subset, in_validation, some, suffix_of
 from dicode_jax.data.sources.array_record import ArrayRecordSource
 from dicode_jax.data.sources.folder import FolderSource
 from dicode_jax.data.sources.shapes import ShapesSource
@@ -69,6 +69,10 @@ def open_source(
         source, hashes = TarSource.open(shard_paths(cfg.path, kind), images=images)
     else:
         source, hashes = ArrayRecordSource.open(shard_paths(cfg.path, kind))
+    if kind in ("tar", "array_record") and os.path.isdir(cfg.path):
+        beside = _listing(cfg.path, kind, shards=False)
+        if beside:
+            source.left_out += (f"{len(beside)} files beside the shards: {some(beside)}",)
     if not len(source):
         what = "videos" if not images else "videos and no pictures"
         more = f" ({source.left_out[0]})" if source.left_out else ""
@@ -128,9 +132,7 @@ def shard_paths(pattern: str, kind: str) -> list[str]:
       UserError: There are none, or one of a range is missing.
     """
     if os.path.isdir(pattern):
-        names = sorted(entry.name for entry in os.scandir(pattern) if entry.is_file())
-        wanted = _ARRAY_RECORD.search if kind == "array_record" else lambda n: n.endswith(".tar")
-        paths = [os.path.join(pattern, n) for n in names if wanted(n) and not n.startswith(".")]
+        paths = [os.path.join(pattern, name) for name in _listing(pattern, kind, shards=True)]
     else:
         paths = []
         for one in _braces(pattern):
@@ -142,6 +144,13 @@ def shard_paths(pattern: str, kind: str) -> list[str]:
     if missing:
         raise UserError(f"there is no file {missing[0]} ({len(missing)} of {len(paths)} missing)")
     return list(dict.fromkeys(paths))
+
+
+def _listing(folder: str, kind: str, *, shards: bool) -> list[str]:
+    """Names of the files in a folder that are shards, or of those that are not; sorted."""
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+    is_shard = _ARRAY_RECORD.search if kind == "array_record" else lambda n: n.endswith(".tar")
+    return [n for n in names if not n.startswith(".") and bool(is_shard(n)) == shards]
 
 
 def _braces(pattern: str) -> list[str]:

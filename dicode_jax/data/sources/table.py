@@ -42,10 +42,12 @@ class TableSource:
     then as `VIDEOID.mp4`.
     """
 
-    def __init__(self, path, root, columns, video_column, caption_column):
+    def __init__(self, path, root, columns, video_columns, caption_columns):
         self.left_out: tuple[str, ...] = ()
         self._path, self._root, self._columns = path, root, columns
-        self._video_column, self._caption_column = video_column, caption_column
+        # A row says it in the first of them that it has; rows of JSON need not have the same.
+        self._video_columns: tuple[str, ...] = video_columns
+        self._caption_columns: tuple[str, ...] = caption_columns
         self._places = np.zeros(0, np.int64)  # of rows in the file, those of a record together
         self._ends = np.zeros(1, np.int64)  # record i has the places ends[i] to ends[i + 1]
 
@@ -69,9 +71,9 @@ class TableSource:
         rows = _rows(path)
         try:
             columns = next(rows)[1]
-            source = cls(path, root or os.path.dirname(path) or ".", columns, None, None)
-            source._video_column = _find_video_column(path, columns, video_column)
-            source._caption_column = _find_caption_column(path, columns, caption_column)
+            videos = _find_video_columns(path, columns, video_column)
+            captions = _find_caption_columns(path, columns, caption_column)
+            source = cls(path, root or os.path.dirname(path) or ".", columns, videos, captions)
             return source, source._index(rows, images)
         except StopIteration:
             raise UserError(f"{path} is empty") from None
@@ -129,19 +131,21 @@ class TableSource:
         rows = self._rows(index)
         name = self._name_of(rows[0])
         captions: list[str] = []
-        for row in rows if self._caption_column else ():
+        for row in rows:
+            column = next((column for column in self._caption_columns if column in row), "")
             try:
-                captions += captions_from_value(row.get(self._caption_column))
+                captions += captions_from_value(row.get(column))
             except ValueError as error:
-                raise BrokenRecord(f"{name}: {error} in {self._caption_column}") from error
+                raise BrokenRecord(f"{name}: {error} in {column}") from error
         media = MediaFile(path=self._find(name), suffix=suffix_of(name))
         return Record(name=name, captions=tuple(dict.fromkeys(captions)), media=media)
 
     def _name_in(self, row: dict) -> str | None:
-        value = row.get(self._video_column)
+        column = next((column for column in self._video_columns if column in row), "")
+        value = row.get(column)
         if value in (None, "") or isinstance(value, list | dict):
             return None
-        if self._video_column != WEBVID_ID:
+        if column != WEBVID_ID:
             return str(value)
         folder = str(row.get(WEBVID_FOLDER) or "")
         return f"{folder}/{value}.mp4" if folder else f"{value}.mp4"
@@ -155,7 +159,7 @@ class TableSource:
 
     def _resolve(self, known: FileNames, name: str) -> tuple[str, int | None]:
         """As `FileNames.resolve`; WebVid's names are canonical wherever the files lie."""
-        if self._video_column != WEBVID_ID:
+        if WEBVID_ID not in self._video_columns:
             return known.resolve(name)
         found = (known.resolve(place)[1] for place in _webvid_places(name))
         file = next((file for file in found if file is not None), None)
@@ -163,7 +167,7 @@ class TableSource:
 
     def _find(self, name: str) -> str:
         path = os.path.join(self._root, name)
-        if self._video_column == WEBVID_ID:
+        if WEBVID_ID in self._video_columns:
             candidates = [os.path.join(self._root, place) for place in _webvid_places(name)]
             path = next(filter(os.path.isfile, candidates), path)
         return path
@@ -188,32 +192,58 @@ def _rows(path: str) -> Iterator[tuple[int, Any]]:
         if suffix_of(path) in (".jsonl", ".ndjson"):
             yield from _json_rows(file)
             return
-        position = 3 if file.read(3) == b"\xef\xbb\xbf" else 0
-        file.seek(position)
-        lines = _Counted(_text(file), position)
-        columns, place = None, position
-        for cells in csv.reader(lines, delimiter=_delimiter(path)):
-            if columns is None:
-                columns = [cell.strip() for cell in cells]
-                yield 0, columns
-            elif cells:
-                yield place, dict(zip(columns, cells, strict=False))
-            place = lines.position
+        place = 3 if file.read(3) == b"\xef\xbb\xbf" else 0
+        columns = None
+        while True:  # again after every row that is no row
+            file.seek(place)
+            lines = _Counted(_text(file), place)
+            try:
+                for cells in csv.reader(lines, delimiter=_delimiter(path), strict=True):
+                    if columns is None:
+                        columns = [cell.strip() for cell in cells]
+                        yield 0, columns
+                    elif cells:
+                        yield place, _row(columns, cells)
+                    place = lines.position
+                return
+            except csv.Error as error:
+                if columns is None:
+                    raise
+                yield place, f"has quotes that do not close or stand in the middle ({error})"
+                file.seek(place)
+                place += len(file.readline())
+
+
+def _row(columns: list[str], cells: list[str]) -> dict | str:
+    if len(cells) != len(columns):
+        what = "more" if len(cells) > len(columns) else "fewer"
+        return (
+            f"has {what} cells ({len(cells)}) than the head line ({len(columns)}); a cell that "
+            'holds the delimiter needs "quotes"'
+        )
+    return dict(zip(columns, cells, strict=True))
 
 
 def _json_rows(file) -> Iterator[tuple[int, Any]]:
-    """The columns of JSON lines are those of the first row."""
-    place, started = 0, False
+    """The columns of JSON lines are those of any row."""
+    columns: dict[str, None] = {}
+    for _, row in _json_objects(file):
+        columns |= dict.fromkeys(row) if isinstance(row, dict) else {}
+    if file.tell():
+        yield 0, list(columns)
+    file.seek(0)
+    yield from _json_objects(file)
+
+
+def _json_objects(file) -> Iterator[tuple[int, dict | str]]:
+    place = 0
     for line in file:
         if line.strip():
             try:
                 row = json.loads(line)
                 row = row if isinstance(row, dict) else "is not a JSON object"
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 row = f"is not JSON: {error}"
-            if not started:
-                started = True
-                yield 0, list(row) if isinstance(row, dict) else []
             yield place, row
         place += len(line)
 
@@ -246,31 +276,33 @@ def _delimiter(path: str) -> str:
     return "\t" if suffix_of(path) == ".tsv" else ","
 
 
-def _find_video_column(path: str, columns: list[str], given: str | None) -> str:
+def _find_video_columns(path: str, columns: list[str], given: str | None) -> tuple[str, ...]:
     if given is not None:
         if given not in columns:
             raise UserError(f"{path} has no column {given!r}; it has {', '.join(columns)}")
-        return given
-    found = [name for name in (*VIDEO_FIELDS, WEBVID_ID) if name in columns]
+        return (given,)
+    found = [name for name in VIDEO_FIELDS if name in columns]
+    found = found or [name for name in columns if name == WEBVID_ID]
     if not found:
         raise UserError(
             f"{path}: which column names the file? Give it as video_column; there are "
             f"{', '.join(columns)}"
         )
-    return found[0]
+    return tuple(found)
 
 
-def _find_caption_column(path: str, columns: list[str], given: str | None) -> str | None:
+def _find_caption_columns(path: str, columns: list[str], given: str | None) -> tuple[str, ...]:
     if given == "":
-        return None
+        return ()
     if given is not None:
         if given not in columns:
             raise UserError(f"{path} has no column {given!r}; it has {', '.join(columns)}")
-        return given
+        return (given,)
     found = [name for name in CAPTION_FIELDS if name in columns]
     if not found:
         raise UserError(
             f"{path}: which column holds the caption? Give it as caption_column ('' for none); "
             f"there are {', '.join(columns)}"
         )
-    return found[0]
+    # `name` is WebVid's caption, but mostly the name of something where there is another column.
+    return tuple(found if found == ["name"] else (name for name in found if name != "name"))

@@ -24,7 +24,9 @@ from dicode_jax.data.records import (
     Strings,
     name_hash,
     parse_captions,
+    some,
     suffix_of,
+    unread,
 )
 from dicode_jax.data.sources.identity import distinct_shards
 from dicode_jax.errors import UserError
@@ -57,22 +59,33 @@ class TarSource:
         bar = tqdm(shards, desc="shards", unit="shard", leave=False, disable=None, delay=2)
         for shard, path in enumerate(bar):
             fault, found = _members_of(path)
-            if fault:
-                left_out.append(fault)
+            left_out += fault.splitlines()
             again = len(found) - len({_normal(name) for name, _, _ in found})
             if again:
                 left_out.append(f"{path}: {again} members have the name of an earlier one")
-            without = 0
+            left_out += [f"{path}: {line}" for line in unread(name for name, _, _ in found)]
+            without, stills, mixed = 0, 0, []
             for key, parts in _by_key(found).items():
-                chosen = _choose(parts, images)
+                chosen, unclear = _choose(key, parts, images)
+                mixed += unclear
                 if chosen is None:
-                    without += not any(suffix_of(name) in IMAGE_SUFFIXES for name, _, _ in parts)
+                    known = any(suffix_of(name) in IMAGE_SUFFIXES for name, _, _ in parts)
+                    without += not (known or unclear)
                     continue
+                if suffix_of(chosen[0][0]) in VIDEO_SUFFIXES:
+                    stills += sum(suffix_of(name) in IMAGE_SUFFIXES for name, _, _ in parts)
                 names.append(f"{os.path.basename(path)}/{_key(parts[0][0])}")
                 hashes.append(name_hash(f"{shards[path]}/{key}"))
                 members += [name for name, _, _ in chosen]
                 places += [(shard, offset, size) for _, offset, size in chosen]
                 ends.append(len(members))
+            if mixed:
+                left_out.append(
+                    f"{path}: {len(mixed)} members share the name up to the first dot with another "
+                    f"example; rename them: {some(mixed)}"
+                )
+            if stills:
+                left_out.append(f"{path}: {stills} pictures beside a video of the same name")
             if without:
                 left_out.append(f"{path}: {without} examples without a video or picture")
         places = np.array(places, np.int64).reshape(-1, 3)
@@ -131,26 +144,42 @@ def _by_key(members: list[tuple[str, int, int]]) -> dict[str, list[tuple[str, in
     return groups
 
 
-def _choose(parts, images: bool):
-    """The first video, else the first picture, then the captions; None without either."""
+def _choose(key: str, parts, images: bool) -> tuple[list | None, list[str]]:
+    """The video, else the picture, then its captions; None without one. And names that are unclear.
+
+    A key ends at the first dot, so that `a_1.0.mp4` and `a_1.5.mp4` have one. Of several media the
+    one called by the key alone is the example; captions are its own by the key or by its name.
+    """
     kinds = (VIDEO_SUFFIXES, IMAGE_SUFFIXES) if images else (VIDEO_SUFFIXES,)
     for kind in kinds:
         media = [part for part in parts if suffix_of(part[0]) in kind]
-        if media:
-            captions = [
-                part for end in CAPTION_SUFFIXES for part in parts if suffix_of(part[0]) == end
-            ]
-            return [media[0], *captions]
-    return None
+        if not media:
+            continue
+        plain = [part for part in media if _stem(part[0]) == key]
+        first = plain[0] if plain else media[0] if len(media) == 1 else None
+        if first is None:
+            return None, [name for name, _, _ in parts]
+        own = {key, _stem(first[0]), _normal(first[0])}
+        said = [part for end in CAPTION_SUFFIXES for part in parts if suffix_of(part[0]) == end]
+        captions = [part for part in said if _stem(part[0]) in own]
+        used = [first, *captions]
+        again = {_normal(first[0])}  # a member of the same name is counted elsewhere
+        unclear = [p[0] for p in (*media, *said) if p not in used and _normal(p[0]) not in again]
+        return used, unclear
+    return None, []
+
+
+def _stem(member: str) -> str:
+    return os.path.splitext(_normal(member))[0]
 
 
 def _members_of(path: str) -> tuple[str, list[tuple[str, int, int]]]:
-    """What is wrong with a shard ("" if nothing), and `(name, offset, size)` of whole members."""
+    """What is wrong with a shard, by lines, and `(name, offset, size)` of whole members."""
     try:
         status = os.stat(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    identity = f"{os.path.realpath(path)}\n{status.st_size}\n{status.st_mtime_ns}"
+    identity = f"all members\n{os.path.realpath(path)}\n{status.st_size}\n{status.st_mtime_ns}"
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     file = cache / "dicode_jax/tar" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
     with contextlib.suppress(OSError, ValueError, KeyError), np.load(file) as stored:
@@ -170,7 +199,7 @@ def _members_of(path: str) -> tuple[str, list[tuple[str, int, int]]]:
 
 def _scan(path: str, size: int) -> tuple[str, list[tuple[str, int, int]]]:
     members, fault, end = [], "", 0
-    wanted = VIDEO_SUFFIXES | IMAGE_SUFFIXES | set(CAPTION_SUFFIXES)
+    links = 0
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
@@ -180,8 +209,9 @@ def _scan(path: str, size: int) -> tuple[str, list[tuple[str, int, int]]]:
                 whole = member.offset_data + member.size <= size
                 if not whole:
                     fault = f"{path} is cut short inside {member.name}"
-                elif member.isreg() and not base.startswith(".") and suffix_of(base) in wanted:
+                elif member.isreg() and not base.startswith("."):
                     members.append((member.name, member.offset_data, member.size))
+                links += member.issym() or member.islnk()
             tar.fileobj.seek(end)
             # tarfile takes a header that is cut for the end of the archive.
             if not fault and tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
@@ -194,4 +224,5 @@ def _scan(path: str, size: int) -> tuple[str, list[tuple[str, int, int]]]:
         fault = fault or f"{path} is cut short or damaged ({error})"
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    return fault, members
+    passed = f"{path}: {links} links, which are passed over" if links else ""
+    return "\n".join(filter(None, (fault, passed))), members
