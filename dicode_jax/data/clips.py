@@ -325,8 +325,8 @@ class _Video:
             def fitted(frame: av.VideoFrame) -> np.ndarray:
                 return fit(Image.fromarray(screen.pixels(frame)))
 
-            whole = screen.whole(container.decode(stream))
-            for time, frame in _timed(whole, stream, self._origin):
+            frames = screen.frames(container.demux(stream))
+            for time, frame in _timed(frames, stream, self._origin):
                 if shown is None and time > targets[0] + self._rounding and self._seekable:
                     return None
                 while len(found) < len(targets) and time > targets[len(found)] + self._rounding:

@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 BACKGROUND = (255, 255, 255)  # behind what is transparent; gif decoders take it too
 _PQ, _HLG = 16, 18  # transfer functions, as H.273 numbers them
 _REFERENCE_WHITE = 203  # cd/m2 (ITU-R BT.2408): it becomes white, and what is brighter is clipped
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # Light of the primaries of BT.2020 in those of BT.709 (ITU-R BT.2087).
 _TO_709 = np.array(
     [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
@@ -53,20 +54,31 @@ def shown_picture(image: Image.Image) -> Image.Image:
 
 
 class Shown:
-    """Decoded frames of one stream as they are to be seen; warnings call the file `name`."""
+    """Frames of one stream as they are to be seen; warnings call the file `name`."""
 
     def __init__(self, stream, name: str | os.PathLike):
         self._name = name
         self._aspect = float(stream.sample_aspect_ratio or 1)
         self._key: tuple | None = None
         self._graph: av.filter.Graph | None = None
-        if stream.metadata.get("alpha_mode") == "1":  # a second picture beside that of vp8 and vp9
-            _warn(name, "is transparent in a way that FFmpeg does not decode")
+        self._decoder: av.VideoCodecContext | None = None
+        tags = {key.lower(): value for key, value in stream.metadata.items()}
+        if tags.get("alpha_mode") == "1":  # FFmpeg's own decoders pass over it
+            codec = _WITH_ALPHA.get(stream.codec_context.name)
+            if codec in av.codecs_available:
+                self._decoder = cast(av.VideoCodecContext, av.CodecContext.create(codec, "r"))
+                self._decoder.thread_count = stream.codec_context.thread_count
+            else:
+                _warn(name, "is transparent, which FFmpeg does not decode here")
 
-    def whole(self, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-        """The same frames, in order and with their times; those of two fields are deinterlaced."""
+    def frames(self, packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
+        """Decodes the stream's packets; frames of two fields are deinterlaced and keep their time.
+
+        Raises:
+          av.error.FFmpegError: from the decoder.
+        """
         graph, key = None, None
-        for frame in frames:
+        for frame in self._decoded(packets):
             here = (frame.width, frame.height, frame.format.name, frame.time_base)
             if graph is not None and here != key:
                 graph = yield from _pull(graph)
@@ -83,6 +95,13 @@ class Shown:
                 yield cast(av.VideoFrame, graph.pull())
         if graph is not None:
             yield from _pull(graph)
+
+    def _decoded(self, packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
+        for packet in packets:
+            if self._decoder is None:
+                yield from cast(list[av.VideoFrame], packet.decode())
+            else:
+                yield from self._decoder.decode(packet if packet.size else None)
 
     def pixels(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
         """A frame in RGB; `h` and `w` are those of the screen."""

@@ -150,10 +150,11 @@ def probe(path: str | os.PathLike) -> VideoInfo:
                 num_frames=getattr(image, "n_frames", 1),
             )
     with _opened(path) as (container, stream, _):
-        frame = next(container.decode(stream), None)
+        shown = Shown(stream, path)
+        frame = next(shown.frames(container.demux(stream)), None)
         if frame is None:
             raise UserError(f"{path} holds no frame; a video has at least two")
-        height, width, _ = Shown(stream, path).pixels(frame).shape
+        height, width, _ = shown.pixels(frame).shape
         return VideoInfo(
             width=width,
             height=height,
@@ -282,17 +283,17 @@ def _decoded_frames(path: pathlib.Path) -> Iterator[Frame]:
         step = 1.0 / float(stream.average_rate or stream.guessed_rate or 25)
         packets, end = 0, 0.0
 
-        def decoded() -> Iterator[av.VideoFrame]:
+        def counted() -> Iterator[av.Packet]:
             nonlocal packets, end
             for packet in container.demux():
                 if packet.pts is not None and packet.time_base is not None:
                     end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
                 if packet.stream is stream:
                     packets += packet.size > 0
-                    yield from packet.decode()
+                    yield packet
 
         shown, time = Shown(stream, path), None
-        for frame in shown.whole(decoded()):
+        for frame in shown.frames(counted()):
             after = 0.0 if time is None else time + step
             time = after if frame.time is None else frame.time
             lasts = frame.duration * (frame.time_base or 0)

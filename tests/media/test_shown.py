@@ -1,7 +1,6 @@
 """What a file means to show is what both readers give: made files whose right picture is known."""
 
 import fractions
-import logging
 import pathlib
 
 import av
@@ -12,8 +11,8 @@ from PIL import Image
 
 from dicode_jax.data import clips
 from dicode_jax.data.config import DataConfig
-from dicode_jax.data.records import BrokenRecord, MediaFile, Record, suffix_of
-from dicode_jax.media import shown, video
+from dicode_jax.data.records import VIDEO_SUFFIXES, BrokenRecord, MediaFile, Record, suffix_of
+from dicode_jax.media import video
 
 RED, GREEN, BLUE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0)
 
@@ -222,16 +221,21 @@ def test_the_stream_flagged_as_default_is_read(tmp_path):
     assert both(tmp_path / "a.mkv").shape == (3, 24, 40, 3)
 
 
-def test_transparency_that_is_not_decoded_is_said_once(tmp_path, caplog):
-    shown._warn.cache_clear()
-    planes = np.full((24, 40, 4), 255, np.uint8)
-    frames = [av.VideoFrame.from_ndarray(planes, format="rgba") for _ in range(3)]
-    encode(tmp_path / "a.webm", frames, "libvpx-vp9", "yuva420p")
-    with caplog.at_level(logging.WARNING):
-        both(tmp_path / "a.webm")
-        video.read_video(tmp_path / "a.webm")
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_the_transparency_of_webm_is_decoded_or_said_once(tmp_path, codec, monkeypatch, caplog):
+    pixels = np.zeros((48, 64, 4), np.uint8)
+    pixels[..., 0], pixels[:, :32, 3] = 255, 255
+    path = tmp_path / f"{codec}.webm"
+    frames = [av.VideoFrame.from_ndarray(pixels, format="rgba") for _ in range(3)]
+    encode(path, frames, codec, "yuva420p", **{"auto-alt-ref": "0"})
+    white = (255, 255, 255)
+    assert corners(both(path)[-1]) == [RED, white, RED, white]
+    assert not caplog.messages
+    monkeypatch.setattr(av, "codecs_available", set())
+    for _ in range(2):
+        assert corners(both(path)[-1]) == [RED] * 4
     names = [line.split(" is transparent")[0] for line in caplog.messages]
-    assert sorted(names) == [str(tmp_path / "a.webm"), "a.webm"]  # the name in each reader
+    assert sorted(names) == [str(path), path.name]  # the name in each reader
 
 
 def test_frames_after_the_last_key_picture_are_read(tmp_path):
@@ -298,8 +302,6 @@ def test_a_change_of_size_is_brought_to_one(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".m2ts", ".vob", ".mxf", ".y4m"])
 def test_more_containers_are_known(tmp_path, suffix):
-    from dicode_jax.data.records import VIDEO_SUFFIXES
-
     codec = "wrapped_avframe" if suffix == ".y4m" else "mpeg2video"
     frames = [av.VideoFrame.from_ndarray(quarters(), format="rgb24") for _ in range(5)]
     encode(tmp_path / f"a{suffix}", frames, codec, "yuv420p")
