@@ -58,12 +58,12 @@ def intermediates(model, inputs, arrays, check):
     rotary = rotary_tables(jnp.arange(ids.shape[1])[None], frequencies)
     x = model.embed_tokens(ids)
     got = {"mid.ids.embed": x, "out.ids.hf_hidden_states.0": x}
-    mask, zero = causal_mask(ids.shape[1]), jnp.zeros((), jnp.int32)
+    mask = causal_mask(ids.shape[1])
     for i, block in enumerate(model.blocks):
         name = f"mid.ids.layer{i}"
         normed = got[f"{name}.input_layernorm"] = block.attn_norm(x)
         got |= {f"{name}.{k}_proj": getattr(block.attn, k)(normed) for k in "qkv"}
-        got[f"{name}.self_attn"] = block.attn(normed, rotary, mask, None, zero)[0]
+        got[f"{name}.self_attn"] = block.attn(normed, mask, rotary=rotary)[0]
         x = x + got[f"{name}.self_attn"]
         got[f"{name}.mlp"] = block.mlp(block.mlp_norm(x))
         x = x + got[f"{name}.mlp"]
