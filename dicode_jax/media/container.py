@@ -34,6 +34,8 @@ def open_container(file: str | IO[bytes], name: str | os.PathLike):
     """
     try:
         options = {"protocol_whitelist": "file"}  # nothing that a playlist names is fetched
+        if isinstance(file, str):  # FFmpeg takes what stands before a colon for a protocol
+            file = os.path.abspath(file)
         with av.open(file, options=options, **_ANY_TITLE) as container:
             streams = [s for s in container.streams.video if not _is_cover(s)]
             if container.format.name in _TEXT_FORMATS:

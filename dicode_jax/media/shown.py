@@ -105,8 +105,8 @@ class Shown:
 
     def pixels(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
         """A frame in RGB; `h` and `w` are those of the screen."""
-        side_data = cast(Iterable[Any], frame.side_data)  # a mapping by its types, not so in fact
-        matrix = next((data for data in side_data if data.type.name == "DISPLAYMATRIX"), None)
+        side_data: Any = frame.side_data  # its types say less than it can
+        matrix = side_data.get("DISPLAYMATRIX")
         steps = [] if matrix is None else _turns(np.frombuffer(matrix, np.int32))
         width = max(1, round(frame.width * self._aspect))
         if width != frame.width:

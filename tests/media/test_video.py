@@ -122,6 +122,14 @@ def test_a_title_in_another_encoding_does_no_harm(tmp_path, name):
     assert video.probe(path).width == 64
 
 
+@pytest.mark.parametrize("name", ["in:1.mp4", "file:a.mp4", "-b.mp4", "50%d.mp4"])
+def test_a_path_is_no_address(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    video.write_video(name, moving(4))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert len(video.read_video(name).frames) == 4
+
+
 def test_keyframes_follow_time_and_not_frame_number(tmp_path):
     times = [0, 10, 30, 150, 199, 201, 260, 390, 402, 480, 575]  # hundredths of a second
     frames = moving(len(times), seed=3)
