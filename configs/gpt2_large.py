@@ -6,7 +6,7 @@ python -m train.encode --config configs/gpt2_large.py --tokenizer TOKENIZER \
 python -m train.ar --config configs/gpt2_large.py --workdir runs/gpt2_large --tokenizer TOKENIZER \
     --data.path cache --body-init runs/gpt2_large_body --text-tokenizer runs/gpt2_large_body
 
-820,763,624 parameters: GPT-2 774,114,560, input MLP 2,951,680, output MLP 43,635,984 and the tables
+820,763,664 parameters: GPT-2 774,114,560, input MLP 2,951,680, output MLP 43,635,984 and the tables
 of keyframes and places 61,440. Not trained here yet: it needs accelerators. Optimiser, batch and
 length are ours.
 """

@@ -3,7 +3,7 @@ r"""DiCoDe's released tokenizer: ViT-H/14, resampler, 256x256 UNet of DynamiCraf
 python -m train.tokenizer --config configs/tokenizer_256.py --workdir runs/tokenizer_256 \
     --init models/start --data.path VIDEOS
 
-2,558,839,013 parameters in the image tower, resampler, UNet and autoencoder that this builds.
+2,203,115,835 parameters in the image tower, resampler, UNet and autoencoder that this builds.
 Not trained here yet: it needs accelerators. UNet and resampler learn at 1e-5, constant, after a
 start from DynamiCrafter's weights (arXiv 2412.04446, section 3.1; the released training config).
 """

@@ -122,7 +122,7 @@ def test_gpt2_large_has_the_released_parameter_counts():
     assert math.prod(model.frame_embed.shape) + math.prod(model.place_embed.shape) == 61_440
 
 
-@pytest.mark.parametrize("name", ["gpt2_small", "gpt2_medium", "gpt2_xl"])
+@pytest.mark.parametrize("name", ["gpt2_small", "gpt2_medium", "gpt2_large", "gpt2_xl"])
 def test_a_config_names_its_number_of_parameters(name):
     path = FOLDER / f"{name}.py"
     model = build(config_lib.load_config_file(path))[1].lm

@@ -11,7 +11,7 @@ from dicode_jax.nn import lora
 class TrainableParts:
     """A predicate on parameter paths; the defaults are those of the release.
 
-    Always frozen: both CLIP towers, the autoencoder, the decoder's stored constants. The
+    Always frozen: CLIP's image tower, the autoencoder, the decoder's stored constants. The
     original runs a UNet that is not fully trained without dropout. Low-rank adapters, folded into
     the weights at export, and the switch of the latent head are ours.
 
