@@ -1,6 +1,6 @@
 # make demo    a prompt to a video, and a video through the tokenizer and back
 # make test    lint, types and all tests
-# make quick   the tests of what a change breaks first, about four minutes on two cores
+# make quick   the tests of what a change breaks first, about five minutes on two cores
 # make types   what pyright finds in the library, which is nothing
 # make lowest  demo and quick with exactly the lower bounds of pyproject.toml; wants the oldest Python, 3.11
 # make clean   remove what these made
