@@ -84,6 +84,8 @@ def export(
         _check_tokenizer(config)
     elif tokenizer is not None:
         raise UserError(f"{workdir} trained no language model, so that --tokenizer says nothing")
+    if settings and not is_pipeline:
+        raise UserError(f"{workdir} gives no pipeline, so that --set says nothing")
     sources = [workdir / "checkpoints", workdir / weights.CONFIG_FILE]
     if isinstance(config, configs.ARTrainConfig):
         sources += [config.tokenizer_folder / name for name in ("tokenizer", "decoder")]

@@ -13,11 +13,13 @@ from dicode_jax import cli, kinds
 from dicode_jax import config as config_lib
 from dicode_jax.data.config import DataConfig
 from dicode_jax.errors import UserError
+from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
 from dicode_jax.pipelines.dicode import DiCoDePipeline
 from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
+from dicode_jax.stages.config import AutoencoderTrainConfig
 from dicode_jax.stages.dicode.configs import ARTrainConfig, TokenizerTrainConfig
 from dicode_jax.stages.dicode.trainable import TrainableParts
-from dicode_jax.stages.export import read_run_config
+from dicode_jax.stages.export import export, read_run_config
 from dicode_jax.stages.registry import build_stage
 from dicode_jax.storage import weights
 from dicode_jax.training.checkpoint import Checkpointer
@@ -202,6 +204,16 @@ def test_mistakes_cost_one_line_and_leave_nothing(lm_run, tokenizer_run, tmp_pat
         assert error.count("\n") == 1
         assert message in error
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_settings_of_a_run_that_gives_no_pipeline_are_refused(tmp_path):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    config_lib.to_json(
+        AutoencoderTrainConfig(model=AutoencoderKLConfig()), tmp_path / "run/config.json"
+    )
+    with pytest.raises(UserError, match="gives no pipeline, so that --set says nothing"):
+        export(tmp_path / "run", tmp_path / "out", settings=["fps=4"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_kind_of_run_is_told_by_its_config(lm_run, tmp_path):
