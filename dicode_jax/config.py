@@ -20,10 +20,10 @@ from dicode_jax.errors import OptionGone, UserError
 from dicode_jax.storage.files import atomic_path
 
 __all__ = [
+    "from_args",
     "from_dict",
     "from_json",
     "load_config_file",
-    "parse_overrides",
     "read_json",
     "to_dict",
     "to_json",
@@ -50,18 +50,25 @@ def load_config_file(path: str | pathlib.Path) -> Any:
     return module["get_config"]()
 
 
-def parse_overrides(config: Config, args: Sequence[str], *, prog: str) -> Config:
-    """The config with `--field.sub value` overrides applied; `--help` lists every field.
+def from_args(kind: type[Config], args: Sequence[str], **options: Any) -> Config:
+    """Fills a dataclass from a command line such as `--field.sub value`; `--help` lists its fields.
 
     Unknown flags end the program with a message that names the nearest known one.
+
+    Args:
+      options: Of `tyro.cli`, such as `default` and `prog`.
+
+    Raises:
+      UserError: A value is one that the dataclass refuses.
     """
     import tyro
 
     # A field that may hold one of several dataclasses keeps the kind of its default.
-    options = (tyro.conf.AvoidSubcommands,)
-    return tyro.cli(
-        type(config), default=config, args=list(args), prog=prog, config=options, compact_help=True
-    )
+    options = {"config": (tyro.conf.AvoidSubcommands,), "compact_help": True} | options
+    try:
+        return tyro.cli(kind, args=list(args), **options)
+    except ValueError as error:
+        raise UserError(" ".join(str(error).split())) from error
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def test_a_union_that_does_not_fit_names_the_field(shape, message):
 
 def test_overrides_reach_the_member_of_a_union_that_is_the_default():
     config = Drawing(shape=Square())
-    got = config_lib.parse_overrides(config, ["--shape.size", "4"], prog="x")
+    got = config_lib.from_args(type(config), ["--shape.size", "4"], default=config, prog="x")
     assert got == Drawing(shape=Square(size=4.0))
 
 
@@ -149,13 +149,13 @@ def test_data_that_does_not_fit_is_one_line_that_names_the_field(data, message):
 
 
 def test_overrides_reach_nested_fields():
-    config = config_lib.parse_overrides(Outer(), ["--inner.rate", "0.25", "--steps", "7"], prog="x")
+    config = config_lib.from_args(Outer, ["--inner.rate", "0.25", "--steps", "7"])
     assert config == Outer(inner=Inner(rate=0.25), steps=7)
 
 
 def test_unknown_override_ends_the_program_and_suggests_the_nearest(capsys):
     with pytest.raises(SystemExit) as caught:
-        config_lib.parse_overrides(Outer(), ["--inner.rat", "0.25"], prog="x")
+        config_lib.from_args(Outer, ["--inner.rat", "0.25"])
     assert caught.value.code != 0
     assert "--inner.rate" in capsys.readouterr().err
 
@@ -182,7 +182,7 @@ def test_notes_are_written_beside_the_settings_and_not_read_as_such(tmp_path):
 def test_help_lists_every_field_and_explains_them_when_asked(option, capsys):
     config = RunConfig()
     with pytest.raises(SystemExit):
-        config_lib.parse_overrides(config, [option], prog="train")
+        config_lib.from_args(type(config), [option], default=config, prog="train")
     shown = " ".join(capsys.readouterr().out.split())
     for name in ("num-steps", "data.path", "optim.lr"):
         assert f"--{name} " in shown

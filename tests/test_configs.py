@@ -82,9 +82,9 @@ def test_a_body_that_was_stored_without_its_kind_is_gpt2():
 def test_a_mistyped_override_names_the_nearest_field(capsys, tmp_path):
     config = load("gpt2_small", tmp_path)
     with pytest.raises(SystemExit):
-        config_lib.parse_overrides(config, ["--optim.lrr=1e-4"], prog="train.ar")
+        config_lib.from_args(type(config), ["--optim.lrr=1e-4"], default=config, prog="train.ar")
     assert "--optim.lr" in capsys.readouterr().err
-    changed = config_lib.parse_overrides(config, ["--optim.lr=1e-4"], prog="train.ar")
+    changed = config_lib.from_args(type(config), ["--optim.lr=1e-4"], default=config)
     assert changed == dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=1e-4))
 
 

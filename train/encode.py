@@ -10,7 +10,6 @@ p, p + P, ... on its own devices; they share nothing but the folder, in which pr
 manifest as soon as all shards are there. A stopped run loses the shards that it was at.
 """
 
-import argparse
 import dataclasses
 import json
 import pathlib
@@ -18,15 +17,15 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from flax import nnx
 from tqdm import tqdm
 
-from dicode_jax import config as config_lib
 from dicode_jax.data import encoded_cache
 from dicode_jax.data.encoded_cache import Broken, EncodedCache, Example, Spec, shard_path
 from dicode_jax.data.records import ClipSource, Subset
@@ -45,7 +44,7 @@ from dicode_jax.stages.dicode.reading import settle
 from dicode_jax.storage import weights
 from dicode_jax.training.evaluate import jit_model
 from dicode_jax.training.workdir import hold
-from train import loop
+from train import command, loop
 
 VIDEOS_AHEAD = 16  # that are decoded while the tokenizer works
 MIN_READS = 100  # before which a share of broken videos says little
@@ -72,10 +71,15 @@ class EncodeOptions:
     """
 
     out: pathlib.Path
-    split: str | None = None
+    split: Literal["all", "train", "validation"] | None = None
     limit: int | None = None
     shard_size: int = 256
     retry_broken: bool = False
+
+    def __post_init__(self):
+        for name in ("limit", "shard_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def encode(config: ARTrainConfig, options: EncodeOptions) -> dict[str, Any]:
@@ -425,57 +429,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit status: 0, 2 after a mistake of the user, 130 after Ctrl-C.
     """
-    args, overrides = _parser().parse_known_args(argv)
+    out = None
     try:
-        distributed.initialize(args.coordinator, args.num_processes, args.process_id)
-        config = config_lib.load_config_file(args.config)
-        if not isinstance(config, ARTrainConfig):
-            raise UserError(
-                f"{args.config} configures {type(config).__name__}; train.encode wants that of a "
-                "language model (ARTrainConfig)"
-            )
-        overrides = ["--help"] if args.help_config else overrides
-        config = config_lib.parse_overrides(config, overrides, prog="python -m train.encode")
-        names = {field.name for field in dataclasses.fields(EncodeOptions)}
-        options = EncodeOptions(**{k: v for k, v in vars(args).items() if k in names})
+        own = lambda _: EncodeOptions(out=tyro.MISSING)  # noqa: E731
+        about = __doc__.splitlines()[0]
+        said = command.parse(argv, (ARTrainConfig,), own, prog="train.encode", about=about)
+        config, options, out = said.config, said.options, said.options.out
+        distributed.initialize(**dataclasses.asdict(said.processes))
         loop.use_compilation_cache()
         since = time.perf_counter()
         manifest = encode(config, options)
     except UserError as error:
         return loop.leave(2, f"error: {error}")
     except KeyboardInterrupt:
-        return loop.leave(130, f"stopped; the same command goes on in {args.out}")
+        return loop.leave(130, f"stopped; the same command goes on in {out}")
     if jax.process_index() == 0:
         print(
             f"train.encode: {manifest['count']} videos, {manifest['lengths']['tokens']} keyframes, "
-            f"{manifest['broken']} broken, in {args.out} after {time.perf_counter() - since:.0f} s"
+            f"{manifest['broken']} broken, in {out} after {time.perf_counter() - since:.0f} s"
         )
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m train.encode",
-        description=__doc__.splitlines()[0],
-        epilog="Fields of the config can be overridden: --data.path, --tokenizer, --frame-size, "
-        "--num-keyframes (most per video), --batch-size (keyframes per call of each process), "
-        "--data.num-workers. `--config FILE --help-config` lists them all, `-H` explains them.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--config", required=True, help="config of a language model, such as configs/shapes_ar.py")
-    add("--out", required=True, type=pathlib.Path, help="folder of the cache")
-    add("--limit", type=loop.POSITIVE, metavar="N", help="encode the first N videos only")
-    add("--shard-size", type=loop.POSITIVE, default=256, metavar="N", help="videos per shard")
-    add(
-        "--split",
-        choices=("all", "train", "validation"),
-        help="default: all; of the synthetic world train, so that its captions stay held out",
-    )
-    add("--retry-broken", action="store_true", help="encode shards with broken videos again")
-    add("--help-config", action="store_true", help="list the fields of the config")
-    distributed.add_arguments(parser)
-    return parser
 
 
 if __name__ == "__main__":

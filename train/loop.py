@@ -4,7 +4,6 @@ A training is a `Task`: a stage, its data, and how its results are looked at. Th
 one (`train/ar.py` and its neighbours) build one from a config; `main` does the rest.
 """
 
-import argparse
 import collections
 import contextlib
 import dataclasses
@@ -26,7 +25,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from dicode_jax import config as config_lib
 from dicode_jax.data.stream import BatchStream
 from dicode_jax.errors import UserError
-from dicode_jax.pipelines.options import Whole, number
 from dicode_jax.runtime import distributed
 from dicode_jax.runtime.sharding import gather_to_host, global_batch, make_mesh
 from dicode_jax.storage import folders
@@ -42,9 +40,10 @@ from dicode_jax.training.signals import StopSignals
 from dicode_jax.training.stage import Stage
 from dicode_jax.training.state import TrainState
 from dicode_jax.training.workdir import check, claim, hold
+from train import command
 
-POSITIVE = number(int, Whole(1))
 MODEL = "model"  # the folder of the weights at the end, in that of the run
+_COUNTS = ("steps", "log_every", "checkpoint_every", "sample_every", "eval_every", "keep")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ class RunOptions:
       on_nonfinite: `stop` at a loss or gradient that is not finite, or `skip` the step.
       max_nonfinite: How many steps may be skipped in all.
       profile: Write a trace of a few steps to `workdir/profile`.
-      wandb: Project of Weights & Biases to log to as well.
+      wandb: Log to Weights & Biases as well, to this project (dicode when none is named).
       peak_tflops: What one device can do, for `mfu`; None looks it up.
     """
 
@@ -77,8 +76,13 @@ class RunOptions:
     on_nonfinite: Literal["stop", "skip"] = "stop"
     max_nonfinite: int = 100
     profile: bool = False
-    wandb: str | None = None
+    wandb: tuple[str, ...] | None = None
     peak_tflops: float | None = None
+
+    def __post_init__(self):
+        for name in _COUNTS:
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -212,10 +216,11 @@ class _Loop:
             self.progress.write(f"resumed from step {self.step} in {options.workdir}")
         self.log = None
         if jax.process_index() == 0:
+            wandb = None if options.wandb is None else " ".join(options.wandb) or "dicode"
             self.log = MetricsLog(
                 options.workdir,
                 first_step=self.step + 1,
-                wandb_project=options.wandb,
+                wandb_project=wandb,
                 config=config_lib.to_dict(task.stage.config),
             )
             stack.callback(self.log.close)
@@ -346,7 +351,7 @@ def main(
     *,
     settle: Callable[[Any], Any] = lambda config: config,
 ) -> int:
-    """Command line of a training: `python -m PROG --config FILE --workdir DIR [--field value ...]`.
+    """Command line of a training: `python -m PROG --config FILE [--field value ...]`.
 
     Args:
       prog: Name of the module that is run.
@@ -359,31 +364,23 @@ def main(
       The exit status: 0 at the end and after SIGTERM, 2 after a mistake of the user, 130 after
       Ctrl-C.
     """
-    args, overrides = _parser(prog, build).parse_known_args(argv)
+    workdir = None
     try:
-        distributed.initialize(args.coordinator, args.num_processes, args.process_id)
-        config = config_lib.load_config_file(args.config)
-        if not isinstance(config, config_types):
-            wanted = " or ".join(kind.__name__ for kind in config_types)
-            raise UserError(
-                f"{args.config} configures {type(config).__name__}; {prog} wants {wanted}"
-            )
-        overrides = ["--help"] if args.help_config else overrides
-        config = config_lib.parse_overrides(config, overrides, prog=f"python -m {prog}")
-        names = {field.name for field in dataclasses.fields(RunOptions)}
-        options = RunOptions(**{k: v for k, v in vars(args).items() if k in names})
+        said = command.parse(argv, config_types, _options, prog=prog, about=_first_line(build))
+        options, workdir = said.options, said.options.workdir
+        distributed.initialize(**dataclasses.asdict(said.processes))
         use_compilation_cache()
-        config = settle(config)
-        check(options.workdir, config)  # a folder that is refused does not even get a lock
-        with hold(options.workdir):
-            if longer := claim(options.workdir, config):
+        config = settle(said.config)
+        check(workdir, config)  # a folder that is refused does not even get a lock
+        with hold(workdir):
+            if longer := claim(workdir, config):
                 print(longer, flush=True)
-            outcome = run(build(config, options.workdir), options)
+            outcome = run(build(config, workdir), options)
     except UserError as error:
         return leave(2, f"error: {error}")
     except KeyboardInterrupt:
         return leave(
-            130, f"stopped; the same command goes on from the last checkpoint in {args.workdir}"
+            130, f"stopped; the same command goes on from the last checkpoint in {workdir}"
         )
     except Exception:
         if not jax.distributed.is_initialized():
@@ -407,36 +404,12 @@ def main(
     return 130 if outcome.stopped_by == signal.SIGINT else 0
 
 
-def _parser(prog: str, build: Callable) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {prog}",
-        description=build.__doc__.splitlines()[0],
-        epilog="Any field of the config can be overridden: --optim.lr 1e-4. "
-        "`--config FILE --help-config` lists them, `--config FILE -H` explains them.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--config", required=True, help="config file, such as configs/shapes_ar.py")
-    add("--workdir", required=True, type=pathlib.Path, help="folder of the run")
-    add("--steps", type=POSITIVE, metavar="N", help="stop after N steps in all")
-    add("--log-every", type=POSITIVE, default=50, metavar="N", help="steps between log lines")
-    add("--checkpoint-every", type=POSITIVE, default=500, metavar="N")
-    add("--sample-every", type=POSITIVE, default=500, metavar="N")
-    add("--eval-every", type=POSITIVE, metavar="N", help="default: at every checkpoint")
-    add("--keep", type=POSITIVE, default=2, metavar="N", help="latest checkpoints that stay")
-    add(
-        "--on-nonfinite",
-        choices=("stop", "skip"),
-        default="stop",
-        help="what a loss or gradient that is not finite does to the run (default: stop)",
-    )
-    add("--max-nonfinite", type=POSITIVE, default=100, metavar="N", help="steps that skip may skip")
-    add("--profile", action="store_true", help="write a trace of a few steps to WORKDIR/profile")
-    add("--wandb", nargs="?", const="dicode", metavar="PROJECT", help="log to Weights & Biases too")
-    add("--peak-tflops", type=float, metavar="X", help="what one device can do, for the mfu")
-    add("--help-config", action="store_true", help="list the fields of the config")
-    distributed.add_arguments(parser)
-    return parser
+def _options(config_name: str) -> RunOptions:
+    return RunOptions(workdir=pathlib.Path("runs", config_name))
+
+
+def _first_line(build: Callable) -> str:
+    return (build.__doc__ or "").splitlines()[0]
 
 
 def leave(status: int, line: str) -> int:

@@ -6,7 +6,7 @@ a JobSet), Open MPI and on Cloud TPU each finds the others by itself, through
 single process needs nothing.
 """
 
-import argparse
+import dataclasses
 import glob
 import importlib.util
 import os
@@ -21,16 +21,19 @@ _COUNT = ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE")
 _INDEX = ("JAX_PROCESS_ID", "OMPI_COMM_WORLD_RANK", "JOB_COMPLETION_INDEX")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--coordinator`, `--num-processes` and `--process-id`, the arguments of `initialize`."""
-    group = parser.add_argument_group("several processes, where they do not find each other")
-    group.add_argument(
-        "--coordinator", metavar="HOST:PORT", help=f"of process 0; or set {_COORDINATOR}"
-    )
-    group.add_argument(
-        "--num-processes", type=int, metavar="N", help=f"of the run; or set {_COUNT[0]}"
-    )
-    group.add_argument("--process-id", type=int, metavar="I", help=f"0..N-1; or set {_INDEX[0]}")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Processes:
+    """Several processes, where they do not find each other.
+
+    Attributes:
+      coordinator: HOST:PORT of process 0; or set JAX_COORDINATOR_ADDRESS.
+      num_processes: Of the run; or set JAX_NUM_PROCESSES.
+      process_id: 0..N-1, which of them this is; or set JAX_PROCESS_ID.
+    """
+
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
 
 
 def initialize(

@@ -45,5 +45,5 @@ def test_configs_take_names_and_the_older_switch(remat, tmp_path):
     config = GPT2Config(remat=remat)
     config_lib.to_json(config, tmp_path / "config.json")
     assert config_lib.from_json(GPT2Config, tmp_path / "config.json").remat == remat
-    read = config_lib.parse_overrides(GPT2Config(), ["--remat", str(remat)], prog="x")
+    read = config_lib.from_args(GPT2Config, ["--remat", str(remat)])
     assert read.remat == remat

@@ -387,7 +387,10 @@ def test_wandb_gets_the_same_numbers_and_goes_on_with_its_run(tmp_path, monkeypa
     ("config", "message"),
     [
         ("nowhere.py", "no config file at nowhere.py"),
-        ("configs/gpt2_large.py", "configures ARTrainConfig; tiny_training wants TinyConfig"),
+        (
+            "configs/gpt2_large.py",
+            "configures ARTrainConfig; python -m tiny_training wants TinyConfig",
+        ),
     ],
 )
 def test_command_line_says_in_one_line_what_is_wrong(config, message, capsys, tmp_path):
