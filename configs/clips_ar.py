@@ -2,8 +2,11 @@
 
 python -m train.ar --config configs/clips_ar.py --workdir runs/clips/ar --data.path VIDEOS
 
-Measured on three videos: loss -3.11 after 400 steps, 6 minutes on half of one CPU core. The
-videos that their captions give then are 28 to 35 dB from the true ones.
+Its vocabulary is learnt from the captions, whatever they hold, and kept in the run's folder.
+
+Measured on three videos, with the vocabulary of the shapes world: loss -3.11 after 400 steps, 6
+minutes on half of one CPU core. The videos that their captions give then are 28 to 35 dB from the
+true ones.
 """
 
 import dataclasses
@@ -22,7 +25,7 @@ def get_config() -> ARTrainConfig:
         model=dataclasses.replace(shapes.model, body=body),
         data=DataConfig(path="videos", validation=0.0, clip_start="start"),
         tokenizer="runs/clips/tokenizer/model",
-        text_length=80,  # captions of words that the small vocabulary must spell
+        text_length=80,
         cached_videos=0,
         optim=OptimConfig(optimizer="muon", lr=3e-3, warmup_steps=50, weight_decay=0.0),
         num_steps=400,

@@ -18,6 +18,7 @@ from dicode_jax.stages.dicode import language_model
 from dicode_jax.stages.dicode.configs import ARTrainConfig
 from dicode_jax.stages.dicode.examples import VideoExamples, open_examples
 from dicode_jax.stages.dicode.reading import settle
+from dicode_jax.stages.dicode.vocabulary import keep_text
 from dicode_jax.stages.registry import build_stage
 from dicode_jax.text import cut
 from dicode_jax.text.gpt import TextTokenizer
@@ -32,7 +33,7 @@ SHEET_ROWS = 12
 
 def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
     """Trains the language model that writes deep tokens after a caption."""
-    config = settle(config)
+    config = keep_text(settle(config, workdir), workdir)
     stage = build_stage(config)
     text = language_model.load_text(config)
     unpacked = dataclasses.replace(config, packed=False)

@@ -349,7 +349,7 @@ def main(
     config_types: tuple[type, ...],
     argv: Sequence[str] | None = None,
     *,
-    settle: Callable[[Any], Any] = lambda config: config,
+    settle: Callable[[Any, pathlib.Path], Any] = lambda config, workdir: config,
 ) -> int:
     """Command line of a training: `python -m PROG --config FILE [--field value ...]`.
 
@@ -358,7 +358,8 @@ def main(
       build: Makes the task from its config and the run's folder.
       config_types: Configs that this training takes.
       argv: Arguments, those of the process by default.
-      settle: Fills in what the config leaves to the folders it names, before the run notes it.
+      settle: Fills in what the config leaves to the folders it names and the run's own, before the
+        run notes it.
 
     Returns:
       The exit status: 0 at the end and after SIGTERM, 2 after a mistake of the user, 130 after
@@ -370,7 +371,7 @@ def main(
         options, workdir = said.options, said.options.workdir
         distributed.initialize(**dataclasses.asdict(said.processes))
         use_compilation_cache()
-        config = settle(said.config)
+        config = settle(said.config, workdir)
         check(workdir, config)  # a folder that is refused does not even get a lock
         with hold(workdir):
             if longer := claim(workdir, config):

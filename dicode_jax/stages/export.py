@@ -23,6 +23,7 @@ from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfi
 from dicode_jax.pipelines.dicode import DiCoDePipeline, PipelineConfig
 from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
 from dicode_jax.stages.dicode import configs
+from dicode_jax.stages.dicode.vocabulary import with_kept_text
 from dicode_jax.stages.registry import build_stage
 from dicode_jax.storage import weights
 from dicode_jax.storage.files import short
@@ -81,6 +82,7 @@ def export(
         # All of the language model is in the checkpoint, wherever the run once started.
         named = config.tokenizer if tokenizer is None else str(tokenizer)
         config = dataclasses.replace(config, init=None, body_init=None, tokenizer=named)
+        config = with_kept_text(config, workdir)
         _check_tokenizer(config)
     elif tokenizer is not None:
         raise UserError(f"{workdir} trained no language model, so that --tokenizer says nothing")

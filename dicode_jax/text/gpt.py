@@ -5,8 +5,8 @@ it: ``</img>``, ``<img>``, and ``<img_00000>`` to ``<img_00063>`` (GPT-2: 50257,
 50259...50322). Prompts are stripped, cut and padded on the right, and get no token of their own in
 front. Llama 3 pads with its ``<|end_of_text|>`` (128001), and the 66 follow its last id (128255).
 
-Three vocabularies are read: GPT-2's and Llama 3's, from a folder, and a small one that
-`train_small` makes for the captions of `dicode_jax.data.shapes_world`.
+GPT-2's and Llama 3's vocabularies are read from a folder; `learn` makes one of any captions, and
+`train_small` that of `dicode_jax.data.shapes_world`.
 """
 
 import dataclasses
@@ -217,6 +217,27 @@ def train_small(captions: Iterable[str], *, vocab_size: int = 256) -> TextTokeni
     tokenizer.decoder = decoders.Metaspace(_WORD_START, prepend_scheme="always")
     tokenizer.add_special_tokens([END_OF_TEXT])  # last, as in GPT-2
     return TextTokenizer(tokenizer)
+
+
+def learn(captions: Iterable[str], *, vocab_size: int) -> TextTokenizer:
+    """Learns a vocabulary of bytes, as GPT-2's is; the same captions give the same, to the byte.
+
+    All 256 bytes belong to it, so that any text can be spelled and comes back as it was.
+
+    Args:
+      captions: What to learn from, in any order; of none it is the bytes alone.
+      vocab_size: An upper bound of the base vocabulary, at least 257.
+    """
+    learned = tokenizers.Tokenizer(models.BPE())
+    learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learned.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False
+    )
+    learned.train_from_iterator(sorted(map(str.strip, captions)), trainer)
+    learned.add_special_tokens([END_OF_TEXT])  # last, as in GPT-2
+    return TextTokenizer(learned)
 
 
 def _small_normalizer() -> normalizers.Normalizer:

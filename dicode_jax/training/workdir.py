@@ -17,13 +17,13 @@ from dicode_jax.errors import UserError
 from dicode_jax.kinds import CONFIG_FILE
 from dicode_jax.training.checkpoint import find_checkpoints
 
-__all__ = ["check", "claim", "hold"]
+__all__ = ["check", "claim", "has_begun", "hold"]
 
 LOCK = ".lock"
 # What a run leaves besides its config. Where one of these is without it, it is somebody else's.
 RUN_FILES = (
     *("checkpoints", "encoded", "metrics.jsonl", "model", "nonfinite", "profile", "samples"),
-    *("tensorboard", "wandb", "wandb_id.txt"),
+    *("tensorboard", "tokenizer.json", "wandb", "wandb_id.txt"),
 )
 # Fields that every training has, by which its `config.json` is known from other files of that name.
 COMMON_FIELDS = frozenset({"num_steps", "batch_size", "optim", "sharding", "seed"})
@@ -51,7 +51,7 @@ def check(workdir: pathlib.Path, config: Any) -> bool:
         return True
     if not _is_of_a_training(path):
         raise UserError(f"{path} is not the config of a training; take another --workdir")
-    if not _has_begun(workdir):
+    if not has_begun(workdir):
         return True
     try:
         stored = config_lib.from_json(type(config), path)
@@ -102,7 +102,7 @@ def claim(workdir: pathlib.Path, config: Any) -> str | None:
         path = workdir / CONFIG_FILE
         if path.is_symlink():
             raise UserError(f"{path} is a link; a run wants a file of its own there: remove it")
-        earlier = json.loads(path.read_text())["num_steps"] if _has_begun(workdir) else None
+        earlier = json.loads(path.read_text())["num_steps"] if has_begun(workdir) else None
         config_lib.to_json(config, path)
         try:
             (workdir / "samples").mkdir(exist_ok=True)
@@ -186,7 +186,7 @@ def _is_of_a_training(path: pathlib.Path) -> bool:
     return isinstance(stored, dict) and set(stored) >= COMMON_FIELDS
 
 
-def _has_begun(workdir: pathlib.Path) -> bool:
+def has_begun(workdir: pathlib.Path) -> bool:
     """Whether a run has left anything that depends on its config."""
     log = workdir / "metrics.jsonl"
     is_logged = log.is_file() and log.stat().st_size > 0

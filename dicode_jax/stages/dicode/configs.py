@@ -97,7 +97,9 @@ class ARTrainConfig(RunConfig):
       init: `model` folder of an earlier run that is gone on from; None starts fresh.
       body_init: Folder of a body to start from (`convert NAME --for-dicode`).
       cached_videos: Videos that are encoded once and kept; 0 encodes every batch anew.
-      text_tokenizer: Folder or file; None makes the synthetic world's own.
+      text_tokenizer: Folder or file. None takes the synthetic world's own for that world, and for
+        other data that of `init` or `body_init`, or one learnt from the captions, of up to as many
+        ids as `model.body.vocab_size` (or about 1,000); the model's ids follow it then.
       text_length: Text ids per sample, padded.
       num_keyframes: Keyframes per sample.
       caption_dropout: Share of samples that see the empty prompt, which guidance needs.

@@ -12,16 +12,17 @@ from dicode_jax.data.sources.open import kind_of
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
 from dicode_jax.stages import parts
-from dicode_jax.stages.dicode import configs
+from dicode_jax.stages.dicode import configs, vocabulary
 from dicode_jax.stages.dicode.representation_model import RepresentationConfig
 
 DEFAULT_RESIZE = "crop"  # where nothing says otherwise
 
 
-def settle(config: Any) -> Any:
+def settle(config: Any, workdir: pathlib.Path | None = None) -> Any:
     """The config of a training with `data.resize` as frames will be read, never None.
 
-    Of a language model, `data.kind` says then whether `data.path` is a cache.
+    Of a language model, `data.kind` says then whether `data.path` is a cache, and the model's ids
+    are those of the vocabulary of the run in `workdir`, if that is given (see `vocabulary`).
 
     It is that of the tokenizer whose folder the config names, where that one says it. A language
     model reads with that tokenizer's filter too; a tokenizer that goes on learning, with its own.
@@ -45,7 +46,11 @@ def settle(config: Any) -> Any:
             if config.cached_videos:
                 raise UserError(f"{data.path} is encoded already: leave cached_videos out")
             data = dataclasses.replace(data, kind="cache")
-    return dataclasses.replace(config, data=data)
+    config = dataclasses.replace(config, data=data)
+    if workdir is not None and isinstance(config, configs.ARTrainConfig):
+        text = vocabulary.find_text(config, workdir)
+        config = config if text is None else vocabulary.with_ids(config, text)
+    return config
 
 
 def as_read(config: Any, tokenizer: DeepTokenizerConfig) -> DeepTokenizerConfig:
