@@ -14,8 +14,8 @@ COMMANDS = {
     "dynamicrafter": ("convert.dynamicrafter", "DynamiCrafter 256, 512, 512_interp or 1024"),
     "divot": ("convert.divot", "Divot's de-tokenizer to a clip decoder"),
     "open_clip": ("convert.open_clip", "any ViT of OpenCLIP"),
-    "gpt2": ("convert.gpt2", "a Hugging Face folder of GPT-2 to the body of a language model"),
-    "llama": ("convert.llama", "a Hugging Face folder of Llama to the body of a language model"),
+    "gpt2": ("convert.gpt2", "Hugging Face's GPT-2 to the body of a language model"),
+    "llama": ("convert.llama", "Hugging Face's Llama to the body of a language model"),
     "to_torch": ("convert.to_torch", "a model of this package under the original key names"),
 }
 

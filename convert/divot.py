@@ -1,6 +1,6 @@
 """Divot's de-tokenizer to a clip decoder (UNet, autoencoder and resampler).
 
-    python -m convert.divot Divot_detokenizer_stage1.bin --out models/divot
+    python -m convert divot Divot_detokenizer_stage1.bin --out models/divot
 
 Written against Divot's `DynamiCrafter` class (1865 keys). A file may carry the video tokenizer
 beside them (`video_tokenizer.*`): it is not part of the de-tokenizer and is left out.
@@ -74,8 +74,8 @@ def examine(args: argparse.Namespace) -> command.Conversion:
     Raises:
       UserError: It is missing, damaged or of another model, or OUT is in the way.
     """
-    reads = command.check_out(args)
-    source = open_source(args.ckpt)
+    reads = command.check_out(args, either=("*.safetensors", "*[Dd]etokenizer*.bin"))
+    source = open_source(args.source)
     told = find_configs(source)
     configs = {name: found_.config for name, found_ in told.items()}
     plans, settings = plan_parts(source, configs), pipeline.DivotConfig()
@@ -98,8 +98,8 @@ def examine(args: argparse.Namespace) -> command.Conversion:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and gives its exit status."""
-    options = command.parser("convert.divot", __doc__, reads=("ckpt",))
-    command.add_source(options, "ckpt", "Divot_detokenizer_*.bin")
+    what = "Divot_detokenizer_*.bin, its folder, or owner/name on the Hub"
+    options = command.parser("convert.divot", __doc__, source=what, alias="--ckpt")
     return command.run(examine, options, argv)
 
 

@@ -1,7 +1,7 @@
 """DynamiCrafter checkpoints to an image-to-video pipeline, or to the start of tokenizer training.
 
-    python -m convert.dynamicrafter model.ckpt --out models/dynamicrafter_512 --variant 512
-    python -m convert.dynamicrafter model.ckpt --out models/start --for-dicode
+    python -m convert dynamicrafter model.ckpt --out models/dynamicrafter_512 --variant 512
+    python -m convert dynamicrafter Doubiiu/DynamiCrafter --out models/start --for-dicode
 
 Written against the four releases (256, 512, 512_interp, 1024; 2535 or 2520 keys with both CLIP
 towers). What tells them apart in the file is the learnable image scale (256) and the dynamic
@@ -251,8 +251,8 @@ def examine(args: argparse.Namespace) -> command.Conversion:
     Raises:
       UserError: It is missing, damaged or of another model, or OUT is in the way.
     """
-    reads = command.check_out(args)
-    checkpoint = open_source(args.ckpt)
+    reads = command.check_out(args, either=("*.safetensors", "*.ckpt"))
+    checkpoint = open_source(args.source)
     source = dict(checkpoint)
     sources = [checkpoint, *deep_tokens.add_clip(source, args.clip)]
     name = find_variant(source, args.variant)
@@ -307,16 +307,19 @@ def _first(tensor: Any, count: int) -> LazyTensor:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and gives its exit status."""
     options = command.parser(
-        "convert.dynamicrafter", __doc__, reads=("ckpt", "clip", "vocab", "yaml")
+        "convert.dynamicrafter",
+        __doc__,
+        source="the released model.ckpt, its folder, or owner/name on the Hub",
+        alias="--ckpt",
+        reads=("clip", "vocab", "yaml"),
     )
-    command.add_source(options, "ckpt", "the released model.ckpt")
     options.add_argument(
         "--variant", choices=sorted(VARIANTS), help="needed for 512 and 512_interp alone"
     )
     options.add_argument(
         "--for-dicode", action="store_true", help="write the start of DiCoDe's tokenizer training"
     )
-    options.add_argument("--clip", metavar="FILE", help="CLIP, if --ckpt has none inside")
+    options.add_argument("--clip", metavar="FILE", help="CLIP, if SOURCE has none inside")
     options.add_argument(
         "--vocab",
         metavar="FILE",

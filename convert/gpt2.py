@@ -1,6 +1,6 @@
-"""A Hugging Face folder of GPT-2 to the body of a language model.
+"""GPT-2 of Hugging Face, a folder or a name on the Hub, to the body of a language model.
 
-python -m convert.gpt2 FOLDER --out OUT [--for-dicode]
+python -m convert gpt2 SOURCE --out OUT [--for-dicode]
 """
 
 import functools

@@ -1,6 +1,6 @@
-"""A Hugging Face folder of Llama to the body of a language model.
+"""Llama of Hugging Face, a folder or a name on the Hub, to the body of a language model.
 
-python -m convert.llama FOLDER --out OUT [--for-dicode]
+python -m convert llama SOURCE --out OUT [--for-dicode]
 """
 
 import functools

@@ -1,8 +1,9 @@
 """A checkpoint of OpenCLIP, whole, to both CLIP towers.
 
-    python -m convert.open_clip open_clip_pytorch_model.bin --out converted/clip [--config JSON]
+    python -m convert open_clip open_clip_pytorch_model.bin --out converted/clip [--config JSON]
 
-Sizes are found from the weights, and what they do not tell as `convert.parts.clip` says.
+Sizes are found from the weights, and what they do not tell from `open_clip_config.json` beside
+them, or as `convert.parts.clip` says.
 """
 
 import argparse
@@ -18,6 +19,8 @@ from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError
 from dicode_jax.models.clip import CLIPConfig
 
+CONFIG_FILE = "open_clip_config.json"  # as it lies beside the weights on the Hub
+
 
 def examine(args: argparse.Namespace) -> command.Conversion:
     """What is in one file; see the module's text.
@@ -26,8 +29,10 @@ def examine(args: argparse.Namespace) -> command.Conversion:
       UserError: The file or the config is missing, damaged or of another model, or OUT is in the
         way.
     """
-    reads = command.check_out(args)
-    source = open_source(args.file)
+    reads = command.check_out(args, CONFIG_FILE, either=clip.FILES)
+    source = open_source(args.source)
+    if args.config is None and (args.source / CONFIG_FILE).is_file():
+        args.config = args.source / CONFIG_FILE
     given = None if args.config is None else _read_config(args.config)
     told = clip.find_config(source, given)
     done = clip.TOWERS.plan(source, told.config)
@@ -61,8 +66,8 @@ def _read_config(path: str) -> CLIPConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and gives its exit status."""
-    options = command.parser("convert.open_clip", __doc__, reads=("file", "config"))
-    options.add_argument("file", metavar="FILE", help=".bin, .pt or .safetensors of OpenCLIP")
+    what = ".bin, .pt or .safetensors of OpenCLIP, its folder, or owner/name on the Hub"
+    options = command.parser("convert.open_clip", __doc__, source=what, reads=("config",))
     options.add_argument("--config", metavar="JSON", help="OpenCLIP's config, checked against it")
     return command.run(examine, options, argv)
 

@@ -1,10 +1,10 @@
 """Weights of this package as a state dict with the original key names.
 
-    python -m convert.to_torch converted/dicode --out dicode.safetensors
-    python -m convert.to_torch runs/ar/model --out agent.pt
+    python -m convert to_torch converted/dicode --out dicode.safetensors
+    python -m convert to_torch runs/ar/model --out agent.pt
 
 The tables of the converters, run backwards: what was trained here runs in the original code, and
-the way there and back is bitwise. MODEL is a model folder, of which every part goes into one file,
+the way there and back is bitwise. SOURCE is a model folder, of which every part goes into one file,
 or a single part. Not written, as nothing here trains them and the original takes them from
 elsewhere: CLIP's text tower and the constants made with it (DiCoDe), the agent's copy of the
 resampler, tied output matrices.
@@ -204,13 +204,13 @@ def examine(args: argparse.Namespace) -> Export:
     """What is in a model; see the module's text.
 
     Raises:
-      UserError: MODEL is no model, or the file is in the way.
+      UserError: SOURCE is no model, or the file is in the way.
     """
     out = check_output(args.out, SUFFIXES)
     if out.exists() and not args.overwrite:
         raise UserError(f"{out} is already there; choose another --out, or add --overwrite")
-    model = pathlib.Path(args.model)
-    model = model if (model / WEIGHTS_FILE).is_file() else hub.find_model(args.model)
+    model = pathlib.Path(args.source)
+    model = model if (model / WEIGHTS_FILE).is_file() else hub.find_model(args.source)
     check_no_source(out, [model])
     tensors: dict[str, Any] = {}
     sources: list[Source] = []
@@ -255,8 +255,8 @@ def write(out: pathlib.Path, tensors: Mapping[str, Any], *, converter: str) -> N
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and gives its exit status."""
-    options = command.parser("convert.to_torch", __doc__, reads=("model",), out="FILE", dtype=None)
-    options.add_argument("model", metavar="MODEL", help="model folder, a part of one, or a name")
+    what = "model folder, a part of one, or a name"
+    options = command.parser("convert.to_torch", __doc__, source=what, out="FILE", dtype=None)
     return command.run(examine, options, argv)
 
 

@@ -26,6 +26,7 @@ from dicode_jax.training.evaluate import jit_local, look
 from dicode_jax.training.stage import Stage
 from train import data, loop
 from train.cache import cached_batches
+from train.sources import find_sources, prepare_sources
 
 ENCODED_TOGETHER = 16  # videos per call when they are cached
 SHEET_ROWS = 12
@@ -33,7 +34,8 @@ SHEET_ROWS = 12
 
 def build(config: ARTrainConfig, workdir: pathlib.Path) -> loop.Task:
     """Trains the language model that writes deep tokens after a caption."""
-    config = keep_text(settle(config, workdir), workdir)
+    config = keep_text(settle(find_sources(config), workdir), workdir)
+    config = prepare_sources(config, workdir)
     stage = build_stage(config)
     text = language_model.load_text(config)
     unpacked = dataclasses.replace(config, packed=False)

@@ -45,6 +45,7 @@ from dicode_jax.storage import weights
 from dicode_jax.training.evaluate import jit_model
 from dicode_jax.training.workdir import hold
 from train import command, loop
+from train.sources import find_sources
 
 VIDEOS_AHEAD = 16  # that are decoded while the tokenizer works
 MIN_READS = 100  # before which a share of broken videos says little
@@ -91,7 +92,7 @@ def encode(config: ARTrainConfig, options: EncodeOptions) -> dict[str, Any]:
     """
     if config.data.kind == "cache":  # of a config that is meant for training on what is made here
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, kind="auto"))
-    config = settle(config)
+    config = settle(find_sources(config))
     source, split = open_videos(config, options)
     tokenizer = language_model.tokenizer_config(config)
     num_shards = -(-len(source) // options.shard_size)

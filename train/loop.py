@@ -41,6 +41,7 @@ from dicode_jax.training.stage import Stage
 from dicode_jax.training.state import TrainState
 from dicode_jax.training.workdir import check, claim, hold
 from train import command
+from train.sources import find_sources
 
 MODEL = "model"  # the folder of the weights at the end, in that of the run
 _COUNTS = ("steps", "log_every", "checkpoint_every", "sample_every", "eval_every", "keep")
@@ -371,7 +372,7 @@ def main(
         options, workdir = said.options, said.options.workdir
         distributed.initialize(**dataclasses.asdict(said.processes))
         use_compilation_cache()
-        config = settle(said.config, workdir)
+        config = settle(find_sources(said.config), workdir)
         check(workdir, config)  # a folder that is refused does not even get a lock
         with hold(workdir):
             if longer := claim(workdir, config):

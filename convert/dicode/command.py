@@ -25,15 +25,16 @@ from dicode_jax.models.clip import CLIPConfig
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.gpt2 import GPT2Config
 from dicode_jax.pipelines.dicode import PipelineConfig
+from dicode_jax.storage import hub
 from dicode_jax.text.gpt import TextTokenizer
 
 TOKENIZER_FILES = ("pytorch_model.bin", "pytorch_model.safetensors", "model.safetensors")
 LM_FILES = ("gpt2_large.bin", "gpt2_large.pt", "gpt2_large.safetensors")
-CLIP_FILES = ("open_clip_pytorch_model.bin", "open_clip_model.safetensors")
 TEXT_FOLDER = "gpt2-large"
 CLIP_FIELDS = ("tokenizer.vision.", "text.")  # what the original's YAML does not say either
 
-READS = ("models", "tokenizer", "lm", "text", "clip", "yaml")
+READS = ("tokenizer", "lm", "text", "clip", "yaml")
+ON_HUB = (*TOKENIZER_FILES, *LM_FILES, f"{TEXT_FOLDER}/*.json", f"{TEXT_FOLDER}/*.txt")
 
 DESCRIPTION = """\
 Convert the official files of DiCoDe to a folder that DiCoDePipeline.from_pretrained loads.
@@ -62,14 +63,23 @@ class Files:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and gives its exit status."""
-    options = command.parser("convert.dicode", DESCRIPTION, reads=READS)
-    command.add_source(options, "models", "the official layout, all parts", required=False)
+    return command.run(examine, parser(), argv)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    what = "folder of the official layout, all parts, or owner/name on the Hub"
+    options = command.parser(
+        "convert.dicode", DESCRIPTION, source=what, alias="--models", required=False, reads=READS
+    )
     options.add_argument("--tokenizer", metavar="FILE", help="tokenizer and clip decoder")
     options.add_argument("--lm", metavar="FILE", help="language model")
-    options.add_argument("--text", metavar="DIR", help="folder of GPT-2's tokenizer, for --lm")
-    options.add_argument("--clip", metavar="FILE", help="CLIP, if --tokenizer has none inside")
+    options.add_argument(
+        "--text", metavar="DIR", help="GPT-2's tokenizer, folder or name, for --lm"
+    )
+    options.add_argument("--clip", metavar="FILE", help="CLIP, where the files have none inside")
     options.add_argument("--yaml", metavar="FILE", help="original config, checked against weights")
-    return command.run(examine, options, argv)
+    return options
 
 
 def examine(args: argparse.Namespace) -> command.Conversion:
@@ -78,9 +88,10 @@ def examine(args: argparse.Namespace) -> command.Conversion:
     Raises:
       UserError: A file is missing, damaged or of another model, or OUT is in the way.
     """
+    command.check_folder(args.out, overwrite=args.overwrite)  # before anything is fetched
     files = find_files(args)
     named = (files.tokenizer, files.lm, files.text, files.clip, args.yaml)
-    reads = [path for path in named if path is not None]  # OUT may lie beside them in --models
+    reads = [path for path in named if path is not None]  # OUT may lie beside them in SOURCE
     command.check_folder(args.out, overwrite=args.overwrite, sources=reads)
     sources, problems, parts, report = [], [], {}, {}
     system = lm = text = None
@@ -131,21 +142,23 @@ def find_files(args: argparse.Namespace) -> Files:
       UserError: Nothing is named, or a file of the layout is missing.
     """
     given = {name: getattr(args, name) for name in ("tokenizer", "lm", "text", "clip")}
+    if args.text is not None:
+        given["text"] = hub.find_folder(args.text, hugging_face.TEXT_FILES, bare=True)
     named = {name: pathlib.Path(path) for name, path in given.items() if path is not None}
-    if args.models is None:
+    if args.source is None:
         if not {"tokenizer", "lm"} & set(named):
             raise UserError("name what to convert: SOURCE, or --tokenizer or --lm FILE")
         return Files(**{name: named.get(name) for name in given})
     if {"tokenizer", "lm"} & set(named):
-        raise UserError("--models stands for all parts; leave out --tokenizer and --lm")
-    folder = pathlib.Path(args.models)
+        raise UserError("SOURCE stands for all parts; leave out --tokenizer and --lm")
+    folder = hub.find_folder(args.source, ON_HUB, either=clip.FILES)
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}")
     layout = {
         "tokenizer": _first(folder, TOKENIZER_FILES),
         "lm": _first(folder, LM_FILES),
         "text": folder / TEXT_FOLDER if (folder / TEXT_FOLDER).is_dir() else None,
-        "clip": _first(folder, CLIP_FILES),
+        "clip": _first(folder, clip.FILES),
     } | named
     wanted = {"tokenizer": TOKENIZER_FILES[0], "lm": LM_FILES[0], "text": TEXT_FOLDER + "/"}
     if absent := [name for part, name in wanted.items() if layout[part] is None]:

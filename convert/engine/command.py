@@ -16,7 +16,7 @@ from convert.engine.rules import ConversionError
 from convert.engine.sources import Source
 from dicode_jax.errors import UserError
 from dicode_jax.runtime.interrupts import exit_status, polite_signals
-from dicode_jax.storage import folders, model_card
+from dicode_jax.storage import folders, hub, model_card
 from dicode_jax.storage.files import atomic_path, check_no_source, resolve_output
 from dicode_jax.storage.weights import write_config
 
@@ -103,16 +103,22 @@ def parser(
     name: str,
     description: str,
     *,
+    source: str,
+    alias: str | None = None,
+    required: bool = True,
     reads: Sequence[str] = (),
     out: str = "DIR",
     dtype: str | None = "float32",
 ) -> argparse.ArgumentParser:
-    """A parser with the options of all commands: `--out --overwrite --dtype --report`.
+    """A parser with what all commands take: SOURCE, `--out --overwrite --dtype --report`.
 
     Args:
       name: Of the module, `convert.dicode`.
       description: The first lines of `--help`.
-      reads: Names of the options that name files or folders to read (see `sources`).
+      source: What SOURCE is.
+      alias: The option that named SOURCE in earlier releases; it does still.
+      required: Whether SOURCE has to be given.
+      reads: Names of the other options that name files or folders to read (see `sources`).
       out: What is written, "DIR" or "FILE".
       dtype: The default; None keeps the types as they are stored.
     """
@@ -121,7 +127,13 @@ def parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    options.set_defaults(reads=tuple(reads))
+    options.set_defaults(reads=("source", *reads), source=None)
+    group = options.add_mutually_exclusive_group(required=required)
+    group.add_argument(
+        "source", nargs="?", metavar="SOURCE", default=argparse.SUPPRESS, help=source
+    )
+    if alias is not None:
+        group.add_argument(alias, dest="source", help=argparse.SUPPRESS)
     add = options.add_argument
     add("--out", required=True, metavar=out, help="where to write")
     add("--overwrite", action="store_true", help="replace what is there")
@@ -129,13 +141,6 @@ def parser(
     add("--dtype", choices=sorted(DTYPES), default=dtype, help=kinds)
     add("--report", metavar="FILE", help="write the whole report as JSON; - prints it")
     return options
-
-
-def add_source(options: argparse.ArgumentParser, name: str, text: str, *, required=True) -> None:
-    """Adds SOURCE, which may be given as `--name` too."""
-    group = options.add_mutually_exclusive_group(required=required)
-    group.add_argument(name, nargs="?", metavar="SOURCE", default=argparse.SUPPRESS, help=text)
-    group.add_argument(f"--{name}", metavar="SOURCE", help="the same")
 
 
 def run(
@@ -155,23 +160,9 @@ def run(
       0, 2 after an error of the user's (one line on stderr), 130 after Ctrl-C, 143 after SIGTERM.
     """
     args = options.parse_args(argv)
-    report: dict[str, Any] = {"converter": converter(options.prog)}
     try:
         with polite_signals():
-            _check_report(args)
-            try:
-                result = main(args)
-                report |= result.report
-                if result.problems:
-                    raise ConversionError(sorted(result.problems))
-                report = result.write(args, report)
-                print(result.summary)
-            except ConversionError as error:
-                report["problems"] = error.problems
-                raise UserError(_summary(error, args.report)) from error
-            finally:
-                if args.report:
-                    _write_report(args.report, report)
+            print(perform(main, args, options.prog))
         return 0
     except (UserError, OSError) as error:
         print(f"{options.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -179,6 +170,29 @@ def run(
     except KeyboardInterrupt as interrupt:
         print(f"{options.prog}: interrupted, nothing half-written is left", file=sys.stderr)
         return exit_status(interrupt)
+
+
+def perform(main: Callable[[argparse.Namespace], Result], args: Any, prog: str) -> str:
+    """What `run` does with its parsed arguments; returns the summary.
+
+    Raises:
+      UserError: As `main`, or something does not fit.
+    """
+    report: dict[str, Any] = {"converter": converter(prog)}
+    _check_report(args)
+    try:
+        result = main(args)
+        report |= result.report
+        if result.problems:
+            raise ConversionError(sorted(result.problems))
+        report = result.write(args, report)
+        return result.summary
+    except ConversionError as error:
+        report["problems"] = error.problems
+        raise UserError(_summary(error, args.report)) from error
+    finally:
+        if args.report:
+            _write_report(args.report, report)
 
 
 def converter(prog: str) -> str:
@@ -220,11 +234,17 @@ def sources(args: argparse.Namespace) -> list[pathlib.Path]:
     return [pathlib.Path(path) for path in named if path is not None]
 
 
-def check_out(args: argparse.Namespace) -> list[pathlib.Path]:
-    """Checks `--out` against all that the command reads, which is returned; see `check_folder`."""
-    reads = sources(args)
-    check_folder(args.out, overwrite=args.overwrite, sources=reads)
-    return reads
+def check_out(args: argparse.Namespace, *patterns: str, **options: Any) -> list[pathlib.Path]:
+    """Checks `--out` against all that the command reads, which is returned; see `check_folder`.
+
+    Then SOURCE, where it is a name on the Hub, is fetched, and becomes the folder that it is in.
+
+    Args:
+      patterns, options: Of `hub.find_folder`: which files of the Hub.
+    """
+    check_folder(args.out, overwrite=args.overwrite, sources=sources(args))
+    args.source = hub.find_folder(args.source, patterns, **options)
+    return sources(args)
 
 
 def _write_report(path: str, report: Mapping[str, Any]) -> None:

@@ -110,6 +110,8 @@ class Source(Mapping[str, LazyTensor]):
 def open_source(path: str | os.PathLike) -> Source:
     """Opens a checkpoint: a safetensors or torch file, or a folder with one or with shards.
 
+    Of a folder with safetensors and torch files those are read, as they hold the same.
+
     Raises:
       UserError: There is none, or it is damaged, unsafe or no state dict.
     """
@@ -165,8 +167,16 @@ def _open_folder(folder: pathlib.Path) -> Source:
             return open_source(folder / name)
     if (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} holds {_ADAPTER}")
+    for suffixes in ((".safetensors",), TORCH_SUFFIXES):  # as the authors of a model name it
+        found = sorted(path for path in folder.iterdir() if path.suffix in suffixes)
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise UserError(f"{folder} holds several checkpoints: give one of {names} alone")
+        if found:
+            return open_source(found[0])
     raise UserError(
-        f"no checkpoint in {folder}: want one of {', '.join(INDEX_FILES + SINGLE_FILES)}"
+        f"no checkpoint in {folder}: want one of {', '.join(INDEX_FILES + SINGLE_FILES)}, or one "
+        "alone"
     )
 
 

@@ -26,6 +26,7 @@ from convert.engine.rules import (
 )
 from dicode_jax.models import clip
 
+FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # the better one first
 _BLOCK = r"transformer\.resblocks\.(\d+)\."
 BLOCK_RULES: Rules = (
     *affine(_BLOCK + r"ln_(1|2)", "blocks.{0}.norm{1}"),

@@ -12,6 +12,7 @@ from dicode_jax.models.clip import CLIPTextConfig
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.nn.rngs import blank
+from dicode_jax.storage import hub
 
 UNET = "model.diffusion_model."
 AUTOENCODER = "first_stage_model."
@@ -70,8 +71,10 @@ def plan_system(
     return Plans(images, prompts, clips)
 
 
-def add_clip(tensors: dict[str, Any], clip: str | pathlib.Path | None) -> list[Source]:
+def add_clip(tensors: dict[str, Any], given: str | pathlib.Path | None) -> list[Source]:
     """Adds the towers that a checkpoint lacks from CLIP's own file; what was opened for it.
+
+    The file is `given`, or in that folder, or in that repository on the Hub.
 
     Raises:
       UserError: The file is missing, damaged or no state dict.
@@ -81,9 +84,9 @@ def add_clip(tensors: dict[str, Any], clip: str | pathlib.Path | None) -> list[S
         for prefix in (TEXT_TOWER, IMAGE_TOWER)
         if not any(key.startswith(prefix) for key in tensors)
     ]
-    if not absent or clip is None:
+    if not absent or given is None:
         return []
-    source = open_source(clip)
+    source = open_source(hub.find_folder(given, (), either=clip.FILES))
     for key, tensor in source.items():
         prefix = IMAGE_TOWER if key.startswith("visual.") else TEXT_TOWER
         if prefix in absent:

@@ -22,6 +22,8 @@ from dicode_jax.models.causal_lm import BodyConfig
 from dicode_jax.text.gpt import IMAGE_TOKENS, TextTokenizer
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+TEXT_FILES = ("config.json", *_TOKENIZER_FILES, "merges.txt", "added_tokens.json")
+WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")  # indices of shards too
 # Options of all models without any effect on what is computed.
 _IDLE = {
     *("_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "_num_labels"),
@@ -132,26 +134,37 @@ def grow(tensor: LazyTensor, rows: int, *, std: float) -> LazyTensor:
 
 
 def main(family: Family, argv: Sequence[str] | None = None) -> int:
-    """The command `python -m convert.<family> FOLDER --out OUT`; returns its exit status."""
+    """The command `python -m convert.<family> SOURCE --out OUT`; returns its exit status."""
+    return command.run(functools.partial(examine, family), parser(family), argv)
+
+
+def convert_for_dicode(family: Family, folder: pathlib.Path, out: pathlib.Path) -> str:
+    """Does what `--for-dicode` does, in place of an OUT of its own; returns what it has to say.
+
+    Raises:
+      UserError: Something is missing, damaged, does not fit, or OUT is in the way.
+    """
+    options = parser(family)
+    args = options.parse_args([str(folder), "--out", str(out), "--for-dicode", "--overwrite"])
+    return command.perform(functools.partial(examine, family), args, options.prog)
+
+
+def parser(family: Family) -> argparse.ArgumentParser:
+    """The options of `main`."""
     options = command.parser(
         f"convert.{family.name}",
-        f"A Hugging Face folder of {family.title} to the body of a language model.",
-        reads=("folder",),
-    )
-    options.add_argument(
-        "folder",
-        metavar="FOLDER",
-        type=pathlib.Path,
-        help="holds config.json and the weights: safetensors or .bin, in one file or in shards",
+        f"{family.title} of Hugging Face to the body of a language model.",
+        source="a folder with config.json and the weights, safetensors or .bin, in one file or in "
+        "shards; or a name on the Hub, such as gpt2 or owner/name",
     )
     options.add_argument(
         "--for-dicode",
         action="store_true",
-        help=f"append the {len(IMAGE_TOKENS)} image tokens to the tokenizer, if FOLDER holds one, "
+        help=f"append the {len(IMAGE_TOKENS)} image tokens to the tokenizer, if SOURCE holds one, "
         "and the rows that they lack to the token table, drawn as the original draws them (normal "
         "with the config's initializer_range, always the same)",
     )
-    return command.run(functools.partial(examine, family), options, argv)
+    return options
 
 
 def examine(family: Family, args: argparse.Namespace) -> command.Conversion:
@@ -160,11 +173,11 @@ def examine(family: Family, args: argparse.Namespace) -> command.Conversion:
     Raises:
       UserError: Something is missing, damaged or not of this kind, or OUT is in the way.
     """
-    reads = command.check_out(args)
+    reads = command.check_out(args, *TEXT_FILES, either=WEIGHTS, bare=True)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        cfg, std = _read_family(family, args.folder)
-    source = open_source(args.folder)
+        cfg, std = _read_family(family, args.source)
+    source = open_source(args.source)
     if cfg.num_layers > len(source):
         raise UserError(
             f"config.json names {cfg.num_layers} layers, but there are only {len(source)} tensors"
@@ -173,19 +186,19 @@ def examine(family: Family, args: argparse.Namespace) -> command.Conversion:
     text, new, notes = {}, {}, [str(warning.message) for warning in told]
     if args.for_dicode:
         count = len(IMAGE_TOKENS)
-        if any((args.folder / name).is_file() for name in _TOKENIZER_FILES):
-            text[""] = TextTokenizer.from_file(args.folder)
+        if any((args.source / name).is_file() for name in _TOKENIZER_FILES):
+            text[""] = TextTokenizer.from_file(args.source)
             size = text[""].vocab_size
             if size > cfg.vocab_size + count:
                 raise UserError(
-                    f"the tokenizer in {args.folder} has {size} ids with the image tokens, the "
+                    f"the tokenizer in {args.source} has {size} ids with the image tokens, the "
                     f"token table {cfg.vocab_size + count} rows"
                 )
             count = max(size - cfg.vocab_size, 0)  # a padded table has rows to spare
             first = text[""].image_start_id - 1
             notes.append(f"the image tokens have the ids {first} to {size - 1}")
         else:
-            notes.append(f"{args.folder} holds no tokenizer, so there is none in {args.out} either")
+            notes.append(f"{args.source} holds no tokenizer, so there is none in {args.out} either")
         cfg = dataclasses.replace(cfg, vocab_size=cfg.vocab_size + count)
         for name in (table_of(tensors, family.tables), "lm_head.weight"):
             if name in tensors and len(tensors[name].shape) == 2:

@@ -52,7 +52,7 @@ def add_parsers(command) -> None:
     sub.add_argument(
         "--tokenizer",
         metavar="DIR",
-        help="folder with `tokenizer` and `decoder` (default: the one that the run names)",
+        help="folder or owner/name with `tokenizer` and `decoder` (default: what the run names)",
     )
     sub.add_argument(
         "--dtype",

@@ -25,7 +25,7 @@ from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
 from dicode_jax.stages.dicode import configs
 from dicode_jax.stages.dicode.vocabulary import with_kept_text
 from dicode_jax.stages.registry import build_stage
-from dicode_jax.storage import weights
+from dicode_jax.storage import hub, weights
 from dicode_jax.storage.files import short
 from dicode_jax.storage.folders import check_folder, new_folder
 from dicode_jax.text.gpt import TextTokenizer
@@ -64,8 +64,8 @@ def export(
       out: A new folder.
       step: Which checkpoint; None takes the newest.
       use_ema: Take the moving average of the weights when there is one.
-      tokenizer: Folder with the `tokenizer` and `decoder` for a language model; None takes the
-        one that its config names.
+      tokenizer: Folder with the `tokenizer` and `decoder` for a language model, or `owner/name` on
+        the Hub; None takes the one that its config names.
       dtype: Storage type of a pipeline's weights.
       settings: What a pipeline's config shall say besides, such as `generation.var_scale=0.1`.
 
@@ -80,7 +80,7 @@ def export(
     _with_settings(PipelineConfig(), settings)  # before the work
     if isinstance(config, configs.ARTrainConfig):
         # All of the language model is in the checkpoint, wherever the run once started.
-        named = config.tokenizer if tokenizer is None else str(tokenizer)
+        named = config.tokenizer if tokenizer is None else str(hub.find_folder(tokenizer))
         config = dataclasses.replace(config, init=None, body_init=None, tokenizer=named)
         config = with_kept_text(config, workdir)
         _check_tokenizer(config)

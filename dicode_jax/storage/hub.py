@@ -1,35 +1,37 @@
 """Models by name: a folder, a model of the package, or `owner/name` on the Hugging Face Hub.
 
 Downloads are cached and resumed by `huggingface_hub`, which also honours `HF_HUB_OFFLINE`,
-`HF_HOME` and `HF_TOKEN`. Only safetensors, JSON and text are fetched or sent: no file that could
-hold code.
+`HF_HOME` and `HF_TOKEN`. Only safetensors, JSON and text are fetched or sent, no file that could
+hold code, unless a converter asks `find_folder` for the files of an original.
 """
 
 import importlib.resources
+import itertools
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from dicode_jax.errors import UserError
 from dicode_jax.kinds import CONFIG_FILE
 
-__all__ = ["FILES", "find_model", "upload"]
+__all__ = ["FILES", "find_folder", "find_model", "upload"]
 
 ASSETS = "dicode_jax.assets"
 DEFAULT_MODEL = "shapes"
 FILES = ("*.safetensors", "*.json", "*.txt", "*.md")
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_BARE_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_FILE_NAME = re.compile(r".*\.(json|txt|gz|safetensors|bin|pt|pth|ckpt)")  # and no model's
 
 
 def find_model(
     path_or_name: str | os.PathLike | None = None,
     *,
     revision: str | None = None,
-    cache_dir: str | os.PathLike | None = None,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
+    **options: Any,
 ) -> pathlib.Path:
     """The folder of a model; one on the Hub is downloaded, unless it is in the cache already.
 
@@ -37,43 +39,76 @@ def find_model(
       path_or_name: A folder, the name of a packaged model, or `owner/name` on the Hub; None for the
         packaged default. A folder wins over a model of the same name.
       revision: Branch, tag or commit of a model on the Hub.
+      options: See `find_folder`.
+
+    Raises:
+      UserError: There is no such model, it cannot be reached, or it holds no configuration.
+    """
+    name, packaged = str(path_or_name or DEFAULT_MODEL), _packaged()
+    is_folder = path_or_name is not None and pathlib.Path(path_or_name).is_dir()
+    if not is_folder and name in packaged and revision is None:
+        return packaged[name]
+    if not is_folder and not _HUB_NAME.fullmatch(name) and revision is None:
+        raise UserError(
+            f"no model {name!r}: it is neither a folder, a packaged model "
+            f"({', '.join(sorted(packaged)) or 'there is none'}) nor a name owner/name on the Hub"
+        )
+    folder = find_folder(name, revision=revision, **options)
+    if not (folder / CONFIG_FILE).is_file():
+        label = name if folder == pathlib.Path(name) else f"{name} on the Hub"
+        raise UserError(f"{label} is not a model of dicode_jax: it holds no {CONFIG_FILE}")
+    return folder
+
+
+def find_folder(
+    path_or_name: str | os.PathLike,
+    patterns: Sequence[str] = FILES,
+    *,
+    either: Sequence[str] = (),
+    bare: bool = False,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> pathlib.Path:
+    """The folder of a name, whatever it holds; files of the Hub are downloaded into its cache.
+
+    Args:
+      path_or_name: A folder, or a file where files are taken, or `owner/name` on the Hub. What is
+        there wins over a name.
+      patterns: Files of the Hub that are wanted.
+      either: Patterns too, in order of preference: of the first that matches a file, and no other.
+      bare: Whether a name without an owner, such as `gpt2`, is the Hub's.
+      revision: Branch, tag or commit on the Hub.
       cache_dir: Where downloads are kept; None for the Hub's usual cache.
       local_files_only: Take what is in the cache and ask nobody.
       token: Access token; None for the one that `hf auth login` stored.
 
     Raises:
-      UserError: There is no such model, it cannot be reached, or it holds no configuration.
+      UserError: There is nothing of that name, or it cannot be reached.
     """
-    name = str(path_or_name or DEFAULT_MODEL)
-    is_folder = path_or_name is not None and pathlib.Path(path_or_name).is_dir()
-    packaged = _packaged()
-    if not is_folder and name not in packaged and _HUB_NAME.fullmatch(name):
-        folder = _download(
-            name,
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            token=token,
-        )
-        label = f"{name} on the Hub"
-    elif revision is not None:
-        raise UserError(f"{name} is not a model on the Hub: it has no revision {revision!r}")
-    elif is_folder:
-        folder = label = pathlib.Path(name)
-    elif name in packaged:
-        return packaged[name]
-    else:
-        raise UserError(
-            f"no model {name!r}: it is neither a folder, a packaged model "
-            f"({', '.join(sorted(packaged)) or 'there is none'}) nor a name owner/name on the Hub"
-        )
-    if not (folder / CONFIG_FILE).is_file():
-        raise UserError(f"{label} is not a model of dicode_jax: it holds no {CONFIG_FILE}")
+    name = str(path_or_name)
+    is_there = os.path.lexists(name)
+    is_of_hub = _HUB_NAME.fullmatch(name) or (bare and _BARE_NAME.fullmatch(name))
+    if is_there or not is_of_hub or _FILE_NAME.fullmatch(name):
+        if revision is not None:
+            raise UserError(f"{name} is not a model on the Hub: it has no revision {revision!r}")
+        if is_there:
+            return pathlib.Path(name)
+        raise UserError(f"there is nothing at {name}, and it is no name owner/name on the Hub")
+    options = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+    folder = _download(name, revision=revision, patterns=[*patterns, *either[:1]], **options)
+    for before, pattern in itertools.pairwise(either):
+        if any(folder.glob(before)):
+            break
+        folder = _download(name, revision=revision, patterns=[pattern], **options)
     return folder
 
 
-def _download(name: str, *, revision: str | None, **options: Any) -> pathlib.Path:
-    """Brings a model of the Hub into the cache and returns its folder there."""
+def _download(
+    name: str, *, revision: str | None, patterns: Sequence[str], **options: Any
+) -> pathlib.Path:
+    """Brings files of a repository into the cache and returns its folder there."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -82,7 +117,7 @@ def _download(name: str, *, revision: str | None, **options: Any) -> pathlib.Pat
             name,
             revision=revision,
             **options,
-            allow_patterns=list(FILES),
+            allow_patterns=list(patterns),
             library_name="dicode_jax",
         )
     except errors.GatedRepoError as error:

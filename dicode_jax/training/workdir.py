@@ -22,8 +22,8 @@ __all__ = ["check", "claim", "has_begun", "hold"]
 LOCK = ".lock"
 # What a run leaves besides its config. Where one of these is without it, it is somebody else's.
 RUN_FILES = (
-    *("checkpoints", "encoded", "metrics.jsonl", "model", "nonfinite", "profile", "samples"),
-    *("tensorboard", "tokenizer.json", "wandb", "wandb_id.txt"),
+    *("body", "checkpoints", "encoded", "metrics.jsonl", "model", "nonfinite", "profile"),
+    *("samples", "tensorboard", "tokenizer.json", "wandb", "wandb_id.txt"),
 )
 # Fields that every training has, by which its `config.json` is known from other files of that name.
 COMMON_FIELDS = frozenset({"num_steps", "batch_size", "optim", "sharding", "seed"})

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from convert_names import open_clip_parts, read_manifest, shapes_only, state_dict
+from fake_hub import FakeHub
 from flax import nnx
 from safetensors.numpy import save_file
 from tiny import random_module
@@ -153,7 +154,7 @@ def checkpoint(parts):
 def run(tmp_path, tensors, *argv):
     save_file(tensors, tmp_path / "model.safetensors")
     file, out = str(tmp_path / "model.safetensors"), str(tmp_path / "out")
-    return command.main(["--ckpt", file, "--out", out, *argv])
+    return command.main([file, "--out", out, *argv])
 
 
 def refused(capsys, tmp_path, tensors, *argv):
@@ -191,6 +192,26 @@ def test_a_checkpoint_becomes_a_pipeline_bit_for_bit(tmp_path, parts, checkpoint
     assert digest in (out / "README.md").read_text()
 
 
+def test_a_name_of_the_hub_is_searched_for_the_checkpoint(tmp_path, parts, checkpoint, monkeypatch):
+    def towers(key):
+        return key.startswith((command.TEXT_TOWER, command.IMAGE_TOWER))
+
+    fake = FakeHub(tmp_path / "cache", monkeypatch)
+    fake.repositories = {"Doubiiu/D_256": tmp_path / "hub", "laion/H": tmp_path / "laion"}
+    clip = {k.removeprefix(command.TEXT_TOWER).removeprefix(command.IMAGE_TOWER): checkpoint[k]
+            for k in checkpoint if towers(k)}  # fmt: skip
+    rest = {key: array for key, array in checkpoint.items() if not towers(key)}
+    for file, tensors in (("hub/x.safetensors", rest), ("laion/open_clip_model.safetensors", clip)):
+        (tmp_path / file).parent.mkdir()
+        save_file(tensors, tmp_path / file)
+    (tmp_path / "laion/open_clip_pytorch_model.bin").write_text("not asked for")
+    out = tmp_path / "out"
+    assert command.main(["Doubiiu/D_256", "--clip", "laion/H", "--out", str(out)]) == 0
+    same(parts["unet"], out / "unet")
+    same(parts["text_tower"], out / "text_tower")
+    assert fake.files("laion/H") == {"open_clip_model.safetensors"}
+
+
 def test_the_older_name_of_the_fs_embedding_is_read(tmp_path, parts, checkpoint):
     older = {k.replace("fps_embedding", "framestride_embed"): v for k, v in checkpoint.items()}
     assert older.keys() != checkpoint.keys()
@@ -208,7 +229,7 @@ def test_wrapped_torch_files_are_read(tmp_path, parts, checkpoint, wrap):
     else:
         content = {"state_dict": tensors, "global_step": 7}
     torch.save(content, tmp_path / "model.ckpt")
-    argv = ["--ckpt", str(tmp_path / "model.ckpt"), "--out", str(tmp_path / "out")]
+    argv = [str(tmp_path / "model.ckpt"), "--out", str(tmp_path / "out")]
     assert command.main(argv) == 0
     same(parts["unet"], tmp_path / "out/unet")
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from convert_names import read_manifest, shapes_only
+from fake_hub import FakeHub
 from hugging_face_folder import draw, write_folder
 from tokenizers import pre_tokenizers
 
@@ -225,6 +226,28 @@ def test_a_folder_without_config_or_with_a_tokenizer_of_another_size_is_refused(
     text.train_small(all_captions()).save(folder)
     assert run(folder, "--out", tmp_path / "out", "--for-dicode") == 2
     assert "the token table 77 rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["gpt2", "openai-community/gpt2"])
+def test_a_name_of_the_hub_stands_for_its_folder(tmp_path, monkeypatch, capsys, name):
+    folder = write_folder(tmp_path / "hub", CONFIG, checkpoint(), num_shards=2)
+    for other in ("pytorch_model.bin", "onnx/config.json", "README.md", "tf_model.h5"):
+        (folder / other).parent.mkdir(exist_ok=True)
+        (folder / other).write_text("not asked for")
+    fake = FakeHub(tmp_path / "cache", monkeypatch)
+    fake.repositories[name] = folder
+    assert run(folder, "--out", tmp_path / "one") == run(name, "--out", tmp_path / "two") == 0
+    one, two = (tmp_path / out / weights.WEIGHTS_FILE for out in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    assert {file.split("-")[0] for file in fake.files(name)} == {
+        "config.json", "model", "model.safetensors.index.json"
+    }  # fmt: skip
+    asked = len(fake.asked)
+    assert run(name, "--out", tmp_path / "two") == 2  # before anything is fetched
+    assert "is already there" in capsys.readouterr().err
+    assert len(fake.asked) == asked
+    assert run("gpt-2", "--out", tmp_path / "three") == 2
+    assert "no such model on the Hub" in capsys.readouterr().err
 
 
 SIZES = {  # published parameter counts

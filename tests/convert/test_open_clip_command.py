@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from fake_hub import FakeHub
 from flax import nnx
 from safetensors.numpy import save_file
 from tiny_clip import CONFIG, checkpoint
@@ -36,6 +37,17 @@ def test_a_model_is_found_and_checked_against_its_config(tmp_path):
     back = tmp_path / "back.safetensors"
     assert to_torch.main([str(out), "--out", str(back)]) == 0
     assert back.read_bytes() != file.read_bytes()  # another order and header, the same numbers
+
+
+def test_a_name_of_the_hub_brings_its_config(tmp_path, monkeypatch):
+    fake = FakeHub(tmp_path / "cache", monkeypatch)
+    fake.repositories["laion/tiny"] = tmp_path / "hub"
+    (tmp_path / "hub").mkdir()
+    save_file(checkpoint(CONFIG), tmp_path / "hub/open_clip_model.safetensors")
+    (tmp_path / "hub/open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
+    assert run("laion/tiny", "--out", tmp_path / "out") == 0  # alone, the heads would be refused
+    _, cfg = weights.load_module(tmp_path / "out", CLIP, CLIPConfig)
+    assert cfg == open_clip.config_from_original(CONFIG)
 
 
 @pytest.mark.parametrize(

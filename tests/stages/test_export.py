@@ -7,6 +7,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from fake_hub import FakeHub
 from tiny import tiny_pipeline
 
 from dicode_jax import cli, kinds
@@ -165,6 +166,16 @@ def test_language_model_run_takes_sizes_from_the_run_of_its_tokenizer(
     assert cli.main(["export", str(lm), "--out", str(out), "--tokenizer", str(run / "model")]) == 0
     config = DiCoDePipeline.from_pretrained(out).config
     assert (config.fps, config.sampling.fs, config.text_length) == (5.0, 7, 14)
+
+
+def test_language_model_run_takes_a_tokenizer_of_the_hub(
+    lm_run, pipe_folder, tmp_path, monkeypatch
+):
+    fake, out = FakeHub(tmp_path / "cache", monkeypatch), tmp_path / "model"
+    fake.repositories["me/tokens"] = pipe_folder
+    assert cli.main(["export", str(lm_run[0]), "--out", str(out), "--tokenizer", "me/tokens"]) == 0
+    one, two = (path / "tokenizer/model.safetensors" for path in (out, pipe_folder))
+    assert one.read_bytes() == two.read_bytes()
 
 
 def test_settings_go_into_the_pipelines_config(lm_run, pipe, tmp_path):

@@ -8,6 +8,7 @@ import types
 import huggingface_hub
 import numpy as np
 import pytest
+from fake_hub import FakeHub
 from huggingface_hub import errors
 from tiny import tiny_pipeline
 
@@ -138,6 +139,38 @@ def test_what_is_no_model_is_said(downloads, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(tmp_path))
     line = one_line(hub.find_model, NAME)
     assert line == f"{NAME} on the Hub is not a model of dicode_jax: it holds no config.json"
+
+
+def test_of_several_forms_of_the_same_weights_the_first_is_fetched_alone(tmp_path, monkeypatch):
+    fake = FakeHub(tmp_path / "cache", monkeypatch)
+    for name, files in (
+        ("gpt2", ["config.json", "model.safetensors", "pytorch_model.bin", "onnx/config.json"]),
+        ("a/old", ["config.json", "pytorch_model.bin", "tf_model.h5"]),
+    ):
+        for file in files:
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).write_text(file)
+        fake.repositories[name] = tmp_path / name
+    options = {"either": ("*.safetensors", "*.bin"), "bare": True}
+    folder = hub.find_folder("gpt2", ("config.json",), **options)
+    assert folder == tmp_path / "cache/gpt2"
+    assert fake.files("gpt2") == {"config.json", "model.safetensors"}
+    hub.find_folder("a/old", ("config.json",), **options)
+    assert fake.files("a/old") == {"config.json", "pytorch_model.bin"}
+    monkeypatch.chdir(tmp_path)  # where both are folders
+    for name in ("gpt2", "a/old"):
+        assert hub.find_folder(name, **options) == pathlib.Path(name)
+
+
+def test_what_can_be_no_name_is_not_asked_for(tmp_path, monkeypatch):
+    fake = FakeHub(tmp_path / "cache", monkeypatch)
+    for name in ("gpt2", "runs/a/model", "/runs/a", "models/x.ckpt", "", "a b/c"):
+        assert "there is nothing at" in one_line(hub.find_folder, name)
+    assert "there is nothing at" in one_line(hub.find_folder, "tokenizer.json", bare=True)
+    assert fake.asked == []
+    assert "there is no folder gpt2, and no such model" in one_line(
+        hub.find_folder, "gpt2", bare=True
+    )
 
 
 class FakeApi:

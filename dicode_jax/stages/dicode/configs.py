@@ -93,13 +93,14 @@ class ARTrainConfig(RunConfig):
 
     Attributes:
       model: Body, head and loss.
-      tokenizer: `model` folder that reads keyframes and paints samples.
+      tokenizer: `model` folder that reads keyframes and paints samples, or `owner/name` on the Hub.
       init: `model` folder of an earlier run that is gone on from; None starts fresh.
-      body_init: Folder of a body to start from (`convert NAME --for-dicode`).
+      body_init: A body to start from: of `convert NAME --for-dicode`, or an original, a folder or a
+        name (`gpt2`), which is converted into the run's folder.
       cached_videos: Videos that are encoded once and kept; 0 encodes every batch anew.
-      text_tokenizer: Folder or file. None takes the synthetic world's own for that world, and for
-        other data that of `init` or `body_init`, or one learnt from the captions, of up to as many
-        ids as `model.body.vocab_size` (or about 1,000); the model's ids follow it then.
+      text_tokenizer: Folder, file or name (`gpt2`). None takes the synthetic world's own for that
+        world, and for other data that of `init` or `body_init`, or one learnt from the captions, of
+        up to as many ids as `model.body.vocab_size` (or about 1,000); the model's ids follow it.
       text_length: Text ids per sample, padded.
       num_keyframes: Keyframes per sample.
       caption_dropout: Share of samples that see the empty prompt, which guidance needs.

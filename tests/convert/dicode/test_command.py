@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 import yaml
+from fake_hub import FakeHub
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
@@ -59,6 +60,26 @@ def run(*args):
     return dicode_command.main([str(arg) for arg in args])
 
 
+def test_a_name_of_the_hub_stands_for_the_layout_and_for_the_text(models, tmp_path, monkeypatch):
+    fake = FakeHub(tmp_path / "cache", monkeypatch)
+    fake.repositories = {"someone/dicode": models, "gpt2": models / "gpt2-large"}
+    found = [
+        dicode_command.find_files(dicode_command.parser().parse_args([*argv, "--out", "x"]))
+        for argv in (
+            ["someone/dicode"],
+            ["--lm", str(models / "agent.safetensors"), "--text", "gpt2"],
+        )
+    ]
+    cache = tmp_path / "cache/someone--dicode"
+    assert found[0].tokenizer == cache / "pytorch_model.safetensors"
+    assert (found[0].lm, found[0].text) == (cache / "gpt2_large.safetensors", cache / "gpt2-large")
+    assert fake.files("someone/dicode") == {
+        *("pytorch_model.safetensors", "gpt2_large.safetensors", "gpt2-large/config.json"),
+        *("gpt2-large/vocab.json", "gpt2-large/merges.txt"),
+    }
+    assert found[1].text == tmp_path / "cache/gpt2"
+
+
 def same_parameters(got, want):
     for (path, a), (other, b) in zip(
         nnx.to_flat_state(nnx.state(got)), nnx.to_flat_state(nnx.state(want)), strict=True
@@ -69,8 +90,7 @@ def same_parameters(got, want):
 
 def test_the_official_layout_becomes_a_pipeline(models, options, weights, tmp_path):
     out, report = tmp_path / "out", tmp_path / "report.json"
-    assert run("--models", models, "--yaml", models / "config.yaml", "--out", out,
-               "--report", report) == 0  # fmt: skip
+    assert run(models, "--yaml", models / "config.yaml", "--out", out, "--report", report) == 0
     pipe = DiCoDePipeline.from_pretrained(out)
     want = convert.from_torch("dicode", weights, options)
     same_parameters(pipe.tokenizer, want.tokenizer)
@@ -193,9 +213,9 @@ def test_wrong_arguments_are_explained(models, tmp_path, capsys):
     main = models / "pytorch_model.safetensors"
     for args, message in (
         ((), "name what to convert"),
-        (("--models", tmp_path / "no"), "no folder at"),
+        (("--models", tmp_path / "no"), "there is nothing at"),
         (("--models", tmp_path / "empty"), "lacks pytorch_model.bin, gpt2_large.bin, gpt2-large/"),
-        (("--models", models, "--lm", main), "--models stands for all parts"),
+        (("--models", models, "--lm", main), "SOURCE stands for all parts"),
         (("--tokenizer", main), "no multiple of heads of 64: give the configuration"),
         (("--tokenizer", main, "--yaml", tmp_path / "none.yaml"), "not a readable YAML"),
         (("--lm", main), "the checkpoint has no llm.transformer.wte.weight"),

@@ -1,0 +1,88 @@
+"""What a config names of models elsewhere: folders, or names on the Hugging Face Hub.
+
+`find_sources` puts folders in place of names, before a run notes its config; `prepare_sources`
+makes the body besides that a language model starts from, of the original that `body_init` names.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from convert.engine.sources import open_source
+from convert.parts import gpt2, hugging_face, llama
+from dicode_jax.errors import UserError
+from dicode_jax.storage import hub, weights
+
+FAMILIES = {family.name: family for family in (gpt2.FAMILY, llama.FAMILY)}
+MODELS = ("tokenizer", "init", "autoencoder", "representation")  # fields that name a model of ours
+BODY = "body"  # what is converted, in the folder of the run
+
+
+def find_sources(config: Any) -> Any:
+    """The config with folders in place of names on the Hub, whose files are fetched.
+
+    A folder that is there wins over a name. `body_init` and `text_tokenizer` may be names without
+    an owner too, such as `gpt2`. A folder is that of one commit, so that a run that goes on does so
+    with what it began with.
+
+    Raises:
+      UserError: There is no such folder and no such name, or the Hub is not reached.
+    """
+    found = {}
+    for field in dataclasses.fields(config):
+        name = getattr(config, field.name)
+        if not isinstance(name, str):
+            continue
+        if field.name in MODELS:
+            found[field.name] = str(hub.find_folder(name))
+        elif field.name == "text_tokenizer":
+            found[field.name] = str(hub.find_folder(name, hugging_face.TEXT_FILES, bare=True))
+        elif field.name == "body_init":
+            files, options = hugging_face.TEXT_FILES, {"either": hugging_face.WEIGHTS, "bare": True}
+            found[field.name] = str(hub.find_folder(name, files, **options))
+    return dataclasses.replace(config, **found)
+
+
+def prepare_sources(config: Any, workdir: pathlib.Path) -> Any:
+    """`find_sources`, and a `body_init` of Hugging Face converted once into the run's folder.
+
+    It gets rows for the image tokens, as by `python -m convert gpt2 --for-dicode`. Of several
+    processes the first converts, and the others wait.
+
+    Raises:
+      UserError: As `find_sources`, or the original cannot be converted.
+    """
+    config = find_sources(config)
+    original, out = getattr(config, "body_init", None), workdir / BODY
+    if original is None or (family := _family(pathlib.Path(original))) is None:
+        return config
+    if jax.process_index() == 0 and not _is_made_from(out, pathlib.Path(original)):
+        said = hugging_face.convert_for_dicode(family, pathlib.Path(original), out)
+        print(f"{original} is converted:\n{said}", flush=True)
+    multihost_utils.sync_global_devices("body")
+    return dataclasses.replace(config, body_init=str(out))
+
+
+def _family(folder: pathlib.Path) -> hugging_face.Family | None:
+    """The family of an original folder; None for a body of ours."""
+    path = folder / weights.CONFIG_FILE
+    if not path.is_file() or "model_type" not in (config := hugging_face.read_config(folder)):
+        return None
+    if config["model_type"] not in FAMILIES:
+        raise UserError(
+            f"{folder} holds a model of the type {config['model_type']!r}, no body that is known; "
+            f"known are {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[config["model_type"]]
+
+
+def _is_made_from(body: pathlib.Path, original: pathlib.Path) -> bool:
+    """Whether a body was converted from these very files."""
+    if not (body / weights.WEIGHTS_FILE).is_file():
+        return False
+    sources = json.loads(weights.read_metadata(body).get("sources", "{}"))
+    return sources == open_source(original).sha256()
