@@ -4,7 +4,6 @@ The released model is 16 deep tokens of width 1024 per keyframe under a Gaussian
 optimiser, batch and length are not known: those here are ours.
 """
 
-from dicode_jax.data.config import DataConfig
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.gpt2 import GPT2Config
 from dicode_jax.models.llama import LlamaConfig
@@ -45,10 +44,9 @@ def llama(body: LlamaConfig, *, lr: float) -> ARTrainConfig:
 
 
 def train_config(model: DiCoDeLMConfig, *, lr: float) -> ARTrainConfig:
-    """25 keyframes (48 seconds) after 80 text ids, from a token cache, in bfloat16."""
+    """25 keyframes (48 seconds) after 80 text ids, in bfloat16."""
     return ARTrainConfig(
         model=model,
-        data=DataConfig(path="cache", kind="cache"),
         text_length=80,
         num_keyframes=25,
         caption_dropout=0.1,

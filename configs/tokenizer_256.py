@@ -29,7 +29,7 @@ def get_config() -> TokenizerTrainConfig:
         frame_size=256,
         dtype="bfloat16",
         fs=3,
-        data=DataConfig(path="videos", kind="folder", resize="stretch"),
+        data=DataConfig(resize="stretch"),
         sample_guidance=7.5,
         sharding=ShardingConfig(data=1, fsdp=-1),
     )

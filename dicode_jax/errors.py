@@ -5,9 +5,11 @@ that says what was wrong and what to do. The command line prints it and exits wi
 everything else is a bug and keeps its traceback.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["OptionGone", "UserError"]
+__all__ = ["Faults", "OptionGone", "UserError"]
 
 
 class UserError(ValueError):
@@ -20,3 +22,30 @@ class OptionGone(ValueError):
     def __init__(self, option: str, value: Any, instead: str):
         self.option = f"{option} = {value!r}"
         super().__init__(f"{self.option} is gone: {instead} has replaced it")
+
+
+class Faults:
+    """Gathers mistakes that do not depend on each other, to tell them all at once."""
+
+    def __init__(self):
+        self.lines: list[str] = []
+
+    @contextlib.contextmanager
+    def gather(self) -> Iterator[None]:
+        """Keeps the mistake that ends the block."""
+        try:
+            yield
+        except ValueError as error:  # also of a config that refuses a value
+            self.lines += [line for line in [str(error)] if line not in self.lines]
+
+    def tell(self) -> None:
+        """Ends the gathering.
+
+        Raises:
+          UserError: There were mistakes; of several each has a line.
+        """
+        if len(self.lines) == 1:
+            raise UserError(self.lines[0])
+        if self.lines:
+            lines = [f"\n  {i}. {line}" for i, line in enumerate(self.lines, 1)]
+            raise UserError(f"{len(lines)} things to mend:{''.join(lines)}")

@@ -89,7 +89,7 @@ def cached_videos(
         source=examples.source,
         count=config.cached_videos,
         together=ENCODED_TOGETHER,
-        encoder=[pathlib.Path(config.tokenizer) / "tokenizer"],
+        encoder=[config.tokenizer_folder / "tokenizer"],
         settings={
             "caption_dropout": config.caption_dropout,
             "text_tokenizer": hashlib.sha256(text.to_json().encode()).hexdigest(),
@@ -134,4 +134,6 @@ def units(config: ARTrainConfig) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(loop.main("train.ar", build, (ARTrainConfig,), settle=settle))
+    kinds = (ARTrainConfig,)
+    options = {"settle": settle, "build_stage": build_stage}
+    sys.exit(loop.main("train.ar", build, kinds, **options))

@@ -23,4 +23,6 @@ def build(config: AutoencoderTrainConfig, workdir: pathlib.Path) -> loop.Task:
 
 
 if __name__ == "__main__":
-    sys.exit(loop.main("train.autoencoder", build, (AutoencoderTrainConfig,), settle=settle))
+    kinds = (AutoencoderTrainConfig,)
+    options = {"settle": settle, "build_stage": build_stage}
+    sys.exit(loop.main("train.autoencoder", build, kinds, **options))

@@ -97,7 +97,7 @@ def encode(config: ARTrainConfig, options: EncodeOptions) -> dict[str, Any]:
     tokenizer = language_model.tokenizer_config(config)
     num_shards = -(-len(source) // options.shard_size)
     about = {
-        "encoder": weights.hash_module(pathlib.Path(config.tokenizer) / "tokenizer"),
+        "encoder": weights.hash_module(config.tokenizer_folder / "tokenizer"),
         "settings": settings_of(config, options, source, split),
     }
     schema = {
@@ -322,7 +322,7 @@ def make_encoder(config: ARTrainConfig) -> Callable[[np.ndarray], np.ndarray]:
     """Keyframes uint8 [b, h, w, 3] to deep tokens bfloat16 [b, n, z], on this process's devices."""
     mesh = make_mesh(ShardingConfig(), jax.local_devices())
     tokenizer, _ = weights.load_module(
-        pathlib.Path(config.tokenizer) / "tokenizer",
+        config.tokenizer_folder / "tokenizer",
         DeepTokenizer,
         DeepTokenizerConfig,
         dtype=parts.compute_dtype(config),

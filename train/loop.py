@@ -40,7 +40,7 @@ from dicode_jax.training.signals import StopSignals
 from dicode_jax.training.stage import Stage
 from dicode_jax.training.state import TrainState
 from dicode_jax.training.workdir import check, claim, hold
-from train import command
+from train import command, preflight
 from train.sources import find_sources
 
 MODEL = "model"  # the folder of the weights at the end, in that of the run
@@ -235,12 +235,14 @@ class _Loop:
         stopped_by = None
         while self.step < self.num_steps and stopped_by is None:
             self.profile.before(self.step + 1, self.look)
+            if is_first := self.progress.is_new:
+                self.progress.compiling()
             self.start_step()
             stopped_by = self.signals.stop_after(self.step)
             evaluates = task.evaluate is not None and self.is_due(self.options.eval_every)
             samples = task.sample is not None and self.is_due(self.options.sample_every)
             saves = self.is_due(self.options.checkpoint_every) or stopped_by is not None
-            self.look(ahead=1)
+            self.look(ahead=0 if is_first else 1)
             self.checkpoints.check()
             evaluation = self.evaluate() if evaluates else {}
             if evaluates or samples or saves:
@@ -351,6 +353,7 @@ def main(
     argv: Sequence[str] | None = None,
     *,
     settle: Callable[[Any, pathlib.Path], Any] = lambda config, workdir: config,
+    build_stage: Callable[[Any], Stage] | None = None,
 ) -> int:
     """Command line of a training: `python -m PROG --config FILE [--field value ...]`.
 
@@ -362,17 +365,22 @@ def main(
       settle: Fills in what the config leaves to the folders it names and the run's own, before the
         run notes it.
 
+      build_stage: Makes the stage of a config; with it the batch is fitted to the machine.
+
     Returns:
       The exit status: 0 at the end and after SIGTERM, 2 after a mistake of the user, 130 after
       Ctrl-C.
     """
-    workdir = None
+    workdir = config = None
     try:
         said = command.parse(argv, config_types, _options, prog=prog, about=_first_line(build))
         options, workdir = said.options, said.options.workdir
         distributed.initialize(**dataclasses.asdict(said.processes))
         use_compilation_cache()
         config = settle(find_sources(said.config), workdir)
+        preflight.tell_found(said, config)
+        if build_stage is not None:
+            config = preflight.fit(said, config, build_stage, workdir)
         check(workdir, config)  # a folder that is refused does not even get a lock
         with hold(workdir):
             if longer := claim(workdir, config):
@@ -380,6 +388,10 @@ def main(
             outcome = run(build(config, workdir), options)
     except UserError as error:
         return leave(2, f"error: {error}")
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            return leave(2, f"error: {_out_of_memory(config)}")
+        raise
     except KeyboardInterrupt:
         return leave(
             130, f"stopped; the same command goes on from the last checkpoint in {workdir}"
@@ -404,6 +416,17 @@ def main(
         loss = f", last loss {outcome.loss:.6g}" if math.isfinite(outcome.loss) else ""
         print(f"{prog}: done{loss}; everything is in {options.workdir}")
     return 130 if outcome.stopped_by == signal.SIGINT else 0
+
+
+def _out_of_memory(config: Any) -> str:
+    if config is None:
+        return "out of memory"
+    batch, parts = config.batch_size, config.optim.accumulate_steps
+    return (
+        f"out of memory with batches of {batch} in {parts} part{'s' * (parts > 1)}: take "
+        f"--optim.accumulate-steps {2 * parts}, which gives the same update in more parts, or a "
+        f"smaller --batch-size; what was saved stays, and a run goes on from it"
+    )
 
 
 def _options(config_name: str) -> RunOptions:

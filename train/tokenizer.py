@@ -100,4 +100,5 @@ def build(
 
 if __name__ == "__main__":
     kinds = (RepresentationTrainConfig, TokenizerTrainConfig)
-    sys.exit(loop.main("train.tokenizer", build, kinds, settle=settle))
+    options = {"settle": settle, "build_stage": build_stage}
+    sys.exit(loop.main("train.tokenizer", build, kinds, **options))

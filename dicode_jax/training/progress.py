@@ -48,15 +48,31 @@ class Progress:
             dynamic_ncols=True,
         )
         self._since: float | None = None
+        self._started, self._is_untold = time.perf_counter(), True
         self._steps = 0
         self._last: dict[str, float] = {}
 
+    @property
+    def is_new(self) -> bool:
+        """Whether no step has been done yet by this process."""
+        return self._since is None
+
+    def compiling(self) -> None:
+        """Says that the first step is compiled now, which may take minutes."""
+        self._started = time.perf_counter()
+        self.write("compiling the step")
+
     def advance(self, metrics: Mapping[str, float]) -> None:
         """Counts a step that is done."""
+        now = time.perf_counter()
         if self._since is None:
-            self._since = time.perf_counter()
+            self._since = now
+            self.write(f"compiled, and a first step done, in {now - self._started:.0f} s")
         else:
             self._steps += 1
+            if self._is_untold:
+                self._is_untold = False
+                self.write(f"a step takes {now - self._since:.3g} s")
         shown = {"loss": f"{metrics['loss']:.4g}", "lr": f"{metrics['lr']:.2g}"}
         shown["grad"] = f"{metrics['grad_norm']:.2g}"
         rates = self._last or self.rates()

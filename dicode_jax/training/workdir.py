@@ -17,7 +17,7 @@ from dicode_jax.errors import UserError
 from dicode_jax.kinds import CONFIG_FILE
 from dicode_jax.training.checkpoint import find_checkpoints
 
-__all__ = ["check", "claim", "has_begun", "hold"]
+__all__ = ["check", "claim", "has_begun", "hold", "stored_config"]
 
 LOCK = ".lock"
 # What a run leaves besides its config. Where one of these is without it, it is somebody else's.
@@ -31,7 +31,10 @@ COMMON_FIELDS = frozenset({"num_steps", "batch_size", "optim", "sharding", "seed
 # Fields that say how a run is done and not what it does: they may change when it is resumed.
 # (Another mesh sums in another order, so that losses may differ in the last digits.) `num_steps`
 # may grow as well.
-FREE_FIELDS = ("sharding.", "data.num_workers", "data.prefetch", "data.max_broken")
+FREE_FIELDS = (
+    *("sharding.", "data.num_workers", "data.prefetch", "data.max_broken"),
+    "optim.accumulate_steps",
+)
 
 
 _held: set[pathlib.Path] = set()  # by this process
@@ -184,6 +187,16 @@ def _is_of_a_training(path: pathlib.Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(stored, dict) and set(stored) >= COMMON_FIELDS
+
+
+def stored_config(workdir: pathlib.Path, config_type: type) -> Any:
+    """The config of the run in a folder that goes on; None where none has begun, or another."""
+    if not has_begun(workdir):
+        return None
+    try:
+        return config_lib.from_json(config_type, workdir / CONFIG_FILE)
+    except UserError:  # `check` tells it
+        return None
 
 
 def has_begun(workdir: pathlib.Path) -> bool:

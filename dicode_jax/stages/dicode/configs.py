@@ -162,7 +162,8 @@ class ARTrainConfig(RunConfig):
         """
         if self.tokenizer is None:
             raise UserError(
-                "no tokenizer: give the `model` folder of a tokenizer run as --tokenizer"
+                "no tokenizer: name the `model` folder of a run of train.tokenizer, or a converted "
+                "model (python -m convert dicode), by --tokenizer"
             )
         return pathlib.Path(self.tokenizer)
 

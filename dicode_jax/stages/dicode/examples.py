@@ -9,7 +9,6 @@ Letters: l text ids, k keyframes, n deep tokens of a keyframe, z their width.
 import dataclasses
 import functools
 import json
-import pathlib
 import warnings
 from typing import TYPE_CHECKING, Literal
 
@@ -299,7 +298,7 @@ def _open_cache(config: "ARTrainConfig") -> EncodedCache:
         )
     if config.tokenizer is None:
         return cache
-    folder = pathlib.Path(config.tokenizer) / "tokenizer"
+    folder = config.tokenizer_folder / "tokenizer"
     now, then = weights.hash_module(folder), cache.manifest["encoder"]
     if now != then:
         raise UserError(

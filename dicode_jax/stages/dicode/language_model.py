@@ -92,15 +92,21 @@ def is_trained(path: Path, _) -> bool:
     return path[0] == "lm"
 
 
+def read_text(config: ARTrainConfig) -> TextTokenizer:
+    """The text tokenizer that a run names; the synthetic world's own when it names none."""
+    if config.text_tokenizer is not None:
+        return TextTokenizer.from_file(config.text_tokenizer)
+    return train_small(all_captions())
+
+
 def load_text(config: ARTrainConfig) -> TextTokenizer:
     """The text tokenizer of a run.
 
     Raises:
-      UserError: Its ids are not those that the model's config names.
+      UserError: Its ids are not those that the model's config names (`reading.settle` puts them
+        there).
     """
-    text = train_small(all_captions())
-    if config.text_tokenizer is not None:
-        text = TextTokenizer.from_file(config.text_tokenizer)
+    text = read_text(config)
     if text.vocab_size > config.model.body.vocab_size:
         raise UserError(
             f"the text tokenizer has {text.vocab_size} ids, the model's vocabulary "
@@ -109,15 +115,10 @@ def load_text(config: ARTrainConfig) -> TextTokenizer:
     ids = (text.pad_id, text.image_start_id)
     wanted = (config.model.pad_token_id, config.model.image_token_id)
     if ids != wanted:
-        fault = (
-            f"pads with id {ids[0]} and has <img> at {ids[1]}, the model's config says "
-            f"{wanted[0]} and {wanted[1]}"
+        raise UserError(
+            f"the text tokenizer in {config.text_tokenizer or 'the package'} pads with id {ids[0]} "
+            f"and has <img> at {ids[1]}, the model's config says {wanted[0]} and {wanted[1]}"
         )
-        if config.text_tokenizer is None:
-            raise UserError(
-                f"the small text tokenizer {fault}; give the body's own with --text-tokenizer"
-            )
-        raise UserError(f"the text tokenizer in {config.text_tokenizer} {fault}")
     return text
 
 
@@ -237,8 +238,7 @@ def encode(
 
 def load_decoder(config: ARTrainConfig) -> ClipDecoder | None:
     """What paints sample sheets: the decoder beside the tokenizer, None when there is none."""
-    folder = pathlib.Path(config.tokenizer or "") / "decoder"
-    if config.tokenizer is None or not folder.is_dir():
+    if config.tokenizer is None or not (folder := config.tokenizer_folder / "decoder").is_dir():
         return None
     decoder, _ = weights.load_module(folder, ClipDecoder, ClipDecoderConfig, on_host=True)
     return parts.on_device(decoder)

@@ -1,4 +1,4 @@
-"""How frames become squares: settled by the training of a tokenizer, followed by all that use it.
+"""What a config leaves to the data and the folders that it names, and how frames become squares.
 
 A tokenizer's config says `resize` and `antialias`; a pipeline reads videos by them, and so must
 every training on its tokens.
@@ -9,27 +9,50 @@ import pathlib
 from typing import Any
 
 from dicode_jax.data.sources.open import kind_of
-from dicode_jax.errors import UserError
+from dicode_jax.errors import Faults, UserError
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
 from dicode_jax.stages import parts
-from dicode_jax.stages.dicode import configs, vocabulary
+from dicode_jax.stages.dicode import configs, found, language_model, vocabulary
 from dicode_jax.stages.dicode.representation_model import RepresentationConfig
 
 DEFAULT_RESIZE = "crop"  # where nothing says otherwise
 
 
 def settle(config: Any, workdir: pathlib.Path | None = None) -> Any:
-    """The config of a training with `data.resize` as frames will be read, never None.
+    """The config of a training with all that it leaves to the data and the folders that it names.
 
-    Of a language model, `data.kind` says then whether `data.path` is a cache, and the model's ids
-    are those of the vocabulary of the run in `workdir`, if that is given (see `vocabulary`).
+    `data.resize` is then as frames will be read, never None: that of the tokenizer whose folder the
+    config names, where that one says it. A language model reads with that tokenizer's filter too; a
+    tokenizer that goes on learning, with its own.
 
-    It is that of the tokenizer whose folder the config names, where that one says it. A language
-    model reads with that tokenizer's filter too; a tokenizer that goes on learning, with its own.
+    Of a language model, `data.kind` says whether `data.path` is a cache; the sizes of deep tokens
+    and frames are those of its tokenizer (see `found`), and the ids those of its vocabulary, which
+    may be the one that the run in `workdir` learns (see `vocabulary`).
 
     Raises:
-      UserError: `data.resize` contradicts the tokenizer, or its folder holds none.
+      UserError: Data, tokenizer or vocabulary are not there, or contradict each other or the
+        config; all that is wrong with them is told at once.
     """
+    faults = Faults()
+    with faults.gather():
+        kind_of(config.data)
+    if not isinstance(config, configs.ARTrainConfig):
+        with faults.gather():
+            config = _with_frames(config)
+        faults.tell()
+        return config
+    config = found.with_world_tokenizer(config)
+    for settled in (_with_frames, found.with_sizes):
+        with faults.gather():
+            config = settled(config)
+    with faults.gather():
+        text = None if workdir is None else vocabulary.find_text(config, workdir)
+        config = vocabulary.with_ids(config, text or language_model.read_text(config))
+    faults.tell()
+    return config
+
+
+def _with_frames(config: Any) -> Any:
     data, folder, stored = config.data, *_stored_tokenizer(config)
     said = {"data.resize": data.resize, "the config of the tokenizer": _own_resize(config)}
     if stored is not None:
@@ -46,11 +69,7 @@ def settle(config: Any, workdir: pathlib.Path | None = None) -> Any:
             if config.cached_videos:
                 raise UserError(f"{data.path} is encoded already: leave cached_videos out")
             data = dataclasses.replace(data, kind="cache")
-    config = dataclasses.replace(config, data=data)
-    if workdir is not None and isinstance(config, configs.ARTrainConfig):
-        text = vocabulary.find_text(config, workdir)
-        config = config if text is None else vocabulary.with_ids(config, text)
-    return config
+    return dataclasses.replace(config, data=data)
 
 
 def as_read(config: Any, tokenizer: DeepTokenizerConfig) -> DeepTokenizerConfig:

@@ -47,8 +47,9 @@ def text_of(config: "ARTrainConfig", captions: Iterable[str]) -> TextTokenizer:
 
 
 def with_ids(config: "ARTrainConfig", text: TextTokenizer) -> "ARTrainConfig":
-    """The config with the vocabulary's size, and its ids for padding and `<img>`."""
-    body = dataclasses.replace(config.model.body, vocab_size=text.vocab_size)
+    """The config with the vocabulary's ids for padding and `<img>`, and room for all of it."""
+    size = max(config.model.body.vocab_size, text.vocab_size)
+    body = dataclasses.replace(config.model.body, vocab_size=size)
     ids = {"pad_token_id": text.pad_id, "image_token_id": text.image_start_id}
     return dataclasses.replace(config, model=dataclasses.replace(config.model, body=body, **ids))
 
@@ -80,7 +81,8 @@ def find_text(config: "ARTrainConfig", workdir: pathlib.Path) -> TextTokenizer |
 
     None where it is not found but given: by `text_tokenizer`, or for the synthetic world.
     """
-    if config.text_tokenizer is not None or _is_world(config):
+    is_worlds = config.body_init is None and _is_world(config)
+    if config.text_tokenizer is not None or is_worlds:
         return None
     if not has_begun(workdir):
         return text_of(config, captions_of(config))

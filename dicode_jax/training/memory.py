@@ -1,0 +1,122 @@
+"""What a training needs of a device's memory, told from shapes before anything is allocated."""
+
+import dataclasses
+import math
+import pathlib
+import re
+from typing import Any
+
+import jax
+from flax import nnx
+
+from dicode_jax.errors import UserError
+from dicode_jax.training.setup import Plan
+from dicode_jax.training.stage import Stage
+from dicode_jax.typing import PyTree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one device.
+
+    Attributes:
+      held: Parameters, optimiser, average and frozen parameters.
+      trained: The parameters that learn, and so one copy of their gradients.
+      row: What the backward pass keeps of one row of a batch.
+    """
+
+    held: int
+    trained: int
+    row: int
+
+    def step(self, rows: int, *, accumulates: bool) -> int:
+        """While a step is computed: gradients, updates, sums of both when parts are added up."""
+        return self.held + (3 if accumulates else 2) * self.trained + rows * self.row
+
+
+def measure(stage: Stage, plan: Plan) -> Memory:
+    """The memory of a training. Temporary arrays inside a layer are not counted."""
+    places = plan.shardings
+    rng = jax.eval_shape(jax.random.key_data, plan.state.rng)
+    state = plan.state.replace(rng=rng)
+    trained = _per_device(plan.state.params, places.state.params)
+    held = _per_device(state, places.state) + _per_device(plan.frozen, places.frozen)
+
+    def kept(b: int) -> int:
+        batch = stage.batch_shapes(b)
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), b))
+
+        def backward(params, frozen, batch, keys):
+            loss = lambda p: stage.loss_fn(nnx.merge(plan.graph, p, frozen), batch, keys)[0]  # noqa: E731
+            return jax.vjp(loss, params)[1]
+
+        with jax.set_mesh(plan.mesh):
+            arrays = jax.eval_shape(backward, plan.state.params, plan.frozen, batch, keys)
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays))
+
+    return Memory(held=held, trained=trained, row=max(kept(2) - kept(1), 1))
+
+
+def available(device: Any) -> tuple[int, int] | None:
+    """Free and all memory of a device, in bytes; None where it is not known."""
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        if "bytes_limit" not in stats:
+            return None
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0), stats["bytes_limit"]
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text()
+    except OSError:  # not Linux
+        return None
+    found = dict(re.findall(r"(\w+): +(\d+) kB", lines))
+    free, total = (1024 * int(found[name]) for name in ("MemAvailable", "MemTotal"))
+    for limit, used in _cgroup_limits():
+        free, total = min(free, limit - used), min(total, limit)
+    return free, total
+
+
+def parts_that_fit(memory: Memory, rows: int, free: int) -> int:
+    """In how many equal parts a device works off its rows so that they fit, at most all."""
+    for parts in range(1, rows + 1):
+        need = memory.step(rows // parts, accumulates=parts > 1)
+        if rows % parts == 0 and need <= free:
+            return parts
+    return rows
+
+
+def require(memory: Memory, total: int) -> None:
+    """Refuses a training that cannot fit whatever the batch.
+
+    Raises:
+      UserError: Parameters, optimiser and gradients are more than all memory of the device.
+    """
+    if (need := memory.held + memory.trained) > total:
+        raise UserError(
+            f"weights, optimiser and gradients need {need / 1e9:.1f} GB of each device, which has "
+            f"{total / 1e9:.1f} GB: split them over more devices (--sharding.fsdp N), train fewer "
+            "parts, keep less in the optimiser (--optim.optimizer adafactor), or take a smaller "
+            "config"
+        )
+
+
+def _per_device(tree: PyTree, places: PyTree) -> int:
+    sizes = jax.tree.map(
+        lambda x, place: math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize, tree, places
+    )
+    return sum(jax.tree.leaves(sizes))
+
+
+def _cgroup_limits() -> list[tuple[int, int]]:
+    """Limit and use of the container that this runs in, if it has a limit (cgroup 2, then 1)."""
+    root = pathlib.Path("/sys/fs/cgroup")
+    names = (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    )
+    found = []
+    for limit, used in names:
+        try:
+            found.append((int((root / limit).read_text()), int((root / used).read_text())))
+        except (OSError, ValueError):  # there is none, or it says `max`
+            continue
+    return found
