@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dicode_jax.data.config import DataConfig
 from dicode_jax.data.stream import BatchStream
 from dicode_jax.nn.rngs import draw
 from dicode_jax.runtime.sharding import ShardingConfig
@@ -30,6 +31,7 @@ class TinyConfig:
     """Settings; the last ones make things happen.
 
     Attributes:
+      data: Unused.
       width: Of the hidden layer.
       poison: Batches (by number) that hold an infinity.
       evaluate: Whether there is a validation loss, `1 / step`, and samples.
@@ -37,6 +39,7 @@ class TinyConfig:
       num_workers: Processes that make batches.
     """
 
+    data: DataConfig = DataConfig(path="numbers")
     width: int = 8
     num_steps: int = 40
     batch_size: int = 4

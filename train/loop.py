@@ -378,8 +378,8 @@ def main(
         distributed.initialize(**dataclasses.asdict(said.processes))
         use_compilation_cache()
         config = settle(find_sources(said.config), workdir)
-        preflight.tell_found(said, config)
         if build_stage is not None:
+            preflight.tell_found(said, config)
             config = preflight.fit(said, config, build_stage, workdir)
         check(workdir, config)  # a folder that is refused does not even get a lock
         with hold(workdir):

@@ -62,24 +62,25 @@ def fit(
     plan = plan_stage(stage, mesh := make_mesh(config.sharding))
     device, ways = jax.local_devices()[0], mesh.shape["data"] * mesh.shape["fsdp"]
     room = memory.available(device)
-    need = memory.measure(stage, plan)
+    need = memory.measure(plan)
     if room is not None:
         memory.require(need, room[1])
     is_try = device.platform == "cpu" and config.data.path == "shapes"
     if is_try and "batch_size" not in said.said:
         config = _first_try(config, stage, plan, ways)
     rows, parts = config.batch_size // ways, config.optim.accumulate_steps
+    row = memory.row_bytes(stage, plan)
     earlier = stored_config(workdir, type(config))
     if "optim.accumulate_steps" not in said.said and parts == 1:
         if earlier is not None:
             parts = earlier.optim.accumulate_steps
         elif room is not None:
-            parts = memory.parts_that_fit(need, rows, int(USABLE * room[0]))
+            parts = memory.parts_that_fit(need, rows, row, int(USABLE * room[0]))
             if jax.process_count() > 1:
                 parts = int(multihost_utils.broadcast_one_to_all(np.int32(parts)))
         optim = dataclasses.replace(config.optim, accumulate_steps=parts)
         config = dataclasses.replace(config, optim=optim)
-    step = need.step(rows // parts, accumulates=parts > 1)
+    step = need.step(rows // parts, row, accumulates=parts > 1)
     _tell_needs(config, plan, step, room and room[0], parts)
     return config
 

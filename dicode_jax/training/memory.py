@@ -22,25 +22,33 @@ class Memory:
     Attributes:
       held: Parameters, optimiser, average and frozen parameters.
       trained: The parameters that learn, and so one copy of their gradients.
-      row: What the backward pass keeps of one row of a batch.
     """
 
     held: int
     trained: int
-    row: int
 
-    def step(self, rows: int, *, accumulates: bool) -> int:
-        """While a step is computed: gradients, updates, sums of both when parts are added up."""
-        return self.held + (3 if accumulates else 2) * self.trained + rows * self.row
+    def step(self, rows: int, row: int, *, accumulates: bool) -> int:
+        """While a step is computed: gradients, updates, sums of both when parts are added up.
+
+        Args:
+          rows: Of a part of the batch.
+          row: Bytes of one, from `row_bytes`.
+        """
+        return self.held + (3 if accumulates else 2) * self.trained + rows * row
 
 
-def measure(stage: Stage, plan: Plan) -> Memory:
-    """The memory of a training. Temporary arrays inside a layer are not counted."""
+def measure(plan: Plan) -> Memory:
+    """What a training holds on each device."""
     places = plan.shardings
-    rng = jax.eval_shape(jax.random.key_data, plan.state.rng)
-    state = plan.state.replace(rng=rng)
-    trained = _per_device(plan.state.params, places.state.params)
-    held = _per_device(state, places.state) + _per_device(plan.frozen, places.frozen)
+    state = plan.state.replace(rng=jax.eval_shape(jax.random.key_data, plan.state.rng))
+    return Memory(
+        held=_per_device(state, places.state) + _per_device(plan.frozen, places.frozen),
+        trained=_per_device(plan.state.params, places.state.params),
+    )
+
+
+def row_bytes(stage: Stage, plan: Plan) -> int:
+    """What the backward pass keeps of one row; temporary arrays inside a layer are not counted."""
 
     def kept(b: int) -> int:
         batch = stage.batch_shapes(b)
@@ -54,7 +62,7 @@ def measure(stage: Stage, plan: Plan) -> Memory:
             arrays = jax.eval_shape(backward, plan.state.params, plan.frozen, batch, keys)
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays))
 
-    return Memory(held=held, trained=trained, row=max(kept(2) - kept(1), 1))
+    return max(kept(2) - kept(1), 1)
 
 
 def available(device: Any) -> tuple[int, int] | None:
@@ -75,10 +83,10 @@ def available(device: Any) -> tuple[int, int] | None:
     return free, total
 
 
-def parts_that_fit(memory: Memory, rows: int, free: int) -> int:
+def parts_that_fit(memory: Memory, rows: int, row: int, free: int) -> int:
     """In how many equal parts a device works off its rows so that they fit, at most all."""
     for parts in range(1, rows + 1):
-        need = memory.step(rows // parts, accumulates=parts > 1)
+        need = memory.step(rows // parts, row, accumulates=parts > 1)
         if rows % parts == 0 and need <= free:
             return parts
     return rows

@@ -12,11 +12,11 @@ from dicode_jax.data.shapes_world import all_captions
 from dicode_jax.errors import UserError
 from dicode_jax.models.causal_lm import compare_bodies
 from dicode_jax.models.llama import LlamaConfig, RotaryScaling
+from dicode_jax.stages.dicode import language_model
 from dicode_jax.stages.dicode.configs import ARTrainConfig
 from dicode_jax.stages.registry import build_stage
 from dicode_jax.storage import weights
 from dicode_jax.text import gpt as text
-from train import ar
 
 BASE = text.train_small(all_captions()).vocab_size - len(text.IMAGE_TOKENS)
 
@@ -107,14 +107,14 @@ def test_an_earlier_run_is_gone_on_from_whatever_its_dropout(pipe, config, tmp_p
         build_stage(wider).load()
 
 
-def test_another_body_text_or_tokenizer_is_refused_with_the_difference(config, tmp_path):
+def test_another_body_text_or_tokenizer_is_refused_with_the_difference(config):
     other = dataclasses.replace(config.model.body, rope_scaling=RotaryScaling())
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, body=other))
     with pytest.raises(UserError, match="holds another body than --config's: rope_scaling None"):
         build_stage(other).load()
     moved = dataclasses.replace(config.model, pad_token_id=3)
     with pytest.raises(UserError, match=r"pads with id \d+ .* config says 3 and"):
-        ar.build(dataclasses.replace(config, model=moved), tmp_path)
+        language_model.load_text(dataclasses.replace(config, model=moved))
     wide = dataclasses.replace(config, model=dataclasses.replace(config.model, token_dim=9))
     with pytest.raises(UserError, match=r"3 tokens of width 8 .* says 3 of width 9"):
         build_stage(wide)
