@@ -24,7 +24,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dicode_jax import config as config_lib
 from dicode_jax.data.stream import BatchStream
-from dicode_jax.errors import UserError
+from dicode_jax.errors import Faults, UserError
 from dicode_jax.runtime import distributed
 from dicode_jax.runtime.sharding import gather_to_host, global_batch, make_mesh
 from dicode_jax.storage import folders
@@ -352,7 +352,7 @@ def main(
     config_types: tuple[type, ...],
     argv: Sequence[str] | None = None,
     *,
-    settle: Callable[[Any, pathlib.Path], Any] = lambda config, workdir: config,
+    settle: Callable[..., Any] = lambda config, workdir, faults: config,
     build_stage: Callable[[Any], Stage] | None = None,
 ) -> int:
     """Command line of a training: `python -m PROG --config FILE [--field value ...]`.
@@ -362,8 +362,8 @@ def main(
       build: Makes the task from its config and the run's folder.
       config_types: Configs that this training takes.
       argv: Arguments, those of the process by default.
-      settle: Fills in what the config leaves to the folders it names and the run's own, before the
-        run notes it.
+      settle: `(config, workdir, faults) -> config` fills in what the config leaves to the folders
+        it names and to the run's own, before the run notes it, and tells what is wrong.
 
       build_stage: Makes the stage of a config; with it the batch is fitted to the machine.
 
@@ -377,7 +377,8 @@ def main(
         options, workdir = said.options, said.options.workdir
         distributed.initialize(**dataclasses.asdict(said.processes))
         use_compilation_cache()
-        config = settle(find_sources(said.config), workdir)
+        faults = Faults()
+        config = settle(find_sources(said.config, faults), workdir, faults)
         if build_stage is not None:
             preflight.tell_found(said, config)
             config = preflight.fit(said, config, build_stage, workdir)

@@ -14,37 +14,61 @@ from jax.experimental import multihost_utils
 
 from convert.engine.sources import open_source
 from convert.parts import gpt2, hugging_face, llama
-from dicode_jax.errors import UserError
+from dicode_jax.errors import Faults, UserError
 from dicode_jax.storage import hub, weights
 
 FAMILIES = {family.name: family for family in (gpt2.FAMILY, llama.FAMILY)}
-MODELS = ("tokenizer", "init", "autoencoder", "representation")  # fields that name a model of ours
+TEXT = {"patterns": hugging_face.TEXT_FILES, "bare": True}
+OPTIONS = {  # of `find_folder`, by the fields that name a folder
+    **{field: {} for field in ("tokenizer", "init", "autoencoder", "representation")},
+    "body_init": TEXT | {"either": hugging_face.WEIGHTS},
+    "text_tokenizer": TEXT,
+}
+OF_RUN = "the `model` folder of a run of python -m "
+WANTED = {
+    "tokenizer": f"{OF_RUN}train.tokenizer, or what python -m convert dicode made",
+    "init": "the `model` folder of an earlier run, or what python -m convert --for-dicode made",
+    "autoencoder": f"{OF_RUN}train.autoencoder",
+    "representation": f"{OF_RUN}train.tokenizer on a representation",
+    "body_init": "a GPT-2 or Llama of Hugging Face, or what python -m convert made of one",
+    "text_tokenizer": "a tokenizer.json, or the folder of one",
+}
 BODY = "body"  # what is converted, in the folder of the run
 
 
-def find_sources(config: Any) -> Any:
+def find_sources(config: Any, faults: Faults | None = None) -> Any:
     """The config with folders in place of names on the Hub, whose files are fetched.
 
     A folder that is there wins over a name. `body_init` and `text_tokenizer` may be names without
     an owner too, such as `gpt2`. A folder is that of one commit, so that a run that goes on does so
     with what it began with.
 
+    Args:
+      faults: Gathers what is not found, in whose place the config gets something that is, so that
+        the rest of it can be looked at; whoever gives it tells them.
+
     Raises:
       UserError: There is no such folder and no such name, or the Hub is not reached.
     """
-    found = {}
+    found, all_faults = {}, faults or Faults()
     for field in dataclasses.fields(config):
         name = getattr(config, field.name)
-        if not isinstance(name, str):
+        if not isinstance(name, str) or field.name not in OPTIONS:
             continue
-        if field.name in MODELS:
-            found[field.name] = str(hub.find_folder(name))
-        elif field.name == "text_tokenizer":
-            found[field.name] = str(hub.find_folder(name, hugging_face.TEXT_FILES, bare=True))
-        elif field.name == "body_init":
-            files, options = hugging_face.TEXT_FILES, {"either": hugging_face.WEIGHTS, "bare": True}
-            found[field.name] = str(hub.find_folder(name, files, **options))
+        found[field.name] = str(hub.find_model()) if field.name == "tokenizer" else None
+        with all_faults.gather():
+            found[field.name] = _find(field.name, name)
+    if faults is None:
+        all_faults.tell()
     return dataclasses.replace(config, **found)
+
+
+def _find(field: str, name: str) -> str:
+    try:
+        return str(hub.find_folder(name, **OPTIONS[field]))
+    except UserError as error:
+        option = field.replace("_", "-")
+        raise UserError(f"--{option} {name}: {error}; want {WANTED[field]}") from error
 
 
 def prepare_sources(config: Any, workdir: pathlib.Path) -> Any:

@@ -12,11 +12,11 @@ from dicode_jax import config as config_lib
 from dicode_jax.data.config import DataConfig
 from dicode_jax.errors import Faults, UserError
 from dicode_jax.runtime.distributed import Processes
-from dicode_jax.stages.dicode.configs import TokenizerTrainConfig
+from dicode_jax.stages.dicode.configs import ARTrainConfig, TokenizerTrainConfig
 from dicode_jax.stages.dicode.reading import settle
 from dicode_jax.stages.registry import build_stage
 from dicode_jax.training import memory
-from train import command, loop, preflight
+from train import ar, command, loop, preflight
 
 GB = 10**9
 
@@ -165,3 +165,19 @@ def test_other_errors_of_the_runtime_are_not_taken_for_it(tmp_path, monkeypatch)
     config = tiny_training.write_config(tmp_path)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         tiny_training.main(["--config", str(config), "--workdir", str(tmp_path / "w")])
+
+
+def test_data_and_every_folder_that_is_missing_are_told_at_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    argv = ["--config", "configs/gpt2_large.py", "--workdir", str(tmp_path / "run")]
+    argv += ["--data.path", "nowhere", "--tokenizer", "no tokenizer", "--body-init", "no body"]
+    options = {"settle": settle, "build_stage": build_stage}
+    assert loop.main("train.ar", ar.build, (ARTrainConfig,), argv, **options) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: 3 things to mend:"
+    starts = ("1. nowhere does not exist", "2. --tokenizer no tokenizer", "3. --body-init no body")
+    for line, start in zip(lines[1:], starts, strict=True):
+        assert line.strip().startswith(start)
+    assert "python -m train.tokenizer" in lines[2]
+    assert "python -m convert" in lines[3]
+    assert not (tmp_path / "run").exists()

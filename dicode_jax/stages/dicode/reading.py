@@ -18,7 +18,7 @@ from dicode_jax.stages.dicode.representation_model import RepresentationConfig
 DEFAULT_RESIZE = "crop"  # where nothing says otherwise
 
 
-def settle(config: Any, workdir: pathlib.Path | None = None) -> Any:
+def settle(config: Any, workdir: pathlib.Path | None = None, faults: Faults | None = None) -> Any:
     """The config of a training with all that it leaves to the data and the folders that it names.
 
     `data.resize` is then as frames will be read, never None: that of the tokenizer whose folder the
@@ -29,13 +29,17 @@ def settle(config: Any, workdir: pathlib.Path | None = None) -> Any:
     and frames are those of its tokenizer (see `found`), and the ids those of its vocabulary, which
     may be the one that the run in `workdir` learns (see `vocabulary`).
 
+    Args:
+      faults: What was found to be wrong before, to be told with the rest.
+
     Raises:
       UserError: Data, tokenizer or vocabulary are not there, or contradict each other or the
         config; all that is wrong with them is told at once.
     """
-    faults = Faults()
+    known, faults = faults or Faults(), Faults()
     with faults.gather():
         kind_of(config.data)
+    faults.lines += known.lines
     if not isinstance(config, configs.ARTrainConfig):
         with faults.gather():
             config = _with_frames(config)
