@@ -9,7 +9,12 @@ import pytest
 
 from dicode_jax import config as config_lib
 from dicode_jax.diffusion.guidance import guide
-from dicode_jax.diffusion.guided import SamplingConfig, sample_guided
+from dicode_jax.diffusion.guided import (
+    SamplingConfig,
+    guided_denoise,
+    make_guide,
+    sample_guided,
+)
 from dicode_jax.diffusion.samplers import SAMPLERS
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
@@ -64,6 +69,23 @@ def test_what_switches_a_part_off_is_another_program():
 def test_batched_and_separate_branches_agree():
     together = run(dataclasses.replace(CONFIG, batch_guidance=True))
     np.testing.assert_allclose(together, run(CONFIG), atol=1e-5)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize(("scale", "rescale"), [(3.0, 0.0), (3.0, 0.7), (7.5, 1.0)])
+def test_guidance_is_its_closed_form(batched, scale, rescale):
+    """Of a network that paints 2 pattern where it is told so and 0.5 pattern + 1 where not."""
+    pattern = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
+    cond, uncond = 2 * pattern, 0.5 * pattern + 1
+    cfg = dataclasses.replace(CONFIG, guidance_scale=scale, guidance_rescale=rescale)
+    denoise = guided_denoise(
+        lambda x, times, condition: x + condition, [cond, uncond], make_guide(cfg), batched=batched
+    )
+    got = denoise(jnp.zeros_like(pattern), jnp.zeros(2, jnp.int32), 0)
+    guided = uncond + scale * (cond - uncond)
+    spread = [x.reshape(2, -1).std(axis=1, ddof=1).reshape(2, 1, 1, 1, 1) for x in (cond, guided)]
+    wanted = rescale * guided * spread[0] / spread[1] + (1 - rescale) * guided
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_guidance_may_have_a_scale_for_each_step():
