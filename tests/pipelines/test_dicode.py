@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 from tiny import NUM_FRAMES, NUM_TOKENS, TOKEN_DIM, tiny_pipeline, with_value
 
 from dicode_jax.errors import UserError
@@ -112,6 +113,55 @@ def test_video_of_any_size_is_encoded_and_painted_again(pipe):
     assert tokens.shape == (3, NUM_TOKENS, TOKEN_DIM)
     assert pipe.decode(tokens).shape == (2 * NUM_FRAMES, 16, 16, 3)
     assert pipe.reconstruct(video).shape == (NUM_FRAMES, 16, 16, 3)
+
+
+def test_each_clip_is_painted_of_its_own_two_keyframes_with_a_key_of_its_own(pipe):
+    tokens = pipe.generate_tokens(PROMPTS[0], num_clips=3, seed=3)
+    painted = pipe.decode(tokens[0], seed=3).reshape(3, NUM_FRAMES, 16, 16, 3)
+    sample = jax.random.fold_in(jax.random.key(3), 0)
+    for clip in range(3):
+        key = jax.random.fold_in(sample, 1 + clip)[None]
+        pair = jnp.asarray(tokens[:, clip : clip + 2])
+        alone, _ = pipelines_dicode._decode(
+            *pipe._split["decoder"], pair, key, pipe.config.sampling
+        )
+        np.testing.assert_array_equal(alone[0], painted[clip])
+    for other in (1, 2):
+        assert not close(painted[0], painted[other])
+
+
+def test_clips_of_equal_tokens_have_noise_of_their_own(pipe):
+    first, second = pipe.decode(np.ones((3, NUM_TOKENS, TOKEN_DIM)), seed=3).reshape(2, -1)
+    assert not close(first, second)
+
+
+def tokens_of(pipe, frames):
+    """What the module itself makes of pixels in [-1, 1]."""
+    graph, state = nnx.split(pipe.tokenizer)
+    encode = jax.jit(lambda state, x: nnx.merge(graph, state)(x[None, None])[0, 0])
+    return np.stack([encode(state, jnp.asarray(x, jnp.float32)) for x in frames])
+
+
+def test_the_first_and_the_last_frame_are_encoded_in_minus_one_to_one(pipe):
+    video = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    want = tokens_of(pipe, video / 127.5 - 1)
+    np.testing.assert_allclose(pipe.encode(video), want[[0, 4]], rtol=1e-5, atol=1e-5)
+    got = pipe.encode(video, [1, -2, 0])
+    np.testing.assert_allclose(got, want[[1, 3, 0]], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop"])
+def test_frames_of_another_size_are_resized_as_the_tokenizer_says(pipe, resize):
+    tokenizer = nnx.merge(*nnx.split(pipe.tokenizer))
+    tokenizer.cfg = dataclasses.replace(tokenizer.cfg, resize=resize, antialias=True)
+    video = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
+    video[:, :, 4:12] = video[:, :, 36:44] = 128  # the filter of a crop looks over its edge
+    seen = video[:, :, 8:40] if resize == "crop" else video
+    bands = [Image.fromarray(frame[..., c]).convert("F") for frame in seen for c in range(3)]
+    small = [x.resize((16, 16), Image.Resampling.BILINEAR) for x in bands]
+    frames = np.reshape(small, (2, 3, 16, 16)).transpose(0, 2, 3, 1)
+    got = changed(pipe, tokenizer=tokenizer).encode(video)
+    np.testing.assert_allclose(got, tokens_of(pipe, frames / 127.5 - 1), rtol=1e-4, atol=1e-4)
 
 
 def test_keyframes_are_encoded_each_alone(pipe):
