@@ -59,6 +59,8 @@ def test_a_long_prompt_is_cut_on_the_right_and_says_so(small):
     assert encoded.truncated == (0,)
     assert encoded.lengths == (90, 1)
     assert (encoded.ids[0] == encoded.ids[1, 0]).all()
+    cut = small.encode("red blue green circle", 2).ids
+    np.testing.assert_array_equal(cut, small.encode("red blue", 2).ids)
 
 
 def test_case_and_white_space_do_not_matter(small):

@@ -129,6 +129,33 @@ def test_first_steps_are_those_of_the_papers():
         np.testing.assert_allclose(updates, wanted, rtol=1e-5)
 
 
+def test_adamw_steps_are_those_of_the_paper():
+    """Adam of bias-corrected moments; the decay and the rate of the step come after."""
+    config = OptimConfig(
+        lr=0.01, warmup_steps=2, schedule="constant", b1=0.8, b2=0.95, weight_decay=0.5,
+        clip_norm=3.0,
+    )  # fmt: skip
+    tx = make_optimizer(config, 10)
+    params = {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.ones(3)}
+    state, m, v = tx.init(params), dict.fromkeys(params, 0.0), dict.fromkeys(params, 0.0)
+    wanted = {name: np.asarray(x) for name, x in params.items()}
+    rng = np.random.default_rng(0)
+    for number, rate in enumerate((0.005, 0.01, 0.01), 1):
+        grads = {name: rng.normal(scale=2, size=x.shape).astype("f") for name, x in params.items()}
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        norm = np.sqrt(sum(np.sum(np.square(x)) for x in grads.values()))
+        assert norm > 3
+        for name, g in grads.items():
+            g = g * 3 / norm
+            m[name] = 0.8 * m[name] + 0.2 * g
+            v[name] = 0.95 * v[name] + 0.05 * g**2
+            move = m[name] / (1 - 0.8**number) / (np.sqrt(v[name] / (1 - 0.95**number)) + 1e-8)
+            decay = 0.5 * wanted[name] if name == "kernel" else 0.0
+            wanted[name] = wanted[name] - rate * (move + decay)
+            np.testing.assert_allclose(params[name], wanted[name], rtol=1e-5, err_msg=name)
+
+
 def test_adafactor_keeps_rows_and_columns_in_place_of_a_matrix():
     params = {"kernel": jnp.ones((256, 128))}
     sizes = {}
