@@ -241,6 +241,35 @@ def test_stretch_shows_everything_and_crop_the_middle(tmp_path):
     assert read(resize="crop")[:, 2:-2].max() < 5
 
 
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("resize", ["stretch", "crop"])
+def test_a_frame_is_resized_by_triangles_as_wide_as_told(tmp_path, resize, antialias):
+    """Sums of the pixels around the centre of each new one, weighted by their distance."""
+    image = rng().integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    cfg = dataclasses.replace(PLAIN, resize=resize, antialias=antialias)
+    got = clips.read_frame(record(tmp_path / "a.png"), cfg, SIZE, rng())["image"]
+
+    def weights(count, start, length):
+        factor = length / SIZE
+        centre = start + factor * (np.arange(SIZE) + 0.5)
+        away = np.abs(np.arange(count) + 0.5 - centre[:, None])
+        taps = np.maximum(1 - away / (factor if antialias else 1), 0)
+        return taps / taps.sum(axis=1, keepdims=True)
+
+    columns = weights(64, 8, 48) if resize == "crop" else weights(64, 0, 64)
+    want = np.einsum("yh,xw,hwc->yxc", weights(48, 0, 48), columns, image)
+    np.testing.assert_allclose(got, want, atol=1.01)  # Pillow rounds after each axis
+
+
+def test_an_overview_is_antialiased(tmp_path):
+    board = np.indices((224, 112)).sum(axis=0) % 2 * 255  # each pixel black or white
+    Image.fromarray(np.stack([board] * 3, -1).astype(np.uint8)).save(tmp_path / "a.png")
+    shown = clips.read_overview(record(tmp_path / "a.png"), 1, height=112)
+    assert shown.shape == (1, 112, 56, 3)
+    np.testing.assert_allclose(shown[:, 1:-1, 1:-1], 127.5, atol=1)
+
+
 def test_a_random_crop_is_seeded_and_the_same_in_all_frames(tmp_path):
     ramp = np.broadcast_to(np.arange(96, dtype=np.uint8)[None, :, None] * 2, (32, 96, 3))
     write(tmp_path / "a.mp4", np.stack([ramp] * 6), crf="4")

@@ -2,16 +2,20 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hugging_face_folder import draw, write_folder
-from tiny import tiny_pipeline
+from tiny import random_module, tiny_pipeline
 
 from convert.parts import hugging_face, llama
 from dicode_jax.data.shapes_world import all_captions
 from dicode_jax.errors import UserError
 from dicode_jax.models.causal_lm import compare_bodies
 from dicode_jax.models.llama import LlamaConfig, RotaryScaling
+from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.stages.dicode import language_model
 from dicode_jax.stages.dicode.configs import ARTrainConfig
 from dicode_jax.stages.registry import build_stage
@@ -120,6 +124,23 @@ def test_another_body_text_or_tokenizer_is_refused_with_the_difference(config):
         build_stage(wide)
     with pytest.raises(ValueError, match="leave body_init out"):
         dataclasses.replace(config, init="runs/ar/model")
+
+
+def test_validation_runs_without_dropout_and_input_noise(pipe, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(ar.data, "evaluation", lambda config, loss_fn, *_: loss_fn)
+    body = dataclasses.replace(pipe.language_model.cfg.body, dropout=0.5)
+    model = dataclasses.replace(pipe.language_model.cfg, body=body)
+    config = dataclasses.replace(config, model=model, body_init=None, input_noise=0.5)
+    task = ar.build(config, tmp_path)
+    graph, state = nnx.split(random_module(lambda: task.stage.create(ShapeRngs())))
+    batch = {name: jnp.asarray(x) for name, x in next(task.batches).items() if name != "ids"}
+    keys = jax.random.split(jax.random.key(0), 2)
+    found = []
+    for loss_fn in (task.evaluate, task.stage.loss_fn):
+        loss = jax.jit(lambda state, key, f=loss_fn: f(nnx.merge(graph, state), batch, key)[0])
+        found.append(abs(loss(state, keys) - loss(state, keys[::-1])))
+    assert found[0] == 0
+    assert found[1] > 1e-5  # of a step
 
 
 def test_how_a_body_is_run_is_no_difference(pipe, config):

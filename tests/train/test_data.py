@@ -1,7 +1,9 @@
 """What a training's files read: batches as the stage describes them, and what is held out."""
 
 import dataclasses
+import types
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,12 +13,14 @@ from dicode_jax import config as config_lib
 from dicode_jax.data.config import DataConfig
 from dicode_jax.errors import UserError
 from dicode_jax.stages.config import AutoencoderTrainConfig
+from dicode_jax.stages.dicode import tokenizer_loss
 from dicode_jax.stages.dicode.configs import (
     ARTrainConfig,
     RepresentationTrainConfig,
     TokenizerTrainConfig,
 )
 from dicode_jax.stages.dicode.representation_model import RepresentationConfig
+from dicode_jax.stages.dicode.trainable import TrainableParts
 from dicode_jax.storage import weights
 from train import ar, autoencoder, tokenizer
 
@@ -71,6 +75,29 @@ def test_batches_are_what_the_stage_says(name, configs, tmp_path):
     given = {key: (array.shape, array.dtype) for key, array in batch.items()}
     wanted = {key: (x.shape, x.dtype) for key, x in task.stage.batch_shapes(2).items()}
     assert given == wanted
+
+
+def test_a_clip_decoder_is_validated_without_dropout_and_trained_with_it(
+    configs, tmp_path, monkeypatch
+):
+    runs = []
+
+    def denoising(*args, deterministic, **options):
+        runs.append(deterministic)
+        return 0.0, {"loss_simple": 0.0, "latent_std": 0.0}
+
+    monkeypatch.setattr(tokenizer_loss, "tokenizer_loss", denoising)
+    monkeypatch.setattr(tokenizer.data, "evaluation", lambda config, loss_fn, *_: loss_fn)
+    config = configs["tokenizer"]
+    frozen = dataclasses.replace(config, trainable=TrainableParts(unet=False))
+    model = types.SimpleNamespace(decoder=types.SimpleNamespace(cfg=config.decoder), tokenizer=None)
+    for run in (config, frozen):  # the original trains parts of a UNet in evaluation mode
+        task = tokenizer.build(run, tmp_path)
+        batch = next(task.batches)
+        task.batches.close()
+        for loss_fn in (task.evaluate, task.stage.loss_fn):
+            loss_fn(model, batch, jax.random.key(0))
+    assert runs == [True, False, True, True]
 
 
 def test_a_data_set_too_small_to_hold_anything_out_says_so(configs, tmp_path, capsys):

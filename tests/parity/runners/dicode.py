@@ -6,6 +6,7 @@ Bounds are those of the README beside the fixtures: largest difference over larg
 import dataclasses
 import functools
 import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from dicode_jax.distributions.gaussian_mixture import GaussianMixture
 from dicode_jax.errors import OptionGone
 from dicode_jax.models.dicode import decoder as decoding
 from dicode_jax.models.dicode.decoder import ClipDecoder
+from dicode_jax.pipelines import dicode as pipelines_dicode
 from dicode_jax.stages.dicode import tokenizer_loss as training
 from parity.harness import Check, LeftOut, runner
 from parity.runners.language import byte_ids
@@ -383,11 +385,45 @@ def run_end_to_end(fixture):
     shape = torch_order(decoding.decode_latents(decoder, latents)).shape
     yield Check("video_shape", np.asarray(shape), np.asarray(config["video_shape"]), exact=True)
     bounds = {"text_ids": {"exact": True}, "img_emb": TOKENS, "saved_u8": LEVELS}
+    painted = through_pipeline(decoder, np.asarray(tokens[0]), noise, cfg)
+    yield Check("saved_u8 (pipeline)", painted, arrays["saved_u8"], **LEVELS)
     for name in set(arrays) - done:
         done.add(name)
         value = got[name] if name in got else frames_of(decoder, latents, name)
         yield Check(name, value, arrays[name], **bounds.get(name, LATENTS))
     require_all(arrays, done)
+
+
+def through_pipeline(decoder, tokens, noise, cfg):
+    """The video of `DiCoDePipeline.decode`, with the noise of each clip where its key would draw.
+
+    The program is not compiled as one: the network is, once for this and for what is beside it.
+    """
+    pipe = pipelines_dicode.DiCoDePipeline(
+        tokenizer=None,
+        decoder=decoder,
+        language_model=None,
+        text=None,
+        config=pipelines_dicode.PipelineConfig(sampling=cfg),
+    )
+    data = lambda key: np.asarray(jax.random.key_data(key)).tobytes()  # noqa: E731
+    sample = jax.random.fold_in(jax.random.key(5), 0)
+    per_clip = cfg.num_inference_steps + 1
+    noise_of = {
+        data(jax.random.fold_in(sample, 1 + clip)): noise[clip * per_clip :][:per_clip]
+        for clip in range(len(tokens) - 1)
+    }
+
+    def decode_clip(decoder, pair, keys, sampling):
+        own = noise_of[data(keys)]
+        branches = decoding.clip_conditions(decoder, pair, sampling)
+        return step_by_step(decoder, branches, sampling, own[0], own[1:])[0]
+
+    with (
+        mock.patch.object(pipelines_dicode, "decode_clip", decode_clip),
+        mock.patch.object(pipelines_dicode, "_decode", pipelines_dicode._decode.__wrapped__),
+    ):
+        return pipe.decode(tokens, seed=5)
 
 
 @runner("dicode/llm_batch")
