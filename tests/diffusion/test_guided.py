@@ -131,6 +131,22 @@ def test_settings_pass_through_a_tree_unchanged():
         assert set(leaves) <= set(vars(cfg).values())
 
 
+def test_the_defaults_are_those_of_dicodes_demos():
+    assert SamplingConfig() == SamplingConfig(
+        num_frames=16,
+        num_inference_steps=50,
+        guidance_scale=7.5,
+        guidance_rescale=0.7,
+        sampler="ddim",
+        eta=1.0,
+        spacing="uniform",
+        fs=6,
+        drop_tokens=None,
+        batch_guidance=False,
+        table_dtype="float32",
+    )
+
+
 def test_settings_of_older_folders_load():
     """Those of a video pipeline had no `batch_guidance`, and looped over the branches."""
     video = {

@@ -27,6 +27,20 @@ def test_zero_terminal_snr_ends_at_exactly_zero_and_keeps_the_first_value():
     assert (rescaled.alphas_cumprod64[1:] < plain.alphas_cumprod64[1:]).all()
 
 
+def test_the_defaults_are_those_of_the_original():
+    assert NoiseSchedule() == NoiseSchedule(
+        num_timesteps=1000,
+        beta_schedule="linear",
+        linear_start=0.00085,
+        linear_end=0.012,
+        zero_terminal_snr=False,
+        parameterization="eps",
+        base_scale=None,
+        turning_step=400,
+        v_posterior=0.0,
+    )
+
+
 def test_rescale_is_affine_in_the_square_root_of_alphas_cumprod():
     betas = make_betas("linear", 9, linear_start=0.01, linear_end=0.3)
     before = np.sqrt(np.cumprod(1 - betas))

@@ -10,6 +10,13 @@ def test_released_grid_visits_981_down_to_1_and_ends_at_0():
     np.testing.assert_array_equal(ddim_time_grid("uniform", 50), [*range(981, 0, -20), 0])
 
 
+@pytest.mark.parametrize("num_steps", [2, 7, 50])
+def test_quadratic_grid_grows_with_the_square_up_to_four_fifths(num_steps):
+    fractions = np.arange(num_steps) / (num_steps - 1)
+    steps = ddim_timesteps("quad", num_steps)
+    np.testing.assert_allclose(steps - 1, 800 * fractions**2, atol=1)  # rounded down
+
+
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_tables_are_valid_for_every_number_of_steps(spacing):
     for num_steps in range(1, 501):

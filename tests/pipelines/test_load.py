@@ -14,15 +14,16 @@ from tiny import tiny_pipeline
 import dicode_jax
 from dicode_jax import cli, kinds
 from dicode_jax import config as config_lib
+from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.errors import UserError
 from dicode_jax.models.causal_lm import BodyConfig
 from dicode_jax.models.gpt2 import GPT2Config
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines import load as load_lib
-from dicode_jax.pipelines.dicode import DiCoDePipeline
-from dicode_jax.pipelines.divot import DivotDetokenizer
-from dicode_jax.pipelines.dynamicrafter import DynamiCrafterPipeline
+from dicode_jax.pipelines.dicode import DiCoDePipeline, GenerationConfig, PipelineConfig
+from dicode_jax.pipelines.divot import DivotConfig, DivotDetokenizer
+from dicode_jax.pipelines.dynamicrafter import DynamiCrafterConfig, DynamiCrafterPipeline
 from dicode_jax.storage import weights
 
 OLD = pathlib.Path(__file__).parents[1] / "old_models"
@@ -45,6 +46,25 @@ def rewrite(folder, **changes):
     path = folder / "config.json"
     data = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
+
+
+def test_the_defaults_are_those_of_the_releases():
+    shown = {"fps": 8.0}
+    assert PipelineConfig() == PipelineConfig(
+        frame_size=256,
+        text_length=80,
+        sampling=SamplingConfig(batch_guidance=True),
+        generation=GenerationConfig(
+            do_sample=True, var_scale=0.01, logits_temperature=1.0, guidance_scale=1.0
+        ),
+        **shown,
+    )
+    assert DynamiCrafterConfig() == DynamiCrafterConfig(
+        frame_size=(256, 256), interpolation=False, sampling=SamplingConfig(fs=3), **shown
+    )
+    assert DivotConfig() == DivotConfig(
+        frame_size=(256, 256), sampling=SamplingConfig(fs=3, table_dtype="float16"), **shown
+    )
 
 
 def test_old_dicode_folder_generates_and_decodes():

@@ -70,6 +70,15 @@ def test_both_files_give_the_same_ids(tokenizer, tmp_path):
         )
 
 
+def test_as_many_merges_are_read_as_the_model_has_words(tmp_path, monkeypatch):
+    assert 512 + clip_text._NUM_MERGES + 2 == 49408  # letters, merges, start and end
+    monkeypatch.setattr(clip_text, "_NUM_MERGES", len(MERGES))
+    lines = ["#version: 0.2", *MERGES, "t h", "th e</w>"]
+    (tmp_path / "bpe.txt.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    ids = ClipTokenizer.from_file(tmp_path / "bpe.txt.gz", SIZE)(["cat dog"], 4)
+    np.testing.assert_array_equal(ids, [[START, CAT, DOG, END]])
+
+
 def test_without_a_vocabulary_only_the_empty_prompt_is_known(tmp_path):
     tokenizer = ClipTokenizer(None, 49408)
     np.testing.assert_array_equal(tokenizer([""], 4)[0], [49406, 49407, 0, 0])

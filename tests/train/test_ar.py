@@ -143,6 +143,29 @@ def test_validation_runs_without_dropout_and_input_noise(pipe, config, tmp_path,
     assert found[1] > 1e-5  # of a step
 
 
+def test_sheets_show_the_first_clip_of_tokens_that_are_written_with_fixed_noise(
+    pipe, config, monkeypatch
+):
+    config = dataclasses.replace(config, num_keyframes=3, text_length=6)
+    ids = jnp.asarray(pipe.text.encode(["red"] * 2, 6).ids)
+    config = dataclasses.replace(config, model=pipe.language_model.cfg)
+    one, other = (
+        language_model.generate_tokens(config, pipe.language_model, ids) for _ in range(2)
+    )
+    assert one.shape == (2, 3, 3, 8)
+    np.testing.assert_array_equal(one, other)
+    assert np.abs(one[0] - one[1]).max() > 1e-3  # a row has noise of its own
+
+    def decode_clip(decoder, tokens, keys, sampling):
+        np.testing.assert_array_equal(tokens, one[:, :2])
+        assert (sampling.num_frames, sampling.guidance_scale, sampling.fs) == (4, 1.0, 3)
+        return jnp.zeros((2, 4, 16, 16, 3))
+
+    monkeypatch.setattr(language_model, "decode_clip", decode_clip)
+    monkeypatch.setattr(language_model, "decode_latents", lambda decoder, latents: latents + 1)
+    assert (language_model.show(config, pipe.decoder, one) == 255).all()
+
+
 def test_how_a_body_is_run_is_no_difference(pipe, config):
     sizes = config.model.body
     assert compare_bodies(sizes, dataclasses.replace(sizes, scan_layers=False, remat=False)) is None

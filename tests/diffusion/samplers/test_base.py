@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -44,3 +45,10 @@ def test_times_state_and_frozen_frames_are_the_samplers_own():
         np.testing.assert_array_equal((steps.x0 - x_before)[:, 0, :, 0], told)
         np.testing.assert_array_equal(got[1, :, 0], [14, 14, 0])
         np.testing.assert_array_equal(steps.moved[-1], [[2, 2, 0]] * 2)
+
+
+def test_the_loop_is_one_scan_unless_told_otherwise():
+    grid = np.array([[9, 9, 9], [5, 9, 9], [2, 5, 9]])
+    run = lambda x, **options: sample(lambda x, *_: x + 1, Staggered(), x, grid, **options)[0]  # noqa: E731
+    assert "scan" in str(jax.make_jaxpr(run)(X))
+    assert "scan" not in str(jax.make_jaxpr(lambda x: run(x, use_scan=False))(X))

@@ -52,6 +52,13 @@ def test_a_row_is_laid_out_as_its_videos_stand_alone():
     assert video_length(2, text_length=3, num_tokens=2) == 9
 
 
+def test_a_row_may_be_full():
+    text, tokens = np.array([1, 2, 3], np.int32), np.ones((2, 2, 4), np.float32)
+    row = pack_row([text] * 2, [tokens] * 2, row_length=18, max_frames=4, image_id=7, pad_id=9)
+    assert (row["segment_ids"] == np.repeat([1, 2], 9)).all()
+    assert (row["frame_segments"] == [1, 1, 2, 2]).all()
+
+
 def test_more_than_a_row_holds_is_refused():
     text, tokens = np.zeros(3, np.int32), np.zeros((2, 2, 4), np.float32)
     options = {"image_id": 7, "pad_id": 9}
