@@ -1,5 +1,6 @@
-"""The small tools that `make demo` uses, run as it runs them."""
+"""The small tools that `make demo` uses, run as it runs them, and the trial of planted faults."""
 
+import ast
 import pathlib
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from PIL import Image
 
 from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.media.video import read_video, write_video
+from scripts import mutants, mutation_trial
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -58,3 +60,64 @@ def test_compared_videos_are_shown_at_equal_times(tmp_path):
     black = (picture < 10).sum(axis=0) > height / 2  # columns that are black in both rows
     assert black[: width // 2].mean() > 0.8
     assert not black[width // 2 :].any()
+
+
+CODE = '''
+"""Text: 1 + 1."""
+__all__ = ["f", "g"][0:]
+
+def f(x: int = 1, *, flag: bool = True) -> "1 + 1":
+    if not x < 2 and flag:
+        raise ValueError(f"{x + 1} is not {min(x, 2)}", 3)
+    return g(x, flag, key=x)[-1] ** x, "a" + "b", zip(x, x, strict=True), x[0]
+'''
+FAULTS = """1 -> 2; True -> False; not x < 2 -> x < 2; < -> <=; < -> >; 2 -> 3; and -> or; ** -> *;
+    x, flag -> flag, x; key=x -> nothing; -1 -> 0; 0 -> -1"""
+
+
+def test_faults_are_planted_in_code_alone_one_at_a_time():
+    found = mutants.mutants_of("a.py", CODE)
+    assert sorted(f"{x.before} -> {x.after or 'nothing'}" for x in found) == sorted(
+        fault.strip() for fault in FAULTS.split(";")
+    )
+    assert len({x.plant(CODE.encode()) for x in found}) == len(found)
+    for fault in found:
+        ast.parse(fault.plant(CODE.encode()))
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A library of one function with its test."""
+    code = ["def count(x):", "    n = 0", "    while n < x:", "        n += 1", "    return n"]
+    test = [
+        "from dicode_jax.text.cut import count",
+        "def test_count():",
+        "    assert count(3) == 3",
+    ]
+    for name, lines in {"dicode_jax/text/cut.py": code, "tests/text/test_cut.py": test}.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("\n".join(lines))
+    return tmp_path
+
+
+def test_the_same_faults_are_drawn_of_the_same_tree(tree):
+    drawn = mutation_trial.draw(tree, 3, seed=1)
+    assert drawn == mutation_trial.draw(tree, 3, seed=1)
+    assert len(set(drawn)) == 3
+    assert drawn != mutation_trial.draw(tree, 3, seed=2)
+    everything = mutation_trial.draw(tree, 99, seed=2)
+    assert sorted(everything) == sorted(mutation_trial.draw(tree, 99, seed=1))
+
+
+def test_a_fault_is_noticed_by_a_test_or_a_hang_and_a_harmless_one_is_not(tree):
+    text = (tree / "dicode_jax/text/cut.py").read_text()
+    faults = {(x.before, x.after): x for x in mutation_trial.draw(tree, 99, seed=0)}
+    assert set(faults) == {("<", "<="), ("<", ">"), ("0", "1"), ("1", "2")}
+    test = "tests/text/test_cut.py::test_count"
+    for fault, limit, wanted in (
+        (faults["<", "<="], 60, test),
+        (faults["0", "1"], 60, None),
+        (faults["1", "2"]._replace(after="0"), 2, "time limit of 2 s"),
+    ):
+        assert mutation_trial.trial(tree, fault, "text/test_cut.py", limit)[0] == wanted
+        assert (tree / "dicode_jax/text/cut.py").read_text() == text

@@ -53,10 +53,11 @@ def test_a_row_is_laid_out_as_its_videos_stand_alone():
 
 
 def test_a_row_may_be_full():
-    text, tokens = np.array([1, 2, 3], np.int32), np.ones((2, 2, 4), np.float32)
-    row = pack_row([text] * 2, [tokens] * 2, row_length=18, max_frames=4, image_id=7, pad_id=9)
-    assert (row["segment_ids"] == np.repeat([1, 2], 9)).all()
-    assert (row["frame_segments"] == [1, 1, 2, 2]).all()
+    text, tokens = np.array([1, 2, 3, 4], np.int32), np.ones((2, 2, 4), np.float32)
+    row = pack_row([text] * 2, [tokens] * 2, row_length=20, max_frames=4, image_id=7, pad_id=9)
+    assert row["input_ids"].tolist() == [1, 2, 3, 4, 7, 9, 9, 7, 9, 9] * 2
+    assert row["segment_ids"].tolist() == [1] * 10 + [2] * 10
+    assert row["frame_segments"].tolist() == [1, 1, 2, 2]
 
 
 def test_more_than_a_row_holds_is_refused():
