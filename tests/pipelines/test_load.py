@@ -84,6 +84,12 @@ def test_old_dynamicrafter_folder_paints():
     assert video.std() > 0
 
 
+def test_the_types_that_are_asked_for_reach_the_pipeline(monkeypatch):
+    monkeypatch.setattr(DiCoDePipeline, "from_pretrained", lambda *args, **options: (args, options))
+    got = dicode_jax.load(OLD / "dicode", dtype="auto", param_dtype=np.float16)
+    assert got == ((OLD / "dicode",), {"dtype": "auto", "param_dtype": np.float16})
+
+
 @pytest.mark.parametrize("kind", ["dicode", "dynamicrafter"])
 def test_info_knows_the_kind_of_an_old_folder(kind, capsys):
     assert cli.main(["info", str(OLD / kind)]) == 0
