@@ -132,8 +132,9 @@ def test_features_and_options_are_checked(converted):
     ):
         with pytest.raises(UserError, match=message):
             decoder(features, **options)
-    with pytest.raises(UserError, match=r"features are \[l, 12\]"):
-        decoder(features[..., :3])
+    for wrong in (features[..., :3], features[:, :0], features[:0], features[None], features[0, 0]):
+        with pytest.raises(UserError, match=r"features are \[l, 12\] or a batch, got shape"):
+            decoder(wrong, guidance_scale=1)
     for wrong in (np.full((5, 12), np.inf), "features", [[1.0], [1.0, 2.0]]):
         with pytest.raises(UserError, match=r"features are \[l, 12\] or a batch, got"):
             decoder(wrong, guidance_scale=1)

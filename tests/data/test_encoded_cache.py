@@ -142,6 +142,18 @@ def test_verify_finds_a_flipped_bit_and_names_the_file(folder):
         EncodedCache(folder).verify()
 
 
+def test_verify_names_three_files_and_counts_the_rest(folder):
+    cache, files = EncodedCache(folder), [encoded_cache.shard_path(folder, i, 3) for i in range(3)]
+    for number, path in enumerate([*files, files[0].with_suffix(".json")], 1):
+        path.write_bytes(path.read_bytes() + b" ")
+        with pytest.raises(UserError, match="is damaged: ") as caught:
+            cache.verify()
+        named = str(caught.value).split("is damaged: ")[1].split("; delete these")[0]
+        assert named.count("encoded-") == min(number, 3)
+        assert named.endswith(" and 1 more") == (number == 4)
+        assert "more" not in named or number == 4
+
+
 def test_a_cache_that_is_not_finished_says_so(folder, tmp_path_factory):
     (folder / "manifest.json").unlink()
     with pytest.raises(UserError, match="not finished"):

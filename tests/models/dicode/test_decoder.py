@@ -13,6 +13,7 @@ from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.models.dicode import decoder as decoding
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
+from dicode_jax.models.unet3d import UNet3D
 from dicode_jax.nn.resampler import ResamplerConfig
 
 SAMPLING = SamplingConfig(num_frames=4, num_inference_steps=3, batch_guidance=True)
@@ -107,6 +108,18 @@ def test_batched_and_separate_branches_agree(decoder, monkeypatch):
         for batched in (True, False)
     )
     np.testing.assert_allclose(together, apart, atol=1e-5)
+
+
+def test_the_network_is_given_all_that_it_is_called_with(decoder, monkeypatch):
+    monkeypatch.setattr(UNet3D, "__call__", lambda self, *args, **options: (args, options))
+    x, times, fs = jnp.zeros((3, 4, 4, 4, 2)), jnp.arange(3), jnp.arange(3, 6)
+    cond, rngs = decoder.condition(TOKENS, 4), nnx.Rngs(dropout=0)
+    (seen, *told), options = decoder.denoise(x, times, cond, fs, deterministic=False, rngs=rngs)
+    np.testing.assert_array_equal(seen, jnp.concatenate([x, cond.concat], axis=-1))
+    for got, want in zip(told, (times, cond.context, fs), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert options == {"deterministic": False, "rngs": rngs}
+    assert decoder.denoise(x, times, cond, fs)[1] == {"deterministic": True, "rngs": None}
 
 
 def test_dropped_tokens_are_zero_in_the_context_and_the_latent_image(decoder):
