@@ -164,6 +164,8 @@ def test_latents_decode_to_frames_all_at_once_or_one_by_one(decoder):
     )
     assert together.shape == (2, 3, 8, 8, 3)
     np.testing.assert_allclose(together, one_by_one, atol=1e-5)
+    default = jax.make_jaxpr(lambda x: decoding.decode_latents(decoder, x))(latents)
+    assert "scan" not in str(default)  # all at once, which is faster
 
 
 def test_saved_levels_are_clipped_and_truncated():

@@ -1,0 +1,85 @@
+"""Options of pipelines: the last values that are allowed and the first that are not."""
+
+import math
+
+import numpy as np
+import pytest
+
+from dicode_jax.errors import UserError
+from dicode_jax.pipelines import options
+
+ABOVE, BELOW = math.nextafter(1.0, 2.0), -math.nextafter(0.0, 1.0)
+BOUNDS = {  # name: (lowest, the next below, highest, the next above)
+    "num_clips": (1, 0, 1800, 1801),
+    "num_frames": (1, 0, 256, 257),
+    "num_inference_steps": (1, 0, 2**40, None),
+    "fs": (1, 0, 2**31 - 1, 2**31),
+    "guidance_scale": (-BELOW, 0.0, 1e300, None),
+    "guidance_rescale": (0.0, BELOW, 1.0, ABOVE),
+    "eta": (0.0, BELOW, 1.0, ABOVE),
+    "fps": (-BELOW, 0.0, 1000.0, 1000.1),
+}
+
+
+def test_every_option_has_its_bounds():
+    assert {*BOUNDS, "sampler"} == set(options.OPTIONS)
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_the_last_values_are_allowed_and_the_next_are_not(name):
+    lowest, below, highest, above = BOUNDS[name]
+    for value in (lowest, highest, np.asarray(lowest)):
+        got = options.check(**{name: value})[name]
+        assert got == value
+        assert type(got) is type(lowest)
+    for value in (below, above, True, "1", math.nan, math.inf, [1]):
+        if value is not None:
+            with pytest.raises(UserError, match=f"^{name}: want a (whole|finite) number"):
+                options.check(**{name: value})
+
+
+def test_a_name_is_one_of_those_there_are():
+    assert options.check(sampler="dpm++", eta=None) == {"sampler": "dpm++"}
+    for value in ("euler", 2, ["ddim"]):
+        with pytest.raises(UserError, match=r"^sampler: want ddim or dpm\+\+, got "):
+            options.check(sampler=value)
+    with pytest.raises(UserError, match="there is no option steps; there are num_clips, num_fr"):
+        options.check(eta=1.0, steps=3)
+
+
+def test_frames_may_have_to_be_even():
+    rule = options.Whole(1, is_even=True)
+    assert rule(4) == 4
+    with pytest.raises(ValueError, match="want an even number, got 3"):
+        rule(3)
+
+
+def test_seeds_count_up_or_are_given_each():
+    assert options.check_seeds(7, 3) == [7, 8, 9]
+    assert options.check_seeds(2**32 - 2, 2) == [2**32 - 2, 2**32 - 1]
+    assert options.check_seeds(np.array([5, 0]), 2) == [5, 0]
+    for seed, count in ((2**32 - 2, 3), (-1, 1), (2**32, 1), ([1], 2), ([1, 2**32], 2)):
+        with pytest.raises(UserError, match=r"^seed: "):
+            options.check_seeds(seed, count)
+
+
+def test_keyframes_are_two_or_more_and_inside():
+    assert options.check_keyframes([0, -4, 3], 4) == [0, -4, 3]
+    for keyframes in ([0, 4], [-5, 0], [1], "01", 1, np.array(1)):
+        with pytest.raises(UserError, match=r"^keyframes: "):
+            options.check_keyframes(keyframes, 4)
+
+
+def test_prompts_are_texts():
+    assert options.check_prompts("a") == ["a"]
+    assert options.check_prompts(("a", "b")) == ["a", "b"]
+    for prompt in ([], None, b"a", ["a", 1]):
+        with pytest.raises(UserError, match="prompt"):
+            options.check_prompts(prompt)
+
+
+def test_a_value_is_shown_on_one_line_of_60_signs():
+    assert options.shown("a\nb") == r"'a\nb'"
+    assert options.shown([1, 2]) == "[1, 2]"
+    assert options.shown(int("1" * 60)) == "1" * 60
+    assert options.shown(int("1" * 61)) == "1" * 57 + "..."
