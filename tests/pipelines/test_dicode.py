@@ -135,23 +135,24 @@ def test_clips_of_equal_tokens_have_noise_of_their_own(pipe):
     assert not close(first, second)
 
 
-def tokens_of(pipe, frames):
-    """What the module itself makes of pixels in [-1, 1]."""
+@pytest.fixture(scope="module")
+def tokens_of(pipe):
+    """What the module itself makes of each frame, of pixels in [-1, 1]."""
     graph, state = nnx.split(pipe.tokenizer)
     encode = jax.jit(lambda state, x: nnx.merge(graph, state)(x[None, None])[0, 0])
-    return np.stack([encode(state, jnp.asarray(x, jnp.float32)) for x in frames])
+    return lambda frames: np.stack([encode(state, jnp.asarray(x, jnp.float32)) for x in frames])
 
 
-def test_the_first_and_the_last_frame_are_encoded_in_minus_one_to_one(pipe):
+def test_the_first_and_the_last_frame_are_encoded_in_minus_one_to_one(pipe, tokens_of):
     video = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
-    want = tokens_of(pipe, video / 127.5 - 1)
+    want = tokens_of(video / 127.5 - 1)
     np.testing.assert_allclose(pipe.encode(video), want[[0, 4]], rtol=1e-5, atol=1e-5)
     got = pipe.encode(video, [1, -2, 0])
     np.testing.assert_allclose(got, want[[1, 3, 0]], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("resize", ["stretch", "crop"])
-def test_frames_of_another_size_are_resized_as_the_tokenizer_says(pipe, resize):
+def test_frames_of_another_size_are_resized_as_the_tokenizer_says(pipe, tokens_of, resize):
     tokenizer = nnx.merge(*nnx.split(pipe.tokenizer))
     tokenizer.cfg = dataclasses.replace(tokenizer.cfg, resize=resize, antialias=True)
     video = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
@@ -161,7 +162,7 @@ def test_frames_of_another_size_are_resized_as_the_tokenizer_says(pipe, resize):
     small = [x.resize((16, 16), Image.Resampling.BILINEAR) for x in bands]
     frames = np.reshape(small, (2, 3, 16, 16)).transpose(0, 2, 3, 1)
     got = changed(pipe, tokenizer=tokenizer).encode(video)
-    np.testing.assert_allclose(got, tokens_of(pipe, frames / 127.5 - 1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(got, tokens_of(frames / 127.5 - 1), rtol=1e-4, atol=1e-4)
 
 
 def test_keyframes_are_encoded_each_alone(pipe):
