@@ -83,14 +83,16 @@ def trial(tree: pathlib.Path, mutant: Mutant, tests: str, limit: float) -> tuple
     path = tree / mutant.path
     text = path.read_bytes()
     path.write_bytes(mutant.plant(text))
+    child = subprocess.Popen(command, cwd=tree, env=env, start_new_session=True, **output)
     try:
-        child = subprocess.Popen(command, cwd=tree, env=env, start_new_session=True, **output)
         said = child.communicate(timeout=limit)[0]
     except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)  # pytest and all that it started
-        return f"time limit of {limit:g} s", child.communicate()[0]
+        return f"time limit of {limit:g} s", ""
     finally:
         path.write_bytes(text)
+        if child.poll() is None:  # it hangs, or this is interrupted
+            os.killpg(child.pid, signal.SIGKILL)  # pytest and all that it started
+            child.wait()
     if child.returncode in (4, 5):  # wrong usage, no tests: no verdict on the fault
         raise RuntimeError(f"pytest could not run {tests}:\n{said}")
     failed = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
@@ -107,6 +109,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, help="repeat this one, and show what pytest says")
     parser.add_argument("--whole", action="store_true", help="wider tests on those that survived")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what has been started ends with it
     mutants, survivors, known = draw(ROOT, args.count, args.seed), 0, {}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, args.out.open("a+") as file:
@@ -126,7 +129,8 @@ def main() -> None:
                     print(said if args.only is not None else "", end="")
                 killed = killed or known.get(key)
             survivors += killed is None
-            print(f"{number:3d}  {mutant}  {f'killed by {killed}' if killed else 'SURVIVED'}")
+            verdict = f"killed by {killed}" if killed else "SURVIVED"
+            print(f"{number:3d}  {mutant}  {verdict}", flush=True)
     if args.only is None:
         print(f"{len(mutants) - survivors} of {len(mutants)} killed")
 
