@@ -20,6 +20,7 @@ from dicode_jax.stages.dicode.configs import ARTrainConfig
 from dicode_jax.stages.registry import build_stage
 from dicode_jax.storage import weights
 from dicode_jax.text import gpt as text
+from train import ar
 
 BASE = text.train_small(all_captions()).vocab_size - len(text.IMAGE_TOKENS)
 
