@@ -3,7 +3,7 @@
     python -m benchmarks.convert_full_size --workdir full_size
 
 Writes float16 files with the 2535 keys of the official tokenizer (5.2 GB) and the 498 of the
-language model (1.8 GB), converts them with `python -m convert.dicode` in a process of its own,
+language model (1.8 GB), converts them with `python -m convert dicode` in a process of its own,
 loads the result in bfloat16 and decodes one clip in two DDIM steps from the deep tokens of a video
 (`--video`). Needs about 14 GB of disk and prints the figures as JSON.
 """
@@ -144,7 +144,7 @@ def main() -> None:
     if not (models / "gpt2-large" / "merges.txt").is_file():
         child(*here, "--step", "make")
     seconds, peak = child(
-        "-m", "convert.dicode", "--models", str(models), "--out", str(out), "--dtype", args.dtype,
+        "-m", "convert", "dicode", str(models), "--out", str(out), "--dtype", args.dtype,
         "--overwrite",
     )  # fmt: skip
     figures = {

@@ -1,6 +1,6 @@
 r"""DiCoDe's released language model: GPT-2 large on deep tokens of width 1024.
 
-python -m convert.gpt2 HF_FOLDER --for-dicode --out runs/gpt2_large_body
+python -m convert gpt2 gpt2-large --for-dicode --out runs/gpt2_large_body
 python -m train.encode --config configs/gpt2_large.py --tokenizer TOKENIZER \
     --data.path VIDEOS --data.kind auto --out cache
 python -m train.ar --config configs/gpt2_large.py --workdir runs/gpt2_large --tokenizer TOKENIZER \

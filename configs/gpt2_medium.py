@@ -1,6 +1,6 @@
 r"""Deep tokens after text with GPT-2 medium (355M).
 
-python -m convert.gpt2 HF_FOLDER --for-dicode --out runs/gpt2_medium_body
+python -m convert gpt2 gpt2-medium --for-dicode --out runs/gpt2_medium_body
 python -m train.encode --config configs/gpt2_medium.py --tokenizer TOKENIZER \
     --data.path VIDEOS --data.kind auto --out cache
 python -m train.ar --config configs/gpt2_medium.py --workdir runs/gpt2_medium --data.path cache \

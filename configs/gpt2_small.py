@@ -1,6 +1,6 @@
 r"""Deep tokens after text with GPT-2 small (124M), the smallest of the paper's range.
 
-python -m convert.gpt2 HF_FOLDER --for-dicode --out runs/gpt2_small_body
+python -m convert gpt2 gpt2 --for-dicode --out runs/gpt2_small_body
 python -m train.encode --config configs/gpt2_small.py --tokenizer TOKENIZER \
     --data.path VIDEOS --data.kind auto --out cache
 python -m train.ar --config configs/gpt2_small.py --workdir runs/gpt2_small --tokenizer TOKENIZER \

@@ -1,6 +1,6 @@
 r"""Deep tokens after text with GPT-2 XL (1.56B).
 
-python -m convert.gpt2 HF_FOLDER --for-dicode --out runs/gpt2_xl_body
+python -m convert gpt2 gpt2-xl --for-dicode --out runs/gpt2_xl_body
 python -m train.encode --config configs/gpt2_xl.py --tokenizer TOKENIZER \
     --data.path VIDEOS --data.kind auto --out cache
 python -m train.ar --config configs/gpt2_xl.py --workdir runs/gpt2_xl --tokenizer TOKENIZER \

@@ -1,6 +1,6 @@
 r"""Deep tokens after text with Llama 3.2 1B; tokens and head as in the release.
 
-python -m convert.llama HF_FOLDER --for-dicode --out runs/llama_1b_body
+python -m convert llama meta-llama/Llama-3.2-1B --for-dicode --out runs/llama_1b_body
 python -m train.encode --config configs/llama_1b.py --tokenizer TOKENIZER \
     --data.path VIDEOS --data.kind auto --out cache
 python -m train.ar --config configs/llama_1b.py --workdir runs/llama_1b --tokenizer TOKENIZER \

@@ -124,7 +124,7 @@ def find_variant(source: Mapping[str, Any], wanted: str | None = None) -> str:
     if tuple(source[FIRST_CONV].shape[1:2]) == (4,):
         raise UserError(
             "this UNet takes four channels, so it was made from DynamiCrafter and is not one; "
-            "for DiCoDe's tokenizer use convert.dicode --tokenizer"
+            "for DiCoDe's tokenizer use python -m convert dicode --tokenizer"
         )
     if any(key.startswith(UNET) and key.endswith(".alpha") for key in source):
         possible = ["256"]

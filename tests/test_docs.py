@@ -31,6 +31,16 @@ def test_a_documented_snippet_compiles_and_its_imports_exist(code):
     documented.check_snippet(code)
 
 
+def test_a_conversion_is_shown_in_one_manner():
+    """`python -m convert NAME SOURCE`: the older forms work and are not shown."""
+    older = [
+        (where, command)
+        for where, command, _ in COMMANDS
+        if "python -m convert." in command or {"--ckpt", "--models"} & set(command.split())
+    ]
+    assert not older
+
+
 def test_commands_and_snippets_are_found():
     places = {where for where, *_ in COMMANDS}
     assert {"README.md", "scaling.md", "configs/llama_3b.py", "train/encode.py"} <= places

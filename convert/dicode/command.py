@@ -88,7 +88,8 @@ def examine(args: argparse.Namespace) -> command.Conversion:
     Raises:
       UserError: A file is missing, damaged or of another model, or OUT is in the way.
     """
-    command.check_folder(args.out, overwrite=args.overwrite)  # before anything is fetched
+    if args.source is not None and not pathlib.Path(args.source).exists():  # it is to be fetched
+        command.check_folder(args.out, overwrite=args.overwrite)
     files = find_files(args)
     named = (files.tokenizer, files.lm, files.text, files.clip, args.yaml)
     reads = [path for path in named if path is not None]  # OUT may lie beside them in SOURCE

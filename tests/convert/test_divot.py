@@ -77,7 +77,7 @@ def checkpoint(parts):
 
 def run(folder, tensors):
     save_file(tensors, folder / "model.safetensors")
-    return command.main(["--ckpt", str(folder / "model.safetensors"), "--out", str(folder / "out")])
+    return command.main([str(folder / "model.safetensors"), "--out", str(folder / "out")])
 
 
 @pytest.fixture(scope="module")

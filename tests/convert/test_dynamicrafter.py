@@ -259,7 +259,7 @@ def test_what_does_not_fit_is_one_line_and_nothing_is_written(tmp_path, capsys, 
     conv, out = command.FIRST_CONV, f"{command.UNET}out.2.bias"
     assert "no DynamiCrafter" in refused(capsys, tmp_path, {"a.b": np.zeros(3, np.float32)})
     four = checkpoint | {conv: np.ascontiguousarray(checkpoint[conv][:, :4])}
-    assert "convert.dicode" in refused(capsys, tmp_path, four)
+    assert "convert dicode" in refused(capsys, tmp_path, four)
     assert "unfilled target: conv_out.bias" in refused(capsys, tmp_path, without(out))
     extra = checkpoint | {"something.else": np.zeros(3, np.float32)}
     assert "unused source key: something.else" in refused(capsys, tmp_path, extra)

@@ -1,5 +1,6 @@
 """`python -m convert NAME`: one door to the commands that `python -m convert.NAME` opens too."""
 
+import contextlib
 import importlib
 import json
 import subprocess
@@ -32,7 +33,9 @@ def test_every_command_answers_under_its_name(name, capsys):
         main([name, "--help"])
     text = capsys.readouterr().out
     assert text.startswith(f"usage: python -m convert.{name} ")
+    assert text.partition("positional arguments:")[2].split()[0] == "SOURCE"
     assert "--out" in text
+    assert not any(alias in text for alias in ("--ckpt", "--models"))
     assert importlib.util.find_spec(f"convert.{name}"), "python -m convert.NAME has to stay"
 
 
@@ -47,6 +50,13 @@ def test_the_source_comes_first_or_under_its_option(name, option, tmp_path, caps
     with pytest.raises(SystemExit, match="2"):
         main([name, source, option, source, *out])
     assert "not allowed with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_without_a_source_it_is_asked_for(name, tmp_path, capsys):
+    with contextlib.suppress(SystemExit):
+        assert main([name, "--out", str(tmp_path / "out")]) == 2
+    assert "SOURCE" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_both_doors_lead_to_the_same_model(tmp_path):

@@ -32,7 +32,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def body(tmp_path_factory):
-    """What `convert.llama --for-dicode` makes of a tiny folder of Hugging Face."""
+    """What `convert llama --for-dicode` makes of a tiny folder of Hugging Face."""
     folder = tmp_path_factory.mktemp("llama")
     shapes = {"model.embed_tokens.weight": (BASE, 8), "model.norm.weight": (8,)}
     for i in range(2):

@@ -202,7 +202,7 @@ def test_two_different_diffusion_models_are_refused(models, weights, tmp_path, c
         (tmp_path / name).symlink_to(models / name)
     key = "model.diffusion_model.out.2.bias"
     save_file(weights | {key: weights[key] + 1}, tmp_path / "gpt2_large.safetensors")
-    args = ("--models", tmp_path, "--yaml", models / "config.yaml")
+    args = (tmp_path, "--yaml", models / "config.yaml")
     line = refused(capsys, tmp_path / "out", *args)
     assert f"hold different diffusion models (first at {key})" in line
 
@@ -213,9 +213,9 @@ def test_wrong_arguments_are_explained(models, tmp_path, capsys):
     main = models / "pytorch_model.safetensors"
     for args, message in (
         ((), "name what to convert"),
-        (("--models", tmp_path / "no"), "there is nothing at"),
-        (("--models", tmp_path / "empty"), "lacks pytorch_model.bin, gpt2_large.bin, gpt2-large/"),
-        (("--models", models, "--lm", main), "SOURCE stands for all parts"),
+        ((tmp_path / "no",), "there is nothing at"),
+        ((tmp_path / "empty",), "lacks pytorch_model.bin, gpt2_large.bin, gpt2-large/"),
+        ((models, "--lm", main), "SOURCE stands for all parts"),
         (("--tokenizer", main), "no multiple of heads of 64: give the configuration"),
         (("--tokenizer", main, "--yaml", tmp_path / "none.yaml"), "not a readable YAML"),
         (("--lm", main), "the checkpoint has no llm.transformer.wte.weight"),
@@ -227,6 +227,6 @@ def test_out_may_lie_beside_the_models_and_in_none_of_them(models, tmp_path, cap
     for path in models.iterdir():
         (tmp_path / path.name).symlink_to(path)
     for out in (tmp_path, tmp_path / "gpt2-large", tmp_path / "gpt2-large" / "new"):
-        assert run("--models", tmp_path, "--out", out, "--overwrite") == 2
+        assert run(tmp_path, "--out", out, "--overwrite") == 2
         assert "which is read; name another folder" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in models.iterdir())

@@ -271,6 +271,15 @@ def test_foreign_forms_are_named_with_their_cure(tmp_path):
         open_source(tmp_path / "script.pt")
 
 
+def test_of_a_folder_the_only_checkpoint_is_read_and_safetensors_before_others(tmp_path):
+    save_file({"a": np.zeros(2, np.float32)}, tmp_path / "x_512.safetensors")
+    (tmp_path / "model.ckpt").write_bytes(b"not looked at")
+    assert list(sources.open_source(tmp_path)) == ["a"]
+    save_file({"b": np.zeros(2, np.float32)}, tmp_path / "y.safetensors")
+    with pytest.raises(UserError, match=r"several checkpoints: give one of x_512\.\w+, y"):
+        sources.open_source(tmp_path)
+
+
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"\xff" * 40)
     (tmp_path / "b.npz").write_bytes(b"x")
