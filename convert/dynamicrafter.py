@@ -32,8 +32,10 @@ from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.decoder import ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
 from dicode_jax.pipelines import dynamicrafter as pipeline
+from dicode_jax.pipelines.base import TEXT_FOLDER
 from dicode_jax.pipelines.dicode import PipelineConfig
-from dicode_jax.text.clip import ClipTokenizer
+from dicode_jax.storage import hub
+from dicode_jax.text.clip import TOKENIZER_FILE, ClipTokenizer, installed_vocabulary
 
 PREFIXES = {
     "unet": UNET,
@@ -270,10 +272,17 @@ def examine(args: argparse.Namespace) -> command.Conversion:
     }
     if args.for_dicode:
         report["cut"] = {FIRST_CONV: "input channels of the latents", QUERIES: "one frame"}
-    text = {}
-    if args.vocab is not None and not wrong:
-        vocab_size = configs["text_tower"].config.vocab_size
-        text[pipeline.TEXT_FOLDER] = ClipTokenizer.from_file(args.vocab, vocab_size)
+    text, note = {}, ""
+    vocab_size = configs["text_tower"].config.vocab_size
+    vocab = args.vocab and hub.find_folder(args.vocab, (TOKENIZER_FILE,))
+    vocab = vocab or installed_vocabulary(vocab_size)
+    if not args.for_dicode and vocab is None:
+        note = (
+            "\nwithout CLIP's vocabulary it knows the empty prompt only: convert again with "
+            "--vocab FILE, or after pip install open_clip_torch"
+        )
+    elif not args.for_dicode and not wrong:
+        text[TEXT_FOLDER] = ClipTokenizer.from_file(vocab, vocab_size)
     what = "start of DiCoDe's tokenizer training" if args.for_dicode else "pipeline"
     return command.Conversion(
         origin="dynamicrafter",
@@ -281,10 +290,10 @@ def examine(args: argparse.Namespace) -> command.Conversion:
         reads=reads,
         parts=parts,
         settings=PipelineConfig() if args.for_dicode else _pipeline_config(variant),
-        text={} if args.for_dicode else text,
+        text=text,
         report=report,
         problems=wrong,
-        summary=f"wrote {args.out}: DynamiCrafter {name}, {what}",
+        summary=f"wrote {args.out}: DynamiCrafter {name}, {what}{note}",
     )
 
 
@@ -323,8 +332,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument(
         "--vocab",
         metavar="FILE",
-        help="CLIP's vocabulary: a tokenizer.json or OpenCLIP's bpe_simple_vocab_16e6.txt.gz; "
-        "without it the pipeline knows the empty prompt only",
+        help="CLIP's vocabulary: a tokenizer.json or OpenCLIP's bpe_simple_vocab_16e6.txt.gz "
+        "(default: that of an installed open_clip_torch; without any, the pipeline knows the empty "
+        "prompt only)",
     )
     options.add_argument(
         "--yaml", metavar="FILE", help="the original's config, checked against the weights"

@@ -1,14 +1,15 @@
 """CLIP's byte-pair text tokenizer (OpenCLIP's `SimpleTokenizer`), from a file of its vocabulary.
 
 The vocabulary is not part of this package. It is read from a Hugging Face `tokenizer.json` of any
-CLIP with the same vocabulary, or from the `bpe_simple_vocab_16e6.txt.gz` that comes with OpenCLIP.
-The empty prompt needs neither. Of what `ftfy` does to prompts in the original, quotes, ligatures
-and full-width letters are put right, but text that was decoded wrongly is not repaired; and the
-names of special tokens are read as the text that they are.
+CLIP with the same vocabulary, or from the `bpe_simple_vocab_16e6.txt.gz` that comes with OpenCLIP
+(`installed_vocabulary` finds it). The empty prompt needs neither. Of what `ftfy` does to prompts in
+the original, quotes, ligatures and full-width letters are put right, but text that was decoded
+wrongly is not repaired; and the names of special tokens are read as the text that they are.
 """
 
 import gzip
 import html
+import importlib.metadata
 import os
 import pathlib
 import unicodedata
@@ -24,6 +25,7 @@ from dicode_jax.text import cut
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
+VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 _NUM_MERGES = 49152 - 256 - 2
 _QUOTES = str.maketrans("\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f", "''''\"\"\"\"")
 _WIDE = frozenset(map(chr, [*range(0xFB00, 0xFB07), *range(0xFF01, 0xFF5F), 0x3000]))
@@ -106,12 +108,26 @@ class ClipTokenizer:
         if self._tokenizer is None:
             raise UserError(
                 "this model was converted without CLIP's vocabulary and knows the empty prompt "
-                'only; pass "", or convert again with --vocab'
+                'only; pass "", or convert again with --vocab FILE or open_clip_torch installed'
             )
         encoding = self._tokenizer.encode(prompt, add_special_tokens=False)
         if words := cut.left_out(prompt, encoding.offsets, length):
             cut.warn(words, len(encoding.ids), length, stacklevel=4)
         return encoding.ids[:length]
+
+
+def installed_vocabulary(vocab_size: int) -> pathlib.Path | None:
+    """The file of merges that `open_clip_torch` brings, which is not imported.
+
+    None where it is not installed, or the text tower's table is of another size.
+    """
+    try:
+        files = importlib.metadata.files("open_clip_torch") or ()
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = (pathlib.Path(str(file.locate())) for file in files if file.name == VOCABULARY)
+    fits = vocab_size == 2 * 256 + _NUM_MERGES + 2
+    return next((path for path in found if fits and path.is_file()), None)
 
 
 def build(merges: Sequence[str]) -> tokenizers.Tokenizer:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 
+import fake_open_clip
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -383,6 +384,22 @@ def test_a_vocabulary_is_put_beside_the_weights(tmp_path, checkpoint, capsys):
     assert "not the vocabulary of this text tower" in line
     with pytest.raises(UserError):
         clip_text.ClipTokenizer.from_file(tmp_path / "none", 20)
+
+
+def test_an_installed_open_clip_makes_it_know_prompts(tmp_path, monkeypatch, capsys):
+    merges = ["c a", "ca t</w>"]
+    table = dataclasses.replace(TINY["text_tower"], vocab_size=514 + len(merges))
+    monkeypatch.setitem(TINY, "text_tower", table)
+    tensors = tiny_state_dict(modules())
+    (tmp_path / "without").mkdir()
+    assert run(tmp_path / "without", tensors) == 0
+    said = capsys.readouterr().out
+    assert "knows the empty prompt only" in said
+    assert "--vocab FILE, or after pip install open_clip_torch" in said
+    fake_open_clip.install(tmp_path / "site", monkeypatch, merges)
+    assert run(tmp_path, tensors) == 0
+    assert "empty prompt" not in capsys.readouterr().out
+    assert DynamiCrafterPipeline.from_pretrained(tmp_path / "out").text.has_words
 
 
 def test_towers_that_were_taken_out_come_from_their_own_file(tmp_path, capsys, parts, checkpoint):

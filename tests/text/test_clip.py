@@ -1,7 +1,9 @@
 """CLIP's text tokenizer: the layout of ids, and both kinds of vocabulary files."""
 
 import gzip
+import sys
 
+import fake_open_clip
 import numpy as np
 import pytest
 
@@ -24,6 +26,18 @@ def letters(word):
     """Ids of a word that no merge touches: the last letter carries the end of the word."""
     first = [ord(c) - ord("!") for c in word]
     return [*first[:-1], first[-1] + 256]
+
+
+def test_an_installed_open_clip_brings_the_vocabulary_and_is_not_imported(tmp_path, monkeypatch):
+    fake_open_clip.install(tmp_path, monkeypatch, MERGES)
+    path = clip_text.installed_vocabulary(SIZE)
+    assert path == tmp_path / "open_clip" / clip_text.VOCABULARY
+    ids = ClipTokenizer.from_file(path, SIZE)(["cat dog"], 4)
+    np.testing.assert_array_equal(ids, [[START, CAT, DOG, END]])
+    assert clip_text.installed_vocabulary(SIZE + 1) is None  # of another text tower
+    path.unlink()
+    assert clip_text.installed_vocabulary(SIZE) is None
+    assert "open_clip" not in sys.modules
 
 
 def test_words_stand_between_start_and_end_and_zeros_follow(tokenizer):
