@@ -125,16 +125,22 @@ def render(folder: str | os.PathLike, *, name: str | None = None) -> str:
     Raises:
       UserError: The folder holds no weights, or a file is broken.
     """
+    from huggingface_hub import ModelCardData
+
     folder = pathlib.Path(folder)
     parts = inspect(folder)
+    notes = licence_notes(parts)
     what, tag, usage = _USES.get(_kind(folder) or "", _DICODE)
     total = sum(part.num_parameters for part in parts)
+    header = ModelCardData(
+        library_name="dicode_jax",
+        pipeline_tag=tag,
+        license="other" if notes else "apache-2.0",
+        tags=["jax", "flax", "video-generation"],
+    )
     lines = [
         "---",
-        "library_name: dicode_jax",
-        f"pipeline_tag: {tag}",
-        f"license: {'other' if licence_notes(parts) else 'apache-2.0'}",
-        "tags: [jax, flax, video-generation]",
+        header.to_yaml(),
         "---",
         "",
         f"# {name or folder.resolve().name}",
@@ -156,7 +162,6 @@ def render(folder: str | os.PathLike, *, name: str | None = None) -> str:
         "## Sources and licences",
         "",
     ]
-    notes = licence_notes(parts)
     lines += [f"- {note}" for note in notes] or ["The weights were trained with dicode_jax."]
     sources = _sources(parts)
     if sources:

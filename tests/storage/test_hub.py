@@ -254,9 +254,14 @@ def test_card_counts_what_is_stored_and_keeps_one_that_is_there(folder, tmp_path
 
 def test_weights_trained_here_need_no_licence_note(tmp_path):
     tiny_pipeline().save_pretrained(tmp_path)
-    card = (tmp_path / "README.md").read_text()
-    assert "license: apache-2.0" in card
-    assert "trained with dicode_jax" in card
+    card = huggingface_hub.ModelCard.load(tmp_path / "README.md")
+    assert card.data.to_dict() == {
+        "library_name": "dicode_jax",
+        "license": "apache-2.0",
+        "pipeline_tag": "text-to-video",
+        "tags": ["jax", "flax", "video-generation"],
+    }
+    assert "trained with dicode_jax" in card.text
 
 
 def test_origin_survives_loading_and_saving(folder, tmp_path):
