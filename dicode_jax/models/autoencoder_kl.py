@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
 from dicode_jax.distributions.diagonal_gaussian import DiagonalGaussian
@@ -98,10 +99,10 @@ class SelfAttention2D(nnx.Module):
         self.q, self.k, self.v, self.out = linear(), linear(), linear(), linear()
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        n, h, w, c = x.shape
-        tokens = self.norm(x).reshape(n, h * w, c)
+        _, h, _, c = x.shape
+        tokens = rearrange(self.norm(x), "n h w c -> n (h w) c")
         attended = attend(self.q(tokens), self.k(tokens), self.v(tokens), head_dim=c)  # one head
-        return x + self.out(attended).reshape(n, h, w, c)
+        return x + rearrange(self.out(attended), "n (h w) c -> n h w c", h=h)
 
 
 class Level(nnx.Module):
@@ -326,8 +327,8 @@ class AutoencoderKL(nnx.Module):
 
 def _over_frames(function, x: Array, per_frame: bool) -> Array:
     """Applies an image function to [b, f, ...], all frames at once or one after the other."""
-    b, f = x.shape[:2]
     if per_frame:
-        return jnp.moveaxis(jax.lax.map(function, jnp.moveaxis(x, 1, 0)), 0, 1)
-    y = function(x.reshape(b * f, *x.shape[2:]))
-    return y.reshape(b, f, *y.shape[1:])
+        y = jax.lax.map(function, rearrange(x, "b f ... -> f b ..."))
+        return rearrange(y, "f b ... -> b f ...")
+    y = function(rearrange(x, "b f ... -> (b f) ..."))
+    return rearrange(y, "(b f) ... -> b f ...", b=len(x))

@@ -13,6 +13,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
 from dicode_jax.nn.activations import gelu, quick_gelu
@@ -177,11 +178,10 @@ class PatchEmbed(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), shape, param_dtype))
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b t d"]:
-        b, h, w, _ = images.shape
         p, dtype = self.patch_size, self.dtype or images.dtype
-        patches = images.astype(dtype).reshape(b, h // p, p, w // p, p, 3)
-        patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, (h // p) * (w // p), -1)
-        return patches @ self.kernel[...].astype(dtype).reshape(patches.shape[-1], -1)
+        layout = "b (y h) (x w) c -> b (y x) (h w c)"
+        patches = rearrange(images.astype(dtype), layout, h=p, w=p)
+        return patches @ rearrange(self.kernel[...].astype(dtype), "h w c d -> (h w c) d")
 
 
 class CLIPVision(nnx.Module):

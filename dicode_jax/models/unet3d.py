@@ -13,6 +13,7 @@ import functools
 from typing import ClassVar
 
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
 from dicode_jax.nn.embeddings import timestep_embedding
@@ -277,7 +278,7 @@ class UNet3D(nnx.Module):
 
     def _split_context(self, context: Array, num_frames: int) -> tuple[Array, Array | None]:
         """Text tokens [b, l, d] and image tokens, per frame [b f, k, d] or per video [b, k, d]."""
-        cfg, b = self.cfg, context.shape[0]
+        cfg = self.cfg
         text, image = context[:, : cfg.text_context_len], context[:, cfg.text_context_len :]
         count = image.shape[1]
         if not cfg.image_cross_attention or count == 0:
@@ -289,7 +290,7 @@ class UNet3D(nnx.Module):
                 f"cannot be shared evenly by {num_frames} frames"
             )
         if per_frame or count == num_frames * cfg.image_tokens_per_frame:
-            image = image.reshape(b * num_frames, -1, image.shape[-1])
+            image = rearrange(image, "b (f k) d -> (b f) k d", f=num_frames)
         return text, image
 
     def _check(self, x: Array, timesteps: Array, context: Array) -> None:

@@ -5,6 +5,7 @@ Which implementation runs is chosen here and nowhere else. Masks are built by th
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from dicode_jax.nn.dropout import drop
 from dicode_jax.typing import Array, Bool, Float, typechecked
@@ -60,8 +61,8 @@ def attend(
     **options,
 ) -> Float[Array, "b t hd"]:
     """`dot_product_attention` of what linear layers give: all heads side by side on one axis."""
-    heads = (x.reshape(*x.shape[:2], -1, head_dim) for x in (query, key, value))
-    return dot_product_attention(*heads, **options).reshape(query.shape)
+    heads = (rearrange(x, "b t (h d) -> b t h d", d=head_dim) for x in (query, key, value))
+    return rearrange(dot_product_attention(*heads, **options), "b t h d -> b t (h d)")
 
 
 def _deferred(query, key, value, mask, scale, rate, rng):

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
 from dicode_jax.nn.activations import gelu
@@ -213,8 +214,8 @@ class Resampler(nnx.Module):
     def _to_image(self, tokens: Float[Array, "b n p"]) -> Float[Array, "b h w c"]:
         ph, pw, c = self.cfg.patch_shape
         grid = math.isqrt(self.cfg.num_tokens)
-        x = tokens.reshape(-1, grid, grid, c, ph, pw)  # a token holds its patch channel-first
-        return x.transpose(0, 1, 4, 2, 5, 3).reshape(-1, grid * ph, grid * pw, c)
+        layout = "b (y x) (c h w) -> b (y h) (x w) c"  # a token holds its patch channel-first
+        return rearrange(tokens, layout, y=grid, x=grid, c=c, h=ph, w=pw)
 
 
 class LinearImageProjection(nnx.Module):
@@ -240,4 +241,4 @@ class LinearImageProjection(nnx.Module):
 
     @typechecked
     def __call__(self, x: Float[Array, "b e"]) -> Float[Array, "b n z"]:
-        return self.norm(self.proj(x).reshape(-1, self.num_tokens, self.output_dim))
+        return self.norm(rearrange(self.proj(x), "b (n z) -> b n z", n=self.num_tokens))

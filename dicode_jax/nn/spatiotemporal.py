@@ -8,6 +8,7 @@ pixel alone. Shape letters: n sequences, t tokens of a sequence, l context token
 import functools
 
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
 from dicode_jax.nn.activations import gelu
@@ -61,8 +62,7 @@ class TemporalConv(nnx.Module):
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b f h w c"]:
-        b, f, h, w, c = x.shape
-        y = x.reshape(b, f, h * w, c)
+        y = rearrange(x, "b f h w c -> b f (h w) c")
         for i, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
             y = nnx.silu(norm(y))
             if i > 0:
@@ -192,8 +192,9 @@ class ContextAttention(nnx.Module):
 
     def _attend(self, query: Array, key: Array, value: Array) -> Array:
         """Attention of [n, t, d] to [m, s, d], each row serving n / m consecutive sequences."""
-        rows = query.reshape(key.shape[0], -1, query.shape[-1])
-        return attend(rows, key, value, head_dim=self.head_dim).reshape(query.shape)
+        rows = rearrange(query, "(m r) t d -> m (r t) d", m=len(key))
+        y = attend(rows, key, value, head_dim=self.head_dim)
+        return rearrange(y, "m (r t) d -> (m r) t d", t=query.shape[1])
 
 
 class TransformerBlock(nnx.Module):
@@ -261,8 +262,8 @@ class SpatialTransformer(_Transformer):
         image_context: Float[Array, "i k d"] | None = None,
     ) -> Float[Array, "b f h w c"]:
         """`image_context` has a row per frame (i = b f, f fastest) or per video (i = b)."""
-        b, f, h, w, c = x.shape
-        tokens = self.proj_in(group_norm_per_image(self.norm, x).reshape(b * f, h * w, c))
+        y = group_norm_per_image(self.norm, x)
+        tokens = self.proj_in(rearrange(y, "b f h w c -> (b f) (h w) c"))
         for block in self.blocks:
             tokens = block(tokens, context, image_context)
         return x + self.proj_out(tokens).reshape(x.shape)
@@ -275,10 +276,8 @@ class TemporalTransformer(_Transformer):
         self, x: Float[Array, "b f h w c"], context: Float[Array, "b l d"] | None = None
     ) -> Float[Array, "b f h w c"]:
         """`context` is only looked at when the layer was built with a `context_dim`."""
-        b, f, h, w, c = x.shape
-        y = self.norm(x).reshape(b, f, h * w, c).swapaxes(1, 2)  # [b, p, f, c]
-        tokens = self.proj_in(y.reshape(b * h * w, f, c))
+        b, _, h, w, _ = x.shape
+        tokens = self.proj_in(rearrange(self.norm(x), "b f h w c -> (b h w) f c"))
         for block in self.blocks:
             tokens = block(tokens, context if self.has_context else None)
-        y = self.proj_out(tokens).reshape(b, h * w, f, c).swapaxes(1, 2)
-        return x + y.reshape(x.shape)
+        return x + rearrange(self.proj_out(tokens), "(b h w) f c -> b f h w c", b=b, h=h, w=w)

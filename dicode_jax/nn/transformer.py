@@ -11,6 +11,7 @@ values, d model width.
 from collections.abc import Callable
 
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
 from dicode_jax.nn import kv_cache
@@ -86,13 +87,15 @@ class Attention(nnx.Module):
         Returns:
           The result, and `past` with the new keys and values (None without one).
         """
-        b, t, _ = x.shape
         if self.packed:
-            heads = self.qkv(x).reshape(b, t, -1, self.head_dim)
+            heads = rearrange(self.qkv(x), "b t (h d) -> b t h d", d=self.head_dim)
             h, g = self.num_heads, self.num_kv_heads
             q, k, v = jnp.split(heads, (h, h + g), axis=2)
         else:
-            q, k, v = (f(x).reshape(b, t, -1, self.head_dim) for f in (self.q, self.k, self.v))
+            q, k, v = (
+                rearrange(f(x), "b t (h d) -> b t h d", d=self.head_dim)
+                for f in (self.q, self.k, self.v)
+            )
         if rotary is not None:
             q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
         if past is not None:
@@ -109,7 +112,7 @@ class Attention(nnx.Module):
             dropout=self.dropout,
             dropout_key=weights_key,
         )
-        return drop(self.out(y.reshape(b, t, -1)), self.dropout, key), past
+        return drop(self.out(rearrange(y, "b t h d -> b t (h d)")), self.dropout, key), past
 
 
 class MLP(nnx.Module):

@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from einops import rearrange
 from flax import nnx
 
 from dicode_jax.nn.rngs import row_keys
@@ -148,5 +149,4 @@ def make_train_step(
 
 def _split_rows(x: Array, parts: int) -> Array:
     """`[b, ...]` to `[parts, b/parts, ...]` in strides, so that rows stay on their devices."""
-    x = x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
-    return constrain(x, None, BATCH)
+    return constrain(rearrange(x, "(b parts) ... -> parts b ...", parts=parts), None, BATCH)

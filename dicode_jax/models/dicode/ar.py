@@ -16,6 +16,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
 from dicode_jax.models.causal_lm import build_body
@@ -171,18 +172,18 @@ class DiCoDeLM(nnx.Module):
         Raises:
           ValueError: More keyframes than the table has, or a sequence longer than the body's.
         """
-        b, k, n, _ = deep_tokens.shape
+        k = deep_tokens.shape[1]
         targets = jax.lax.stop_gradient(self.normalize(deep_tokens))
         sequence = self.lay_out(text_ids, self._embed(targets, inputs) + self.positions_of(k))
         hidden, _ = self.body(sequence, deterministic=deterministic, rngs=rngs)
-        hidden = hidden[:, text_ids.shape[1] :].reshape(b, k, n + 1, -1)[:, :, :n]
-        return self._judge(hidden, targets, frame_mask)
+        hidden = rearrange(hidden[:, text_ids.shape[1] :], "b (k n) d -> b k n d", k=k)
+        return self._judge(hidden[:, :, :-1], targets, frame_mask)
 
     def lay_out(
         self, text_ids: Int[Array, "b l"], token_embeds: Float[Array, "b k n d"]
     ) -> Float[Array, "b t d"]:
         """`text | <img> | tokens | <img> | tokens ...`; the embeddings carry their positions."""
-        b, k, n, d = token_embeds.shape
+        b, k, _, d = token_embeds.shape
         # One lookup for all words: another one, of a constant id in a table split over devices, jax
         # 0.10.2 compiles so that the first row on each device gets no gradient.
         image_ids = jnp.full((b, 1), self.cfg.image_token_id, text_ids.dtype)
@@ -190,7 +191,7 @@ class DiCoDeLM(nnx.Module):
         words = words.astype(token_embeds.dtype)
         text, image = words[:, :-1], words[:, -1:, None]
         frames = jnp.concatenate([jnp.broadcast_to(image, (b, k, 1, d)), token_embeds], axis=2)
-        return jnp.concatenate([text, frames.reshape(b, k * (n + 1), d)], axis=1)
+        return jnp.concatenate([text, rearrange(frames, "b k n d -> b (k n) d")], axis=1)
 
     def image_embed(self, dtype=None) -> Float[Array, "1 1 d"]:
         """Word embedding of `<img>`."""
@@ -259,10 +260,10 @@ class DiCoDeLM(nnx.Module):
         `frame_numbers` are rows of the keyframe table. A row may have fewer slots than tokens: the
         last ones are left out.
         """
-        b, k, n, _ = deep_tokens.shape
+        k, n = deep_tokens.shape[1:3]
         targets = jax.lax.stop_gradient(self.normalize(deep_tokens))
         placed = self._embed(targets, inputs) + self.positions_at(frame_numbers)
-        placed = placed.reshape(b, k * n, -1)
+        placed = rearrange(placed, "b k n d -> b (k n) d")
         slot = jnp.clip(jnp.cumsum(token_mask, axis=1) - 1, 0, k * n - 1)
         words = self.body.embed_tokens(input_ids).astype(placed.dtype)
         reads = jnp.pad(token_mask[:, 1:], ((0, 0), (0, 1)))  # at the position before
@@ -276,9 +277,9 @@ class DiCoDeLM(nnx.Module):
 
     def read(self, hidden: Float[Array, "b t d"], sequence: Sequence) -> Float[Array, "b k n d"]:
         """The hidden states that predict the sequence's tokens."""
-        b, k, n, _ = sequence.targets.shape
+        k = sequence.targets.shape[1]
         picked = jnp.take_along_axis(hidden, sequence.read_at[..., None], axis=1)
-        return picked.reshape(b, k, n, -1)
+        return rearrange(picked, "b (k n) d -> b k n d", k=k)
 
     def _embed(self, targets: Array, inputs: Array | None) -> Array:
         if inputs is not None:

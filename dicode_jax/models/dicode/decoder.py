@@ -10,6 +10,7 @@ import dataclasses
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
 from dicode_jax.diffusion.guided import SamplingConfig, sample_guided
@@ -160,7 +161,7 @@ class ClipDecoder(nnx.Module):
         if text_context is None:
             text_context = jnp.broadcast_to(self.text_context[...], (b, *self.text_context.shape))
         per_frame = jnp.repeat(tokens, num_frames // k, axis=1)
-        image_context = per_frame.reshape(b, num_frames * n, d).astype(text_context.dtype)
+        image_context = rearrange(per_frame, "b f n d -> b (f n) d").astype(text_context.dtype)
         concat = None
         if cfg.latent_head is not None:
             concat = jnp.repeat(self.latent_images(tokens), num_frames // k, axis=1)
@@ -175,9 +176,8 @@ class ClipDecoder(nnx.Module):
         """
         if self.cfg.latent_head is None:
             raise ValueError("this decoder has no latent head (cfg.latent_head is None)")
-        b, k = tokens.shape[:2]
-        images = self.latent_head(tokens.reshape(b * k, *tokens.shape[2:]))
-        return images.reshape(b, k, *images.shape[1:])
+        images = self.latent_head(rearrange(tokens, "b k n d -> (b k) n d"))
+        return rearrange(images, "(b k) h w c -> b k h w c", b=len(tokens))
 
     def null_condition(
         self,

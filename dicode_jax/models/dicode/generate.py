@@ -19,6 +19,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
 
 from dicode_jax.distributions.gaussian_mixture import GaussianMixture
@@ -274,8 +275,7 @@ def _generate(graph, state, inputs: _Inputs, plans: tuple[_Plan, ...]):
 
     carry = (known[:, -last.num_prefix :].astype(jnp.float32), index)
     _, tokens = jax.lax.scan(step, carry, None, length=len(plans) - len(parts))
-    tokens = jnp.moveaxis(tokens, 0, 1)  # [b, windows, k, n, z]
-    parts.append(tokens.reshape(tokens.shape[0], -1, *tokens.shape[3:]))
+    parts.append(rearrange(tokens, "windows b k n z -> b (windows k) n z"))
     return jnp.concatenate(parts, axis=1)
 
 
@@ -303,10 +303,9 @@ def _generate_window(lm: DiCoDeLM, inputs: _Inputs, plan: _Plan) -> Array:
     items = tuple(map(jnp.asarray, dataclasses.astuple(places)))
     _, rest = jax.lax.scan(step, (cache, first), items)
     emitted = np.flatnonzero(places.predicts >= 0)
-    tokens = jnp.moveaxis(jnp.concatenate([first[None], rest[emitted]]), 0, 1)
-    tokens = tokens[: rows // 2] if plan.is_guided else tokens
-    tokens = tokens.reshape(tokens.shape[0], plan.num_new, lm.cfg.num_tokens, -1)
-    return lm.denormalize(tokens)
+    tokens = jnp.concatenate([first[None], rest[emitted]])
+    tokens = tokens[:, : rows // 2] if plan.is_guided else tokens
+    return lm.denormalize(rearrange(tokens, "(k n) b z -> b k n z", k=plan.num_new))
 
 
 def _prompt(lm: DiCoDeLM, inputs: _Inputs, plan: _Plan) -> Array:
@@ -322,7 +321,7 @@ def _prompt(lm: DiCoDeLM, inputs: _Inputs, plan: _Plan) -> Array:
     frames = jnp.concatenate([frames.astype(text.dtype), separators], axis=2)
     if plan.is_guided:
         frames = jnp.concatenate([frames, frames])
-    return jnp.concatenate([text, frames.reshape(r, -1, d)], axis=1)
+    return jnp.concatenate([text, rearrange(frames, "b k n d -> b (k n) d")], axis=1)
 
 
 def _predict(lm: DiCoDeLM, inputs: _Inputs, plan: _Plan, hidden: Array, index) -> Array:

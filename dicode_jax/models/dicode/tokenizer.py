@@ -9,6 +9,7 @@ import dataclasses
 from typing import ClassVar, Literal
 
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
 from dicode_jax.media.transforms import CLIP_MEAN, CLIP_STD, clip_preprocess
@@ -88,10 +89,8 @@ class DeepTokenizer(nnx.Module):
         Raises:
             ValueError: without preprocessing, the images are not of the tower's size.
         """
-        b, k = keyframes.shape[:2]
-        features = self.encode_images(keyframes.reshape(b * k, *keyframes.shape[2:]))
-        tokens = self.resampler(features)
-        return tokens.reshape(b, k, *tokens.shape[1:])
+        features = self.encode_images(rearrange(keyframes, "b k h w c -> (b k) h w c"))
+        return rearrange(self.resampler(features), "(b k) n z -> b k n z", b=len(keyframes))
 
     @typechecked
     def preprocess(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b y x 3"]:
