@@ -6,14 +6,16 @@ from there.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import runpy
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-import dacite
+import cattrs
+import cattrs.strategies
 
 from dicode_jax import kinds
 from dicode_jax.errors import OptionGone, UserError
@@ -96,29 +98,47 @@ def from_dict(kind: type[Config], data: dict[str, Any]) -> Config:
       UserError: A field is unknown, missing, of the wrong type, or gone and in use.
     """
     try:
-        return _build(kind, _tuples(data))
-    except (dacite.DaciteError, ValueError, TypeError) as error:
+        return _converter().structure(data, kind)
+    except (cattrs.BaseValidationError, ValueError, TypeError) as error:
+        reason = lambda e, _: "missing" if isinstance(e, KeyError) else " ".join(str(e).split())  # noqa: E731
+        lines = "; ".join(cattrs.transform_error(error, format_exception=reason))
         name = getattr(kind, "__name__", str(kind))
-        line = " ".join(str(error).split())
-        raise UserError(f"the configuration does not fit {name}: {line}") from error
+        raise UserError(f"the configuration does not fit {name}: {lines}") from error
 
 
-def _build(kind: Any, data: Any) -> Any:
-    """Builds dataclasses from the inside out, so that each union is decided by its data."""
-    members = [m for m in (get_args(kind) or (kind,)) if dataclasses.is_dataclass(m)]
-    if not members or not isinstance(data, dict):
-        return data
-    kind = members[0]
-    if len(members) > 1:
-        kinds = {get_args(get_type_hints(member)["kind"])[0]: member for member in members}
-        name = data.get("kind", next(iter(kinds)))
+@functools.cache
+def _converter() -> cattrs.Converter:
+    """Takes no value for one of another type, but whole numbers for fractions."""
+    made = cattrs.Converter(forbid_extra_keys=True)
+    fill_tuple = made.get_structure_hook(tuple)
+
+    def exactly(data: Any, kind: type) -> Any:
+        if type(data) is not kind and (type(data), kind) not in ((int, float), (tuple, list)):
+            raise TypeError(f"want {kind.__name__}, got {data!r}")
+        return kind(data)
+
+    @made.register_structure_hook_factory(lambda kind: get_origin(kind) is tuple)
+    def _(_):
+        return lambda data, kind: fill_tuple(exactly(data, list), kind)
+
+    @made.register_structure_hook_factory(dataclasses.is_dataclass)
+    def _(kind):
+        fill = cattrs.gen.make_dict_structure_fn(kind, made)
+        return lambda data, _: fill(without_retired(kind, exactly(data, dict)), kind)
+
+    def member(data: Any, union: Any) -> Any:
+        kinds = {get_args(get_type_hints(kind)["kind"])[0]: kind for kind in get_args(union)}
+        name = exactly(data, dict).get("kind", next(iter(kinds)))
         if name not in kinds:
             raise ValueError(f"unknown kind {name!r}; known are {', '.join(kinds)}")
-        kind = kinds[name]
-    hints = get_type_hints(kind)
-    data = {name: _build(hints.get(name), x) for name, x in without_retired(kind, data).items()}
-    options = dacite.Config(strict=True, cast=[tuple], type_hooks={float: float})
-    return dacite.from_dict(kind, data, options)
+        return made.structure(data, kinds[name])
+
+    is_union = lambda kind: all(map(dataclasses.is_dataclass, get_args(kind) or [None]))  # noqa: E731
+    made.register_structure_hook_func(is_union, member)
+    for kind in (bool, int, float, str):
+        made.register_structure_hook(kind, exactly)
+    cattrs.strategies.configure_union_passthrough(bool | int | float | str | None, made)
+    return made
 
 
 def without_retired(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,14 +157,6 @@ def without_retired(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
         elif data[name] != retired[name][0]:
             raise OptionGone(name, data[name], retired[name][1])
     return {name: value for name, value in data.items() if name not in retired}
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
-    return value
 
 
 def to_json(

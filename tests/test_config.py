@@ -21,6 +21,7 @@ class Inner:
     rate: float = 0.5
     sizes: tuple[int, ...] = (1, 2)
     name: str | None = None
+    names: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.rate < 0:
@@ -146,6 +147,30 @@ def test_data_that_does_not_fit_is_one_line_that_names_the_field(data, message):
     with pytest.raises(UserError, match=message) as caught:
         config_lib.from_dict(Outer, data)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"inner": {"rate": "0.5"}}, r"want float, got '0.5' @ \$.inner.rate"),
+        ({"inner": {"rate": True}}, r"want float, got True @ \$.inner.rate"),
+        ({"steps": True}, r"want int, got True @ \$.steps"),
+        ({"steps": 3.0}, r"want int, got 3.0 @ \$.steps"),
+        ({"inner": {"sizes": [1, "2"]}}, r"want int, got '2' @ \$.inner.sizes\[1\]"),
+        ({"inner": {"names": "ab"}}, r"want list, got 'ab' @ \$.inner.names"),
+        ({"inner": {"name": 3}}, r"@ \$.inner.name"),
+        ({"inner": 5}, r"want dict, got 5 @ \$.inner"),
+        ({"steps": "x", "inner": {"rate": "y"}}, r"got 'y' @ \$.inner.rate; .* got 'x' @ \$.steps"),
+    ],
+)
+def test_nothing_is_taken_for_a_value_of_another_type_and_all_places_are_named(data, message):
+    with pytest.raises(UserError, match=message):
+        config_lib.from_dict(Outer, data)
+
+
+def test_a_field_that_is_missing_is_named():
+    with pytest.raises(UserError, match=r"missing @ \$.body"):
+        config_lib.from_dict(DiCoDeLMConfig, {})
 
 
 def test_overrides_reach_nested_fields():
