@@ -143,7 +143,7 @@ def test_every_import_is_declared(project):
     extras = project["optional-dependencies"]
     # beartype is imported by `typing.py` when tests switch shape checks on.
     allowed = {
-        "dicode_jax": declared | {"beartype"} | names(extras["app"]) | names(extras["wandb"]),
+        "dicode_jax": declared | {"beartype"} | names(extras["wandb"]),
         "train": declared,
         "configs": declared,
         "convert": declared | names(extras["convert"]),
@@ -158,6 +158,22 @@ def test_every_import_is_declared(project):
                 if top not in own | set(sys.stdlib_module_names) and name not in known:
                     wrong.append(f"{path.relative_to(ROOT)} imports {top}: not in pyproject.toml")
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_core_dependency_is_imported(project):
+    tops = {
+        module.split(".")[0]
+        for path in python_files("dicode_jax", "train", "convert")
+        for module in imports(path)
+    }
+    imported = {DISTRIBUTIONS.get(top, top).lower().replace("_", "-") for top in tops}
+    assert names(project["dependencies"]) <= imported
+
+
+def test_readme_names_every_extra_and_no_other(project):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"Extras: (.*?)\n\n", readme, re.DOTALL)
+    assert re.findall(r"`([\w-]+)`", listed) == list(project["optional-dependencies"])
 
 
 def test_no_file_is_too_long():
