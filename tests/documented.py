@@ -1,7 +1,7 @@
 """The commands and Python snippets that the documentation shows, and whether they could run.
 
-Nothing is run: of a command its own parser reads the arguments, for trainings the fields of their
-config too, and is stopped there.
+Here nothing is run (`documented_runs` does): of a command its own parser reads the arguments, for
+trainings the fields of their config too, and is stopped there.
 """
 
 import argparse
@@ -41,19 +41,20 @@ class _Stop(BaseException):
 
 
 def commands():
-    """`(where, command, is_whole)` of every page and docstring, each command once.
+    """`(where, command, is_whole)` of every page and docstring, each command once there.
 
     What is named within a sentence need not be whole: `dicode metrics` without its folder.
     """
     found = {}
     for page in PAGES:
+        place = page.name if page.parent in (ROOT, ROOT / "docs") else str(page.relative_to(ROOT))
         for command, is_whole in _of_page(page.read_text(encoding="utf-8")):
-            found.setdefault(command, (page.name, is_whole))
+            found.setdefault((place, command), is_whole)
     for path in python_files("configs", "train", "convert"):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         for command in re.findall(rf"^ *({COMMAND}.*)", text.replace("\\\n", " "), re.MULTILINE):
-            found.setdefault(command, (str(path.relative_to(ROOT)), True))
-    return [(where, command, is_whole) for command, (where, is_whole) in found.items()]
+            found.setdefault((str(path.relative_to(ROOT)), command), True)
+    return [(where, command, is_whole) for (where, command), is_whole in found.items()]
 
 
 def _of_page(text):
@@ -120,7 +121,7 @@ def check(command, *, is_whole=True):
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
             with _parsers_only(is_whole), unittest.mock.patch("sys.argv", [module, *args]):
-                _run(path)
+                execute(path)
         except _Stop as stop:
             return stop.args[0]
         except SystemExit as end:
@@ -129,7 +130,7 @@ def check(command, *, is_whole=True):
     raise Wrong(f"{command}\n{said.getvalue()}")
 
 
-def _run(path):
+def execute(path):
     """Runs a file as `python -m` would."""
     main, ours = types.ModuleType("__main__"), sys.modules["__main__"]
     main.__file__ = str(path)

@@ -1,6 +1,9 @@
 """Every command and every Python block of the documentation could run as it is written."""
 
+import re
+
 import documented
+import documented_runs
 import pytest
 from source_tree import ROOT
 
@@ -116,3 +119,48 @@ def test_what_a_sentence_names_need_not_be_whole_but_right():
 def test_a_wrong_snippet_is_found(code):
     with pytest.raises(documented.Wrong):
         documented.check_snippet(code)
+
+
+WHOLE = {}  # place -> its commands, in order
+for at, line, whole in COMMANDS:
+    if whole and documented_runs.why_not(line) is None:
+        WHOLE.setdefault(at, []).append(line)
+# Places whose commands take more than about ten seconds in all.
+LONG = {"README.md", "conversion.md", "training.md", "dicode_jax/assets/shapes/README.md"}
+
+
+@pytest.mark.parametrize(
+    "place", [pytest.param(x, marks=pytest.mark.slow) if x in LONG else x for x in WHOLE]
+)
+def test_documented_commands_run_one_after_the_other(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command in WHOLE[place]:
+        documented_runs.run(command)
+
+
+def test_a_config_file_can_be_inspected(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # data.md says so in a comment
+    documented_runs.run(f"dicode data inspect {ROOT}/configs/shapes_ar.py --limit 2")
+
+
+def test_every_documented_command_is_run_or_listed_with_the_reason():
+    unlisted = {at for at, line, whole in COMMANDS if whole and not documented_runs.why_not(line)}
+    assert unlisted == set(WHOLE)
+    for pattern in documented_runs.NOT_RUN:
+        assert any(re.search(pattern, line) for _, line, _ in COMMANDS), f"{pattern}: idle"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [  # what each of these lacks is found beyond the parser
+        "python -m train.encode --config configs/gpt2_small.py --data.path VIDEOS --out cache",
+        "python -m train.ar --config configs/clips_ar.py --workdir a --packed",
+        "python -m train.ar --config configs/clips_ar.py --workdir a --data.kind tar",
+        "dicode metrics runs/nothing",
+        "dicode export runs/nothing --out model",
+    ],
+)
+def test_a_command_that_fails_beyond_the_parser_is_found(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(documented.Wrong):
+        documented_runs.run(command)

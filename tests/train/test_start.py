@@ -143,5 +143,8 @@ def test_what_cannot_train_is_refused(config):
     frozen = dataclasses.replace(config.trainable, resampler=False)
     with pytest.raises(ValueError, match="needs a tokenizer that is ready"):
         dataclasses.replace(config, init=None, trainable=frozen)
+    with pytest.raises(ValueError, match="makes 3 tokens per keyframe, decoder.num_tokens says 2"):
+        decoder = dataclasses.replace(config.decoder, num_tokens=2)
+        dataclasses.replace(config, decoder=decoder)
     with pytest.raises(ValueError, match="set unet to False"):
         dataclasses.replace(config.trainable, lora_rank=4)

@@ -76,6 +76,11 @@ class TokenizerTrainConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if (given := self.tokenizer.num_tokens) != self.decoder.num_tokens:
+            raise ValueError(
+                f"the tokenizer makes {given} tokens per keyframe, decoder.num_tokens says "
+                f"{self.decoder.num_tokens}"
+            )
         if self.cached_clips and self.autoencoder is None and self.init is None:
             raise ValueError("cached_clips needs a trained autoencoder: give autoencoder or init")
         if self.has_frozen_tokenizer and self.representation is None and self.init is None:
