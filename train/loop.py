@@ -242,7 +242,10 @@ class _Loop:
             evaluates = task.evaluate is not None and self.is_due(self.options.eval_every)
             samples = task.sample is not None and self.is_due(self.options.sample_every)
             saves = self.is_due(self.options.checkpoint_every) or stopped_by is not None
-            self.look(ahead=0 if is_first else 1)
+            if is_first:
+                jax.block_until_ready(self.started[-1].metrics)
+                self.progress.compiled()
+            self.look(ahead=1)
             self.checkpoints.check()
             evaluation = self.evaluate() if evaluates else {}
             if evaluates or samples or saves:

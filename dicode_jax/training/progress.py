@@ -62,12 +62,16 @@ class Progress:
         self._started = time.perf_counter()
         self.write("compiling the step")
 
+    def compiled(self) -> None:
+        """Says that it is, and that the first step is done."""
+        seconds = time.perf_counter() - self._started
+        self.write(f"compiled, and a first step done, in {seconds:.0f} s")
+
     def advance(self, metrics: Mapping[str, float]) -> None:
         """Counts a step that is done."""
         now = time.perf_counter()
         if self._since is None:
             self._since = now
-            self.write(f"compiled, and a first step done, in {now - self._started:.0f} s")
         else:
             self._steps += 1
             if self._is_untold:

@@ -106,7 +106,10 @@ def test_a_run_spells_its_captions_and_so_does_its_model(videos, pipe_folder, tm
 
 def test_going_on_from_a_model_or_a_body_takes_its_vocabulary(videos, pipe_folder, tmp_path):
     config = ARTrainConfig(
-        model=tiny_pipeline().language_model.cfg, data=DataConfig(path=str(videos)), text_length=9
+        model=tiny_pipeline().language_model.cfg,
+        tokenizer=str(pipe_folder),
+        data=DataConfig(path=str(videos)),
+        text_length=9,
     )
     learnt = gpt.learn(["some other words"], vocab_size=300)
     learnt.save(tmp_path / "body")
@@ -118,13 +121,15 @@ def test_going_on_from_a_model_or_a_body_takes_its_vocabulary(videos, pipe_folde
         settle(dataclasses.replace(config, body_init=str(tmp_path)), tmp_path / "run")
 
 
-def test_the_drawn_world_and_a_named_vocabulary_keep_the_ids_of_the_config(tmp_path, videos):
-    config = ARTrainConfig(model=tiny_pipeline().language_model.cfg, text_length=9)
-    assert settle(config, tmp_path).model == config.model
+def test_the_drawn_world_and_a_named_vocabulary_give_the_ids(tmp_path, videos, pipe_folder):
+    model = tiny_pipeline().language_model.cfg
+    other = dataclasses.replace(model, pad_token_id=1, image_token_id=2)
+    config = ARTrainConfig(model=other, tokenizer=str(pipe_folder), text_length=9)
+    assert settle(config, tmp_path).model == model
     gpt.train_small(all_captions()).save(tmp_path / "named")
     data = DataConfig(path=str(videos))
     named = dataclasses.replace(config, data=data, text_tokenizer=str(tmp_path / "named"))
-    assert settle(named, tmp_path).model == config.model
+    assert settle(named, tmp_path).model == model
 
 
 def test_what_is_held_out_teaches_no_words(videos):
