@@ -1,10 +1,12 @@
 r"""DiCoDe's released language model: GPT-2 large on deep tokens of width 1024.
 
-python -m convert gpt2 gpt2-large --for-dicode --out runs/gpt2_large_body
-python -m train.encode --config configs/gpt2_large.py --tokenizer TOKENIZER \
-    --data.path VIDEOS --data.kind auto --out cache
-python -m train.ar --config configs/gpt2_large.py --workdir runs/gpt2_large --tokenizer TOKENIZER \
-    --data.path cache --body-init runs/gpt2_large_body --text-tokenizer runs/gpt2_large_body
+python -m train.ar --config configs/gpt2_large.py
+python -m train.encode --config configs/gpt2_large.py --tokenizer TOKENIZER --data.path VIDEOS \
+    --out cache
+python -m train.ar --config configs/gpt2_large.py --tokenizer TOKENIZER --data.path cache \
+    --body-init gpt2-large
+
+The first takes what it needs from the package: the drawn world and its tokenizer.
 
 820,763,664 parameters: GPT-2 774,114,560, input MLP 2,951,680, output MLP 43,635,984 and the tables
 of keyframes and places 61,440. Not trained here yet: it needs accelerators. Optimiser, batch and

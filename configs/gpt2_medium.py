@@ -1,11 +1,12 @@
 r"""Deep tokens after text with GPT-2 medium (355M).
 
-python -m convert gpt2 gpt2-medium --for-dicode --out runs/gpt2_medium_body
-python -m train.encode --config configs/gpt2_medium.py --tokenizer TOKENIZER \
-    --data.path VIDEOS --data.kind auto --out cache
-python -m train.ar --config configs/gpt2_medium.py --workdir runs/gpt2_medium --data.path cache \
-    --tokenizer TOKENIZER --body-init runs/gpt2_medium_body \
-    --text-tokenizer runs/gpt2_medium_body
+python -m train.ar --config configs/gpt2_medium.py
+python -m train.encode --config configs/gpt2_medium.py --tokenizer TOKENIZER --data.path VIDEOS \
+    --out cache
+python -m train.ar --config configs/gpt2_medium.py --tokenizer TOKENIZER --data.path cache \
+    --body-init gpt2-medium
+
+The first takes what it needs from the package: the drawn world and its tokenizer.
 
 391,692,304 parameters. Not trained here yet: it needs accelerators. Optimiser, batch and length
 are ours.

@@ -1,10 +1,12 @@
 r"""Deep tokens after text with GPT-2 small (124M), the smallest of the paper's range.
 
-python -m convert gpt2 gpt2 --for-dicode --out runs/gpt2_small_body
-python -m train.encode --config configs/gpt2_small.py --tokenizer TOKENIZER \
-    --data.path VIDEOS --data.kind auto --out cache
-python -m train.ar --config configs/gpt2_small.py --workdir runs/gpt2_small --tokenizer TOKENIZER \
-    --data.path cache --body-init runs/gpt2_small_body --text-tokenizer runs/gpt2_small_body
+python -m train.ar --config configs/gpt2_small.py
+python -m train.encode --config configs/gpt2_small.py --tokenizer TOKENIZER --data.path VIDEOS \
+    --out cache
+python -m train.ar --config configs/gpt2_small.py --tokenizer TOKENIZER --data.path cache \
+    --body-init gpt2
+
+The first takes what it needs from the package: the drawn world and its tokenizer.
 
 151,706,640 parameters. Not trained here yet: it needs accelerators. Optimiser, batch and length
 are ours.

@@ -1,10 +1,12 @@
 r"""Deep tokens after text with GPT-2 XL (1.56B).
 
-python -m convert gpt2 gpt2-xl --for-dicode --out runs/gpt2_xl_body
-python -m train.encode --config configs/gpt2_xl.py --tokenizer TOKENIZER \
-    --data.path VIDEOS --data.kind auto --out cache
-python -m train.ar --config configs/gpt2_xl.py --workdir runs/gpt2_xl --tokenizer TOKENIZER \
-    --data.path cache --body-init runs/gpt2_xl_body --text-tokenizer runs/gpt2_xl_body
+python -m train.ar --config configs/gpt2_xl.py
+python -m train.encode --config configs/gpt2_xl.py --tokenizer TOKENIZER --data.path VIDEOS \
+    --out cache
+python -m train.ar --config configs/gpt2_xl.py --tokenizer TOKENIZER --data.path cache \
+    --body-init gpt2-xl
+
+The first takes what it needs from the package: the drawn world and its tokenizer.
 
 1,617,043,984 parameters. Not trained here yet: it needs accelerators. Optimiser, batch and length
 are ours.

@@ -1,10 +1,12 @@
 r"""Deep tokens after text with Llama 3.2 1B; tokens and head as in the release.
 
-python -m convert llama meta-llama/Llama-3.2-1B --for-dicode --out runs/llama_1b_body
-python -m train.encode --config configs/llama_1b.py --tokenizer TOKENIZER \
-    --data.path VIDEOS --data.kind auto --out cache
-python -m train.ar --config configs/llama_1b.py --workdir runs/llama_1b --tokenizer TOKENIZER \
-    --data.path cache --body-init runs/llama_1b_body --text-tokenizer runs/llama_1b_body
+python -m train.ar --config configs/llama_1b.py
+python -m train.encode --config configs/llama_1b.py --tokenizer TOKENIZER --data.path VIDEOS \
+    --out cache
+python -m train.ar --config configs/llama_1b.py --tokenizer TOKENIZER --data.path cache \
+    --body-init meta-llama/Llama-3.2-1B
+
+The first takes what it needs from the package: the drawn world and its tokenizer.
 
 1,313,714,192 parameters: Llama 1,235,949,568, input MLP 6,295,552, output MLP 71,370,768 and the
 tables of keyframes and places 98,304. Not trained here yet: it needs accelerators. The paper trains

@@ -1,10 +1,12 @@
 r"""Deep tokens after text with Llama 3.2 3B; tokens and head as in the release.
 
-python -m convert llama meta-llama/Llama-3.2-3B --for-dicode --out runs/llama_3b_body
-python -m train.encode --config configs/llama_3b.py --tokenizer TOKENIZER \
-    --data.path VIDEOS --data.kind auto --out cache
-python -m train.ar --config configs/llama_3b.py --workdir runs/llama_3b --tokenizer TOKENIZER \
-    --data.path cache --body-init runs/llama_3b_body --text-tokenizer runs/llama_3b_body
+python -m train.ar --config configs/llama_3b.py
+python -m train.encode --config configs/llama_3b.py --tokenizer TOKENIZER --data.path VIDEOS \
+    --out cache
+python -m train.ar --config configs/llama_3b.py --tokenizer TOKENIZER --data.path cache \
+    --body-init meta-llama/Llama-3.2-3B
+
+The first takes what it needs from the package: the drawn world and its tokenizer.
 
 3,335,874,576 parameters: Llama 3,212,952,576, input MLP 12,589,056, output MLP 110,185,488 and the
 tables of keyframes and places 147,456. Not trained here yet: it needs accelerators. The paper

@@ -53,8 +53,9 @@ def test_options_that_change_no_shape_are_those_of_the_run(config):
 def test_parts_of_other_sizes_are_refused(config, tmp_path):
     resampler = dataclasses.replace(config.tokenizer.resampler, num_queries=5)
     wider = dataclasses.replace(config.tokenizer, resampler=resampler)
-    with pytest.raises(UserError, match=r"latents has shape \(3, 16\)"):
-        make(dataclasses.replace(config, tokenizer=wider))
+    with pytest.raises(UserError, match=r"null_tokens has shape \(3, 8\)"):
+        decoder = dataclasses.replace(config.decoder, num_tokens=5)
+        make(dataclasses.replace(config, tokenizer=wider, decoder=decoder))
     with pytest.raises(UserError, match="no configuration"):
         make(dataclasses.replace(config, init=str(tmp_path)))
 
