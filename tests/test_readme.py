@@ -2,8 +2,10 @@
 
 import pathlib
 import re
+import tomllib
 
 import pytest
+from documented import PAGES
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
@@ -20,9 +22,19 @@ def test_python_example_makes_a_video_and_takes_it_apart(tmp_path, monkeypatch):
     assert names["again"].shape == names["video"].shape[1:]
 
 
-def test_commands_of_the_readme_name_files_that_exist():
-    text = README.read_text(encoding="utf-8")
-    paths = re.findall(r"\b(?:configs|scripts|docs|dicode_jax)/[\w/.-]+\w", text)
-    assert len(paths) > 5
-    missing = [path for path in paths if not (README.parent / path).exists()]
-    assert not missing
+def test_files_that_the_pages_name_exist():
+    folders = "benchmarks|configs|convert|dicode_jax|docs|scripts|tests|train"
+    named = {
+        (page.name, path)
+        for page in PAGES
+        for path in re.findall(rf"(?<![\w/.-])(?:{folders})/[\w/.-]*\w", page.read_text("utf-8"))
+    }
+    assert len(named) > 40
+    missing = [(page, path) for page, path in named if not (README.parent / path).exists()]
+    assert not [(page, path) for page, path in missing if "NAME" not in path]
+
+
+def test_the_readme_names_all_extras():
+    extras = tomllib.loads((README.parent / "pyproject.toml").read_text())["project"]
+    line = README.read_text().split("Extras: ")[1].split(".\n")[0]
+    assert set(re.findall(r"`(\w+)`", line)) == set(extras["optional-dependencies"])

@@ -16,9 +16,7 @@ from dicode_jax.errors import UserError
 
 MAX_SEED = 2**32 - 1  # jax drops the bits above without a word
 MAX_CLIPS, MAX_FRAMES = 1800, 256  # of an hour; all frames of a video are in memory at once
-
-# Beyond these a number on the command line is a slip of the finger. The library takes any scale,
-# and as many steps as the model's noise schedule has.
+# Beyond these a number is a slip of the finger.
 MAX_STEPS, MAX_GUIDANCE = 1000, 100.0
 
 
@@ -121,9 +119,9 @@ class OneOf:
 OPTIONS: Mapping[str, Whole | Real | OneOf] = {
     "num_clips": Whole(1, MAX_CLIPS),
     "num_frames": Whole(1, MAX_FRAMES),
-    "num_inference_steps": Whole(1),
+    "num_inference_steps": Whole(1, MAX_STEPS),
     "fs": Whole(1, 2**31 - 1),
-    "guidance_scale": Real(0.0, is_open=True),
+    "guidance_scale": Real(0.0, MAX_GUIDANCE, is_open=True),
     "guidance_rescale": Real(0.0, 1.0),
     "eta": Real(0.0, 1.0),
     "sampler": OneOf(SAMPLERS),

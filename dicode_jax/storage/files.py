@@ -98,7 +98,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     The file gets the usual permissions (safetensors would keep it private).
 
     Raises:
-      UserError: `path` is no file, or cannot be written.
+      UserError: `path` is no file, or cannot be written. An error of the block about another file,
+        which it reads, is passed on.
     """
     target = resolve_output(path)
     temporary = _temporary(target)
@@ -110,6 +111,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, target)
     except OSError as error:
+        named = error.filename and os.fsdecode(error.filename)
+        if named and pathlib.Path(named) not in (temporary, target):
+            raise
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):

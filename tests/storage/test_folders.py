@@ -1,6 +1,7 @@
 """No command deletes, replaces or moves a file that it did not write, however it ends."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -377,3 +378,15 @@ def test_a_name_as_long_as_a_file_system_allows_is_written(tmp_path, letter):
     assert (tmp_path / name / "config.json").read_text() == "{}new"
     assert len(list(tmp_path.iterdir())) == 2
     check_output(file, (".gif",))
+
+
+def test_a_missing_file_that_is_read_while_another_is_written_is_named(tmp_path):
+    file = tmp_path / "out.bin"
+    for reads in (open, os.listdir, os.stat):
+        with pytest.raises(FileNotFoundError, match="caption"), atomic_path(file):
+            reads(str(tmp_path / "caption.txt"))
+        assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"out.bin: No such"), atomic_path(file) as temporary:
+        temporary.unlink()  # the writer's own
+    with pytest.raises(UserError, match=r"cannot write .*out.bin: No space"), atomic_path(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -11,6 +11,7 @@ from hugging_face_folder import draw, write_folder
 from tiny import tiny_pipeline
 
 from convert.parts import hugging_face, llama
+from dicode_jax import config as config_lib
 from dicode_jax.data.shapes_world import all_captions
 from dicode_jax.errors import UserError
 from dicode_jax.models.causal_lm import compare_bodies
@@ -20,7 +21,7 @@ from dicode_jax.stages.dicode.configs import ARTrainConfig
 from dicode_jax.stages.registry import build_stage
 from dicode_jax.storage import weights
 from dicode_jax.text import gpt as text
-from train import ar
+from train import ar, loop
 
 BASE = text.train_small(all_captions()).vocab_size - len(text.IMAGE_TOKENS)
 
@@ -175,3 +176,17 @@ def test_how_a_body_is_run_is_no_difference(pipe, config):
     sizes = config.model.body
     assert compare_bodies(sizes, dataclasses.replace(sizes, scan_layers=False, remat=False)) is None
     assert compare_bodies(sizes, pipe.language_model.cfg.body) == "llama, not gpt2"
+
+
+def test_help_config_lists_every_field(tmp_path, capsys):
+    argv = ["--config", "configs/shapes_ar.py", "--workdir", str(tmp_path / "run"), "--help-config"]
+    with pytest.raises(SystemExit, match="0"):
+        loop.main("train.ar", ar.build, (ARTrainConfig,), argv)
+    said = capsys.readouterr().out
+    leaves = config_lib.leaves(
+        config_lib.to_dict(config_lib.load_config_file("configs/shapes_ar.py"))
+    )
+    names = [name for name in leaves if not name.startswith("sharding.rules")]
+    assert len(names) > 60
+    assert not [name for name in names if f"--{name.replace('_', '-')}" not in said]
+    assert not (tmp_path / "run").exists()
