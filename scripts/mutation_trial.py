@@ -34,6 +34,7 @@ FILES = """pipelines/* models/dicode/generate* models/dicode/decoder* models/dic
 NEAREST = {
     "pipelines/base.py": "pipelines/test_load.py storage/test_hub.py pipelines/test_dicode.py",
     "pipelines/divot.py": "pipelines/test_load.py convert/test_divot.py",
+    "pipelines/dynamicrafter.py": "pipelines/test_load.py pipelines/test_dynamicrafter.py",
     "models/dicode/ar.py": "models/dicode/test_ar.py models/dicode/test_packed.py",
     "diffusion/samplers/base.py": "diffusion/samplers",
     "diffusion/guidance.py": "diffusion/test_guidance.py diffusion/test_guided.py",

@@ -15,6 +15,7 @@ import dicode_jax
 from dicode_jax import cli, kinds
 from dicode_jax import config as config_lib
 from dicode_jax.diffusion.guided import SamplingConfig
+from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
 from dicode_jax.models.causal_lm import BodyConfig
 from dicode_jax.models.gpt2 import GPT2Config
@@ -60,10 +61,17 @@ def test_the_defaults_are_those_of_the_releases():
         **shown,
     )
     assert DynamiCrafterConfig() == DynamiCrafterConfig(
-        frame_size=(256, 256), interpolation=False, sampling=SamplingConfig(fs=3), **shown
+        frame_size=(256, 256),
+        interpolation=False,
+        schedule=NoiseSchedule(),
+        sampling=SamplingConfig(fs=3),
+        **shown,
     )
     assert DivotConfig() == DivotConfig(
-        frame_size=(256, 256), sampling=SamplingConfig(fs=3, table_dtype="float16"), **shown
+        frame_size=(256, 256),
+        schedule=NoiseSchedule(zero_terminal_snr=True, parameterization="v"),
+        sampling=SamplingConfig(fs=3, table_dtype="float16"),
+        **shown,
     )
 
 

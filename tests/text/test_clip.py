@@ -51,6 +51,8 @@ def test_words_stand_between_start_and_end_and_zeros_follow(tokenizer):
 def test_single_letters_have_the_published_ids(tokenizer):
     assert tokenizer(["a"], 3)[0, 1] == 320  # of the full vocabulary too: letters come first
     np.testing.assert_array_equal(tokenizer(["xy!"], 5)[0, 1:4], [*letters("xy"), 256])
+    # Bytes e6 97 a5; the middle one is no printable sign and comes after the 188 that are.
+    np.testing.assert_array_equal(tokenizer(["日"], 5)[0, 1:4], [162, 245, 256 + 98])
 
 
 @pytest.mark.parametrize("prompt", ["CAT  dog", " cat\n\tdog ", "cat dog", "CaT &#100;og"])
