@@ -41,6 +41,22 @@ def test_the_defaults_are_those_of_the_original():
     )
 
 
+@pytest.mark.parametrize(("name", "power"), [("linear", 0.5), ("sqrt_linear", 1.0), ("sqrt", 2.0)])
+def test_a_power_of_the_betas_of_the_linear_families_rises_evenly(name, power):
+    ends = {"linear_start": 0.01, "linear_end": 0.3}
+    rising = make_betas(name, 9, **ends) ** power
+    first, last = np.power(list(ends.values()), 0.5 if name == "linear" else 1.0)
+    np.testing.assert_allclose(rising, first + (last - first) * np.arange(9) / 8, rtol=1e-12)
+
+
+def test_cosine_betas_leave_a_squared_cosine_of_the_signal():
+    betas = make_betas("cosine", 50, linear_start=0.0, linear_end=0.0)
+    angle = lambda step: (step / 50 + 0.008) / 1.008 * np.pi / 2  # noqa: E731
+    wanted = np.cos(angle(np.arange(1, 50))) ** 2 / np.cos(angle(0)) ** 2
+    np.testing.assert_allclose(np.cumprod(1 - betas)[:-1], wanted, rtol=1e-9)
+    assert betas[-1] == 0.999  # where nothing would be left
+
+
 def test_rescale_is_affine_in_the_square_root_of_alphas_cumprod():
     betas = make_betas("linear", 9, linear_start=0.01, linear_end=0.3)
     before = np.sqrt(np.cumprod(1 - betas))
