@@ -4,7 +4,7 @@ python -m train.ar --config configs/gpt2_medium.py
 python -m train.encode --config configs/gpt2_medium.py --tokenizer TOKENIZER --data.path VIDEOS \
     --out cache
 python -m train.ar --config configs/gpt2_medium.py --tokenizer TOKENIZER --data.path cache \
-    --body-init gpt2-medium
+    --workdir runs/mine --body-init gpt2-medium
 
 The first takes what it needs from the package: the drawn world and its tokenizer.
 

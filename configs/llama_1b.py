@@ -4,7 +4,7 @@ python -m train.ar --config configs/llama_1b.py
 python -m train.encode --config configs/llama_1b.py --tokenizer TOKENIZER --data.path VIDEOS \
     --out cache
 python -m train.ar --config configs/llama_1b.py --tokenizer TOKENIZER --data.path cache \
-    --body-init meta-llama/Llama-3.2-1B
+    --workdir runs/mine --body-init meta-llama/Llama-3.2-1B
 
 The first takes what it needs from the package: the drawn world and its tokenizer.
 

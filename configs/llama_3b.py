@@ -4,7 +4,7 @@ python -m train.ar --config configs/llama_3b.py
 python -m train.encode --config configs/llama_3b.py --tokenizer TOKENIZER --data.path VIDEOS \
     --out cache
 python -m train.ar --config configs/llama_3b.py --tokenizer TOKENIZER --data.path cache \
-    --body-init meta-llama/Llama-3.2-3B
+    --workdir runs/mine --body-init meta-llama/Llama-3.2-3B
 
 The first takes what it needs from the package: the drawn world and its tokenizer.
 

@@ -16,11 +16,11 @@ import sys
 import types
 import unittest.mock
 
-import tyro
 import yaml
 from source_tree import ROOT, python_files
 
 from dicode_jax.runtime import distributed
+from train import command as command_lib
 
 PAGES = (
     ROOT / "README.md",
@@ -154,7 +154,7 @@ def _check_make(words):
 @contextlib.contextmanager
 def _parsers_only(is_whole):
     """Stops every program as soon as its arguments have been parsed."""
-    parser, tyro_cli = argparse.ArgumentParser, tyro.cli
+    parser, parse_training = argparse.ArgumentParser, command_lib.parse
     parse_args, parse_known_args = parser.parse_args, parser.parse_known_args
 
     def stop_after(function):
@@ -163,20 +163,31 @@ def _parsers_only(is_whole):
 
         return parse
 
+    def training(args, *more, **kwargs):
+        args = sys.argv[1:] if args is None else args
+        if is_whole or "--config" in args:
+            raise _Stop(parse_training(args, *more, **kwargs))
+        known = io.StringIO()  # a training without its config: options of either kind
+        for option in ("--help", "--help-config"):
+            with contextlib.redirect_stdout(known), contextlib.suppress(SystemExit):
+                parse_training([option], *more, **kwargs)
+        for word in args:
+            if word.startswith("--") and f"{word.partition('=')[0]} " not in known.getvalue():
+                raise SystemExit(f"there is no option {word}")
+        raise _Stop(None)
+
     def known(self, args=None, namespace=None):
         if not is_whole:
             for action in self._actions:
                 action.required = False
         parsed, unknown = parse_known_args(self, args, namespace)
-        if not is_whole and not unknown and getattr(parsed, "config", "") is None:
-            raise _Stop(parsed)  # a training without its config has no fields to check
         return parsed, unknown
 
     patch = unittest.mock.patch.object
     with (
         patch(parser, "parse_args", stop_after(parse_args)),
         patch(parser, "parse_known_args", known),
-        patch(tyro, "cli", stop_after(tyro_cli)),
+        patch(command_lib, "parse", training),
         patch(distributed, "initialize", lambda *_, **__: False),
         patch(sys, "path", list(sys.path)),
         unittest.mock.patch.dict(os.environ),

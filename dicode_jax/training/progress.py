@@ -63,9 +63,9 @@ class Progress:
         self.write("compiling the step")
 
     def compiled(self) -> None:
-        """Says that it is, and that the first step is done."""
-        seconds = time.perf_counter() - self._started
-        self.write(f"compiled, and a first step done, in {seconds:.0f} s")
+        """Says that it is, and that the first step is done; the second is measured from here."""
+        self._since, self._steps = time.perf_counter(), -1
+        self.write(f"compiled, and a first step done, in {self._since - self._started:.0f} s")
 
     def advance(self, metrics: Mapping[str, float]) -> None:
         """Counts a step that is done."""
@@ -74,7 +74,7 @@ class Progress:
             self._since = now
         else:
             self._steps += 1
-            if self._is_untold:
+            if self._is_untold and self._steps == 1:
                 self._is_untold = False
                 self.write(f"a step takes {now - self._since:.3g} s")
         shown = {"loss": f"{metrics['loss']:.4g}", "lr": f"{metrics['lr']:.2g}"}
