@@ -1,11 +1,13 @@
 """What `pytest tests/parity` does with fixtures that no runner knows."""
 
 import json
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from parity import harness
 from safetensors.numpy import save_file
 from source_tree import ROOT
 
@@ -78,3 +80,16 @@ def test_an_unknown_kind_of_a_family_with_runners_fails_by_name(golden):
     assert "no runner for 'dicode/dream'" in done.stdout
     assert left_out["dicode/dream"] == "1 fixture(s), 0 arrays"
     assert left_out["dicode/unet3d"] == "1 fixture(s), 1 arrays"  # of another family it has one
+
+
+def test_the_readme_lists_the_fixtures_of_the_repository_and_how_much_they_hold():
+    table = (ROOT / "README.md").read_text().split("## Conversion and parity")[1]
+    rows = re.findall(r"^\| `(\w+/\w+)` \| [^|]+ \| (\d+) \| (\d+) \|", table, re.MULTILINE)
+    held = {
+        fixture.name: fixture.num_arrays
+        for family in harness.families(ROOT / "tests/golden")
+        for fixture in harness.find_fixtures(family)
+    }
+    assert {name: int(arrays) for name, arrays, _ in rows} == held
+    total = sum(int(compared) for *_, compared in rows)
+    assert f"{total:,} arrays" in table  # of which the text speaks

@@ -22,6 +22,15 @@ def pytest_terminal_summary(terminalreporter):
         for line in lines:
             terminalreporter.write_line(line)
         terminalreporter.write_line(f"{len(lines)} arrays compared")
+        terminalreporter.section("parity: fixture, arrays compared, largest error over bound")
+        over = collections.defaultdict(list)
+        for line in lines:
+            is_saved = (
+                "%" in line
+            )  # frames in whole grey levels: their share is bounded, not a ratio
+            over[line.split()[0]].append(0.0 if is_saved else float(line.split()[-2]))
+        for fixture, ratios in sorted(over.items()):
+            terminalreporter.write_line(f"{fixture:<40} {len(ratios):5} {max(ratios):7.2f}")
     if gone:
         terminalreporter.section("parity: left out, asks for an option that is gone")
         for case, option in gone:
