@@ -139,11 +139,13 @@ def test_a_config_file_can_be_inspected(tmp_path, monkeypatch):
     documented_runs.run(f"dicode data inspect {ROOT}/configs/shapes_ar.py --limit 2")
 
 
-def test_every_documented_command_is_run_or_listed_with_the_reason():
-    unlisted = {at for at, line, whole in COMMANDS if whole and not documented_runs.why_not(line)}
-    assert unlisted == set(WHOLE)
+def test_what_is_not_run_are_the_commands_that_a_reason_is_for():
     for pattern in documented_runs.NOT_RUN:
         assert any(re.search(pattern, line) for _, line, _ in COMMANDS), f"{pattern}: idle"
+    left = {line for _, line, whole in COMMANDS if whole and documented_runs.why_not(line)}
+    launched = r"--sharding|--coordinator|/shared/"
+    assert not [x for x in left if " train." in x and not re.search(launched, x)]
+    assert not [x for x in left if x.startswith("dicode") and "converted/d" not in x]
 
 
 @pytest.mark.parametrize(
