@@ -22,6 +22,18 @@ RAISE = jax.numpy_rank_promotion, "raise"
 PROMOTION = {"diffusion": (STRICT, RAISE), "distributions": (STRICT,), "nn": (RAISE,)}
 
 
+# Rooms whose tests hold values and shapes to something else than themselves. Most of their time is
+# compilation, so they compile with few optimisations; parity, pipelines, runs and commands compile
+# as users do.
+SIMPLE = {"convert", "distributions", "evaluation", "models", "nn", "stages"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compilation(request):
+    folder = request.path.relative_to(TESTS).parts[0]
+    jax.config.update("jax_disable_most_optimizations", folder in SIMPLE)
+
+
 @pytest.fixture(autouse=True)
 def promotion(request):
     folder = request.path.relative_to(TESTS).parts[0]

@@ -92,6 +92,7 @@ def line_of(capsys, *argv):
     return err
 
 
+@pytest.mark.slow
 def test_dynamicrafter_paints_what_follows_an_image(work, capsys):
     argv = ["generate", "--model", DYNAMICRAFTER, "--sheet", "sheet.png"]
     run(*argv, "cat", "--image", "a.png", "--out", "a.webp")
@@ -103,6 +104,7 @@ def test_dynamicrafter_paints_what_follows_an_image(work, capsys):
     assert (work / "sheet.png").is_file()
 
 
+@pytest.mark.slow
 def test_divot_paints_a_clip_for_each_set_of_features(work, divot_folder, capsys):
     run("decode", "f.safetensors", "--model", divot_folder, "--out", "a.webp")
     run("decode", "f.safetensors", "--model", divot_folder, "--out", "b.webp", "--seed", 1)
@@ -112,6 +114,7 @@ def test_divot_paints_a_clip_for_each_set_of_features(work, divot_folder, capsys
     assert f"a.webp: {2 * FRAMES} frames of 16 x 8, 2 s" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_features_of_one_clip_without_guidance_need_nothing_else(work, divot_folder, capsys):
     save_file({"features": np.ones(FEATURES, np.float32)}, "one.safetensors")
     argv = ["decode", "one.safetensors", "--model", divot_folder, "--out", "a.webp"]

@@ -59,6 +59,7 @@ def test_a_prompt_becomes_a_video_that_the_seed_decides(folder, work, capsys):
     assert not capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_encode_and_decode_are_reconstruct(folder, work):
     scene = synthetic.scene_at(0, 3)
     video.write_video("in.mp4", synthetic.render(scene, 2, frame_size=40).reshape(-1, 40, 40, 3))
@@ -81,6 +82,7 @@ def test_info_counts_what_lies_in_the_folder(folder, capsys):
     assert f"{NUM_TOKENS} deep tokens of {TOKEN_DIM} numbers" in out
 
 
+@pytest.mark.slow
 def test_a_long_prompt_is_cut_with_a_warning(folder, work, capsys):
     argv = ["generate", "red " * 20, "--out", "a.gif", "--model", str(folder), "--steps", "1"]
     assert cli.main(argv) == 0

@@ -47,6 +47,7 @@ def test_video_has_all_clips_of_all_prompts(videos):
     assert videos.std() > 0
 
 
+@pytest.mark.slow
 def test_sample_of_a_batch_is_that_prompt_alone_with_its_own_seed(pipe, videos):
     for i, prompt in enumerate(PROMPTS):
         assert close(pipe(prompt, num_clips=2, seed=3 + i)[0], videos[i])
@@ -95,6 +96,7 @@ def test_saved_pipeline_gives_the_same_video(pipe, videos, tmp_path):
     np.testing.assert_array_equal(loaded(PROMPTS, num_clips=2, seed=3), videos)
 
 
+@pytest.mark.slow
 def test_weights_are_kept_in_the_type_that_is_asked_for(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
     half = DiCoDePipeline.from_pretrained(
@@ -171,6 +173,7 @@ def test_keyframes_are_encoded_each_alone(pipe):
     np.testing.assert_allclose(pipe.encode(video, keyframes=[2, 0]), tokens[[2, 0]], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_guidance_and_steps_change_the_video(pipe, videos):
     tokens = pipe.generate_tokens(PROMPTS[0], seed=3)[0]
     default = pipe.decode(tokens)

@@ -123,6 +123,7 @@ def test_language_model_run_becomes_a_pipeline(
     )
 
 
+@pytest.mark.slow
 def test_tokenizer_run_becomes_a_pipeline_with_additions_folded_in(tokenizer_run, pipe, tmp_path):
     workdir, start = tokenizer_run
     out = tmp_path / "model"
@@ -155,6 +156,7 @@ def test_tokenizer_run_becomes_a_pipeline_with_additions_folded_in(tokenizer_run
     np.testing.assert_allclose(arrays["null_tokens"], null, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_language_model_run_takes_sizes_from_the_run_of_its_tokenizer(
     lm_run, tokenizer_run, tmp_path
 ):

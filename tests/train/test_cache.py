@@ -269,6 +269,7 @@ def test_cached_videos_notice_a_tokenizer_that_was_trained_again(root, pipe, cap
     assert "is made anew: encoder " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_cached_clips_hold_what_the_frozen_parts_make(root, pipe, capsys):
     pipe.save_pretrained(root / "model")
     config = TokenizerTrainConfig(

@@ -95,6 +95,7 @@ def contents(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")}
 
 
+@pytest.mark.slow
 def test_tokens_are_those_of_the_tokenizer_whatever_shares_a_batch(config, tokenizer, tmp_path):
     encode.encode(config, EncodeOptions(out=tmp_path / "c", limit=7, shard_size=4))
     cache = EncodedCache(tmp_path / "c")
@@ -137,6 +138,7 @@ def test_videos_keep_their_order_and_their_tokens_across_full_batches():
     assert calls == [4, 4, 4, 4]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(config, tmp_path):
     out, limit, size = tmp_path / "killed", 1200, 10
     file = write_config(config, tmp_path)
@@ -160,6 +162,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(config, tmp_path):
     assert contents(out) == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_cache_that_one_makes(config, tmp_path):
     config = dataclasses.replace(config, batch_size=6)
     file, out = write_config(config, tmp_path), tmp_path / "two"

@@ -61,6 +61,7 @@ def test_two_processes_stop_together_and_go_on_exactly(launch):
     assert kills.differences(unbroken(launch, 2), workdir) == []
 
 
+@pytest.mark.slow
 def test_workers_outlive_a_signal_to_all_and_not_a_killed_run(launch):
     workdir = launch.folder / "workers"
     options = [*OPTIONS, "--sleep", "0.01", "--num-workers", "1"]

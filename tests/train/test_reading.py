@@ -103,6 +103,7 @@ def apart(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [TRAINED_CROP, TRAINED_STRETCH, CONVERTED])
 def test_tokens_of_a_cache_are_those_of_the_pipeline(pipe, folder, pictures, tmp_path, way):
     path, images = pictures

@@ -125,6 +125,7 @@ def test_low_rank_additions_train_alone_and_are_folded_at_export(config, tmp_pat
     assert len(changed) == len(paths) / 2
 
 
+@pytest.mark.slow
 def test_null_tokens_follow_a_resampler_that_has_learned(pipe, config, tmp_path):
     model, stage, arrays = make(config)
     graph, abstract = nnx.split(model)

@@ -38,6 +38,7 @@ def in_batches(examples, size):
     return [{name: x[rows] for name, x in examples.items()} for rows in places]
 
 
+@pytest.mark.slow
 def test_mean_is_by_weight_and_the_same_in_batches_of_any_size():
     rng = np.random.default_rng(0)
     examples = {

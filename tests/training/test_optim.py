@@ -27,6 +27,7 @@ def step(optimizer: str, **options):
     return updates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["linear", "conv"])
 def test_muon_step_of_a_kernel_is_orthogonal_and_as_large_as_adams(layer):
     update = np.asarray(step("muon", weight_decay=0.0)[layer]["kernel"])
@@ -80,6 +81,7 @@ def stack(layers):
     return jax.tree.map(lambda *xs: jnp.stack(xs), *layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "lion", "adafactor", "sgd"])
 def test_stacked_layers_take_the_steps_of_single_ones(optimizer):
     keys = iter(jax.random.split(jax.random.key(0), 100))
