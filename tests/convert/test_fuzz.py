@@ -215,5 +215,12 @@ def test_a_report_of_problems_is_always_one_line(problems):
 
     err = io.StringIO()
     with contextlib.redirect_stderr(err):
-        assert run(fail, parser("convert.test", ""), ["--out", "nowhere"]) == 2
+        assert (
+            run(
+                fail,
+                parser("convert.test", "", source="a file", required=False),
+                ["--out", "nowhere"],
+            )
+            == 2
+        )
     assert len(err.getvalue().splitlines()) == 1

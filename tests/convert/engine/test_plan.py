@@ -214,7 +214,7 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path):
 
 
 def shell(tmp_path, main, *extra):
-    options = command.parser("convert.test", "A test.")
+    options = command.parser("convert.test", "A test.", source="a file", required=False)
     return command.run(main, options, ["--out", str(tmp_path / "out"), *extra])
 
 
