@@ -97,7 +97,7 @@ print(peak() - before)
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=ENV
     )
     assert done.returncode == 0, done.stderr
-    assert 100 < float(done.stdout) < 128 + 40  # two copies of all are 256
+    assert 100 < float(done.stdout) < 192  # halfway from one copy, 128, to two
 
 
 def test_wrong_shape_and_missing_array_are_named(folder):

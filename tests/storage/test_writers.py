@@ -65,7 +65,7 @@ def test_a_signal_during_a_conversion_leaves_nothing(tmp_path, number, status, c
         "        (folder / 'model.safetensors').write_text('half')\n"
         "        print('writing', flush=True)\n"
         "        time.sleep(60)\n"
-        "options = command.parser('convert.test', 'A test.')\n"
+        "options = command.parser('convert.test', '', source='a file', required=False)\n"
         "sys.exit(command.run(main, options, ['--out', sys.argv[1]]))\n"
     )
     process = subprocess.Popen(

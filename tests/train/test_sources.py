@@ -113,7 +113,7 @@ def test_a_run_notes_the_folders_before_it_settles_what_they_say(
 
     argv = ["--config", "c.py", "--workdir", str(tmp_path / "run")]
     seen = []
-    settle = lambda config: seen.append(config.tokenizer) or config  # noqa: E731
+    settle = lambda config, *_: seen.append(config.tokenizer) or config  # noqa: E731
     assert loop.main("train.ar", build, (ARTrainConfig,), argv, settle=settle) == 2
     assert seen == [built[0].tokenizer] == [str(tmp_path / "cache/me--tokens")]
     assert built[0].body_init == built[0].text_tokenizer == str(tmp_path / "cache/gpt2")
