@@ -53,6 +53,7 @@ NOT_RUN = {
     r"convert dicode models": "tests/convert/dicode/test_command.py runs it on the official layout",
     r"to_torch|NAME": "tests/convert/test_to_torch.py and test_main.py run it",
     r"benchmarks\.": "measurements of minutes; tests/test_benchmarks.py",
+    r"mutation_trial": "an hour; tests/test_scripts.py tries it on a toy",
 }
 LESS = {
     "--num-steps": "1", "--steps": "1", "--batch-size": "2", "--cached-videos": "2",
