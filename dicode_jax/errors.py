@@ -6,14 +6,36 @@ everything else is a bug and keeps its traceback.
 """
 
 import contextlib
+import io
+import sys
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["Faults", "OptionGone", "UserError"]
+__all__ = ["Faults", "OptionGone", "UserError", "one_line", "print_any_name"]
+
+
+def one_line(text: object) -> str:
+    """The text with spaces for line breaks, which names of files and columns may hold."""
+    return " ".join(str(text).splitlines())
+
+
+def print_any_name() -> None:
+    """Lets standard output take names that are no text, with backslashes as on standard error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend; the message is one line, ready to be shown."""
+    """A mistake that the user can mend; the message is one line, ready to be shown.
+
+    Each argument is a line of its own; only `Faults` gives several.
+    """
+
+    def __init__(self, *lines: object):
+        super().__init__(*map(one_line, lines))
+
+    def __str__(self) -> str:
+        return "\n  ".join(self.args)
 
 
 class OptionGone(ValueError):
@@ -47,5 +69,5 @@ class Faults:
         if len(self.lines) == 1:
             raise UserError(self.lines[0])
         if self.lines:
-            lines = [f"\n  {i}. {line}" for i, line in enumerate(self.lines, 1)]
-            raise UserError(f"{len(lines)} things to mend:{''.join(lines)}")
+            lines = [f"{i}. {line}" for i, line in enumerate(self.lines, 1)]
+            raise UserError(f"{len(lines)} things to mend:", *lines)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from dicode_jax import config as config_lib
-from dicode_jax.errors import UserError
+from dicode_jax.errors import UserError, print_any_name
 from dicode_jax.runtime.distributed import Processes
 
 VERBOSE = ("-H", "--help-verbose")
@@ -69,6 +69,7 @@ def parse(
     Raises:
       UserError: There is no config file, or it configures something else.
     """
+    print_any_name()
     args, prog = list(sys.argv[1:] if args is None else args), f"python -m {prog}"
     only = {"return_unknown_args": True, "add_help": False}
     file, _ = config_lib.from_args(ConfigFile, args, prog=prog, **only)

@@ -14,7 +14,7 @@ import dicode_jax
 from convert.engine.plan import DTYPES, Plan, write_module
 from convert.engine.rules import ConversionError
 from convert.engine.sources import Source
-from dicode_jax.errors import UserError
+from dicode_jax.errors import UserError, print_any_name
 from dicode_jax.runtime.interrupts import exit_status, polite_signals
 from dicode_jax.storage import folders, hub, model_card
 from dicode_jax.storage.files import atomic_path, check_no_source, resolve_output
@@ -159,6 +159,7 @@ def run(
     Returns:
       0, 2 after an error of the user's (one line on stderr), 130 after Ctrl-C, 143 after SIGTERM.
     """
+    print_any_name()
     args = options.parse_args(argv)
     try:
         with polite_signals():

@@ -40,7 +40,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         unknown = message.removeprefix("unrecognized arguments: ").split()
-        if message.startswith("unrecognized arguments") and unknown[0].startswith("--"):
+        is_unknown = message.startswith("unrecognized arguments")
+        if is_unknown and unknown and unknown[0].startswith("--"):
             near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions)
             hint = f"; did you mean {near[0]}?" if near else ""
             message = f"unknown option {unknown[0]}{hint}"

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from dicode_jax.cli import data, runs, video
 from dicode_jax.cli.arguments import make_parser
-from dicode_jax.errors import UserError
+from dicode_jax.errors import UserError, print_any_name
 from dicode_jax.runtime.interrupts import exit_status, polite_signals
 
 EXIT_ERROR = 2
@@ -33,6 +33,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status."""
+    print_any_name()
     try:
         with polite_signals(), _one_line_warnings():
             args = make_parser(COMMANDS).parse_args(argv)
