@@ -7,8 +7,6 @@ them, or as `convert.parts.clip` says.
 """
 
 import argparse
-import json
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +16,7 @@ from convert.parts import clip
 from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError
 from dicode_jax.models.clip import CLIPConfig
+from dicode_jax.storage.files import read_object
 
 CONFIG_FILE = "open_clip_config.json"  # as it lies beside the weights on the Hub
 
@@ -58,7 +57,7 @@ def examine(args: argparse.Namespace) -> command.Conversion:
 def _read_config(path: str) -> CLIPConfig:
     """A configuration of OpenCLIP: the model's alone, or a Hub file with it as `model_cfg`."""
     try:
-        content = json.loads(pathlib.Path(path).read_text())
+        content = read_object(path, "a configuration")
         return clip.config_from_original(content.get("model_cfg", content))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path} is no configuration of OpenCLIP: {error}") from error

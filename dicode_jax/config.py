@@ -8,6 +8,8 @@ from there.
 import dataclasses
 import functools
 import json
+import math
+import os
 import pathlib
 import runpy
 import warnings
@@ -19,7 +21,7 @@ import cattrs.strategies
 
 from dicode_jax import kinds
 from dicode_jax.errors import OptionGone, UserError
-from dicode_jax.storage.files import atomic_path
+from dicode_jax.storage.files import atomic_path, read_object
 
 __all__ = [
     "from_args",
@@ -42,7 +44,7 @@ def load_config_file(path: str | pathlib.Path) -> Any:
       UserError: There is no such file, or it defines no `get_config`.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(
             f"no config file at {path}; the ones that come with the project lie in configs/"
         )
@@ -61,16 +63,21 @@ def from_args(kind: type[Config], args: Sequence[str], **options: Any) -> Config
       options: Of `tyro.cli`, such as `default` and `prog`.
 
     Raises:
-      UserError: A value is one that the dataclass refuses.
+      UserError: A value is one that the dataclass refuses, or no finite number.
     """
     import tyro
 
     # A field that may hold one of several dataclasses keeps the kind of its default.
     options = {"config": (tyro.conf.AvoidSubcommands,), "compact_help": True} | options
     try:
-        return tyro.cli(kind, args=list(args), **options)
+        made = tyro.cli(kind, args=list(args), **options)
     except ValueError as error:
         raise UserError(" ".join(str(error).split())) from error
+    held = made[0] if options.get("return_unknown_args") else made
+    for name, value in leaves(dataclasses.asdict(held)).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{name} must be a finite number, got {value}")
+    return made
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -99,11 +106,14 @@ def from_dict(kind: type[Config], data: dict[str, Any]) -> Config:
     """
     try:
         return _converter().structure(data, kind)
-    except (cattrs.BaseValidationError, ValueError, TypeError) as error:
+    except (cattrs.BaseValidationError, *_REFUSALS) as error:
         reason = lambda e, _: "missing" if isinstance(e, KeyError) else " ".join(str(e).split())  # noqa: E731
         lines = "; ".join(cattrs.transform_error(error, format_exception=reason))
         name = getattr(kind, "__name__", str(kind))
         raise UserError(f"the configuration does not fit {name}: {lines}") from error
+
+
+_REFUSALS = (ValueError, TypeError, ArithmeticError, RecursionError)
 
 
 @functools.cache
@@ -115,6 +125,8 @@ def _converter() -> cattrs.Converter:
     def exactly(data: Any, kind: type) -> Any:
         if type(data) is not kind and (type(data), kind) not in ((int, float), (tuple, list)):
             raise TypeError(f"want {kind.__name__}, got {data!r}")
+        if kind is float and not math.isfinite(data):
+            raise ValueError(f"want a finite number, got {data}")
         return kind(data)
 
     @made.register_structure_hook_factory(lambda kind: get_origin(kind) is tuple)
@@ -182,14 +194,9 @@ def read_json(path: str | pathlib.Path) -> tuple[str | None, dict[str, Any]]:
       UserError: The file is missing or is no JSON object, or its kind or version is not known.
     """
     path = pathlib.Path(path)
-    try:
-        data = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"no configuration at {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path} is no configuration: it holds no JSON object")
+    if not os.path.exists(path):
+        raise UserError(f"no configuration at {path}")
+    data = read_object(path, "a configuration")
     kind, version = data.get("kind"), data.pop("version", kinds.VERSION)
     if version != kinds.VERSION:
         raise UserError(

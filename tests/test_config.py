@@ -212,3 +212,33 @@ def test_help_lists_every_field_and_explains_them_when_asked(option, capsys):
     for name in ("num-steps", "data.path", "optim.lr"):
         assert f"--{name} " in shown
     assert ("Examples per step, over all devices." in shown) == (option == "-H")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400])
+def test_no_number_of_a_config_is_infinite_or_none_at_all(tmp_path, value):
+    for inner in ({"rate": value}, {"name": "x", "rate": -value}):
+        with pytest.raises(UserError, match="does not fit Outer"):
+            config_lib.from_dict(Outer, {"inner": inner})
+    (tmp_path / "c.json").write_text('{"inner": {"rate": 1e400}}')
+    with pytest.raises(UserError, match="want a finite number, got inf"):
+        config_lib.from_json(Outer, tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e400"])
+def test_no_number_of_a_command_line_is_infinite_or_none_at_all(value):
+    with pytest.raises(UserError, match=r"inner.rate must be a finite number, got (nan|inf)"):
+        config_lib.from_args(Outer, ["--inner.rate", value])
+    assert config_lib.from_args(Outer, ["--inner.rate", "1e300"]).inner.rate == 1e300
+
+
+@pytest.mark.parametrize("kind", kinds.PIPELINES)
+@pytest.mark.parametrize(
+    "settings",
+    [{"fps": 0.0}, {"fps": -1.0}, {"fps": 1e9}, *({"frame_size": n} for n in (True, 0, -8, 2**40))],
+)
+def test_a_pipeline_of_impossible_frames_is_refused(kind, settings):
+    name = next(iter(settings))
+    if name == "frame_size" and kind != "dicode":
+        settings = {name: [8, settings[name]]}
+    with pytest.raises(UserError, match=r"frame_size|fps"):
+        config_lib.from_dict(kinds.config_type(kind), settings)

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import functools
-import json
+import os
 import pathlib
 import re
 import warnings
@@ -19,6 +19,7 @@ from convert.engine.sources import LazyTensor, open_source
 from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError
 from dicode_jax.models.causal_lm import BodyConfig
+from dicode_jax.storage.files import read_object
 from dicode_jax.text.gpt import IMAGE_TOKENS, TextTokenizer
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
@@ -244,12 +245,6 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
       UserError: There is none, or it is no JSON object.
     """
     path = folder / "config.json"
-    try:
-        data = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"no config.json in {folder}: want a folder of Hugging Face") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return data
+    if not os.path.exists(path):
+        raise UserError(f"no config.json in {folder}: want a folder of Hugging Face")
+    return read_object(path, "a configuration")

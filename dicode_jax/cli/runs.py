@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import pathlib
 import shutil
 import sys
@@ -78,7 +79,7 @@ def metrics(args: argparse.Namespace) -> None:
     if args.out is not None:
         check_output(args.out, PLOT_SUFFIXES)
     path = pathlib.Path(args.workdir) / "metrics.jsonl"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"no metrics.jsonl in {args.workdir}; name the --workdir of a training")
     records = read_metrics(path)
     if not curves.metric_names(records):

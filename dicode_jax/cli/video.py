@@ -92,7 +92,7 @@ def encode(args: argparse.Namespace) -> None:
     from dicode_jax.storage.files import atomic_path, check_output
 
     out = check_output(args.out, TOKEN_SUFFIXES, sources=[args.video])
-    if out.exists():
+    if os.path.exists(out):
         _check_tokens(out)
     _check_video(args.video)
     pipe = _load(args, _find(args, "dicode")[0])
@@ -129,7 +129,7 @@ def decode(args: argparse.Namespace) -> None:
 def info(args: argparse.Namespace) -> None:
     """Runs `dicode info`."""
     path = None if args.path is None else pathlib.Path(args.path)
-    if path is not None and path.is_file():
+    if path is not None and os.path.isfile(path):
         if path.suffix.lower() in TOKEN_SUFFIXES:
             arrays = read_arrays(path)
             if "features" in arrays:
@@ -146,7 +146,9 @@ def info(args: argparse.Namespace) -> None:
         lasts = f", {info.duration:.2f} s" if info.duration else ""
         print(f"{path}: a video of {info.width} x {info.height}{rate}{lasts}")
         return
-    if path is None or not path.is_dir():  # a folder may hold single parts, which are no pipeline
+    if path is None or not os.path.isdir(
+        path
+    ):  # a folder may hold single parts, which are no pipeline
         from dicode_jax.storage import hub
 
         path = hub.find_model(args.path)
@@ -186,9 +188,9 @@ def _kind(folder: pathlib.Path) -> str | None:
     from dicode_jax.pipelines.load import pipeline_kind
     from dicode_jax.storage.weights import CONFIG_FILE, WEIGHTS_FILE
 
-    if (folder / WEIGHTS_FILE).is_file() and (folder / CONFIG_FILE).is_file():
+    if os.path.isfile(folder / WEIGHTS_FILE) and os.path.isfile(folder / CONFIG_FILE):
         return config_lib.read_json(folder / CONFIG_FILE)[0]
-    return pipeline_kind(folder) if (folder / CONFIG_FILE).is_file() else None
+    return pipeline_kind(folder) if os.path.isfile(folder / CONFIG_FILE) else None
 
 
 def _describe_pipeline(folder: pathlib.Path, kind: str, config) -> None:
@@ -239,7 +241,7 @@ def read_arrays(path: str | os.PathLike):
     from safetensors.numpy import load_file
 
     path = pathlib.Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"there is no file {path}")
     try:
         arrays = load_file(path)

@@ -12,13 +12,14 @@ the name, the captions and the source of the example. A manifest of the last rel
 held deep tokens alone, is read as one of today.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401  makes bfloat16 a type that NumPy knows by its name
@@ -28,7 +29,7 @@ import safetensors.numpy
 
 from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError
-from dicode_jax.storage.files import atomic_path, unfinished
+from dicode_jax.storage.files import atomic_path, read_object, unfinished
 
 KIND, VERSION = "encoded_cache", 1
 MANIFEST, PLAN = "manifest.json", "encode.json"
@@ -77,14 +78,19 @@ class Example:
 
     @classmethod
     def from_bytes(cls, record: bytes, schema: Schema) -> "Example":
-        """Reads what `to_bytes` wrote."""
-        held = dict(safetensors.deserialize(record))
-        info = json.loads(bytes(held["info"]["data"]))
-        arrays = {
-            name: np.frombuffer(held[name]["data"], dtype).reshape(held[name]["shape"])
-            for name, (dtype, _) in schema.items()
-        }
-        return cls(**info | {"captions": tuple(info["captions"])}, arrays=arrays)
+        """Reads what `to_bytes` wrote.
+
+        Raises:
+          UserError: It did not write this, or by another schema.
+        """
+        with _read_as("a record of the cache"):
+            held = dict(safetensors.deserialize(record))
+            info = json.loads(bytes(held["info"]["data"]))
+            arrays = {
+                name: np.frombuffer(held[name]["data"], dtype).reshape(held[name]["shape"])
+                for name, (dtype, _) in schema.items()
+            }
+            return cls(**info | {"captions": tuple(info["captions"])}, arrays=arrays)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,10 +174,42 @@ def read_index(path: pathlib.Path) -> dict[str, Any] | None:
       reason), `data` (what `write_shard` was told), `bytes` and `sha256`.
     """
     index = path.with_suffix(".json")
-    if not index.is_file() or not path.is_file():
+    if not os.path.isfile(index) or not os.path.isfile(path):
         return None
-    found = _read_json(index)
+    found = _read_index(index)
     return found if found["bytes"] == path.stat().st_size else None
+
+
+def _read_index(path: pathlib.Path) -> dict[str, Any]:
+    """An index by its own name, whole or not."""
+    found = _read_json(path)
+    with _read_as(path):
+        # The last release's know the lengths of deep tokens alone.
+        lengths = found["lengths"].values() if "lengths" in found else [found["num_keyframes"]]
+        for length in lengths:
+            np.asarray(length, np.int32).reshape(len(found["names"]))
+        _all(str, [*found["names"], *found["broken"].values(), found["sha256"]])
+        _all(int, [found["bytes"]])
+        _all(dict, [found.get("data") or {}, found["broken"]])
+    return found
+
+
+def _all(kind: type, values: Iterable[Any]) -> None:
+    for value in values:
+        if type(value) is not kind:
+            raise TypeError(f"want {kind.__name__}, got {value!r}")
+
+
+@contextlib.contextmanager
+def _read_as(what: str | pathlib.Path) -> Iterator[None]:
+    """Tells that what is read in the block was not written here, or is damaged."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds: whatever may be in the place of what is wanted
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{what} is damaged ({reason}); delete it and encode again") from error
 
 
 def stale(shards: Mapping[pathlib.Path, Mapping[str, str]]) -> dict[pathlib.Path, list[str]]:
@@ -179,8 +217,9 @@ def stale(shards: Mapping[pathlib.Path, Mapping[str, str]]) -> dict[pathlib.Path
     found = {}
     for path, data in shards.items():
         index = read_index(path)
-        if index is not None and index["data"] != data:
-            found[path] = [name for name, x in data.items() if x != index["data"].get(name)]
+        if index is not None and index.get("data") != data:
+            earlier = index.get("data") or {}
+            found[path] = [name for name, x in data.items() if x != earlier.get(name)]
     return found
 
 
@@ -225,9 +264,9 @@ def write_manifest(folder: pathlib.Path, num_shards: int, schema: Schema) -> Non
     """Writes `manifest.json`, which makes a folder with a plan and finished shards a cache."""
     shards, indexes, data = [], [], hashlib.sha256()
     for path in (shard_path(folder, i, num_shards) for i in range(num_shards)):
-        index = _read_json(path.with_suffix(".json"))
+        index = _read_index(path.with_suffix(".json"))
         indexes.append(index)
-        data.update(json.dumps(index["data"], sort_keys=True).encode())
+        data.update(json.dumps(index.get("data"), sort_keys=True).encode())
         shards.append(
             {
                 "file": path.name,
@@ -288,6 +327,17 @@ class EncodedCache:
     def __len__(self) -> int:
         return self.manifest["count"]
 
+    def setting(self, name: str) -> Any:
+        """What the cache was made with, by its dotted name in the `settings` of the manifest.
+
+        Raises:
+          UserError: They do not say.
+        """
+        held = config_lib.leaves(self.manifest.get("settings"))
+        if name not in held:
+            raise UserError(f"{self.folder / MANIFEST} says no {name}; delete it and encode again")
+        return held[name]
+
     def __getitem__(self, index: int) -> Example:
         return Example.from_bytes(self._records[index], self.schema)
 
@@ -299,8 +349,9 @@ class EncodedCache:
     def lengths(self, name: str) -> np.ndarray:
         """Lengths of the axis that varies in an array, of all examples in order: int32."""
         # The last release's indexes know those of deep tokens alone.
-        held = (index.get("num_keyframes") or index["lengths"][name] for index in self._indexes)
-        return np.concatenate([np.asarray(lengths, np.int32) for lengths in held])
+        with _read_as(self.folder):
+            held = (index.get("num_keyframes") or index["lengths"][name] for index in self._indexes)
+            return np.concatenate([np.asarray(lengths, np.int32) for lengths in held])
 
     @property
     def broken(self) -> dict[str, str]:
@@ -310,7 +361,7 @@ class EncodedCache:
     @functools.cached_property
     def _indexes(self) -> list[dict[str, Any]]:
         paths = (self.folder / shard["file"] for shard in self.manifest["shards"])
-        return [_read_json(path.with_suffix(".json")) for path in paths]
+        return [_read_index(path.with_suffix(".json")) for path in paths]
 
     def verify(self) -> None:
         """Reads everything and compares the hashes, with a progress bar.
@@ -367,16 +418,35 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
       UserError: There is none, or it is of something else.
     """
     path = folder / MANIFEST
-    if not path.is_file():
-        hint = "; it is not finished: run train.encode again" if (folder / PLAN).exists() else ""
+    if not os.path.isfile(path):
+        hint = (
+            "; it is not finished: run train.encode again" if os.path.exists(folder / PLAN) else ""
+        )
         raise UserError(f"{folder} is no cache, it has no {MANIFEST}{hint}")
     manifest = _read_json(path)
     if manifest.get("format") == "dicode_jax token cache, version 1":
-        return _from_last_release(manifest)
+        with _read_as(path):
+            manifest = {"kind": KIND, "version": VERSION} | _from_last_release(manifest)
     if (manifest.get("kind"), manifest.get("version")) != (KIND, VERSION):
         found = f"{manifest.get('kind')!r} {manifest.get('version', '')}".strip()
         raise UserError(f"{path} is of the kind {found}, wanted {KIND!r} {VERSION}")
+    with _read_as(path):
+        _check_manifest(manifest)
     return manifest
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    for spec in manifest["schema"].values():
+        np.dtype(spec["dtype"])
+        _all(int, [size for size in spec["shape"] if size is not None])
+    for shard in manifest["shards"]:
+        _all(int, [shard["bytes"], shard["count"]])
+        _all(str, [shard["file"], shard["sha256"], shard["index_sha256"]])
+        if pathlib.PurePath(shard["file"]).name != shard["file"]:
+            raise ValueError(f"it names a file outside its folder, {shard['file']!r}")
+    _all(int, [manifest["count"]])
+    if manifest["count"] != sum(shard["count"] for shard in manifest["shards"]):
+        raise ValueError("its counts do not add up")
 
 
 def _from_last_release(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -393,7 +463,7 @@ def _from_last_release(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_size(path: pathlib.Path, size: int) -> None:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"the cache has lost its shard {path}: delete {MANIFEST}, encode again")
     held = path.stat().st_size
     if held != size:
@@ -405,9 +475,9 @@ def _check_size(path: pathlib.Path, size: int) -> None:
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete it and encode again") from error
+        return read_object(path, "of a cache")
+    except UserError as error:
+        raise UserError(f"{error}; delete it and encode again") from error
 
 
 def _write_json(path: pathlib.Path, data: Mapping[str, Any]) -> None:

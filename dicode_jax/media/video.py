@@ -10,6 +10,7 @@ import dataclasses
 import fractions
 import itertools
 import math
+import numbers
 import os
 import pathlib
 import statistics
@@ -176,12 +177,13 @@ def write_video(
     Ctrl-C.
 
     Raises:
-      UserError: the path cannot be written; see `files.check_output`.
-      ValueError: no frames, or frames or a rate that are none.
+      UserError: the path cannot be written, see `files.check_output`; or `fps` is no rate.
+      ValueError: no frames, or frames that are none.
     """
     path = check_output(path, VIDEO_SUFFIXES)
-    if not (math.isfinite(fps) and 0 < fps <= 1000):
-        raise ValueError(f"fps must lie between 0 and 1000, got {fps}")
+    is_number = isinstance(fps, numbers.Real) and not isinstance(fps, bool)
+    if not (is_number and 1e-3 <= fps <= 1000):
+        raise UserError(f"fps must lie between 0.001 and 1000, got {str(fps)[:40]}")
     frames = iter(frames)
     try:
         first = next(frames)

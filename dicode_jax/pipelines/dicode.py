@@ -98,9 +98,8 @@ class PipelineConfig:
     generation: GenerationConfig = GenerationConfig()
 
     def __post_init__(self):
-        options.check(fps=self.fps)
-        for name in ("frame_size", "text_length"):
-            options.named(name, options.Whole(1), getattr(self, name))
+        options.check_frames(self.fps, self.frame_size)
+        options.named("text_length", options.Whole(1), self.text_length)
 
 
 class DiCoDePipeline(base.Pipeline):

@@ -24,7 +24,7 @@ from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.models.latent_video import sample_latents
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
-from dicode_jax.pipelines import base, checks
+from dicode_jax.pipelines import base, checks, options
 from dicode_jax.typing import Float, UInt8
 
 PARTS: dict[str, tuple[type, type]] = {
@@ -49,6 +49,9 @@ class DivotConfig:
     fps: float = 8.0
     schedule: NoiseSchedule = NoiseSchedule(zero_terminal_snr=True, parameterization="v")
     sampling: SamplingConfig = SamplingConfig(fs=3, table_dtype="float16")
+
+    def __post_init__(self):
+        options.check_frames(self.fps, *self.frame_size)
 
 
 class DivotDetokenizer(base.Pipeline):

@@ -62,6 +62,9 @@ class DynamiCrafterConfig:
     schedule: NoiseSchedule = NoiseSchedule()
     sampling: SamplingConfig = SamplingConfig(fs=3)
 
+    def __post_init__(self):
+        options.check_frames(self.fps, *self.frame_size)
+
 
 class DynamiCrafterPipeline(base.Pipeline):
     """Holds UNet, autoencoder, both CLIP towers, resampler and text tokenizer.

@@ -116,6 +116,7 @@ class OneOf:
         return value
 
 
+SIDE = Whole(1, 2**14)  # of a frame, in pixels
 OPTIONS: Mapping[str, Whole | Real | OneOf] = {
     "num_clips": Whole(1, MAX_CLIPS),
     "num_frames": Whole(1, MAX_FRAMES),
@@ -139,6 +140,17 @@ def check(**options: Any) -> dict[str, Any]:
     if unknown := sorted(given.keys() - OPTIONS.keys()):
         raise UserError(f"there is no option {unknown[0]}; there are {', '.join(OPTIONS)}")
     return {name: named(name, OPTIONS[name], value) for name, value in given.items()}
+
+
+def check_frames(fps: Any, *sides: Any) -> None:
+    """Checks the rate of a model's videos and the sides of its frames, of 16384 pixels at most.
+
+    Raises:
+      UserError: One is impossible.
+    """
+    check(fps=fps)
+    for side in sides:
+        named("frame_size", SIDE, side)
 
 
 def check_seeds(seed: Any, count: int) -> list[int]:

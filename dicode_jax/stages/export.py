@@ -159,7 +159,7 @@ def _find_run(checkpoint: pathlib.Path, step: int | None) -> tuple[pathlib.Path,
             raise UserError(f"{checkpoint} is not the checkpoint of step {step}")
         folder, step = folder.parent, int(folder.name)
     workdir = folder.parent if folder.name == "checkpoints" else folder
-    if not (workdir / "checkpoints").is_dir():
+    if not os.path.isdir(workdir / "checkpoints"):
         raise UserError(f"no checkpoints in {workdir}; name the --workdir of a training")
     return workdir, step
 

@@ -1,12 +1,14 @@
 """Output files that are checked before the work and appear only when they are whole."""
 
 import contextlib
+import json
 import os
 import pathlib
 import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from dicode_jax.errors import UserError
 
@@ -36,10 +38,10 @@ def check_output(
     target = resolve_output(path)
     if target.suffix.lower() not in suffixes:
         raise UserError(f"{path} leads to {target}, which has another extension than: {known}")
-    folder = target.parent if path.is_symlink() else path.parent
-    if not folder.is_dir():
+    folder = target.parent if os.path.islink(path) else path.parent
+    if not os.path.isdir(folder):
         raise UserError(f"the output folder {folder} does not exist; make it first")
-    if target.exists() and not os.access(target, os.W_OK):
+    if os.path.exists(target) and not os.access(target, os.W_OK):
         raise UserError(f"{path} exists and is write-protected")
     check_no_source(path, sources)
     trial = _temporary(target)
@@ -51,6 +53,34 @@ def check_output(
             f"cannot write into the folder {folder}: {error.strerror or error}"
         ) from error
     return path
+
+
+def is_file_name(path: str | os.PathLike) -> bool:
+    """Whether a file could be called so: with no null character and no half of a character."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except ValueError:
+        return False
+
+
+def read_object(path: str | os.PathLike, what: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+      what: Says in an error what the file should be, such as "an index of shards".
+
+    Raises:
+      UserError: There is no such file, it cannot be read, or it holds no JSON object.
+    """
+    try:
+        data = json.loads(pathlib.Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is not {what}: it holds no JSON object")
+    return data
 
 
 def check_no_source(path: str | os.PathLike, sources: Iterable[str | os.PathLike]) -> None:
@@ -77,6 +107,8 @@ def resolve_output(path: str | os.PathLike) -> pathlib.Path:
     Raises:
       UserError: It is a folder, or no file that could be replaced: a pipe, a device, a socket.
     """
+    if not is_file_name(path):
+        raise UserError(f"no file can be called {str(path)!r}")
     target = pathlib.Path(os.path.realpath(path))
     try:
         mode = os.lstat(target).st_mode

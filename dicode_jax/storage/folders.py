@@ -20,7 +20,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from dicode_jax.errors import UserError
-from dicode_jax.storage.files import atomic_path, short
+from dicode_jax.storage.files import atomic_path, is_file_name, short
 
 __all__ = ["MARK", "REPORT", "check_folder", "is_report", "new_folder"]
 
@@ -100,6 +100,8 @@ def check_folder(
         current one, or one above these); it is a file; or it is a folder with something in it, and
         `overwrite` is not set, the mark is missing, or not all of it is on the mark's list.
     """
+    if not is_file_name(out):
+        raise UserError(f"no folder can be called {str(out)!r}")
     target = pathlib.Path(os.path.realpath(out))
     _check_place(out, target, sources)
     try:

@@ -45,7 +45,7 @@ def find_model(
       UserError: There is no such model, it cannot be reached, or it holds no configuration.
     """
     name, packaged = str(path_or_name or DEFAULT_MODEL), _packaged()
-    is_folder = path_or_name is not None and pathlib.Path(path_or_name).is_dir()
+    is_folder = path_or_name is not None and os.path.isdir(path_or_name)
     if not is_folder and name in packaged and revision is None:
         return packaged[name]
     if not is_folder and not _HUB_NAME.fullmatch(name) and revision is None:
@@ -54,7 +54,7 @@ def find_model(
             f"({', '.join(sorted(packaged)) or 'there is none'}) nor a name owner/name on the Hub"
         )
     folder = find_folder(name, revision=revision, **options)
-    if not (folder / CONFIG_FILE).is_file():
+    if not os.path.isfile(folder / CONFIG_FILE):
         label = name if folder == pathlib.Path(name) else f"{name} on the Hub"
         raise UserError(f"{label} is not a model of dicode_jax: it holds no {CONFIG_FILE}")
     return folder
@@ -170,7 +170,7 @@ def upload(
     folder = pathlib.Path(folder)
     if not _HUB_NAME.fullmatch(name):
         raise UserError(f"{name!r} is not a name on the Hub: want owner/name")
-    if not (folder / CONFIG_FILE).is_file():
+    if not os.path.isfile(folder / CONFIG_FILE):
         raise UserError(f"{folder} is not a model of dicode_jax: it holds no {CONFIG_FILE}")
     api = huggingface_hub.HfApi(token=token, library_name="dicode_jax")
     try:

@@ -89,11 +89,11 @@ def read_arrays(
     from safetensors import SafetensorError, flax, numpy
 
     path = pathlib.Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"no weights at {path}")
     try:
         return (numpy if on_host else flax).load_file(path)
-    except (SafetensorError, json.JSONDecodeError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error})") from error
 
 
@@ -108,7 +108,7 @@ def read_header(path: str | os.PathLike) -> tuple[dict[str, tuple[str, tuple[int
     """
     from safetensors import SafetensorError, safe_open
 
-    if not pathlib.Path(path).is_file():
+    if not os.path.isfile(path):
         raise UserError(f"no weights at {path}")
     try:
         with safe_open(path, framework="numpy") as file:
@@ -182,7 +182,12 @@ def _tensors(path: pathlib.Path) -> Iterator[tuple[str, str, np.ndarray]]:
         for name, stored in sorted(header.items()):
             bits = stored["dtype"].lstrip(string.ascii_uppercase)
             kind = stored["dtype"].removesuffix(bits)
-            array = np.empty(stored["shape"], jnp.dtype(_TYPES[kind] + bits))
+            try:
+                array = np.empty(stored["shape"], jnp.dtype(_TYPES[kind] + bits))
+            except (KeyError, TypeError):
+                raise UserError(
+                    f"{path}: {name} is of a type not known here, {kind}{bits}"
+                ) from None
             file.seek(8 + length + stored["data_offsets"][0])
             file.readinto(array.reshape(-1).view(np.uint8).data)
             yield name, stored["dtype"], array

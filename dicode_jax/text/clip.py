@@ -64,8 +64,8 @@ class ClipTokenizer:
           UserError: There is no such file, it cannot be read, or it holds another vocabulary.
         """
         path = pathlib.Path(path)
-        file = path / TOKENIZER_FILE if path.is_dir() else path
-        if not file.is_file():
+        file = path / TOKENIZER_FILE if os.path.isdir(path) else path
+        if not os.path.isfile(file):
             raise UserError(f"no CLIP vocabulary at {path}: want {TOKENIZER_FILE} or a .txt.gz")
         try:
             if file.suffix == ".gz":

@@ -10,7 +10,6 @@ GPT-2's and Llama 3's vocabularies are read from a folder; `learn` makes one of 
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -21,7 +20,7 @@ from jaxtyping import Int
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from dicode_jax.errors import UserError
-from dicode_jax.storage.files import atomic_path
+from dicode_jax.storage.files import atomic_path, read_object
 from dicode_jax.text import cut
 
 END_OF_TEXT = "<|endoftext|>"
@@ -106,10 +105,10 @@ class TextTokenizer:
           UserError: nothing of that kind is there, or it cannot be read.
         """
         path = pathlib.Path(path)
-        file = path / TOKENIZER_FILE if path.is_dir() else path
+        file = path / TOKENIZER_FILE if os.path.isdir(path) else path
         vocab, merges = path / "vocab.json", path / "merges.txt"
         try:
-            if file.is_file():
+            if os.path.isfile(file):
                 return cls(tokenizers.Tokenizer.from_file(str(file)))
             if vocab.is_file() and merges.is_file():
                 return cls(_gpt2(vocab, merges, path / "added_tokens.json"))
@@ -258,7 +257,7 @@ def _gpt2(vocab: pathlib.Path, merges: pathlib.Path, added: pathlib.Path) -> tok
     tokenizer.decoder = decoders.ByteLevel()
     if tokenizer.token_to_id(END_OF_TEXT) is not None:
         tokenizer.add_special_tokens([END_OF_TEXT])  # keeps its id, and is now read as one token
-    extra = json.loads(added.read_text()) if added.is_file() else {}
+    extra = read_object(added, "a list of tokens") if added.is_file() else {}
     for token in sorted(extra, key=extra.__getitem__):
         tokenizer.add_special_tokens([token])
         if (got := tokenizer.token_to_id(token)) != extra[token]:

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import math
+import os
 import pathlib
 import shutil
 from collections.abc import Mapping
@@ -219,13 +220,13 @@ class _TouchedByOthers:
 
     def _names(self, step: int) -> set[str]:
         folder = self.folder / str(step)
-        return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+        return {entry.name for entry in folder.iterdir()} if os.path.isdir(folder) else set()
 
 
 def find_checkpoints(folder: str | pathlib.Path) -> list[int]:
     """Steps of the whole checkpoints in a folder, in order; unfinished ones have other names."""
     folder = pathlib.Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return []
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
@@ -254,7 +255,7 @@ def read_parameters(
       UserError: There is no such checkpoint, or it holds other parameters.
     """
     folder = pathlib.Path(folder).resolve()
-    folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    folder = folder / "checkpoints" if os.path.isdir(folder / "checkpoints") else folder
     steps = find_checkpoints(folder)
     if not steps:
         raise UserError(f"{folder} holds no checkpoint")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import sys
 import time
@@ -89,12 +90,13 @@ class MetricsLog:
 def read_metrics(path: str | pathlib.Path) -> list[dict]:
     """Lines of a `metrics.jsonl` by step; of a step that was logged twice the later line."""
     by_step = {}
-    for line in pathlib.Path(path).read_text().splitlines():
+    for line in pathlib.Path(path).read_text(errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:  # a line that a kill cut in half
+        except (ValueError, RecursionError):  # a line that a kill cut in half
             continue
-        by_step[record["step"]] = record
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            by_step[record["step"]] = record
     return [by_step[step] for step in sorted(by_step)]
 
 
@@ -151,7 +153,7 @@ def _start_wandb(workdir: pathlib.Path, project: str, config: Mapping[str, Any])
     except ImportError:
         raise UserError("--wandb needs wandb: pip install 'dicode-jax[wandb]'") from None
     path = workdir / "wandb_id.txt"
-    if not path.is_file():
+    if not os.path.isfile(path):
         with atomic_path(path) as temporary:
             temporary.write_text(wandb.util.generate_id())
     return wandb.init(

@@ -174,7 +174,7 @@ def _refuse_others(workdir: pathlib.Path) -> None:
     """Refuses a folder without a config that holds what a run would write over or into."""
     for name in RUN_FILES:
         path = workdir / name
-        is_empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+        is_empty = os.path.isdir(path) and not os.path.islink(path) and not any(path.iterdir())
         if os.path.lexists(path) and not is_empty:
             raise UserError(
                 f"{workdir} holds {name}, but no config.json of a training; take another --workdir"
@@ -202,5 +202,5 @@ def stored_config(workdir: pathlib.Path, config_type: type) -> Any:
 def has_begun(workdir: pathlib.Path) -> bool:
     """Whether a run has left anything that depends on its config."""
     log = workdir / "metrics.jsonl"
-    is_logged = log.is_file() and log.stat().st_size > 0
+    is_logged = os.path.isfile(log) and log.stat().st_size > 0
     return is_logged or bool(find_checkpoints(workdir / "checkpoints"))

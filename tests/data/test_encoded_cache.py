@@ -177,3 +177,67 @@ def test_a_shard_that_fails_halfway_leaves_nothing(tmp_path):
 def test_text_that_is_no_unicode_survives():
     odd = dataclasses.replace(video("a", 1), name="\udcfe.mp4")
     assert Example.from_bytes(odd.to_bytes(SCHEMA), SCHEMA).name == odd.name
+
+
+def change(path, way, value):
+    """Puts a value into a JSON file."""
+    data = json.loads(path.read_text())
+    holder = data
+    for key in way[:-1]:
+        holder = holder[key]
+    holder[way[-1]] = value
+    path.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("way", "value"),
+    [
+        *((("schema",), None), (("schema", "fs"), 3), (("schema", "fs", "dtype"), "float31")),
+        *(
+            (("schema", "fs", "shape"), ["x"]),
+            (("count",), 3.0),
+            (("count",), 4),
+            (("count",), "3"),
+        ),
+        *((("shards",), {}), (("shards", 0, "count"), None), (("shards", 0, "bytes"), "1")),
+        *((("shards", 0, "file"), "../x.array_record"), (("shards", 0, "file"), 3)),
+    ],
+)
+def test_a_manifest_that_says_something_else_is_refused(folder, way, value):
+    change(folder / "manifest.json", way, value)
+    with pytest.raises(UserError, match=r"manifest.json is damaged .*; delete it and encode again"):
+        EncodedCache(folder)
+
+
+@pytest.mark.parametrize(
+    ("way", "value"),
+    [
+        *((("names",), None), (("names",), [1, 2]), (("names",), ["a"]), (("lengths",), [])),
+        *((("lengths", "tokens"), ["x", "y"]), (("broken",), []), (("broken", "b"), {})),
+        *((("bytes",), "1"), (("data",), [1]), (("sha256",), None)),
+    ],
+)
+def test_an_index_that_says_something_else_is_refused(folder, way, value):
+    path = encoded_cache.shard_path(folder, 0, len(SHARDS))
+    change(path.with_suffix(".json"), way, value)
+    for read in (
+        lambda: EncodedCache(folder).names,
+        lambda: encoded_cache.read_index(path),
+        lambda: encoded_cache.write_manifest(folder, len(SHARDS), SCHEMA),
+    ):
+        with pytest.raises(UserError, match=r"json is damaged .*; delete it and encode again"):
+            read()
+
+
+def test_settings_are_found_by_their_names(folder):
+    cache = EncodedCache(folder)
+    assert (cache.setting("data.path"), cache.setting("seed")) == ("p", 0)
+    change(folder / "manifest.json", ["settings"], None)
+    with pytest.raises(UserError, match=r"manifest.json says no data.path"):
+        EncodedCache(folder).setting("data.path")
+
+
+def test_a_record_of_another_schema_is_refused():
+    made = video("a", 1).to_bytes(SCHEMA)
+    with pytest.raises(UserError, match="a record of the cache is damaged"):
+        Example.from_bytes(made, SCHEMA | {"more": Spec("float32", ())})

@@ -264,7 +264,7 @@ def open_examples(
         )
     cache = _open_cache(config)
     # A scene does what its caption says from its first keyframe on.
-    is_world = cache.manifest["settings"]["data"]["path"] == "shapes"
+    is_world = cache.setting("data.path") == "shapes"
     videos = CachedExamples(
         cache=cache,
         indices=_split_indices(cache, config.data.validation, split),
@@ -299,7 +299,7 @@ def _open_cache(config: "ARTrainConfig") -> EncodedCache:
     if config.tokenizer is None:
         return cache
     folder = config.tokenizer_folder / "tokenizer"
-    now, then = weights.hash_module(folder), cache.manifest["encoder"]
+    now, then = weights.hash_module(folder), str(cache.manifest.get("encoder"))
     if now != then:
         raise UserError(
             f"the cache {cache.folder} was made with another tokenizer than {folder} now holds "
@@ -307,7 +307,7 @@ def _open_cache(config: "ARTrainConfig") -> EncodedCache:
             "name the tokenizer that it was made with"
         )
     resize = config_lib.from_json(DeepTokenizerConfig, folder / weights.CONFIG_FILE).resize
-    held = cache.manifest["settings"]["data"]["resize"]
+    held = cache.setting("data.resize")
     if resize not in (None, held):
         raise UserError(
             f"the cache {cache.folder} is of frames read by {held!r}, the tokenizer in "

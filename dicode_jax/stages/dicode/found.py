@@ -8,6 +8,7 @@ from dicode_jax import kinds
 from dicode_jax.data.encoded_cache import EncodedCache
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
+from dicode_jax.pipelines import options
 from dicode_jax.stages import parts
 from dicode_jax.stages.dicode import configs
 from dicode_jax.storage import hub
@@ -33,7 +34,10 @@ def with_sizes(config: configs.ARTrainConfig) -> configs.ARTrainConfig:
         spec = cache.schema.get("tokens")
         if spec is None:
             raise UserError(f"the cache {cache.folder} holds no tokens")
-        (_, num_tokens, token_dim), size = spec.shape, cache.manifest["settings"]["frame_size"]
+        if len(spec.shape) != 3:
+            raise UserError(f"the tokens of the cache {cache.folder} have no shape [k, n, z]")
+        (_, num_tokens, token_dim), size = spec.shape, cache.setting("frame_size")
+        size = options.named(f"{cache.folder}: frame_size", options.SIDE, size)
     else:
         folder = config.tokenizer_folder
         tokenizer = parts.stored_config(folder / "tokenizer", DeepTokenizerConfig)
@@ -52,6 +56,6 @@ def _frame_size(folder: pathlib.Path) -> int | None:
         if path.is_file():
             kind, settings = config_lib.read_json(path)
             size = settings.get("frame_size")
-            if kind in (None, "dicode", *kinds.TRAININGS) and isinstance(size, int):
-                return size
+            if kind in (None, "dicode", *kinds.TRAININGS) and isinstance(size, int | float | str):
+                return options.named(f"{path}: frame_size", options.SIDE, size)
     return None

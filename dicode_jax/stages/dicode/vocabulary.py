@@ -132,4 +132,4 @@ def _has_changed(config: "ARTrainConfig", text: TextTokenizer) -> bool:
 def _is_world(config: "ARTrainConfig") -> bool:
     if kind_of(config.data) != "cache":
         return kind_of(config.data) == "shapes"
-    return EncodedCache(config.data.path).manifest["settings"]["data"]["path"] == "shapes"
+    return EncodedCache(config.data.path).setting("data.path") == "shapes"
