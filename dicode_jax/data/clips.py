@@ -29,6 +29,7 @@ from dicode_jax.media.picture import open_picture
 from dicode_jax.media.resize import resize_two_taps
 from dicode_jax.media.shown import Shown, shown_picture
 from dicode_jax.media.video import KEYFRAME_INTERVAL
+from dicode_jax.storage.files import is_file_name
 
 _ROUNDING = 0.0051  # seconds; formats round time stamps, gif to hundredths
 _SEEK_FROM = 1.0  # seconds; an earlier frame is reached sooner by decoding from the beginning
@@ -377,6 +378,8 @@ def _reader(record: Record) -> Iterator[_Picture | _Video]:
 
 def _open(name: str, media: MediaFile | MediaBytes) -> tuple[Any, int]:
     """A path or a file in memory, and its size in bytes."""
+    if isinstance(media, MediaFile) and not is_file_name(media.path):
+        raise BrokenRecord(f"{name}: is no name that a file can have")
     if isinstance(media, MediaBytes):
         data = media.data
     elif media.size is not None:

@@ -156,8 +156,15 @@ class Strings(Sequence[str]):
 
 def name_hash(name: str) -> int:
     """64 bits that a name always gives; they decide on which side of a split it is."""
-    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
+    return int.from_bytes(hashlib.blake2b(name_bytes(name), digest_size=8).digest(), "big")
+
+
+def name_bytes(name: str) -> bytes:
+    """What stands for a name in hashes: its bytes on the disk, of no file's name bytes as well."""
+    try:
+        return name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # halves of a character, which JSON can write
+        return name.encode("utf-8", "surrogatepass")
 
 
 def in_validation(hashes: UInt64[np.ndarray, " n"], share: float) -> np.ndarray:
@@ -218,7 +225,7 @@ def _listed(text: str) -> tuple[str, ...] | None:
     for read in (json.loads, ast.literal_eval):
         try:
             items = read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue
         if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
             return None

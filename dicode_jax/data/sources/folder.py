@@ -41,11 +41,12 @@ class FolderSource:
     def open(cls, path: str, *, images: bool) -> tuple["FolderSource", np.ndarray]:
         """Lists a folder and those in it (or takes one file); hashes of canonical names too."""
         if os.path.isfile(path):
-            root, names, others = os.path.dirname(path) or ".", [os.path.basename(path)], []
+            root, names = os.path.dirname(path) or ".", [os.path.basename(path)]
+            others, unlisted = [], []
             if suffix_of(path) not in MEDIA_SUFFIXES:
                 raise UserError(f"{path} is neither a video nor a picture, by its name")
         elif os.path.isdir(path):
-            root, (names, others) = path, _files_below(path)
+            root, (names, others, unlisted) = path, _files_below(path)
         else:
             raise UserError(f"there is no folder {path}")
         videos = {os.path.splitext(name)[0] for name in names if suffix_of(name) in VIDEO_SUFFIXES}
@@ -64,7 +65,7 @@ class FolderSource:
         wanted = [images or suffix_of(name) in VIDEO_SUFFIXES for name in listed]
         canonical = np.array(canonical, np.uint64)
         order, ends = group(np.array(files, np.uint64), canonical, np.array(wanted, bool))
-        left_out, thumbnails, more = [], len(names) - len(listed), len(order) - len(ends) + 1
+        left_out, thumbnails, more = unlisted, len(names) - len(listed), len(order) - len(ends) + 1
         if thumbnails:
             left_out.append(f"{thumbnails} pictures beside a video of the same name")
         if more:
@@ -96,10 +97,12 @@ class FolderSource:
         for stem in (stem for alias in aliases for stem in (os.path.splitext(alias)[0], alias)):
             for suffix in CAPTION_SUFFIXES:
                 path = os.path.join(self._root, stem + suffix)
+                if not os.path.exists(path):
+                    continue
+                if not os.path.isfile(path):  # to read a pipe would wait for ever
+                    raise BrokenRecord(f"{name}: cannot read {path}: it is no file")
                 try:
                     parts.append((suffix, pathlib.Path(path).read_bytes()))
-                except FileNotFoundError:
-                    continue
                 except OSError as error:
                     raise BrokenRecord(f"{name}: cannot read {path}: {error}") from error
         media = MediaFile(path=os.path.join(self._root, name), suffix=suffix_of(name))
@@ -109,10 +112,14 @@ class FolderSource:
         return [self._names[i] for i in range(self._ends[index], self._ends[index + 1])]
 
 
-def _files_below(root: str) -> tuple[list[str], list[str]]:
-    """Relative paths of media files and of all others, sorted; a linked folder is followed once."""
-    found, others, seen = [], [], set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+def _files_below(root: str) -> tuple[list[str], list[str], list[str]]:
+    """Relative paths of media files and of all others, sorted; a linked folder is followed once.
+
+    And a line for each folder that cannot be listed.
+    """
+    found, others, seen, unlisted = [], [], set(), []
+    note = lambda error: unlisted.append(f"cannot list {error.filename}: {error.strerror}")  # noqa: E731
+    for folder, folders, files in os.walk(root, onerror=note, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             folders.clear()
@@ -123,4 +130,4 @@ def _files_below(root: str) -> tuple[list[str], list[str]]:
             if not name.startswith("."):
                 path = os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
                 (found if suffix_of(name) in MEDIA_SUFFIXES else others).append(path)
-    return sorted(found), sorted(others)
+    return sorted(found), sorted(others), unlisted

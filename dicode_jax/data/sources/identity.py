@@ -14,7 +14,14 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
-from dicode_jax.data.records import BrokenRecord, ClipSource, MediaBytes, MediaFile, name_hash
+from dicode_jax.data.records import (
+    BrokenRecord,
+    ClipSource,
+    MediaBytes,
+    MediaFile,
+    name_bytes,
+    name_hash,
+)
 
 
 class FileNames:
@@ -156,7 +163,7 @@ def fingerprint(source: ClipSource, indices: Iterable[int]) -> dict[str, str]:
         try:
             record = source.record(int(index))
         except BrokenRecord as error:
-            captions.update(f"{error!s}\n".encode("utf-8", "surrogateescape"))
+            captions.update(name_bytes(f"{error!s}\n"))
             continue
         held: object = record.media  # a scene
         if isinstance(record.media, MediaFile):

@@ -3,6 +3,7 @@
 import glob
 import itertools
 import logging
+import math
 import os
 import pathlib
 import re
@@ -18,11 +19,13 @@ from dicode_jax.data.sources.folder import FolderSource
 from dicode_jax.data.sources.shapes import ShapesSource
 from dicode_jax.data.sources.table import TABLE_SUFFIXES, TableSource
 from dicode_jax.data.sources.tar import TarSource
-from dicode_jax.errors import UserError
+from dicode_jax.errors import UserError, one_line
+from dicode_jax.storage.files import is_file_name
 
 __all__ = ["ClipSource", "Record", "kind_of", "open_source", "shard_paths"]
 
 _log = logging.getLogger(__name__)
+_MAX_SHARDS = 1_000_000
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _ARRAY_RECORD = re.compile(r"\.array_?record(-\d+-of-\d+)?$", re.IGNORECASE)
 
@@ -47,6 +50,17 @@ def open_source(
       UserError: There is nothing at `cfg.path`, it is of no known form, or `split` other than
         `validation` is empty.
     """
+    if not all(is_file_name(path) for path in (cfg.path, cfg.root or "")):
+        raise UserError(f"no file can be called {cfg.path!r}, or {cfg.root!r}")
+    try:
+        return _open_source(cfg, split, seed, images)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or cfg.path}: {error.strerror}") from error
+
+
+def _open_source(
+    cfg: DataConfig, split: Literal["train", "validation", "all"], seed: int, images: bool
+) -> ClipSource:
     kind = kind_of(cfg)
     if kind == "shapes":
         world = {"train": "train", "validation": "test", "all": "all"}[split]
@@ -73,6 +87,7 @@ def open_source(
         beside = _listing(cfg.path, kind, shards=False)
         if beside:
             source.left_out += (f"{len(beside)} files beside the shards: {some(beside)}",)
+    source.left_out = tuple(map(one_line, source.left_out))
     if not len(source):
         what = "videos" if not images else "videos and no pictures"
         more = f" ({source.left_out[0]})" if source.left_out else ""
@@ -100,7 +115,7 @@ def kind_of(cfg: DataConfig) -> str:
     if cfg.path == "shapes":
         return "shapes"
     path = pathlib.Path(cfg.path)
-    if path.is_dir():
+    if os.path.isdir(path):
         names = [entry.name for entry in os.scandir(path)]
         has_records = any(_ARRAY_RECORD.search(name) for name in names)
         if has_records:
@@ -114,9 +129,9 @@ def kind_of(cfg: DataConfig) -> str:
         return "tar"
     if _ARRAY_RECORD.search(cfg.path):
         return "array_record"
-    if path.is_file():
+    if os.path.isfile(path):
         return "folder"
-    what = "does not exist" if not path.exists() else "is of no known form"
+    what = "does not exist" if not os.path.exists(path) else "is of no known form"
     raise UserError(
         f"{cfg.path} {what}; want `shapes`, a folder of videos, a .csv or .jsonl table, or .tar or "
         ".array_record shards"
@@ -134,8 +149,8 @@ def shard_paths(pattern: str, kind: str) -> list[str]:
     if os.path.isdir(pattern):
         paths = [os.path.join(pattern, name) for name in _listing(pattern, kind, shards=True)]
     else:
-        paths = []
-        for one in _braces(pattern):
+        paths = [pattern] if os.path.isfile(pattern) else []
+        for one in () if paths else _braces(pattern):
             found = sorted(glob.glob(one, recursive=True)) if glob.has_magic(one) else [one]
             paths += found
     if not paths:
@@ -159,14 +174,17 @@ def _braces(pattern: str) -> list[str]:
     for match in _BRACES.finditer(pattern):
         texts.append(pattern[at : match.start()])
         inner, at = match.group(1), match.end()
-        span = re.fullmatch(r"(\d+)\.\.(\d+)", inner)
+        span = re.fullmatch(r"(\d{1,12})\.\.(\d{1,12})", inner)
         if span:
             first, last = span.groups()
             width = len(first) if first.startswith("0") else 0
-            choices.append([f"{i:0{width}d}" for i in range(int(first), int(last) + 1)])
+            choices.append((range(int(first), int(last) + 1), f"0{width}d"))
         else:
-            choices.append(inner.split(","))
+            choices.append((inner.split(","), "s"))
     rest = pattern[at:]
+    if (count := math.prod(len(parts) for parts, _ in choices)) > _MAX_SHARDS:
+        raise UserError(f"{pattern} stands for {count:,} shards; name at most {_MAX_SHARDS:,}")
+    choices = [[format(part, how) for part in parts] for parts, how in choices]
     return [
         "".join(text + part for text, part in zip(texts, chosen, strict=True)) + rest
         for chosen in itertools.product(*choices)

@@ -73,6 +73,8 @@ class TableSource:
             columns = next(rows)[1]
             videos = _find_video_columns(path, columns, video_column)
             captions = _find_caption_columns(path, columns, caption_column)
+            if again := [name for name in (*videos, *captions) if columns.count(name) > 1]:
+                raise UserError(f"{path} has several columns {again[0]!r}; rename all but one")
             source = cls(path, root or os.path.dirname(path) or ".", columns, videos, captions)
             return source, source._index(rows, images)
         except StopIteration:
@@ -89,7 +91,7 @@ class TableSource:
             if name is None or suffix_of(name) not in MEDIA_SUFFIXES:
                 count += 1
                 if len(wrong) < _SHOWN_ERRORS:
-                    why = row if isinstance(row, str) else f"names no video or picture ({name})"
+                    why = row if isinstance(row, str) else f"names no video or picture ({name!r})"
                     wrong.append(f"{self._path}, row {number}: {why}")
             else:
                 if name.startswith(("http://", "https://")):
@@ -135,7 +137,7 @@ class TableSource:
             column = next((column for column in self._caption_columns if column in row), "")
             try:
                 captions += captions_from_value(row.get(column))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise BrokenRecord(f"{name}: {error} in {column}") from error
         media = MediaFile(path=self._find(name), suffix=suffix_of(name))
         return Record(name=name, captions=tuple(dict.fromkeys(captions)), media=media)
@@ -178,12 +180,16 @@ class TableSource:
         ]
 
     def _read(self, place: int | np.int64) -> dict:
-        with open(self._path, "rb") as file:
-            file.seek(int(place))
-            if suffix_of(self._path) in (".jsonl", ".ndjson"):
-                return json.loads(file.readline())
-            cells = next(csv.reader(_text(file), delimiter=_delimiter(self._path)))
-            return dict(zip(self._columns, cells, strict=False))
+        try:
+            with open(self._path, "rb") as file:
+                file.seek(int(place))
+                if suffix_of(self._path) in (".jsonl", ".ndjson"):
+                    return dict(json.loads(file.readline()))
+                cells = next(csv.reader(_text(file), delimiter=_delimiter(self._path)))
+                return dict(zip(self._columns, cells, strict=False))
+        except (OSError, ValueError, TypeError, RecursionError, csv.Error, StopIteration) as error:
+            why = " ".join(str(error).split()) or "it has ended"
+            raise BrokenRecord(f"{self._path}: a row cannot be read again ({why})") from error
 
 
 def _rows(path: str) -> Iterator[tuple[int, Any]]:
@@ -199,6 +205,9 @@ def _rows(path: str) -> Iterator[tuple[int, Any]]:
             lines = _Counted(_text(file), place)
             try:
                 for cells in csv.reader(lines, delimiter=_delimiter(path), strict=True):
+                    count = len(cells if columns is None else columns)
+                    if any(_is_row(line, path, count) for line in lines.taken()[1:]):
+                        raise csv.Error("they hold another row")
                     if columns is None:
                         columns = [cell.strip() for cell in cells]
                         yield 0, columns
@@ -222,6 +231,13 @@ def _row(columns: list[str], cells: list[str]) -> dict | str:
             'holds the delimiter needs "quotes"'
         )
     return dict(zip(columns, cells, strict=True))
+
+
+def _is_row(line: str, path: str, count: int) -> bool:
+    """Whether a line of a cell could be a row: it has `count` cells, and one names a file."""
+    line = line.replace("\r", " ")  # at which a reader stops
+    cells = next(csv.reader([line], delimiter=_delimiter(path)), [])
+    return len(cells) >= count and any(suffix_of(x.strip()) in MEDIA_SUFFIXES for x in cells)
 
 
 def _json_rows(file) -> Iterator[tuple[int, Any]]:
@@ -258,6 +274,7 @@ class _Counted:
 
     def __init__(self, lines: Iterator[str], position: int):
         self._lines, self.position = lines, position
+        self._taken: list[str] = []
 
     def __iter__(self):
         return self
@@ -265,7 +282,13 @@ class _Counted:
     def __next__(self) -> str:
         line = next(self._lines)
         self.position += len(line.encode())
+        self._taken.append(line)
         return line
+
+    def taken(self) -> list[str]:
+        """The lines since the last call."""
+        lines, self._taken = self._taken, []
+        return lines
 
 
 def _text(file) -> Iterator[str]:
@@ -276,11 +299,15 @@ def _delimiter(path: str) -> str:
     return "\t" if suffix_of(path) == ".tsv" else ","
 
 
+def _known_column(path: str, columns: list[str], given: str) -> tuple[str, ...]:
+    if given not in columns:
+        raise UserError(f"{path} has no column {given!r}; it has {', '.join(columns)}")
+    return (given,)
+
+
 def _find_video_columns(path: str, columns: list[str], given: str | None) -> tuple[str, ...]:
     if given is not None:
-        if given not in columns:
-            raise UserError(f"{path} has no column {given!r}; it has {', '.join(columns)}")
-        return (given,)
+        return _known_column(path, columns, given)
     found = [name for name in VIDEO_FIELDS if name in columns]
     found = found or [name for name in columns if name == WEBVID_ID]
     if not found:
@@ -295,9 +322,7 @@ def _find_caption_columns(path: str, columns: list[str], given: str | None) -> t
     if given == "":
         return ()
     if given is not None:
-        if given not in columns:
-            raise UserError(f"{path} has no column {given!r}; it has {', '.join(columns)}")
-        return (given,)
+        return _known_column(path, columns, given)
     found = [name for name in CAPTION_FIELDS if name in columns]
     if not found:
         raise UserError(

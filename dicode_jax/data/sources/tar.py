@@ -29,7 +29,7 @@ from dicode_jax.data.records import (
     unread,
 )
 from dicode_jax.data.sources.identity import distinct_shards
-from dicode_jax.errors import UserError
+from dicode_jax.errors import UserError, one_line
 from dicode_jax.storage.files import atomic_path
 
 
@@ -182,7 +182,8 @@ def _members_of(path: str) -> tuple[str, list[tuple[str, int, int]]]:
     identity = f"all members\n{os.path.realpath(path)}\n{status.st_size}\n{status.st_mtime_ns}"
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     file = cache / "dicode_jax/tar" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
-    with contextlib.suppress(OSError, ValueError, KeyError), np.load(file) as stored:
+    # Of many kinds where the cache is damaged: zip files and arrays have their own errors.
+    with contextlib.suppress(Exception), np.load(file) as stored:
         names = stored["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1]
         found = zip(names, *stored["places"].tolist(), strict=True)
         return str(stored["fault"]), list(found)
@@ -204,11 +205,13 @@ def _scan(path: str, size: int) -> tuple[str, list[tuple[str, int, int]]]:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 vars(tar)["members"].clear()  # tarfile would keep every header
+                if member.size < 0:  # tarfile would go back, and round and round
+                    raise tarfile.ReadError("a negative size")
                 base = os.path.basename(member.name)
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 whole = member.offset_data + member.size <= size
                 if not whole:
-                    fault = f"{path} is cut short inside {member.name}"
+                    fault = f"{path} is cut short inside {one_line(member.name)}"
                 elif member.isreg() and not base.startswith("."):
                     members.append((member.name, member.offset_data, member.size))
                 links += member.issym() or member.islnk()
@@ -216,7 +219,7 @@ def _scan(path: str, size: int) -> tuple[str, list[tuple[str, int, int]]]:
             # tarfile takes a header that is cut for the end of the archive.
             if not fault and tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 fault = f"{path} is cut short: its end mark is missing"
-    except tarfile.ReadError as error:
+    except (tarfile.TarError, ValueError, ArithmeticError, MemoryError) as error:
         if not members:
             raise UserError(
                 f"{path} is not a plain tar file ({error}); unpack it first if it is compressed"
