@@ -8,10 +8,17 @@ import pathlib
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["DICODE_CHECK_SHAPES"] = "1"
 
+import hypothesis
 import jax
 import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# `--hypothesis-profile long` looks longer, and elsewhere each time.
+COMMON = {"deadline": None, "database": None}
+hypothesis.settings.register_profile("short", max_examples=15, derandomize=True, **COMMON)
+hypothesis.settings.register_profile("long", max_examples=20_000, **COMMON)
+hypothesis.settings.load_profile("short")
 
 TESTS = pathlib.Path(__file__).parent
 GOLDEN = TESTS / "golden"
