@@ -12,9 +12,9 @@ ABOVE, BELOW = math.nextafter(1.0, 2.0), -math.nextafter(0.0, 1.0)
 BOUNDS = {  # name: (lowest, the next below, highest, the next above)
     "num_clips": (1, 0, 1800, 1801),
     "num_frames": (1, 0, 256, 257),
-    "num_inference_steps": (1, 0, 2**40, None),
+    "num_inference_steps": (1, 0, 1000, 1001),
     "fs": (1, 0, 2**31 - 1, 2**31),
-    "guidance_scale": (-BELOW, 0.0, 1e300, None),
+    "guidance_scale": (-BELOW, 0.0, 100.0, 100.1),
     "guidance_rescale": (0.0, BELOW, 1.0, ABOVE),
     "eta": (0.0, BELOW, 1.0, ABOVE),
     "fps": (-BELOW, 0.0, 1000.0, 1000.1),
