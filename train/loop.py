@@ -367,7 +367,6 @@ def main(
       argv: Arguments, those of the process by default.
       settle: `(config, workdir, faults) -> config` fills in what the config leaves to the folders
         it names and to the run's own, before the run notes it, and tells what is wrong.
-
       build_stage: Makes the stage of a config; with it the batch is fitted to the machine.
 
     Returns:
@@ -392,15 +391,14 @@ def main(
             outcome = run(build(config, workdir), options)
     except UserError as error:
         return leave(2, f"error: {error}")
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            return leave(2, f"error: {_out_of_memory(config)}")
-        raise
     except KeyboardInterrupt:
         return leave(
             130, f"stopped; the same command goes on from the last checkpoint in {workdir}"
         )
-    except Exception:
+    except Exception as error:
+        is_memory = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXH" in str(error)
+        if is_memory or isinstance(error, MemoryError):
+            return leave(2, f"error: {_out_of_memory(config)}")
         if not jax.distributed.is_initialized():
             raise
         traceback.print_exc()  # a bug here, or another process that is gone
