@@ -42,7 +42,7 @@ from dicode_jax.storage import weights
 from dicode_jax.text import gpt as text
 from dicode_jax.training import setup
 from dicode_jax.training.optim import OptimConfig
-from train import loop
+from train import loop, preflight
 
 # Commands that are parsed and not run, and why.
 NOT_RUN = {
@@ -300,6 +300,7 @@ def run(command):
         contextlib.redirect_stderr(said),
         unittest.mock.patch.object(distributed, "initialize", return_value=False),
         unittest.mock.patch.object(loop, "run", without_looks),
+        unittest.mock.patch.object(preflight, "fit", lambda said, config, *_: config),
         unittest.mock.patch.object(loop, "prepare", with_traced_step),
         unittest.mock.patch.object(DiCoDePipeline, "__call__", without_painting),
         unittest.mock.patch("sys.argv", [module, *args]),

@@ -1,6 +1,7 @@
 """What `pytest tests/parity` does with fixtures that no runner knows."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -54,7 +55,8 @@ def test_a_fixture_of_an_option_that_is_gone_is_left_out_with_the_option(gone):
 def run(golden, title="no runner knows it"):
     command = [sys.executable, "-m", "pytest", "tests/parity/test_golden.py", "-q"]
     command += ["-p", "no:cacheprovider", "--golden", str(golden)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    env = {name: x for name, x in os.environ.items() if name != "PYTEST_ADDOPTS"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
     lines = done.stdout.split(f"left out, {title}", 1)[1].splitlines()
     return done, {line.split()[0]: line.split(maxsplit=1)[1] for line in lines if "  " in line}
 
