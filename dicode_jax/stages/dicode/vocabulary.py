@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import jax
@@ -29,18 +28,19 @@ SMALLEST_BOUND = 1024  # of a learnt base vocabulary, where the config's body ha
 MOST_RECORDS = 10_000  # that a vocabulary is learnt from
 
 
-def text_of(config: "ARTrainConfig", captions: Iterable[str]) -> TextTokenizer:
-    """The vocabulary that a config names or starts from; without one, one learnt from `captions`.
+def text_of(config: "ARTrainConfig") -> TextTokenizer:
+    """The vocabulary that a config names or starts from; without one, one learnt of the captions.
 
     Raises:
-      UserError: The folder that the config names or starts from holds none.
+      UserError: The folder that the config names or starts from holds none, or the data cannot be
+        opened.
     """
     if config.text_tokenizer is not None:
         return TextTokenizer.from_file(config.text_tokenizer)
     start = config.init or config.body_init
     if start is None:
         bound = max(config.model.body.vocab_size - len(IMAGE_TOKENS), SMALLEST_BOUND)
-        return learn(captions, vocab_size=bound)
+        return learn(captions_of(config), vocab_size=bound)
     beside = pathlib.Path(start).parent / "text"  # in the folder of a pipeline
     is_beside = beside.is_dir() and not (pathlib.Path(start) / TOKENIZER_FILE).is_file()
     return TextTokenizer.from_file(beside if is_beside else start)
@@ -85,7 +85,7 @@ def find_text(config: "ARTrainConfig", workdir: pathlib.Path) -> TextTokenizer |
     if config.text_tokenizer is not None or is_worlds:
         return None
     if not has_begun(workdir):
-        return text_of(config, captions_of(config))
+        return text_of(config)
     kept = workdir / TOKENIZER_FILE  # the last release had none but the world's
     return TextTokenizer.from_file(kept) if kept.is_file() else None
 
@@ -126,7 +126,7 @@ def _has_changed(config: "ARTrainConfig", text: TextTokenizer) -> bool:
     """Whether the captions would give another vocabulary now. Those of a cache do not change."""
     if kind_of(config.data) == "cache":
         return False
-    return text_of(config, captions_of(config)).to_json() != text.to_json()
+    return text_of(config).to_json() != text.to_json()
 
 
 def _is_world(config: "ARTrainConfig") -> bool:
