@@ -193,9 +193,9 @@ def test_command_lines_of_dicode_end_well(words):
 )
 def test_folders_of_any_name_are_written_whole_or_not_at_all(name, there, overwrite, fails):
     with tempfile.TemporaryDirectory() as top:
-        (pathlib.Path(top) / "work").mkdir()
+        (pathlib.Path(top) / "inner").mkdir()
         inside = name.lstrip("/").replace("..", "_")
-        out = f"{top}/work/{inside}"
+        out = f"{top}/inner/{inside}"
         path = pathlib.Path(out)
         with contextlib.suppress(OSError, ValueError, UserError):
             path.parent.mkdir(parents=True, exist_ok=True)
