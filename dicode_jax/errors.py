@@ -8,15 +8,39 @@ everything else is a bug and keeps its traceback.
 import contextlib
 import io
 import sys
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["Faults", "OptionGone", "UserError", "one_line", "print_any_name"]
+__all__ = ["Faults", "OptionGone", "UserError", "print_any_name", "printable"]
+
+_LONGEST = 2000  # characters of a message
 
 
-def one_line(text: object) -> str:
-    """The text with spaces for line breaks, which names of files and columns may hold."""
-    return " ".join(str(text).splitlines())
+def printable(text: object, limit: int | None = None) -> str:
+    r"""Text of foreign files, such as a name, a key or a caption, as one line for people.
+
+    A terminal obeys control characters and a log takes what follows a line break for a line of its
+    own. Here line breaks are spaces, and what a terminal would obey or hide (controls, marks that
+    turn the direction of writing, halves of characters) is written as Python does, like `\x1b`.
+
+    Args:
+      limit: Longer text loses characters in its middle, and says how many.
+    """
+    line = " ".join(str(text).splitlines())
+    line = "".join(map(_shown, line)) if not line.isprintable() else line
+    if limit is None or len(line) <= limit:
+        return line
+    head, tail = limit - limit // 4, limit // 4
+    return f"{line[:head]} [... {len(line) - limit} characters ...] {line[-tail:] if tail else ''}"
+
+
+def _shown(sign: str) -> str:
+    if sign.isprintable() or sign in "\u200c\u200d":  # the two that join and part letters
+        return sign
+    if unicodedata.category(sign) == "Zs" or sign == "\t":
+        return " "
+    return sign.encode("unicode_escape").decode()
 
 
 def print_any_name() -> None:
@@ -32,7 +56,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, *lines: object):
-        super().__init__(*map(one_line, lines))
+        super().__init__(*(printable(line, _LONGEST) for line in lines))
 
     def __str__(self) -> str:
         return "\n  ".join(self.args)

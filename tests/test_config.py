@@ -220,7 +220,7 @@ def test_no_number_of_a_config_is_infinite_or_none_at_all(tmp_path, value):
         with pytest.raises(UserError, match="does not fit Outer"):
             config_lib.from_dict(Outer, {"inner": inner})
     (tmp_path / "c.json").write_text('{"inner": {"rate": 1e400}}')
-    with pytest.raises(UserError, match="want a finite number, got inf"):
+    with pytest.raises(UserError, match="1e400 is no finite number"):
         config_lib.from_json(Outer, tmp_path / "c.json")
 
 

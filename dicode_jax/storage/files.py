@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -10,7 +11,11 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from dicode_jax.errors import UserError
+from dicode_jax.errors import UserError, printable
+
+MAX_TEXT = 1 << 20  # bytes of a text that a person wrote, such as a caption or a config
+MAX_OBJECT = 1 << 26  # bytes of JSON that a program wrote, such as the index of many shards
+MAX_DEPTH = 100  # levels of JSON
 
 
 def check_output(
@@ -63,24 +68,84 @@ def is_file_name(path: str | os.PathLike) -> bool:
         return False
 
 
-def read_object(path: str | os.PathLike, what: str) -> dict[str, Any]:
-    """The object in a JSON file.
+def read_small(path: str | os.PathLike, limit: int = MAX_TEXT) -> bytes:
+    """What is in a small file. Pipes and devices, which may never end, are not opened.
+
+    Args:
+      limit: Bytes that it may have.
+
+    Raises:
+      UserError: It is not there, is no file, is larger or cannot be read.
+    """
+    try:
+        # Without waiting: a pipe that nobody writes would hold the opening itself.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as f:
+            if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
+                raise UserError(f"{path} is a pipe or a device, not a file")
+            data = f.read(limit + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read: {reason}") from error
+    if len(data) > limit:
+        raise UserError(f"{path} is too large: more than {limit} bytes")
+    return data
+
+
+def parse_json(text: str | bytes, name: object) -> Any:
+    """JSON of a foreign file: no NaN, no infinity, no number beyond 64 bits, `MAX_DEPTH` levels.
+
+    Args:
+      name: What errors call it.
+
+    Raises:
+      UserError: It is none, or not such.
+    """
+    try:
+        text = text.decode() if isinstance(text, bytes) else text
+        found = json.loads(text, parse_int=_int, parse_float=_float, parse_constant=_float)
+        level = [found]
+        for _ in range(MAX_DEPTH):
+            level = [x for held in level for x in _within(held)]
+        if level:
+            raise ValueError(f"more than {MAX_DEPTH} levels deep")
+    except (ValueError, RecursionError) as error:
+        reason = "too deep" if isinstance(error, RecursionError) else printable(error, 200)
+        raise UserError(f"{name} is not valid JSON: {reason}") from error
+    return found
+
+
+def read_object(path: str | os.PathLike, what: str, limit: int = MAX_OBJECT) -> dict[str, Any]:
+    """The object in a JSON file; see `parse_json`.
 
     Args:
       what: Says in an error what the file should be, such as "an index of shards".
+      limit: Bytes that it may have.
 
     Raises:
-      UserError: There is no such file, it cannot be read, or it holds no JSON object.
+      UserError: There is no such file, it cannot be read, is too large, or holds no JSON object.
     """
-    try:
-        data = json.loads(pathlib.Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+    data = parse_json(read_small(path, limit), path)
     if not isinstance(data, dict):
         raise UserError(f"{path} is not {what}: it holds no JSON object")
     return data
+
+
+def _int(digits: str) -> int:
+    if len(digits) > 20:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    if not math.isfinite(number := float(digits)):
+        raise ValueError(f"{digits} is no finite number")
+    return number
+
+
+def _within(held: Any) -> Iterable[Any]:
+    return held.values() if isinstance(held, dict) else held if isinstance(held, list) else ()
 
 
 def check_no_source(path: str | os.PathLike, sources: Iterable[str | os.PathLike]) -> None:

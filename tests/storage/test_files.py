@@ -13,7 +13,13 @@ from dicode_jax.cli.main import COMMANDS
 from dicode_jax.data.encoded_cache import EncodedCache
 from dicode_jax.errors import UserError, print_any_name
 from dicode_jax.storage import hub, weights
-from dicode_jax.storage.files import check_output, is_file_name, read_object
+from dicode_jax.storage.files import (
+    check_output,
+    is_file_name,
+    parse_json,
+    read_object,
+    read_small,
+)
 from dicode_jax.storage.folders import check_folder, new_folder
 from dicode_jax.text.gpt import TextTokenizer
 from dicode_jax.training.logs import read_metrics
@@ -56,7 +62,12 @@ def test_a_name_that_is_too_long_is_not_there(find):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[" * 100_000, "9" * 5000, "[1]", "null", b"\xff", '{"a": 1} x']
+    "text",
+    [
+        *("", "{", "[" * 100_000, "9" * 5000, "[1]", "null", b"\xff", '{"a": 1} x', "\0"),
+        *('{"a": ' * 200 + "1" + "}" * 200, '{"a": 123456789012345678901}'),
+        *('{"a": NaN}', '{"a": -Infinity}', '{"a": 1e999}', '{"\x1b[2J'),
+    ],
 )
 def test_what_is_no_object_is_refused_in_one_line(tmp_path, text):
     path = tmp_path / "a.json"
@@ -65,6 +76,34 @@ def test_what_is_no_object_is_refused_in_one_line(tmp_path, text):
         with pytest.raises(UserError, match=r"a.json is not ") as caught:
             read()
         assert "\n" not in str(caught.value)
+
+
+def test_json_of_programs_is_read_as_it_is():
+    tree = {"a": [1, -2.5, True, None, "x", {"b": []}], "c": 2**63, "": "\x1b"}
+    assert parse_json(json.dumps(tree), "it") == tree == parse_json(json.dumps(tree).encode(), "it")
+    deep = json.loads("[" * 100 + "]" * 100)
+    assert parse_json(json.dumps(deep), "it") == deep
+
+
+def test_only_files_of_a_sensible_size_are_read(tmp_path):
+    small, pipe, device = (tmp_path / name for name in ("small", "pipe", "device"))
+    small.write_bytes(b"x" * 10)
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/zero")
+    assert read_small(small) == read_small(small, 10) == b"x" * 10
+    for path, limit, message in [
+        (small, 9, "small is too large: more than 9 bytes"),
+        (pipe, 9, "pipe is a pipe or a device, not a file"),
+        (device, 9, "device is a pipe or a device, not a file"),
+        (tmp_path, 9, "cannot be read: Is a directory"),
+        (tmp_path / "a\0", 9, "cannot be read: embedded null byte"),
+        (tmp_path / "none", 9, "none cannot be read: No such file"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            read_small(path, limit)
+    small.write_bytes(b"{" + b" " * 100 + b"}")
+    with pytest.raises(UserError, match="too large"):
+        read_object(small, "it", limit=50)
 
 
 def test_a_folder_in_the_place_of_a_config_is_refused(tmp_path):

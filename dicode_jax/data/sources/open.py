@@ -19,7 +19,7 @@ from dicode_jax.data.sources.folder import FolderSource
 from dicode_jax.data.sources.shapes import ShapesSource
 from dicode_jax.data.sources.table import TABLE_SUFFIXES, TableSource
 from dicode_jax.data.sources.tar import TarSource
-from dicode_jax.errors import UserError, one_line
+from dicode_jax.errors import UserError, printable
 from dicode_jax.storage.files import is_file_name
 
 __all__ = ["ClipSource", "Record", "kind_of", "open_source", "shard_paths"]
@@ -87,7 +87,7 @@ def _open_source(
         beside = _listing(cfg.path, kind, shards=False)
         if beside:
             source.left_out += (f"{len(beside)} files beside the shards: {some(beside)}",)
-    source.left_out = tuple(map(one_line, source.left_out))
+    source.left_out = tuple(map(printable, source.left_out))
     if not len(source):
         what = "videos" if not images else "videos and no pictures"
         more = f" ({source.left_out[0]})" if source.left_out else ""

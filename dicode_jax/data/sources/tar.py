@@ -29,7 +29,7 @@ from dicode_jax.data.records import (
     unread,
 )
 from dicode_jax.data.sources.identity import distinct_shards
-from dicode_jax.errors import UserError, one_line
+from dicode_jax.errors import UserError, printable
 from dicode_jax.storage.files import atomic_path
 
 
@@ -211,7 +211,7 @@ def _scan(path: str, size: int) -> tuple[str, list[tuple[str, int, int]]]:
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 whole = member.offset_data + member.size <= size
                 if not whole:
-                    fault = f"{path} is cut short inside {one_line(member.name)}"
+                    fault = f"{path} is cut short inside {printable(member.name)}"
                 elif member.isreg() and not base.startswith("."):
                     members.append((member.name, member.offset_data, member.size))
                 links += member.issym() or member.islnk()
