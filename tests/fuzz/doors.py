@@ -278,7 +278,8 @@ def _use_videos(folder: pathlib.Path) -> str | None:
 
     refusal = None
     for path in sorted((folder / "videos").iterdir()):
-        for read in (_frames, _keyframes, _clip_of_file, _clip_of_bytes):
+        is_data = path.suffix != ".webp"  # in a data set it is a picture
+        for read in (_frames, _keyframes, *([_clip_of_file, _clip_of_bytes] if is_data else [])):
             try:
                 read(path)
             except UserError as error:
