@@ -21,6 +21,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from dicode_jax.errors import UserError
+from dicode_jax.media.container import check_size
 
 _log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ class Shown:
         matrix = side_data.get("DISPLAYMATRIX")
         steps = [] if matrix is None else _turns(np.frombuffer(matrix, np.int32))
         width = max(1, round(frame.width * self._aspect))
+        check_size(self._name, width, frame.height)
         if width != frame.width:
             steps = [f"scale=w={width}:h={frame.height}", *steps]
         alpha = any(component.is_alpha for component in frame.format.components)

@@ -1,4 +1,4 @@
-"""Video files in and out: any container and codec that PyAV knows, and mp4, gif and webp to write.
+"""Video files in and out: what `container` and Pillow let pass, and mp4, gif and webp to write.
 
 Frames are uint8 RGB [h, w, 3]. Files are read one frame at a time, by time and not by number, so
 that neither their length nor a variable frame rate matters.
@@ -275,7 +275,7 @@ def _existing(path: str | os.PathLike) -> pathlib.Path:
 def _opened(path: pathlib.Path):
     """The container, its moving picture, and how many frames of it are listed."""
     with open_container(str(path), path) as (container, stream):
-        yield container, stream, check_index(path, stream, path.stat().st_size)
+        yield container, stream, check_index(path, container, stream)
 
 
 def _decoded_frames(path: pathlib.Path) -> Iterator[Frame]:
