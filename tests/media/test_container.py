@@ -2,6 +2,7 @@
 
 import ast
 import fractions
+import gc
 import io
 import os
 import pathlib
@@ -263,6 +264,40 @@ def test_whatever_pyav_raises_is_one_line(tmp_path, monkeypatch, error):
                     read(tmp_path / "a.mp4")
                 assert "\n" not in str(caught.value)
                 assert len(str(caught.value)) < 600
+
+
+def test_no_frame_stays_in_memory(tmp_path):
+    """Until Python looks for circles, which it does seldom where little but arrays is made."""
+    write(tmp_path / "a.mp4", greys(40), rate=25)
+    gc.collect()
+    count = lambda: sum(isinstance(x, av.VideoFrame) for x in gc.get_objects())  # noqa: E731
+    before = count()
+    gc.disable()
+    try:
+        for _ in video.iter_frames(tmp_path / "a.mp4"):
+            pass
+        clips.read_overview(record(tmp_path / "a.mp4"), 40)
+        after = count()
+    finally:
+        gc.enable()
+    assert after <= before + 2
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_frames_with_notes_that_pyav_does_not_know_are_read(tmp_path, orientation, turns):
+    """EXIF in each JPEG, as cameras write it."""
+    image = np.zeros((32, 48, 3), np.uint8)
+    image[:16, :24] = 255
+    write_packets(tmp_path / "a.mov", [jpeg(image, orientation)] * 3, "mjpeg", "yuvj420p")
+    for frame in video.read_video(tmp_path / "a.mov").frames:
+        np.testing.assert_allclose(frame, np.rot90(image, turns), atol=40)
+
+
+def jpeg(image, orientation):
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(image).save(file, "JPEG", exif=exif)
+    return file.getvalue()
 
 
 def write_packets(path, pictures, codec, pix_fmt):
