@@ -20,6 +20,7 @@ from typing import cast
 import av
 import av.error
 import av.filter
+import av.logging
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -281,7 +282,8 @@ def _opened(path: pathlib.Path):
 def _decoded_frames(path: pathlib.Path) -> Iterator[Frame]:
     """Decodes the moving picture, with presentation times in seconds."""
     with _opened(path) as (container, stream, listed):
-        stream.thread_type = "AUTO"
+        if av.logging.get_level() is None:  # threads of frames that log wait for ever
+            stream.thread_type = "AUTO"
         step = 1.0 / float(stream.average_rate or stream.guessed_rate or 25)
         packets, end = 0, 0.0
 

@@ -12,6 +12,8 @@ import types
 import zlib
 
 import av
+import av.codec.context
+import av.logging
 import numpy as np
 import pytest
 from media_files import gif_bytes, greys, mp4_bytes, number_of, write
@@ -21,7 +23,7 @@ from dicode_jax.data import clips
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.records import VIDEO_SUFFIXES, MediaBytes, MediaFile, Record
 from dicode_jax.errors import UserError
-from dicode_jax.media import container, video
+from dicode_jax.media import container, shown, video
 
 ROOT = pathlib.Path(__file__).parents[2]
 RNG = np.random.default_rng(0)
@@ -291,6 +293,27 @@ def test_frames_with_notes_that_pyav_does_not_know_are_read(tmp_path, orientatio
     write_packets(tmp_path / "a.mov", [jpeg(image, orientation)] * 3, "mjpeg", "yuvj420p")
     for frame in video.read_video(tmp_path / "a.mov").frames:
         np.testing.assert_allclose(frame, np.rot90(image, turns), atol=40)
+
+
+def test_frames_are_not_threaded_while_pyav_logs(tmp_path, monkeypatch):
+    """Threads that log wait for Python, and it for them: damaged files never ended."""
+    seen = []
+
+    class Noting(shown.Shown):
+        def __init__(self, stream, name):
+            seen.append(bool(stream.thread_type & av.codec.context.ThreadType.FRAME))
+            super().__init__(stream, name)
+
+    write(tmp_path / "a.mp4", greys(4))
+    monkeypatch.setattr(video, "Shown", Noting)
+    assert av.logging.get_level() is None
+    video.read_video(tmp_path / "a.mp4")
+    try:
+        av.logging.set_level(av.logging.PANIC)
+        video.read_video(tmp_path / "a.mp4")
+    finally:
+        av.logging.set_level(None)
+    assert seen == [True, False]
 
 
 def jpeg(image, orientation):
