@@ -277,10 +277,10 @@ class _Video:
       length: Seconds until the last one is over.
     """
 
-    def __init__(self, name: str, file: str | io.BytesIO, num_bytes: int):
+    def __init__(self, name: str, file: str | io.BytesIO):
         self._name, self._file = name, file
         with self._opened() as (container, stream):
-            listed = check_index(name, stream, num_bytes)
+            listed = check_index(name, container, stream)
             self._origin, times, last = _list_packets(name, container, stream, listed)
         self._seekable = times is not None
         if times is None:  # such as old avi files
@@ -352,8 +352,6 @@ class _Video:
         if isinstance(self._file, io.BytesIO):
             self._file.seek(0)
         with open_container(self._file, self._name) as (container, stream):
-            if stream.codec_context is None:
-                raise BrokenRecord(f"{self._name}: is of a codec that is not known here")
             stream.codec_context.thread_count = 1
             yield container, stream
 
@@ -364,10 +362,8 @@ def _reader(record: Record) -> Iterator[_Picture | _Video]:
     media = record.media
     assert not isinstance(media, Scene), "scenes are drawn, not read"
     try:
-        file, num_bytes = _open(record.name, media)
-        yield (
-            _Picture(record.name, file) if record.is_image else _Video(record.name, file, num_bytes)
-        )
+        read = _Picture if record.is_image else _Video
+        yield read(record.name, _open(record.name, media))
     except BrokenRecord:
         raise
     except UserError as error:
@@ -376,8 +372,8 @@ def _reader(record: Record) -> Iterator[_Picture | _Video]:
         raise BrokenRecord(f"{record.name}: {error.strerror or error}") from error
 
 
-def _open(name: str, media: MediaFile | MediaBytes) -> tuple[Any, int]:
-    """A path or a file in memory, and its size in bytes."""
+def _open(name: str, media: MediaFile | MediaBytes) -> Any:
+    """A path, or a file in memory."""
     if isinstance(media, MediaFile) and not is_file_name(media.path):
         raise BrokenRecord(f"{name}: is no name that a file can have")
     if isinstance(media, MediaBytes):
@@ -389,13 +385,12 @@ def _open(name: str, media: MediaFile | MediaBytes) -> tuple[Any, int]:
         if len(data) < media.size:
             raise BrokenRecord(f"{name}: {media.path} is cut short")
     else:
-        num_bytes = os.path.getsize(media.path)
-        if not num_bytes:
+        if not os.path.getsize(media.path):
             raise BrokenRecord(f"{name}: is empty")
-        return media.path, num_bytes
+        return media.path
     if not data:
         raise BrokenRecord(f"{name}: is empty")
-    return io.BytesIO(data), len(data)
+    return io.BytesIO(data)
 
 
 def _list_packets(

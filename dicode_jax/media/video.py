@@ -1,4 +1,4 @@
-"""Video files in and out: any container and codec that PyAV knows, and mp4, gif and webp to write.
+"""Video files in and out: what `container` and Pillow let pass, and mp4, gif and webp to write.
 
 Frames are uint8 RGB [h, w, 3]. Files are read one frame at a time, by time and not by number, so
 that neither their length nor a variable frame rate matters.
@@ -20,6 +20,7 @@ from typing import cast
 import av
 import av.error
 import av.filter
+import av.logging
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -275,13 +276,14 @@ def _existing(path: str | os.PathLike) -> pathlib.Path:
 def _opened(path: pathlib.Path):
     """The container, its moving picture, and how many frames of it are listed."""
     with open_container(str(path), path) as (container, stream):
-        yield container, stream, check_index(path, stream, path.stat().st_size)
+        yield container, stream, check_index(path, container, stream)
 
 
 def _decoded_frames(path: pathlib.Path) -> Iterator[Frame]:
     """Decodes the moving picture, with presentation times in seconds."""
     with _opened(path) as (container, stream, listed):
-        stream.thread_type = "AUTO"
+        if av.logging.get_level() is None:  # threads of frames that log wait for ever
+            stream.thread_type = "AUTO"
         step = 1.0 / float(stream.average_rate or stream.guessed_rate or 25)
         packets, end = 0, 0.0
 
