@@ -8,7 +8,6 @@ size and time of change, so that later starts read no headers.
 import contextlib
 import hashlib
 import os
-import pathlib
 import posixpath
 import tarfile
 
@@ -22,6 +21,7 @@ from dicode_jax.data.records import (
     MediaFile,
     Record,
     Strings,
+    name_bytes,
     name_hash,
     parse_captions,
     some,
@@ -30,7 +30,7 @@ from dicode_jax.data.records import (
 )
 from dicode_jax.data.sources.identity import distinct_shards
 from dicode_jax.errors import UserError, printable
-from dicode_jax.storage.files import atomic_path
+from dicode_jax.storage.files import atomic_path, cache_folder
 
 
 class TarSource:
@@ -180,8 +180,10 @@ def _members_of(path: str) -> tuple[str, list[tuple[str, int, int]]]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     identity = f"all members\n{os.path.realpath(path)}\n{status.st_size}\n{status.st_mtime_ns}"
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    file = cache / "dicode_jax/tar" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
+    cache = cache_folder()
+    if cache is None:
+        return _scan(path, status.st_size)
+    file = cache / "tar" / f"{hashlib.sha256(name_bytes(identity)).hexdigest()[:32]}.npz"
     # Of many kinds where the cache is damaged: zip files and arrays have their own errors.
     with contextlib.suppress(Exception), np.load(file) as stored:
         names = stored["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1]
