@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int, UInt64
 
 from dicode_jax.data.shapes_world import Scene
-from dicode_jax.errors import UserError
+from dicode_jax.errors import UserError, printable
 
 VIDEO_SUFFIXES = frozenset(
     (
@@ -28,6 +28,7 @@ VIDEO_SUFFIXES = frozenset(
 IMAGE_SUFFIXES = frozenset((".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 CAPTION_SUFFIXES = (".txt", ".caption", ".json")
+MAX_NAME = 4096  # letters of a name; no file system takes longer paths
 
 # Fields of a JSON object that hold captions, the first that is there counts; `name` is WebVid's.
 CAPTION_FIELDS = ("captions", "caption", "text", "texts", "sentence", "description", "name")
@@ -182,14 +183,14 @@ def unread(names: Iterable[str]) -> list[str]:
     known = MEDIA_SUFFIXES | set(CAPTION_SUFFIXES)
     kinds = collections.Counter(suffix_of(name) or "no suffix" for name in names)
     kinds = {kind: count for kind, count in kinds.most_common() if kind not in known}
-    shown = ", ".join(f"{kind} ({count})" for kind, count in kinds.items())
+    shown = some([f"{printable(kind, 20)} ({count})" for kind, count in kinds.items()])
     return [f"{sum(kinds.values())} files of kinds that are not read: {shown}"] if kinds else []
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few names and how many more there are."""
+    """The first few names, as one line, and how many more there are."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+    return ", ".join(printable(name, 100) for name in names[:5]) + more
 
 
 def captions_from_text(text: str) -> tuple[str, ...]:
