@@ -14,6 +14,7 @@ from dicode_jax.errors import UserError
 from dicode_jax.nn.rngs import sample_keys
 from dicode_jax.pipelines import dicode as pipelines_dicode
 from dicode_jax.pipelines.dicode import DiCoDePipeline, GenerationConfig, PipelineConfig
+from dicode_jax.storage import weights
 
 PROMPTS = [
     "a red circle moves right on a black background",
@@ -294,7 +295,12 @@ def changed(pipe, **parts):
 @pytest.mark.parametrize("part", ["tokenizer", "decoder", "language_model"])
 def test_weights_that_are_no_numbers_are_refused_at_load(pipe, tmp_path, part, value):
     bad = changed(pipe, **{part: with_value(pipe.parts[part], value)})
-    bad.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=r"nothing is written: .* NaN or infinite"):
+        bad.save_pretrained(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+    with pytest.MonkeyPatch.context() as patch:  # as other programs write
+        patch.setattr(weights, "not_finite", lambda arrays: None)
+        bad.save_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match=rf"weights of {part} hold NaN or infinite numbers \(\w+"):
         DiCoDePipeline.from_pretrained(tmp_path / "model")
 
@@ -304,6 +310,12 @@ def test_weights_that_a_narrow_type_cannot_hold_are_refused_at_load(pipe, tmp_pa
     assert DiCoDePipeline.from_pretrained(tmp_path / "model").decoder is not None
     with pytest.raises(UserError, match=r"float16.*param_dtype is too narrow"):
         DiCoDePipeline.from_pretrained(tmp_path / "model", param_dtype=jnp.float16)
+    before = weights.hash_module(tmp_path / "model/decoder")
+    with pytest.raises(UserError, match=r"nothing is written: .*float16"):
+        changed(pipe, decoder=with_value(pipe.decoder, 1e6)).save_pretrained(
+            tmp_path / "model", dtype="float16"
+        )
+    assert weights.hash_module(tmp_path / "model/decoder") == before
 
 
 @pytest.mark.parametrize("value", [np.nan, 3e38])
