@@ -23,7 +23,7 @@ from convert.engine.command import Part
 from convert.engine.plan import stray_keys
 from convert.engine.rules import to_numpy
 from convert.engine.sources import LazyTensor, open_source
-from convert.engine.yaml import read_options
+from convert.engine.yaml import read_options, reading, typed
 from convert.parts import autoencoder_kl, buffers, clip, deep_tokens, resampler, unet3d
 from convert.parts.deep_tokens import AUTOENCODER, IMAGE_TOWER, RESAMPLER, TEXT_TOWER, UNET
 from dicode_jax.diffusion.guided import SamplingConfig
@@ -228,15 +228,13 @@ def contradictions(
     Raises:
       UserError: It is no configuration of DynamiCrafter.
     """
-    try:
+    with reading(f"{name} is no configuration of DynamiCrafter"):
         given = {
             "unet": unet3d.config_from_original(options["unet_config"]),
             "autoencoder": autoencoder_kl.config_from_original(options["first_stage_config"]),
             "resampler": resampler.config_from_original(options["image_proj_stage_config"]),
         }
-        schedule = buffers.schedule_from_original(options)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{name} is no configuration of DynamiCrafter: {error}") from error
+        schedule = typed(buffers.schedule_from_original(options))
     lines = [
         f"{part}.{line}"
         for part, config in given.items()

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from convert.engine import command, found
 from convert.engine.sources import open_source
+from convert.engine.yaml import reading, typed
 from convert.parts import clip
 from dicode_jax import config as config_lib
-from dicode_jax.errors import UserError
 from dicode_jax.models.clip import CLIPConfig
 from dicode_jax.storage.files import read_object
 
@@ -56,11 +56,9 @@ def examine(args: argparse.Namespace) -> command.Conversion:
 
 def _read_config(path: str) -> CLIPConfig:
     """A configuration of OpenCLIP: the model's alone, or a Hub file with it as `model_cfg`."""
-    try:
+    with reading(f"{path} is no configuration of OpenCLIP"):
         content = read_object(path, "a configuration")
-        return clip.config_from_original(content.get("model_cfg", content))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{path} is no configuration of OpenCLIP: {error}") from error
+        return typed(clip.config_from_original(content.get("model_cfg", content)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -275,33 +275,32 @@ def read_body(folder: pathlib.Path | None) -> GPT2Config | None:
     """
     if folder is None or not (folder / "config.json").is_file():
         return None
-    try:
-        return gpt2.config_from_original(hugging_face.read_config(folder))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'} is no config of GPT-2: {error}") from error
+    with original_yaml.reading(f"{folder / 'config.json'} is no config of GPT-2"):
+        return original_yaml.typed(gpt2.config_from_original(hugging_face.read_config(folder)))
 
 
 def _reconciled(
     found: Found, options: Mapping[str, Any] | None, path: str | None
 ) -> tuple[SystemConfig, list[str]]:
-    """The configuration to use, and where a YAML contradicts the weights."""
+    """The configuration to use, and where a YAML contradicts the weights, which are believed."""
     if options is None:
         return found.config, []
-    try:
+    with original_yaml.reading(f"{path} is no configuration of DiCoDe"):
         towers = CLIPConfig(vision=found.config.tokenizer.vision, text=found.config.text)
         given = config_from_original({"clip": towers, **options})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is no configuration of DiCoDe: {error}") from error
+        for part in (given.tokenizer, given.decoder, given.text):
+            original_yaml.typed(part)
     free = found.assumed | dict.fromkeys(dicode_found.TRAINING)
-    return given, differences(path, found.config, given, free)
+    lines = differences(path, found.config, given, free)
+    return (found.config if lines else given), lines
 
 
 def _read_clip(options: Mapping[str, Any], path: str) -> CLIPConfig | None:
     """CLIP's configuration, which may stand beside the original's arguments."""
-    try:
-        return clip.config_from_original(options["clip"]) if "clip" in options else None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: clip is no configuration of OpenCLIP: {error}") from error
+    if "clip" not in options:
+        return None
+    with original_yaml.reading(f"{path}: clip is no configuration of OpenCLIP"):
+        return original_yaml.typed(clip.config_from_original(options["clip"]))
 
 
 def _check_together(

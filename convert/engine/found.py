@@ -17,6 +17,7 @@ from dicode_jax.models.gpt2 import GPT2Config
 from dicode_jax.models.unet3d import UNet3DConfig
 from dicode_jax.nn.resampler import ResamplerConfig
 
+MAX_BLOCKS = 200  # in a row; the largest models have 126, and each takes a while to set up
 HEAD_DIM = 64  # of everything but the wide CLIP towers and where weights tell
 _VISION_HEAD_DIMS = {(1280, 32): 80, (1408, 40): 88, (1664, 48): 104, (1792, 56): 112}
 """(width, layers) of the image towers of OpenCLIP whose heads are not 64 wide: H, g, bigG, e."""
@@ -51,12 +52,14 @@ class Keys:
         return shape
 
     def count(self, start: str) -> int:
-        """How many of `start0.`, `start1.`, ... there are, up to the first gap."""
+        """How many of `start0.`, `start1.`, ... there are, up to the first gap or `MAX_BLOCKS`."""
         head = self.prefix + start
         found = {k[len(head) :].split(".")[0] for k in self._source if k.startswith(head)}
         count = 0
         while str(count) in found:
             count += 1
+        if count > MAX_BLOCKS:
+            raise UserError(f"the checkpoint has {count} of {head}*, more than {MAX_BLOCKS}")
         return count
 
 

@@ -202,7 +202,7 @@ def plan(
             skipped[key] = rule.why
         else:
             for path, part in _parts(rule, match, key):
-                line = _misfit(path, part, value, single, found)
+                line = _misfit(path, part, value, single, found, len(mismatched) < NAMED)
                 found.setdefault(path, part)
                 if line is not None:
                     mismatched.append(f"{key}: {line}")
@@ -305,10 +305,10 @@ def _parts(rule, match, key) -> list[tuple[str, Part]]:
     ]
 
 
-def _misfit(path: str, part: Part, value: Any, shapes, found) -> str | None:
+def _misfit(path: str, part: Part, value: Any, shapes, found, name_near: bool) -> str | None:
     """Why a part cannot go to a path, or None."""
     if path not in shapes:
-        near = difflib.get_close_matches(path, list(shapes), n=1)
+        near = difflib.get_close_matches(path, list(shapes), n=1) if name_near else []
         return f"the model has no {path}" + (f", nearest is {near[0]}" if near else "")
     if path in found:
         return f"{path} is already filled by {found[path].key}"

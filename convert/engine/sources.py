@@ -1,28 +1,27 @@
 """Checkpoints as lazy mappings: safetensors, sharded folders and torch files, read safely.
 
 Opening one reads names, shapes and dtypes; values are read when they are asked for. Torch files are
-pickles, so they are checked before torch sees them (a plain, uncompressed zip archive whose sizes
-add up) and then opened with `weights_only=True`, which runs no code of the file. Safetensors need
-no torch.
+pickles, so they are checked before torch reads them (a plain, uncompressed zip archive whose sizes
+add up, and see `convert.engine.pickles`) and then opened with `weights_only=True`, which runs no
+code of the file. Safetensors need no torch.
 """
 
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 import re
-import struct
-import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from dicode_jax.errors import UserError
+from convert.engine import archives, pickles
+from dicode_jax.errors import UserError, printable
+from dicode_jax.storage.files import read_object
 
 TORCH_SUFFIXES = (".bin", ".pt", ".ckpt", ".pth")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -36,7 +35,10 @@ AVERAGES = ("model_ema", "ema", "ema_state_dict", "params_ema")
 TIED = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
 _MIN_TORCH = (2, 6)  # earlier releases could be made to run code in spite of weights_only
-_MAX_PICKLE = 1 << 26  # a table of contents of 3000 tensors is half a megabyte
+_CUT = 100  # characters of what may be of any length, in errors
+_MAX_NAME = 300  # characters of a key; the longest of a model is half as long
+_MAX_WRAPPERS = 8  # mappings around the weights, each in the next
+_MAX_SHARED = 8  # how many times as much as a file holds its tensors may be together, by sharing
 _REOPEN = 1 << 28  # bytes read from a memory map before it is renewed, which frees its pages
 _BLOCK = 1 << 22
 _DTYPES = {
@@ -120,6 +122,8 @@ def open_source(path: str | os.PathLike) -> Source:
         return _open_folder(path)
     if not path.exists():
         raise UserError(f"no checkpoint at {path}")
+    if not path.is_file():
+        raise UserError(f"{path} is a pipe or a device, not a checkpoint")
     _check_pointer(path)
     if path.suffix == ".safetensors":
         tensors, left_out = _open_safetensors(path), {}
@@ -131,10 +135,11 @@ def open_source(path: str | os.PathLike) -> Source:
         )
     if not tensors:
         raise UserError(f"{path} holds no tensors")
+    _check_names(path, tensors)
     tensors = _without_prefixes(path, tensors)
-    average = [key for key in tensors if key.startswith("model_ema.")]
-    if 0 < len(average) < len(tensors):  # Lightning's, beside the weights
-        tensors = {key: tensor for key, tensor in tensors.items() if key not in set(average)}
+    rest = {key: tensor for key, tensor in tensors.items() if not key.startswith("model_ema.")}
+    if 0 < len(rest) < len(tensors):  # Lightning's, beside the weights
+        tensors = rest
         left_out |= {"model_ema.*": _AVERAGE}
     if any(".lora_A." in key for key in tensors):
         raise UserError(f"{path} is {_ADAPTER}")
@@ -146,6 +151,16 @@ _ADAPTER = (
     "a PEFT adapter, not a model: load it with its base in peft, and save what "
     "merge_and_unload() gives"
 )
+
+
+def _check_names(path: pathlib.Path, names: Iterable[str]) -> None:
+    """Refuses what no weight is called: names go into many lines of a report, and of errors."""
+    for name in names:
+        if len(name) > _MAX_NAME:
+            raise UserError(
+                f"{path} holds a name of {len(name)} characters, which no weight has: "
+                f"{name[:_CUT]}..."
+            )
 
 
 def _check_pointer(path: pathlib.Path) -> None:
@@ -168,7 +183,7 @@ def _open_folder(folder: pathlib.Path) -> Source:
     if (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} holds {_ADAPTER}")
     for suffixes in ((".safetensors",), TORCH_SUFFIXES):  # as the authors of a model name it
-        found = sorted(path for path in folder.iterdir() if path.suffix in suffixes)
+        found = sorted(p for p in folder.iterdir() if p.suffix in suffixes and p.is_file())
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise UserError(f"{folder} holds several checkpoints: give one of {names} alone")
@@ -182,14 +197,15 @@ def _open_folder(folder: pathlib.Path) -> Source:
 
 def _open_shards(index: pathlib.Path) -> Source:
     """All shards of an index; what the index says and what the shards hold must agree."""
-    try:
-        places = json.loads(index.read_text())["weight_map"]
-        names = sorted(set(places.values()))
-        bad = [name for name in names if pathlib.PurePath(name).name != name]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{index} is not an index of shards: {_line(error)}") from error
-    if bad:
-        raise UserError(f"{index} names a file outside its folder: {bad[0]!r}")
+    places = read_object(index, "an index of shards").get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise UserError(f"{index} is not an index of shards: it has no weight_map of file names")
+    names = sorted(set(places.values()))
+    if bad := [name for name in names if pathlib.PurePath(name).name != name or name == ".."]:
+        raise UserError(f"{index} names a file outside its folder: {bad[0][:_CUT]!r}")
+    if bad := [name for name in names if not name.endswith((".safetensors", *TORCH_SUFFIXES))]:
+        raise UserError(f"{index} names {bad[0][:_CUT]!r}, which is no checkpoint")
+    _check_names(index, places)
     places = _without_prefixes(index, places)
     tensors, files, left_out = {}, [], {}
     for name in names:
@@ -239,15 +255,18 @@ def _typed(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def _open_torch(path: pathlib.Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     torch = _torch()
-    _check_archive(path)
-    content, route = _load_torch(torch, path), ()
+    archives.check(path)
+    _check_pickle(torch, path)
+    content, route = _bare(_load_torch(torch, path)), ()
     left_out = {}
-    while isinstance(content, Mapping) and (name := _wrapper(content)):
+    while isinstance(content, dict) and (name := _wrapper(content)):
         beside = f"beside the weights in {path.name}, no weights itself"
-        rest = map(str, set(content) - {name})
+        rest = [_label(key) for key in content if key != name]
         left_out |= {key: _AVERAGE if key in AVERAGES else beside for key in rest}
-        content, route = content[name], (*route, name)
-    if not isinstance(content, Mapping):
+        content, route = _bare(content[name]), (*route, name)
+        if len(route) > _MAX_WRAPPERS:
+            raise UserError(f"{path} is no state dict: {'.'.join(route)} goes on and on")
+    if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
 
     def reopen():
@@ -257,16 +276,31 @@ def _open_torch(path: pathlib.Path) -> tuple[dict[str, LazyTensor], dict[str, st
         return tensors
 
     file = _Renewed(path, reopen)
-    out = {}
+    out, total = {}, 0
     for key, tensor in content.items():
         if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
-            raise UserError(
-                f"{path} is no state dict: {key!r} is a {type(tensor).__name__}, not a tensor"
-            )
+            kind = type(tensor).__name__
+            raise UserError(f"{path} is no state dict: {_label(key)!r} is a {kind}, not a tensor")
+        tensor = torch.Tensor.detach(tensor)  # without attributes, as in _bare
         dtype = _plain_dtype(torch, path, key, tensor)
+        total += tensor.numel() * dtype.itemsize
         read = lambda key=key: file.read(lambda tensors: _from_torch(torch, tensors[key]))  # noqa: E731
         out[key] = LazyTensor(tuple(tensor.shape), dtype, read)
+    if total > _MAX_SHARED * path.stat().st_size:
+        raise UserError(f"{path} claims {total} bytes of tensors, more than is stored: refused")
     return out, left_out
+
+
+def _bare(content: Any) -> Any:
+    """A mapping without the attributes of a pickle, which could stand in the place of methods."""
+    return dict(dict.items(content)) if isinstance(content, dict) else content
+
+
+def _label(key: Any) -> str:
+    """A key of a pickle, which may be anything."""
+    if isinstance(key, str):
+        return printable(key[:_CUT])
+    return str(key) if isinstance(key, int) else f"a {type(key).__name__}"
 
 
 def _torch() -> Any:
@@ -284,65 +318,34 @@ def _torch() -> Any:
     return torch
 
 
-def _check_archive(path: pathlib.Path) -> None:
-    """Refuses anything but the plain zip archive that `torch.save` writes."""
+def _check_pickle(torch: Any, path: pathlib.Path) -> None:
+    """Looks through the pickle as torch finds it in the archive, before it is run."""
     try:
-        with path.open("rb") as file:
-            head = file.read(4)
-        if head[:2] != b"PK":
-            raise UserError(
-                f"{path} is not a torch file of PyTorch 1.6 or later"
-                + (" (it is empty)" if not head else "; save it again, or take the safetensors")
-            )
-        entries = _entries(path)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    names = [entry.filename for entry in entries]
-    if any(name.endswith("/constants.pkl") for name in names):
-        raise UserError(
-            f"{path} is a TorchScript program, not weights: save the state dict of what "
-            "torch.jit.load gives, with torch.save"
-        )
-    tables = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
-    if len(set(names)) != len(names) or len(tables) != 1:
-        raise UserError(f"{path} is a zip archive, but not one that torch.save wrote")
-    if any(e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1 for e in entries):
-        raise UserError(f"{path} holds compressed entries, which torch.save never writes: refused")
-    sizes = sum(entry.file_size for entry in entries)
-    if sizes > path.stat().st_size or tables[0].file_size > _MAX_PICKLE:
-        raise UserError(f"{path} claims implausible sizes ({sizes} bytes of content): refused")
+        pickles.check(torch._C.PyTorchFileReader(os.fspath(path)).get_record("data.pkl"))
+    except pickles.WantsCode as error:
+        raise _wants_code(path, str(error)) from error
+    except Exception as error:  # of torch's archive reader, whatever it is
+        raise UserError(f"{path} is damaged or no state dict: {_line(error)}") from error
 
 
-def _entries(path: pathlib.Path) -> list[zipfile.ZipInfo]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
-        raise UserError(f"{path} is truncated or damaged: {_line(error)}") from error
+def _wants_code(path: pathlib.Path, name: str) -> UserError:
+    name = name[:_CUT]
+    return UserError(f"{path} wants to run code ({name}), which weights never need: refused")
 
 
 def _load_torch(torch: Any, path: pathlib.Path) -> Any:
     """What a file holds, its tensors in a memory map."""
+    numpy = [(pickles.NumpyNumber, name) for name in pickles.NUMPY]
     try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
+        with torch.serialization.safe_globals(numpy):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a hostile pickle can raise anything
         text = str(error)
         if "Unsupported global" in text or "GLOBAL" in text:
             wanted = text.split("GLOBAL ", 1)[-1].split(" ", 1)[0]
-            raise UserError(
-                f"{path} wants to run code ({wanted}), which weights never need: refused"
-            ) from error
+            raise _wants_code(path, wanted) from error
         text = text.split("WeightsUnpickler error:")[-1].split("This file can still")[0]
         raise UserError(f"{path} is damaged or no state dict: {_line(text or error)}") from error
-
-
-def _numpy_scalars() -> list[Any]:
-    """What a pickle of plain numpy numbers calls, which runs nothing of the file's."""
-    make = np.float32(0).__reduce__()[0]
-    places = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # numpy 1 and 2
-    kinds = [type(np.dtype(letter)) for letter in "?bhilqBHILQefd"]
-    return [*((make, place) for place in places), np.dtype, *kinds]
 
 
 def _wrapper(content: Mapping) -> str | None:
@@ -353,22 +356,24 @@ def _plain_dtype(torch: Any, path: pathlib.Path, key: str, tensor: Any) -> np.dt
     """The dtype of an ordinary tensor whose storage holds every one of its numbers."""
     plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
     if not plain or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
-        raise UserError(f"{path}: {key} is a sparse, quantised or otherwise unusual tensor")
+        raise UserError(f"{path}: {key[:_CUT]} is a sparse, quantised or otherwise unusual tensor")
     dtype = _dtype(path, key, _TORCH_DTYPES.get(str(tensor.dtype).removeprefix("torch."), "?"))
     if tensor.numel() * dtype.itemsize > tensor.untyped_storage().nbytes():
-        raise UserError(f"{path}: {key} claims {tuple(tensor.shape)}, more than is stored: refused")
+        raise UserError(
+            f"{path}: {key[:_CUT]} claims {tuple(tensor.shape)}, more than is stored: refused"
+        )
     return dtype
 
 
 def _dtype(path: pathlib.Path, key: str, kind: str) -> np.dtype:
     if kind not in _DTYPES:
-        raise UserError(f"{path}: {key} has a dtype that is not supported ({kind})")
+        raise UserError(f"{path}: {key[:_CUT]} has a dtype that is not supported ({kind})")
     return np.dtype(_DTYPES[kind])
 
 
 def _from_torch(torch: Any, tensor: Any) -> np.ndarray:
     """A copy that does not hold on to the memory map."""
-    tensor = tensor.detach()
+    tensor = torch.Tensor.detach(tensor)
     if tensor.dtype == torch.bfloat16:
         return tensor.contiguous().view(torch.int16).numpy().copy().view(ml_dtypes.bfloat16)
     return tensor.numpy().copy()
@@ -411,7 +416,7 @@ def _without_prefixes(path: pathlib.Path, tensors: dict[str, Any]) -> dict[str, 
 def _hash(path: pathlib.Path, bar: tqdm) -> str:
     """SHA-256 of a file; of a torch file the checksum of every entry is compared on the way."""
     digest = hashlib.sha256()
-    spans = _spans(path) if path.suffix in TORCH_SUFFIXES else []
+    spans = archives.spans(path) if path.suffix in TORCH_SUFFIXES else []
     try:
         with path.open("rb") as file:
             for start, size, name, wanted in spans:
@@ -433,21 +438,6 @@ def _feed(file, count: int, digest, bar: tqdm) -> int:
         count -= len(block)
         bar.update(len(block))
     return crc
-
-
-def _spans(path: pathlib.Path) -> list[tuple[int, int, str, int]]:
-    """(start, size, name, CRC-32) of the content of every entry of a zip archive, in order."""
-    out, end = [], 0
-    with path.open("rb") as file:
-        for entry in sorted(_entries(path), key=lambda e: e.header_offset):
-            file.seek(entry.header_offset)
-            head = file.read(30)
-            if len(head) < 30 or head[:4] != b"PK\x03\x04" or entry.header_offset < end:
-                raise UserError(f"{path} is damaged: {entry.filename} is not where it should be")
-            start = entry.header_offset + 30 + sum(struct.unpack("<HH", head[26:30]))
-            end = start + entry.file_size
-            out.append((start, entry.file_size, entry.filename, entry.CRC))
-    return out
 
 
 def _line(error: BaseException | str) -> str:

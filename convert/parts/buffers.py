@@ -9,6 +9,7 @@ import numpy as np
 from convert.engine.rules import defaulted, to_numpy
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS, NoiseSchedule
 
+MAX_TIMESTEPS = 100_000  # of a schedule; the originals have a thousand
 BUFFERS = (*PERSISTENT_BUFFERS, "scale_arr")
 
 
@@ -29,6 +30,9 @@ SCHEDULE = {
 def schedule_from_original(options: Mapping[str, Any]) -> NoiseSchedule:
     """The noise schedule of the original's arguments, with the original's defaults."""
     fields = defaulted(options, SCHEDULE)
+    for name in ("num_timesteps", "turning_step"):  # tables are as long
+        if not 0 <= fields[name] <= MAX_TIMESTEPS:
+            raise ValueError(f"{name} must be at most {MAX_TIMESTEPS}, got {fields[name]!r}")
     if not options.get("use_dynamic_rescale"):
         fields["base_scale"] = None
     return NoiseSchedule(**fields)

@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from convert.engine import command
+from convert.engine.found import MAX_BLOCKS
 from convert.engine.plan import Kind
 from convert.engine.rules import to_numpy
 from convert.engine.sources import LazyTensor, open_source
+from convert.engine.yaml import reading, typed
 from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError
 from dicode_jax.models.causal_lm import BodyConfig
@@ -179,9 +181,10 @@ def examine(family: Family, args: argparse.Namespace) -> command.Conversion:
         warnings.simplefilter("always")
         cfg, std = _read_family(family, args.source)
     source = open_source(args.source)
-    if cfg.num_layers > len(source):
+    if cfg.num_layers > min(len(source), MAX_BLOCKS):
         raise UserError(
-            f"config.json names {cfg.num_layers} layers, but there are only {len(source)} tensors"
+            f"config.json names {cfg.num_layers} layers, for {len(source)} tensors; there may be "
+            f"{MAX_BLOCKS}"
         )
     tensors: dict[str, Any] = dict(source)
     text, new, notes = {}, {}, [str(warning.message) for warning in told]
@@ -225,16 +228,11 @@ def examine(family: Family, args: argparse.Namespace) -> command.Conversion:
 def _read_family(family: Family, folder: pathlib.Path) -> tuple[BodyConfig, float]:
     """The configuration in a folder, and the standard deviation of fresh weights."""
     original = read_config(folder)
-    try:
-        cfg = family.kind.read(original)
-        config_lib.from_dict(type(cfg), config_lib.to_dict(cfg))  # every value has its type
+    with reading(f"{folder / 'config.json'} is not a config of {family.title}"):
+        cfg = typed(family.kind.read(original))
         std = original.get("initializer_range", 0.02)
         if not isinstance(std, float) or not 0 < std < 1:
             raise ValueError(f"initializer_range must be between 0 and 1, got {std!r}")
-    except (UserError, ValueError, KeyError, TypeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        path = folder / "config.json"
-        raise UserError(f"{path} is not a config of {family.title}: {reason}") from error
     return cfg, std
 
 

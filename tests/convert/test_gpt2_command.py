@@ -205,6 +205,11 @@ def without(key):
         (CONFIG | {"n_layer": "two"}, checkpoint(), "is not a config of GPT-2"),
         (CONFIG | {"n_layer": 2.0}, checkpoint(), "num_layers"),
         (CONFIG | {"n_layer": 10**9}, checkpoint(), "names 1000000000 layers"),
+        (
+            CONFIG | {"n_layer": 300},
+            checkpoint(**{f"h.{i}.ln_1.bias": np.zeros(1, np.float32) for i in range(2, 300)}),
+            "names 300 layers",
+        ),
         (CONFIG | {"initializer_range": None}, checkpoint(), "initializer_range must be"),
     ],
 )

@@ -1,5 +1,6 @@
 """`python -m convert.dicode`, end to end on the tiny official checkpoint among the fixtures."""
 
+import copy
 import json
 import pathlib
 
@@ -197,6 +198,27 @@ def test_a_checkpoint_that_does_not_fit_is_refused(case, models, weights, tmp_pa
     assert message in refused(capsys, tmp_path / "out", *args)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("unet_config", "num_res_blocks", 10**9), "1 by the weights, 1000000000 by"),
+        (("unet_config", "num_head_channels", "8"), "is no configuration of DiCoDe"),
+        ((None, "timesteps", 10**12), "num_timesteps must be at most 100000"),
+        ((None, "unet_config", [1]), "is no configuration of DiCoDe"),
+        ((None, "first_stage_config", {"params": {"ddconfig": {"ch_mult": {}}}}), "is no config"),
+    ],
+)
+def test_the_weights_are_believed_before_the_originals_config(
+    change, message, models, options, tmp_path, capsys
+):
+    part, name, value = change
+    claims = copy.deepcopy(options)
+    (claims if part is None else claims[part].get("params", claims[part]))[name] = value
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"model": {"params": claims}}))
+    args = ("--tokenizer", models / "pytorch_model.safetensors", "--yaml", tmp_path / "c.yaml")
+    assert message in refused(capsys, tmp_path / "out", *args)
+
+
 def test_two_different_diffusion_models_are_refused(models, weights, tmp_path, capsys):
     for name in ("pytorch_model.safetensors", "gpt2-large"):
         (tmp_path / name).symlink_to(models / name)
@@ -217,7 +239,7 @@ def test_wrong_arguments_are_explained(models, tmp_path, capsys):
         ((tmp_path / "empty",), "lacks pytorch_model.bin, gpt2_large.bin, gpt2-large/"),
         ((models, "--lm", main), "SOURCE stands for all parts"),
         (("--tokenizer", main), "no multiple of heads of 64: give the configuration"),
-        (("--tokenizer", main, "--yaml", tmp_path / "none.yaml"), "not a readable YAML"),
+        (("--tokenizer", main, "--yaml", tmp_path / "none.yaml"), "none.yaml cannot be read"),
         (("--lm", main), "the checkpoint has no llm.transformer.wte.weight"),
     ):
         assert message in refused(capsys, out, *args)

@@ -1,6 +1,7 @@
 """The conversion engine: strict both ways, by shapes first, tensor by tensor afterwards."""
 
 import dataclasses
+import difflib
 import json
 import tracemalloc
 
@@ -11,7 +12,7 @@ from flax import nnx
 from safetensors import safe_open
 
 from convert.engine import command
-from convert.engine.plan import plan, write_module
+from convert.engine.plan import NAMED, plan, write_module
 from convert.engine.rules import (
     CONV1X1,
     DROP0,
@@ -99,6 +100,20 @@ def test_all_problems_are_listed_with_the_nearest_names(source):
         "layers.2.down.bias: the model has no blocks.2.down.bias, nearest is blocks.1.up.bias",
         "table: layout drop0 cannot take shape (2, 7, 2)",
     ]
+
+
+def test_nearest_names_are_looked_for_a_few_times_only(source, monkeypatch):
+    looked_for = []
+    nearest = difflib.get_close_matches
+    monkeypatch.setattr(
+        difflib, "get_close_matches", lambda *args, **_: looked_for.append(args) or nearest(*args)
+    )
+    many = {f"layers.{i}.up.bias": np.zeros(5, np.float32) for i in range(2, 300)}
+    many |= {f"stray.{i}": np.zeros(1, np.float32) for i in range(300)}
+    made = plan(source | many, RULES, blank(Model, Config()))
+    assert len(made.mismatched) == 298
+    assert "nearest is blocks.1.up.bias" in made.mismatched[0]
+    assert len(looked_for) <= 2 * NAMED
 
 
 def test_one_target_is_filled_once(source):

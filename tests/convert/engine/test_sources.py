@@ -164,6 +164,11 @@ def test_an_index_may_name_the_tied_head_that_no_shard_holds(tmp_path):
         ({"weight_map": {"a": "1.safetensors", "c": "1.safetensors", "z": "1.safetensors"}},
          "z is not in 1.safetensors"),
         ({"weight_map": ["a"]}, "not an index"),
+        ({"weight_map": {"a": 1}}, "not an index"),
+        ({"weight_map": {"a": ".."}}, "outside its folder"),
+        ({"weight_map": {"a": ""}}, "'', which is no checkpoint"),
+        ({"weight_map": {"a": "model.safetensors.index.json"}}, "which is no checkpoint"),
+        ({"weight_map": {"a" * 400: "1.safetensors"}}, "a name of 400 characters"),
         ({}, "not an index"),
     ],
 )  # fmt: skip
