@@ -1,6 +1,7 @@
 """A hundred damaged files at each door, always the same: a result, or a refusal in one line."""
 
 import pytest
+
 from fuzz.doors import DOORS
 from fuzz.trial import try_door
 
