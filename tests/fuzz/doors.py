@@ -176,8 +176,8 @@ def _use_hugging_face(folder: pathlib.Path) -> str | None:
 
 def _build_yaml(folder: pathlib.Path) -> None:
     (folder / "a.yaml").write_text(
-        "model:\n  target: a.b.C\n  params:\n    rate: 1.0e-05\n    one: &x {a: [1, 2]}\n"
-        "    two: *x\n    when: 2024-01-01\n    text: 'it''s'\n"
+        "model:\n  target: a.b.C\n  params:\n    rate: 1.0e-05\n    one: {a: [1, 2]}\n"
+        "    when: 2024-01-01\n    text: 'it''s'\n"
     )
 
 
