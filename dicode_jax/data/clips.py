@@ -26,7 +26,7 @@ from dicode_jax.data.sources.shapes import frame_labels
 from dicode_jax.errors import UserError
 from dicode_jax.media.container import check_complete, check_index, open_container
 from dicode_jax.media.picture import open_picture
-from dicode_jax.media.resize import resize_two_taps
+from dicode_jax.media.resize import resize_square
 from dicode_jax.media.shown import Shown, shown_picture
 from dicode_jax.media.video import KEYFRAME_INTERVAL
 from dicode_jax.storage.files import is_file_name
@@ -247,7 +247,8 @@ def _make_fit(cfg: DataConfig, frame_size: int, rng: np.random.Generator) -> _Fi
             left, top = x * (image.width - side), y * (image.height - side)
             box = (left, top, left + side, top + side)
         if not cfg.antialias:
-            return resize_two_taps(np.asarray(image), frame_size, box)
+            levels = resize_square(np.asarray(image), frame_size, box, antialias=False)
+            return np.rint(levels).clip(0, 255).astype(np.uint8)
         size = (frame_size, frame_size)
         return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box))
 
