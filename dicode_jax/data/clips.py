@@ -28,7 +28,7 @@ from dicode_jax.media.container import check_complete, check_index, open_contain
 from dicode_jax.media.picture import open_picture
 from dicode_jax.media.resize import resize_square
 from dicode_jax.media.shown import Shown, shown_picture
-from dicode_jax.media.video import KEYFRAME_INTERVAL
+from dicode_jax.media.video import KEYFRAME_INTERVAL, in_cell
 from dicode_jax.storage.files import is_file_name
 
 _ROUNDING = 0.0051  # seconds; formats round time stamps, gif to hundredths
@@ -193,7 +193,7 @@ def frames_there(info: MediaInfo, cfg: DataConfig) -> int:
 
 
 def read_overview(record: Record, count: int, height: int = 112) -> UInt8[np.ndarray, "f h w 3"]:
-    """Up to `count` frames from the first to the last, uncut, for people to look at.
+    """Up to `count` frames from the first to the last, uncut, for a cell of a contact sheet.
 
     Raises:
       BrokenRecord: The file cannot be read.
@@ -204,7 +204,8 @@ def read_overview(record: Record, count: int, height: int = 112) -> UInt8[np.nda
     sizes: list[tuple[int, int]] = []  # that of the first frame counts
 
     def fit(image: Image.Image) -> np.ndarray:
-        sizes.append((max(1, round(height * image.width / image.height)), height))
+        factor = in_cell(*image.size, height)
+        sizes.append((max(1, round(factor * image.width)), max(1, round(factor * image.height))))
         return np.asarray(image.resize(sizes[0], Image.Resampling.BILINEAR))
 
     with _reader(record) as reader:
