@@ -26,9 +26,9 @@ from dicode_jax.data.sources.shapes import frame_labels
 from dicode_jax.errors import UserError
 from dicode_jax.media.container import check_complete, check_index, open_container
 from dicode_jax.media.picture import open_picture
-from dicode_jax.media.resize import resize_two_taps
+from dicode_jax.media.resize import resize_square
 from dicode_jax.media.shown import Shown, shown_picture
-from dicode_jax.media.video import KEYFRAME_INTERVAL
+from dicode_jax.media.video import KEYFRAME_INTERVAL, in_cell
 from dicode_jax.storage.files import is_file_name
 
 _ROUNDING = 0.0051  # seconds; formats round time stamps, gif to hundredths
@@ -193,7 +193,7 @@ def frames_there(info: MediaInfo, cfg: DataConfig) -> int:
 
 
 def read_overview(record: Record, count: int, height: int = 112) -> UInt8[np.ndarray, "f h w 3"]:
-    """Up to `count` frames from the first to the last, uncut, for people to look at.
+    """Up to `count` frames from the first to the last, uncut, for a cell of a contact sheet.
 
     Raises:
       BrokenRecord: The file cannot be read.
@@ -204,7 +204,8 @@ def read_overview(record: Record, count: int, height: int = 112) -> UInt8[np.nda
     sizes: list[tuple[int, int]] = []  # that of the first frame counts
 
     def fit(image: Image.Image) -> np.ndarray:
-        sizes.append((max(1, round(height * image.width / image.height)), height))
+        factor = in_cell(*image.size, height)
+        sizes.append((max(1, round(factor * image.width)), max(1, round(factor * image.height))))
         return np.asarray(image.resize(sizes[0], Image.Resampling.BILINEAR))
 
     with _reader(record) as reader:
@@ -247,7 +248,8 @@ def _make_fit(cfg: DataConfig, frame_size: int, rng: np.random.Generator) -> _Fi
             left, top = x * (image.width - side), y * (image.height - side)
             box = (left, top, left + side, top + side)
         if not cfg.antialias:
-            return resize_two_taps(np.asarray(image), frame_size, box)
+            levels = resize_square(np.asarray(image), frame_size, box, antialias=False)
+            return np.rint(levels).clip(0, 255).astype(np.uint8)
         size = (frame_size, frame_size)
         return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box))
 

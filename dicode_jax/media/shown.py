@@ -52,7 +52,7 @@ def shown_picture(image: Image.Image) -> Image.Image:
         return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
-    image = image.convert("RGBA")
+    image = image if image.mode == "RGBA" else image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image).convert("RGB")
 
 

@@ -9,7 +9,7 @@ Arrays go in and out; reading and writing videos is `media.video`.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from flax import nnx
 from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
-from dicode_jax.media.transforms import resize_bilinear, to_float
+from dicode_jax.media.resize import resize_square
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import (
@@ -248,18 +248,33 @@ class DiCoDePipeline(base.Pipeline):
           UserError: Fewer than two frames, an index outside of them, or this model has no
             tokenizer.
         """
-        if self.tokenizer is None:
-            raise UserError("this model has no tokenizer; it can generate and decode only")
         video = checks.as_array(video, "a video is uint8 [f, h, w, 3]")
         if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8 or not video.size:
             raise UserError(f"a video is uint8 [f, h, w, 3], got {video.dtype} {video.shape}")
         if len(video) < 2:
             raise UserError("a clip needs two keyframes, the video has one frame")
         given = [0, -1] if keyframes is None else keyframes
-        images = video[options.check_keyframes(given, len(video))]
+        return self.encode_frames(video[i] for i in options.check_keyframes(given, len(video)))
+
+    def encode_frames(
+        self, frames: Iterable[UInt8[np.ndarray, "h w 3"]]
+    ) -> Float[np.ndarray, "k n z"]:
+        """`encode` of keyframes that come one by one, such as those of a file that is being read.
+
+        One is held at a time, whatever its size; where it comes again next, its tokens do.
+        """
+        if self.tokenizer is None:
+            raise UserError("this model has no tokenizer; it can generate and decode only")
         graph, state = self._split["tokenizer"]
-        size = self.config.frame_size
-        tokens = [np.asarray(_encode(graph, state, x[None], size=size)[0]) for x in images]
+        tokens, last = [], None
+        for frame in frames:
+            if not tokens or frame is not last:
+                small = _resized(frame, self.config.frame_size, self.tokenizer.cfg)
+                encoded = np.asarray(_encode(graph, state, small))
+            tokens.append(encoded)
+            last = frame
+        if len(tokens) < 2:
+            raise UserError(f"a clip needs two keyframes, got {len(tokens)}")
         return checks.finite_tokens(np.stack(tokens), "tokenizer")
 
     def decode(
@@ -346,15 +361,21 @@ def _generate(graph, state, text_ids, keys, *, num_keyframes, config):
     return generate(lm, text_ids, num_keyframes=num_keyframes, keys=keys, **vars(config))
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "size"))
-def _encode(graph, state, images, *, size):
-    tokenizer = nnx.merge(graph, state)
-    images = to_float(images)
-    if images.shape[1:3] != (size, size):
-        cfg = tokenizer.cfg
-        crop = cfg.resize == "crop"
-        images = resize_bilinear(images, (size, size), antialias=cfg.antialias, crop=crop)
-    return tokenizer(images[:, None])[:, 0]
+def _resized(frame: Any, size: int, cfg: DeepTokenizerConfig) -> Float[np.ndarray, "s s 3"]:
+    """A frame as the tokenizer wants it, in [-1, 1]."""
+    frame = checks.as_array(frame, "a keyframe is uint8 [h, w, 3]")
+    if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8 or not frame.size:
+        raise UserError(f"a keyframe is uint8 [h, w, 3], got {frame.dtype} {frame.shape}")
+    h, w, _ = frame.shape
+    height, width = (min(h, w),) * 2 if cfg.resize == "crop" else (h, w)
+    left, top = (w - width) / 2, (h - height) / 2
+    box = (left, top, left + width, top + height)
+    return resize_square(frame, size, box, antialias=cfg.antialias) / 255 * 2 - 1
+
+
+@functools.partial(jax.jit, static_argnames=("graph",))
+def _encode(graph, state, image):
+    return nnx.merge(graph, state)(image[None, None])[0, 0]
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))

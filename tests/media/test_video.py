@@ -4,6 +4,7 @@ import fractions
 import itertools
 import os
 import struct
+import tracemalloc
 
 import av
 import numpy as np
@@ -326,6 +327,23 @@ class TestContactSheet:
         a, b = Image.open(tmp_path / "a.png"), Image.open(tmp_path / "b.png")
         assert a.width == b.width
         assert a.height > b.height
+
+    @pytest.mark.parametrize(
+        ("h", "w", "cell"), [(1, 20000, (1, 128)), (2, 100, (3, 128)), (20000, 1, (16, 1))]
+    )
+    def test_a_very_wide_frame_takes_no_more_than_a_wide_cell(self, tmp_path, h, w, cell):
+        """A GIF of 200 bytes can be 65535 wide."""
+        tracemalloc.start()
+        try:
+            video.contact_sheet(
+                tmp_path / "a.png", [np.zeros((1, h, w, 3), np.uint8)], cell_size=16
+            )
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 1e6
+        sheet = Image.open(tmp_path / "a.png")
+        assert (sheet.height - 16, sheet.width - 16) == cell
 
     def test_wrong_rows_are_refused(self, tmp_path):
         with pytest.raises(ValueError, match="want rows"):

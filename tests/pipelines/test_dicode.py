@@ -174,6 +174,25 @@ def test_keyframes_are_encoded_each_alone(pipe):
     np.testing.assert_allclose(pipe.encode(video, keyframes=[2, 0]), tokens[[2, 0]], atol=1e-6)
 
 
+def test_frames_that_come_one_by_one_are_encoded_once_each(pipe, monkeypatch):
+    video = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), dtype=np.uint8)
+    tokens, encode, calls = pipe.encode(video), pipelines_dicode._encode, []
+    monkeypatch.setattr(pipelines_dicode, "_encode", lambda *x: calls.append(x) or encode(*x))
+    first, last = video
+    got = pipe.encode_frames(iter([first, first, first, last]))
+    np.testing.assert_array_equal(got, tokens[[0, 0, 0, 1]])
+    assert len(calls) == 2
+    for frames, message in (
+        ([], "a clip needs two keyframes, got 0"),
+        ([first], "a clip needs two keyframes, got 1"),
+        ([first, last[..., 0]], r"a keyframe is uint8 \[h, w, 3\], got uint8 \(20, 30\)"),
+        ([first, last / 255], r"a keyframe is uint8 \[h, w, 3\], got float64"),
+        ([None, first], r"a keyframe is uint8 \[h, w, 3\], got object"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pipe.encode_frames(frames)
+
+
 @pytest.mark.slow
 def test_guidance_and_steps_change_the_video(pipe, videos):
     tokens = pipe.generate_tokens(PROMPTS[0], seed=3)[0]
