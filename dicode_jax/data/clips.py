@@ -10,6 +10,7 @@ import dataclasses
 import io
 import math
 import os
+import stat
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,7 +24,7 @@ from dicode_jax.data.config import DataConfig
 from dicode_jax.data.records import BrokenRecord, MediaBytes, MediaFile, Record
 from dicode_jax.data.shapes_world import Scene
 from dicode_jax.data.sources.shapes import frame_labels
-from dicode_jax.errors import UserError
+from dicode_jax.errors import UserError, printable
 from dicode_jax.media.container import check_complete, check_index, open_container
 from dicode_jax.media.picture import open_picture
 from dicode_jax.media.resize import resize_square
@@ -370,8 +371,9 @@ def _reader(record: Record) -> Iterator[_Picture | _Video]:
         raise
     except UserError as error:
         raise BrokenRecord(str(error)) from error
-    except OSError as error:
-        raise BrokenRecord(f"{record.name}: {error.strerror or error}") from error
+    except Exception as error:  # of many kinds: whatever a stranger's file may cause in a library
+        why = getattr(error, "strerror", None) or f"{type(error).__name__}: {printable(error, 200)}"
+        raise BrokenRecord(f"{record.name}: {why}") from error
 
 
 def _open(name: str, media: MediaFile | MediaBytes) -> Any:
@@ -387,7 +389,10 @@ def _open(name: str, media: MediaFile | MediaBytes) -> Any:
         if len(data) < media.size:
             raise BrokenRecord(f"{name}: {media.path} is cut short")
     else:
-        if not os.path.getsize(media.path):
+        status = os.stat(media.path)
+        if not stat.S_ISREG(status.st_mode):  # to read a pipe would wait for ever
+            raise BrokenRecord(f"{name}: is no file")
+        if not status.st_size:
             raise BrokenRecord(f"{name}: is empty")
         return media.path
     if not data:

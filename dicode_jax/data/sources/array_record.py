@@ -14,15 +14,18 @@ from typing import Any
 import numpy as np
 
 from dicode_jax.data.records import (
+    MAX_NAME,
     MEDIA_SUFFIXES,
     BrokenRecord,
     MediaBytes,
     Record,
     captions_from_value,
+    joined_captions,
     name_hash,
 )
 from dicode_jax.data.sources.identity import distinct_shards
-from dicode_jax.storage.files import atomic_path
+from dicode_jax.errors import printable
+from dicode_jax.storage.files import MAX_TEXT, atomic_path
 
 _MAX_OPEN = 64  # shards at a time
 
@@ -39,19 +42,20 @@ def unpack(where: str, data: bytes) -> Record:
     Raises:
       BrokenRecord: It is of another form.
     """
-    line, _, rest = data.partition(b"\n")
+    end = data.find(b"\n", 0, MAX_TEXT)
     try:
-        header = json.loads(line)
-        name, suffix = str(header["name"]), str(header["suffix"]).lower()
+        header = json.loads(data[: max(end, 0)])
+        name, suffix = str(header["name"])[:MAX_NAME], str(header["suffix"]).lower()
         captions = captions_from_value(header.get("captions"))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except Exception as error:  # of many kinds: whatever a stranger may have written
         raise BrokenRecord(
             f"{where}: does not begin with a line of JSON that has name, captions and suffix"
         ) from error
     if suffix not in MEDIA_SUFFIXES:
-        raise BrokenRecord(f"{where}: holds {suffix!r}, neither a video nor a picture")
-    media = MediaBytes(data=rest, suffix=suffix)
-    return Record(name=f"{where}/{name}", captions=captions, media=media)
+        shown = printable(repr(suffix), 60)
+        raise BrokenRecord(f"{where}: holds {shown}, neither a video nor a picture")
+    media = MediaBytes(data=data[end + 1 :], suffix=suffix)
+    return Record(name=f"{where}/{name}", captions=joined_captions(where, [captions]), media=media)
 
 
 def write_shard(path: str | os.PathLike, records: Iterable[bytes]) -> int:
@@ -125,9 +129,8 @@ class ArrayRecordSource:
             self._readers[shard] = _open(self._paths[shard])
         try:
             (data,) = self._readers[shard].read([number])
-        except (IndexError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise BrokenRecord(f"{where}: cannot be read ({reason})") from error
+        except Exception as error:  # of many kinds: whatever is damaged
+            raise BrokenRecord(f"{where}: cannot be read ({printable(error, 200)})") from error
         record = unpack(where, data)
         self._name = (index, record.name)
         return record
@@ -145,12 +148,12 @@ class ArrayRecordSource:
 
 def _count(path: str) -> tuple[int, str]:
     """How many records a shard has, or 0 and what is wrong with it."""
-    reader = _open(path)
     try:
+        reader = _open(path)
         count = reader.num_records()
         reader.close()  # tells what was wrong
-    except (RuntimeError, ValueError, OSError) as error:
-        return 0, " ".join(str(error).split())
+    except Exception as error:  # of many kinds: whatever is damaged
+        return 0, printable(error, 200)
     return count, "" if count else "there is no record in it"
 
 
