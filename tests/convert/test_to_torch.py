@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tiny import random_module, tiny_pipeline
 
 from convert import to_torch
@@ -160,6 +160,31 @@ def test_a_pipeline_goes_to_one_torch_file_in_half_precision(tmp_path):
     kinds = {str(v.dtype) for k, v in content.items() if k not in to_torch.PERSISTENT_BUFFERS}
     assert kinds == {"torch.float16"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all.pt", "model"]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_only_files_of_its_own_are_overwritten(suffix, tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    cfg = CONFIGS["resampler"]
+    module = random_module(lambda: to_torch.KINDS[type(cfg)].module(cfg, rngs=nnx.Rngs(0)))
+    weights.save_module(tmp_path / "ours", module, cfg)
+    out, mine = tmp_path / f"out{suffix}", tmp_path / f"mine{suffix}"
+    args = [str(tmp_path / "ours"), "--overwrite", "--out"]
+    for _ in range(2):
+        assert to_torch.main([*args, str(out)]) == 0
+    written = {key: tensor.numpy() for key, tensor in open_source(out).items()}
+    assert written
+    if suffix == ".pt":
+        assert set(torch.load(out, weights_only=True, mmap=True)) == set(written)
+        torch.save({"w": torch.zeros(2)}, mine)
+    else:
+        save_file(written, mine)
+    for content in (mine.read_bytes(), b"trained for weeks"):
+        mine.write_bytes(content)
+        assert to_torch.main([*args, str(mine)]) == 2
+        assert "was not written by this command" in capsys.readouterr().err
+        assert mine.read_bytes() == content
 
 
 def test_what_is_in_the_way_or_no_model_is_refused(tmp_path, capsys):
