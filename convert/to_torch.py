@@ -23,7 +23,7 @@ from flax import nnx
 
 from convert.dicode import lm as dicode_lm
 from convert.dicode import modules as dicode
-from convert.engine import command, plan
+from convert.engine import archives, command, plan
 from convert.engine.rules import Rules, original_names, prefixed, to_numpy
 from convert.engine.sources import Source, open_source
 from convert.parts import autoencoder_kl, clip, deep_tokens, gpt2, llama, resampler, unet3d
@@ -37,8 +37,9 @@ from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfi
 from dicode_jax.nn.rngs import blank
 from dicode_jax.storage import hub
 from dicode_jax.storage.files import atomic_path, check_no_source, check_output
-from dicode_jax.storage.weights import CONFIG_FILE, WEIGHTS_FILE, read_metadata
+from dicode_jax.storage.weights import CONFIG_FILE, WEIGHTS_FILE, read_header, read_metadata
 
+NAME = "convert.to_torch"
 SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".ckpt")
 
 
@@ -210,6 +211,8 @@ def examine(args: argparse.Namespace) -> Export:
     out = check_output(args.out, SUFFIXES)
     if out.exists() and not args.overwrite:
         raise UserError(f"{out} is already there; choose another --out, or add --overwrite")
+    if out.exists() and not is_own(out):
+        raise UserError(f"{out} was not written by this command; move it away, or name another")
     model = pathlib.Path(args.source)
     model = model if (model / WEIGHTS_FILE).is_file() else hub.find_model(args.source)
     check_no_source(out, [model])
@@ -235,7 +238,10 @@ def examine(args: argparse.Namespace) -> Export:
 
 
 def write(out: pathlib.Path, tensors: Mapping[str, Any], *, converter: str) -> None:
-    """Writes a state dict to a safetensors or a torch file, whole or not at all."""
+    """Writes a state dict to a safetensors or a torch file, whole or not at all.
+
+    The file says which converter wrote it, in its header or in an entry that torch passes over.
+    """
     pieces = {
         key: (shape, dtype, lambda read=read: iter([read()]))
         for key, (shape, dtype, read) in tensors.items()
@@ -252,12 +258,23 @@ def write(out: pathlib.Path, tensors: Mapping[str, Any], *, converter: str) -> N
         plan.write_safetensors(middle, pieces, metadata=header)
         with atomic_path(out) as temporary:
             torch.save(load_file(middle), temporary)
+            archives.add_note(temporary, converter)
+
+
+def is_own(path: pathlib.Path) -> bool:
+    """Whether `write` wrote a file: weights of others have the same extensions."""
+    try:
+        is_torch = path.suffix != ".safetensors"
+        note = archives.read_note(path) if is_torch else read_header(path)[1].get("converter", "")
+    except UserError:
+        return False
+    return note.startswith(NAME + " ")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and gives its exit status."""
     what = "model folder, a part of one, or a name"
-    options = command.parser("convert.to_torch", __doc__, source=what, out="FILE", dtype=None)
+    options = command.parser(NAME, __doc__, source=what, out="FILE", dtype=None)
     return command.run(examine, options, argv)
 
 

@@ -8,6 +8,7 @@ from convert.engine.pickles import MAX_PICKLE
 from dicode_jax.errors import UserError, printable
 
 _MAX_TABLE = 1 << 24  # bytes that say what is in an archive; 60 for every tensor
+_NOTE, _MAX_NOTE = "converter", 1000  # name of the entry, bytes
 _END, _END64, _LOCATOR64 = b"PK\5\6", b"PK\6\6", b"PK\6\7"
 
 
@@ -86,3 +87,20 @@ def spans(path: pathlib.Path) -> list[tuple[int, int, str, int]]:
             end = start + entry.file_size
             out.append((start, entry.file_size, entry.filename, entry.CRC))
     return out
+
+
+def add_note(path: pathlib.Path, text: str) -> None:
+    """Adds an entry to a file that `torch.save` wrote, which torch passes over."""
+    with zipfile.ZipFile(path, "a") as archive:
+        folder = archive.namelist()[0].split("/")[0]
+        archive.writestr(f"{folder}/{_NOTE}", text)
+
+
+def read_note(path: pathlib.Path) -> str:
+    """What `add_note` added; empty for any other file."""
+    try:
+        notes = [e for e in _entries(path) if e.filename.endswith(f"/{_NOTE}")]
+        with zipfile.ZipFile(path) as archive:
+            return "".join(archive.read(e).decode() for e in notes if e.file_size < _MAX_NOTE)
+    except Exception:  # whatever it is, it has no note
+        return ""

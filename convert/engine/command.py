@@ -191,6 +191,9 @@ def perform(main: Callable[[argparse.Namespace], Result], args: Any, prog: str) 
     except ConversionError as error:
         report["problems"] = error.problems
         raise UserError(_summary(error, args.report)) from error
+    except (UserError, KeyboardInterrupt) as error:
+        report["problems"] = ["interrupted" if isinstance(error, KeyboardInterrupt) else str(error)]
+        raise
     finally:
         if args.report:
             _write_report(args.report, report)

@@ -19,7 +19,7 @@ from convert.engine.rules import to_numpy
 from convert.engine.sources import LazyTensor, open_source
 from convert.engine.yaml import reading, typed
 from dicode_jax import config as config_lib
-from dicode_jax.errors import UserError
+from dicode_jax.errors import UserError, printable
 from dicode_jax.models.causal_lm import BodyConfig
 from dicode_jax.storage.files import read_object
 from dicode_jax.text.gpt import IMAGE_TOKENS, TextTokenizer
@@ -91,7 +91,7 @@ def read_options(
     if unknown:
         warnings.warn(
             f"options of the config that {title} does not have are passed over: "
-            f"{', '.join(unknown)}",
+            f"{printable(', '.join(unknown), 300)}",
             stacklevel=2,
         )
     return out

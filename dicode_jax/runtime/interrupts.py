@@ -2,27 +2,32 @@
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
 
 __all__ = ["exit_status", "polite_signals"]
+
+_PATIENCE = 10.0  # seconds for removing what is unfinished
 
 
 @contextlib.contextmanager
 def polite_signals() -> Iterator[None]:
     """While entered, SIGTERM and SIGHUP unwind like Ctrl-C, so that unfinished files are removed.
 
-    Only the first one does: schedulers repeat them, and the repetition must not stop the removing.
-    A signal that is ignored stays so, as `nohup` wants.
+    Schedulers repeat themselves, and people press Ctrl-C twice: what follows the first signal within
+    ten seconds must not stop the removing. A signal that is ignored stays so, as `nohup` wants.
     """
     before = {}
+    patient_until = 0.0
 
     def stop(number, frame):
-        for other in before:
-            signal.signal(other, signal.SIG_IGN)
-        raise KeyboardInterrupt(signal.Signals(number))
+        nonlocal patient_until
+        if time.monotonic() >= patient_until:
+            patient_until = time.monotonic() + _PATIENCE
+            raise KeyboardInterrupt(signal.Signals(number))
 
     try:
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, stop)
     except ValueError:  # not in the main thread

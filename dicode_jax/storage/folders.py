@@ -20,7 +20,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from dicode_jax.errors import UserError
-from dicode_jax.storage.files import atomic_path, is_file_name, short
+from dicode_jax.storage.files import atomic_path, is_file_name, read_object, short
 
 __all__ = ["MARK", "REPORT", "check_folder", "is_report", "new_folder"]
 
@@ -281,10 +281,9 @@ def _is_listed(folder: pathlib.Path, name: str) -> bool:
 def _read_json(path: pathlib.Path) -> dict:
     """The object in a regular file, empty when it is none."""
     try:
-        found = json.loads(path.read_text()) if _is_file(path) else {}
-    except (OSError, ValueError, RecursionError):
+        return read_object(path, "an object") if _is_file(path) else {}
+    except UserError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _is_file(path: pathlib.Path) -> bool:

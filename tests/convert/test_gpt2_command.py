@@ -154,7 +154,9 @@ def test_added_tokens_that_do_not_follow_the_vocabulary_are_refused(tmp_path, ca
 
 def test_options_that_change_nothing_pass_and_what_is_not_known_is_reported(tmp_path, capsys):
     labels = {"id2label": {"0": "A"}, "label2id": {"A": 0}, "_num_labels": 1, "is_decoder": False}
-    for extra, told in ((labels, []), ({"my_note": 3}, ["my_note"])):
+    forged = "my\x1b[2Jnote\nall is well"
+    told_of = "my\\x1b[2Jnote all is well"
+    for extra, told in ((labels, []), ({"my_note": 3}, ["my_note"]), ({forged: 3}, [told_of])):
         folder = write_folder(tmp_path / "in", CONFIG | extra, checkpoint())
         assert run(folder, "--out", tmp_path / "out", "--overwrite") == 0
         said = [f"options of the config that GPT-2 does not have are passed over: {name}"

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tiny import random_module, tiny_pipeline
 
 from convert import to_torch
@@ -171,6 +171,31 @@ def test_a_config_of_far_more_layers_than_there_are_is_refused_at_once(tmp_path,
     assert to_torch.main([str(tmp_path / "ours"), "--out", str(tmp_path / "a.safetensors")]) == 2
     assert time.monotonic() - before < 60  # as many layers take many minutes
     assert "asks for more than 1" in capsys.readouterr().err
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_only_files_of_its_own_are_overwritten(suffix, tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    cfg = CONFIGS["resampler"]
+    module = random_module(lambda: to_torch.KINDS[type(cfg)].module(cfg, rngs=nnx.Rngs(0)))
+    weights.save_module(tmp_path / "ours", module, cfg)
+    out, mine = tmp_path / f"out{suffix}", tmp_path / f"mine{suffix}"
+    args = [str(tmp_path / "ours"), "--overwrite", "--out"]
+    for _ in range(2):
+        assert to_torch.main([*args, str(out)]) == 0
+    written = {key: tensor.numpy() for key, tensor in open_source(out).items()}
+    assert written
+    if suffix == ".pt":
+        assert set(torch.load(out, weights_only=True, mmap=True)) == set(written)
+        torch.save({"w": torch.zeros(2)}, mine)
+    else:
+        save_file(written, mine)
+    for content in (mine.read_bytes(), b"trained for weeks"):
+        mine.write_bytes(content)
+        assert to_torch.main([*args, str(mine)]) == 2
+        assert "was not written by this command" in capsys.readouterr().err
+        assert mine.read_bytes() == content
 
 
 def test_what_is_in_the_way_or_no_model_is_refused(tmp_path, capsys):

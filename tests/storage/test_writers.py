@@ -52,14 +52,29 @@ def test_a_tokenizer_is_written_whole_beside_a_link(pipe, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "count"),
-    [(signal.SIGTERM, 143, 1), (signal.SIGTERM, 143, 9), (signal.SIGHUP, 129, 1)],
+    ("numbers", "status"),
+    [
+        ([signal.SIGTERM], 143),
+        ([signal.SIGTERM] * 9, 143),
+        ([signal.SIGHUP], 129),
+        ([signal.SIGINT] * 2, 130),
+        ([signal.SIGINT, signal.SIGTERM], 130),
+        ([signal.SIGTERM, signal.SIGINT], 143),
+    ],
 )
-def test_a_signal_during_a_conversion_leaves_nothing(tmp_path, number, status, count):
+def test_signals_during_a_conversion_leave_nothing(tmp_path, numbers, status):
     code = (
-        "import signal, sys, time\n"
-        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # which children of nohup ignore
+        "import shutil, signal, sys, time\n"
+        # Which children of nohup, and of a process in the background, ignore.
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from convert.engine import command\n"
+        "remove = shutil.rmtree\n"
+        "def slowly(*args, **options):\n"
+        "    print('removing', flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "    remove(*args, **options)\n"
+        "shutil.rmtree = slowly\n"
         "def main(args):\n"
         "    with command.output_folder(args.out) as folder:\n"
         "        (folder / 'model.safetensors').write_text('half')\n"
@@ -71,16 +86,18 @@ def test_a_signal_during_a_conversion_leaves_nothing(tmp_path, number, status, c
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "out")],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stdout.readline() == "writing\n"
-    for _ in range(count):  # schedulers repeat themselves
+    process.send_signal(numbers[0])
+    assert process.stdout.readline() == "removing\n"
+    for number in numbers[1:]:  # schedulers repeat themselves, and so do people
         process.send_signal(number)
         time.sleep(0.001)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate("\n", timeout=60)
     assert not os.listdir(tmp_path)
-    if count == 1:  # else a late one may cut the message
-        assert process.returncode == status
-        assert error == "python -m convert.test: interrupted, nothing half-written is left\n"
+    assert process.returncode == status
+    assert error == "python -m convert.test: interrupted, nothing half-written is left\n"

@@ -262,6 +262,13 @@ def test_what_a_main_returns_is_reported_and_written(tmp_path, capsys):
     assert "does not fit: a: 1; b: 2" in capsys.readouterr().err
     report = json.loads(path.read_text())
     assert (report["told"], report["problems"]) == (1, ["a: 1", "b: 2"])
+    for error, told in (
+        (UserError("disk full"), "disk full"),
+        (KeyboardInterrupt(), "interrupted"),
+    ):
+        assert shell(tmp_path, lambda args, e=error: Work("{}", e), "--report", str(path),
+                     "--overwrite")  # fmt: skip
+        assert json.loads(path.read_text())["problems"] == [told]
 
 
 def test_an_output_appears_whole_or_not_at_all(tmp_path, capsys):
