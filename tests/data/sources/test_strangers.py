@@ -8,7 +8,9 @@ import json
 import os
 import socket
 
+import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 from media_files import greys, mp4_bytes, write_tar
 
 from dicode_jax import cli
@@ -249,6 +251,50 @@ def test_a_header_of_a_packed_record_is_short(tmp_path):
         with pytest.raises(BrokenRecord) as caught:
             source.record(i)
         assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("options", ["group_size:1,uncompressed", "group_size:3,zstd"])
+def test_chunks_of_a_shard_are_weighed_wherever_they_lie(tmp_path, monkeypatch, options):
+    path = str(tmp_path / "x.array_record")
+    monkeypatch.setattr(sources_array_record, "_LIGHT", 0)
+    monkeypatch.setattr(sources_array_record, "_MAX_RATIO", 0)
+    rng = np.random.default_rng(0)
+    writer = ArrayRecordWriter(path, options)
+    for size in [*range(65_380, 65_580, 7), *rng.integers(1, 300_000, 20)]:
+        writer.write(rng.bytes(size))
+    writer.close()
+    step = int(options[11])
+    wanted = [range(i, min(i + step, 49)) for i in range(0, 49, step)]
+    assert sources_array_record.heavy_records(path)[: len(wanted)] == wanted
+
+
+def test_a_packed_record_that_unpacks_to_far_more_is_broken(tmp_path, monkeypatch):
+    writer = ArrayRecordWriter(str(tmp_path / "x.array_record"), "group_size:1,zstd")
+    for data in (b"x", bytes(100_000), b"y"):
+        writer.write(sources_array_record.pack("a", [], ".mp4", data))
+    writer.close()
+    monkeypatch.setattr(sources_array_record, "_LIGHT", 1000)
+    source = opened(tmp_path)
+    assert (source.record(0).media.data, source.record(2).media.data) == (b"x", b"y")
+    with pytest.raises(BrokenRecord, match=r"x.array_record:1: .*unpack to far more"):
+        source.record(1)
+
+
+@pytest.mark.parametrize("count", [2**40, 2**63, 5000])
+def test_a_shard_that_claims_records_without_end_is_left_out(tmp_path, monkeypatch, count):
+    for name in ("a", "b"):
+        record = sources_array_record.pack("a", [], ".mp4", b"x")
+        sources_array_record.write_shard(tmp_path / f"{name}.array_record", [record])
+    opens = sources_array_record._open
+
+    class Liar:
+        num_records = staticmethod(lambda: count)
+        close = staticmethod(lambda: None)
+
+    monkeypatch.setattr(sources_array_record, "_open", lambda p: Liar if "a.arr" in p else opens(p))
+    source = opened(tmp_path)
+    assert len(source) == 1
+    assert source.left_out[0].endswith(f"ArrayRecord file (it claims {count:,} records)")
 
 
 @pytest.mark.parametrize("how", ["gone", "changed", "cut"])
