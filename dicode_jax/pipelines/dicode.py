@@ -136,8 +136,16 @@ class DiCoDePipeline(base.Pipeline):
 
     @classmethod
     def _read_text(cls, folder: pathlib.Path, configs: Mapping[str, Any]) -> TextTokenizer | None:
-        has_text = "language_model" in configs
-        return TextTokenizer.from_file(folder / base.TEXT_FOLDER) if has_text else None
+        if "language_model" not in configs:
+            return None
+        text = TextTokenizer.from_file(folder / base.TEXT_FOLDER)
+        known = configs["language_model"].body.vocab_size
+        if text.vocab_size > known:
+            raise UserError(
+                f"{folder}: the text tokenizer has {text.vocab_size} ids, the language model has "
+                f"{known}"
+            )
+        return text
 
     @classmethod
     def _assemble(cls, parts: Mapping[str, Any], **known: Any) -> "DiCoDePipeline":

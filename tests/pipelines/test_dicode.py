@@ -15,6 +15,7 @@ from dicode_jax.nn.rngs import sample_keys
 from dicode_jax.pipelines import dicode as pipelines_dicode
 from dicode_jax.pipelines.dicode import DiCoDePipeline, GenerationConfig, PipelineConfig
 from dicode_jax.storage import weights
+from dicode_jax.text.gpt import learn
 
 PROMPTS = [
     "a red circle moves right on a black background",
@@ -335,6 +336,14 @@ def test_weights_that_a_narrow_type_cannot_hold_are_refused_at_load(pipe, tmp_pa
             tmp_path / "model", dtype="float16"
         )
     assert weights.hash_module(tmp_path / "model/decoder") == before
+
+
+def test_a_vocabulary_with_more_ids_than_the_language_model_is_refused(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    learn([], vocab_size=300).save(tmp_path / "text")
+    for load in (DiCoDePipeline.check_folder, DiCoDePipeline.from_pretrained):
+        with pytest.raises(UserError, match="has 323 ids, the language model has 210"):
+            load(tmp_path)
 
 
 @pytest.mark.parametrize("value", [np.nan, 3e38])
