@@ -14,8 +14,9 @@ _PATIENCE = 10.0  # seconds for removing what is unfinished
 def polite_signals() -> Iterator[None]:
     """While entered, SIGTERM and SIGHUP unwind like Ctrl-C, so that unfinished files are removed.
 
-    Schedulers repeat themselves, and people press Ctrl-C twice: what follows the first signal within
-    ten seconds must not stop the removing. A signal that is ignored stays so, as `nohup` wants.
+    Schedulers repeat themselves, and people press Ctrl-C twice: what follows the first signal
+    within ten seconds does not stop the removing. A signal that is ignored stays so, as `nohup`
+    wants.
     """
     before = {}
     patient_until = 0.0

@@ -68,6 +68,20 @@ def is_file_name(path: str | os.PathLike) -> bool:
         return False
 
 
+def cache_folder() -> pathlib.Path | None:
+    """Where this user keeps what can be made again; None for a user without a home.
+
+    It need not exist, and may not be writable: work goes on without it.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):  # its specification passes over others
+        home = os.path.expanduser("~") if os.environ.get("HOME") != "" else ""
+        if not os.path.isabs(home):  # as containers may have it: nowhere in the list of users
+            return None
+        cache = os.path.join(home, ".cache")
+    return pathlib.Path(cache, "dicode_jax")
+
+
 def read_small(path: str | os.PathLike, limit: int = MAX_TEXT) -> bytes:
     """What is in a small file. Pipes and devices, which may never end, are not opened.
 

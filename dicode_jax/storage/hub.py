@@ -15,6 +15,7 @@ from typing import Any
 
 from dicode_jax.errors import UserError
 from dicode_jax.kinds import CONFIG_FILE
+from dicode_jax.storage.files import cache_folder
 
 __all__ = ["FILES", "find_folder", "find_model", "upload"]
 
@@ -22,6 +23,7 @@ ASSETS = "dicode_jax.assets"
 DEFAULT_MODEL = "shapes"
 FILES = ("*.safetensors", "*.json", "*.txt", "*.md")
 
+_SAY = {"HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"}  # where downloads are kept
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _BARE_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _FILE_NAME = re.compile(r".*\.(json|txt|gz|safetensors|bin|pt|pth|ckpt)")  # and no model's
@@ -112,6 +114,8 @@ def _download(
     import huggingface_hub
     from huggingface_hub import errors
 
+    if options.get("cache_dir") is None and cache_folder() is None and not _SAY & set(os.environ):
+        raise UserError(f"there is no home folder to keep {name} in; set HF_HOME to a folder")
     try:
         folder = huggingface_hub.snapshot_download(
             name,
