@@ -29,6 +29,7 @@ from dicode_jax.runtime import distributed
 from dicode_jax.runtime.interrupts import exit_status, polite_signals
 from dicode_jax.runtime.sharding import gather_to_host, global_batch, make_mesh
 from dicode_jax.storage import folders
+from dicode_jax.storage.files import cache_folder
 from dicode_jax.training import flops
 from dicode_jax.training.checkpoint import Checkpointer
 from dicode_jax.training.logs import MetricsLog
@@ -461,8 +462,12 @@ def leave(status: int, line: str) -> int:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs between runs, unless the environment already says where."""
-    if not jax.config.jax_compilation_cache_dir:
-        folder = pathlib.Path.home() / ".cache" / "dicode_jax"
+    """Keeps compiled programs between runs, where the environment says or the user has a place."""
+    folder = cache_folder()
+    if jax.config.jax_compilation_cache_dir or folder is None:
+        return
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK | os.X_OK):  # else jax would warn of each program
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

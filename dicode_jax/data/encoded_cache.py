@@ -388,7 +388,8 @@ class EncodedCache:
         from tqdm import tqdm
 
         wrong = []
-        for shard in tqdm(self.manifest["shards"], desc="verifying", unit="shard"):
+        shards = self.manifest["shards"]
+        for shard in tqdm(shards, desc="verifying", unit="shard", disable=None):
             path = self.folder / shard["file"]
             hashes = {path: shard["sha256"], path.with_suffix(".json"): shard["index_sha256"]}
             wrong += [p.name for p, wanted in hashes.items() if hash_file(p) != wanted]

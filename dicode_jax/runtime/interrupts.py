@@ -15,7 +15,7 @@ def polite_signals() -> Iterator[None]:
     """While entered, SIGTERM and SIGHUP unwind like Ctrl-C, so that unfinished files are removed.
 
     Schedulers repeat themselves, and people press Ctrl-C twice: what follows the first signal
-    within ten seconds must not stop the removing. A signal that is ignored stays so, as `nohup`
+    within ten seconds does not stop the removing. A signal that is ignored stays so, as `nohup`
     wants.
     """
     before = {}

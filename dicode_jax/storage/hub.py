@@ -18,6 +18,7 @@ from dicode_jax import config as config_lib
 from dicode_jax import kinds
 from dicode_jax.errors import UserError, printable
 from dicode_jax.kinds import CONFIG_FILE
+from dicode_jax.storage.files import cache_folder
 
 __all__ = ["FILES", "find_folder", "find_model", "upload"]
 
@@ -25,6 +26,7 @@ ASSETS = "dicode_jax.assets"
 DEFAULT_MODEL = "shapes"
 FILES = ("*.safetensors", "*.json", "*.txt", "*.md")
 
+_SAY = {"HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"}  # where downloads are kept
 _WORD = r"[A-Za-z0-9](?:[\w-]|\.(?!\.)){0,95}"  # becomes a part of paths in the cache
 _HUB_NAME = re.compile(f"{_WORD}/{_WORD}", re.ASCII)
 _BARE_NAME = re.compile(_WORD, re.ASCII)
@@ -122,6 +124,8 @@ def _download(
     import huggingface_hub
     from huggingface_hub import errors
 
+    if options.get("cache_dir") is None and cache_folder() is None and not _SAY & set(os.environ):
+        raise UserError(f"there is no home folder to keep {name} in; set HF_HOME to a folder")
     try:
         folder = huggingface_hub.snapshot_download(
             name,

@@ -50,6 +50,21 @@ def downloads(monkeypatch, folder):
     return calls
 
 
+def test_downloads_need_a_place(downloads, monkeypatch):
+    for home in (None, ""):
+        for variable in ("XDG_CACHE_HOME", "HOME", *hub._SAY):
+            monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+        if home is not None:
+            monkeypatch.setenv("HOME", home)
+        with pytest.raises(UserError, match=f"no home folder to keep {NAME} in; set HF_HOME"):
+            hub.find_model(NAME)
+        assert not downloads
+    assert hub.find_model(NAME, cache_dir="somewhere")
+    monkeypatch.setenv("HF_HOME", "somewhere")
+    assert hub.find_model(NAME)
+
+
 def failing(monkeypatch, error):
     def snapshot_download(name, **_):
         raise error
