@@ -20,16 +20,16 @@ from dicode_jax.typing import Array
 _Module = TypeVar("_Module", bound=nnx.Module)
 
 
-def sample_keys(seeds: Sequence[int]) -> Array:
+def sample_keys(seeds: Sequence[int] | Array) -> Array:
     """One key for each sample, of its own seed (0 to 2**32 - 1) alone."""
     # Folded once more for the sake of the videos that a seed has always given.
     first = lambda seed: jax.random.fold_in(jax.random.key(seed), 0)  # noqa: E731
-    return jax.vmap(first)(np.asarray(seeds, np.uint32))
+    return jax.vmap(first)(jax.numpy.asarray(seeds, np.uint32))
 
 
-def fold(keys: Array, number: int) -> Array:
-    """Folds a number into each of the keys."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+def fold(keys: Array, number: int | Array) -> Array:
+    """Folds a number, or one for each, into the keys."""
+    return jax.vmap(jax.random.fold_in, (0, 0 if jax.numpy.ndim(number) else None))(keys, number)
 
 
 class ShapeRngs:
