@@ -220,11 +220,13 @@ def _use_data(pattern: str) -> Use:
         cfg = DataConfig(path=path, num_frames=4)
         source = open_source(cfg, split="all")
         for i in range(min(len(source), 4)):
-            with contextlib.suppress(UserError):
+            try:
                 record = source.record(i)
                 read = clips.read_frame if record.is_image else clips.read_clip
                 read(record, cfg, 8, np.random.default_rng(0))
-        return None
+            except UserError as error:
+                refusal = str(error)
+        return refusal
 
     return use
 
