@@ -5,6 +5,7 @@ Downloads are cached and resumed by `huggingface_hub`, which also honours `HF_HU
 hold code, unless a converter asks `find_folder` for the files of an original.
 """
 
+import hashlib
 import importlib.resources
 import itertools
 import os
@@ -15,11 +16,12 @@ from typing import Any
 
 from dicode_jax.errors import UserError
 from dicode_jax.kinds import CONFIG_FILE
-from dicode_jax.storage.files import cache_folder
+from dicode_jax.storage.files import cache_folder, read_small
 
-__all__ = ["FILES", "find_folder", "find_model", "upload"]
+__all__ = ["FILES", "check_packaged", "find_folder", "find_model", "packaged", "upload"]
 
 ASSETS = "dicode_jax.assets"
+SUMS_FILE = "SHA256SUMS"  # of weights, configs and tokenizers; as `sha256sum` writes it
 DEFAULT_MODEL = "shapes"
 FILES = ("*.safetensors", "*.json", "*.txt", "*.md")
 
@@ -46,14 +48,14 @@ def find_model(
     Raises:
       UserError: There is no such model, it cannot be reached, or it holds no configuration.
     """
-    name, packaged = str(path_or_name or DEFAULT_MODEL), _packaged()
+    name, ours = str(path_or_name or DEFAULT_MODEL), packaged()
     is_folder = path_or_name is not None and os.path.isdir(path_or_name)
-    if not is_folder and name in packaged and revision is None:
-        return packaged[name]
+    if not is_folder and name in ours and revision is None:
+        return ours[name]
     if not is_folder and not _HUB_NAME.fullmatch(name) and revision is None:
         raise UserError(
             f"no model {name!r}: it is neither a folder, a packaged model "
-            f"({', '.join(sorted(packaged)) or 'there is none'}) nor a name owner/name on the Hub"
+            f"({', '.join(sorted(ours)) or 'there is none'}) nor a name owner/name on the Hub"
         )
     folder = find_folder(name, revision=revision, **options)
     if not os.path.isfile(folder / CONFIG_FILE):
@@ -193,10 +195,41 @@ def upload(
     return f"https://huggingface.co/{name}"
 
 
-def _packaged() -> dict[str, pathlib.Path]:
+def packaged() -> dict[str, pathlib.Path]:
     """Models in the package, by name."""
     root = pathlib.Path(str(importlib.resources.files(ASSETS)))
     return {path.parent.name: path.parent for path in root.glob(f"*/{CONFIG_FILE}")}
+
+
+def check_packaged(name: str) -> int:
+    """Compares the files of a packaged model with the SHA-256 that the package lists.
+
+    Returns:
+      How many there are.
+
+    Raises:
+      UserError: One is missing or changed, or none is listed.
+    """
+    root = packaged()[name].parent
+    lines = read_small(root / SUMS_FILE).decode().splitlines()
+    listed = [line.split("  ", 1) for line in lines]
+    own = {path: digest for digest, path in listed if path.startswith(f"{name}/")}
+    wrong = [path for path, digest in own.items() if _sha256(root / path) != digest]
+    if wrong or not own:
+        what = f"{wrong[0]} is not" if wrong else "its files are not listed"
+        raise UserError(
+            f"the packaged model {name} is damaged: {what} as it was packaged; install again"
+        )
+    return len(own)
+
+
+def _sha256(path: pathlib.Path) -> str:
+    """Of a file; empty when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def _first_line(error: Exception) -> str:
