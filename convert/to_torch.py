@@ -116,7 +116,8 @@ def original_state_dict(
       UserError: The tensors are not those of the configuration.
     """
     kind = KINDS[type(cfg)]
-    shapes = plan.flat_shapes(nnx.state(blank(kind.module, cfg)))
+    module = blank(kind.module, cfg, most=len(source) + 100)  # a large misfit takes no time
+    shapes = plan.flat_shapes(nnx.state(module))
     if shapes != {path: tuple(tensor.shape) for path, tensor in source.items()}:
         wrong = sorted(set(shapes) ^ set(source))
         raise UserError(

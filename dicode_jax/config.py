@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 Config = TypeVar("Config")
+MAX_FILE = 1 << 22  # bytes of a config.json, with notes on where weights come from
+MAX_LIST = 10_000  # values
 
 
 def load_config_file(path: str | pathlib.Path) -> Any:
@@ -131,7 +133,12 @@ def _converter() -> cattrs.Converter:
 
     @made.register_structure_hook_factory(lambda kind: get_origin(kind) is tuple)
     def _(_):
-        return lambda data, kind: fill_tuple(exactly(data, list), kind)
+        def fill(data, kind):
+            if isinstance(data, list) and len(data) > MAX_LIST:  # each fault is told by itself
+                raise ValueError(f"want at most {MAX_LIST} values, got {len(data)}")
+            return fill_tuple(exactly(data, list), kind)
+
+        return fill
 
     @made.register_structure_hook_factory(dataclasses.is_dataclass)
     def _(kind):
@@ -196,7 +203,7 @@ def read_json(path: str | pathlib.Path) -> tuple[str | None, dict[str, Any]]:
     path = pathlib.Path(path)
     if not os.path.exists(path):
         raise UserError(f"no configuration at {path}")
-    data = read_object(path, "a configuration")
+    data = read_object(path, "a configuration", MAX_FILE)
     kind, version = data.get("kind"), data.pop("version", kinds.VERSION)
     if version != kinds.VERSION:
         raise UserError(

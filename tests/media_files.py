@@ -2,6 +2,7 @@
 
 import fractions
 import io
+import struct
 import tarfile
 
 import av
@@ -52,3 +53,12 @@ def write_tar(path, members):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
+
+
+def gif_bytes(width, height, count, delay=200):
+    """A GIF of `count` frames, each of a few bytes however large; `delay` in hundredths."""
+    data = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
+    for i in range(count):
+        data += b"\x21\xf9\x04\0" + struct.pack("<H", delay) + b"\0\0"
+        data += b"\x2c" + struct.pack("<HHHHB", i % width, 0, 1, 1, 0) + b"\x02\x02\x4c\x01\0"
+    return data + b";"

@@ -168,6 +168,15 @@ def test_nothing_is_taken_for_a_value_of_another_type_and_all_places_are_named(d
         config_lib.from_dict(Outer, data)
 
 
+def test_enormous_lists_and_files_are_refused_as_a_whole(tmp_path):
+    many = ["a"] * 10_001  # a fault each, of which an error would be made
+    with pytest.raises(UserError, match=r"at most 10000 values, got 10001 @ \$.inner.sizes"):
+        config_lib.from_dict(Outer, {"inner": {"sizes": many}})
+    (tmp_path / "c.json").write_text(json.dumps({str(i): i for i in range(400_000)}))
+    with pytest.raises(UserError, match="too large"):
+        config_lib.from_json(Outer, tmp_path / "c.json")
+
+
 def test_a_field_that_is_missing_is_named():
     with pytest.raises(UserError, match=r"missing @ \$.body"):
         config_lib.from_dict(DiCoDeLMConfig, {})

@@ -18,6 +18,7 @@ from dicode_jax.data.stream import (
     first_batches,
     stream_examples,
 )
+from dicode_jax.errors import printable
 from dicode_jax.runtime.sharding import batch_share, make_mesh
 from dicode_jax.training.evaluate import Evaluation
 from dicode_jax.training.stage import LossFn, Stage
@@ -115,7 +116,8 @@ def sheets(paint: Callable[[nnx.Module], tuple[Sequence[np.ndarray], Sequence[st
 
         rows, labels = paint(model)
         if jax.process_index() == 0:
-            contact_sheet(folder / f"{step:06d}.png", rows, labels=labels)
+            shown = [printable(label, 200) for label in labels]
+            contact_sheet(folder / f"{step:06d}.png", rows, labels=shown)
 
     return sample
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from dicode_jax.data import encoded_cache
 from dicode_jax.data.encoded_cache import Broken, EncodedCache, Example, Spec, shard_path
-from dicode_jax.data.records import ClipSource, Subset
+from dicode_jax.data.records import ClipSource, Subset, some, told
 from dicode_jax.data.sources import open as sources
 from dicode_jax.data.sources.identity import fingerprint
 from dicode_jax.data.stream import BatchStream
@@ -124,7 +124,7 @@ def open_videos(config: ARTrainConfig, options: EncodeOptions) -> tuple[ClipSour
     if is_world and options.limit is None:
         raise UserError("the synthetic world never ends: say how many videos with --limit")
     source = sources.open_source(config.data, split=split, seed=config.seed)
-    for line in source.left_out:
+    for line in told(source.left_out):
         print(f"left out: {line}", flush=True)
     if options.limit is not None and options.limit < len(source):
         source = Subset(source, np.arange(options.limit))
@@ -237,11 +237,9 @@ class Tally:
     def check(self) -> None:
         """Compares with the allowed share, however little was read."""
         if len(self.broken) > self.max_broken * self.num_read:
-            names = list(self.broken)
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise UserError(
-                f"{len(names)} of {self.num_read} videos are broken, more than max_broken="
-                f"{self.max_broken:g} allows: {', '.join(names[:3])}{more}; mend these files and "
+                f"{len(self.broken)} of {self.num_read} videos are broken, more than max_broken="
+                f"{self.max_broken:g} allows: {some(list(self.broken))}; mend these files and "
                 "add --retry-broken, or raise --data.max_broken"
             )
 

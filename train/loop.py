@@ -26,6 +26,7 @@ from dicode_jax import config as config_lib
 from dicode_jax.data.stream import BatchStream
 from dicode_jax.errors import Faults, UserError
 from dicode_jax.runtime import distributed
+from dicode_jax.runtime.interrupts import exit_status, polite_signals
 from dicode_jax.runtime.sharding import gather_to_host, global_batch, make_mesh
 from dicode_jax.storage import folders
 from dicode_jax.storage.files import cache_folder
@@ -170,7 +171,14 @@ def _start(task: Task, checkpoints: Checkpointer) -> tuple[Prepared, TrainState]
     )
     jax.tree.map(lambda x: x.delete(), prepared.state)  # room for what is read
     state, position = checkpoints.restore(abstract)
-    task.batches.restore(position)
+    try:
+        task.batches.restore(position)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        damaged = checkpoints.folder / str(checkpoints.latest_step)
+        raise UserError(
+            f"{damaged} says no place in the data: it is damaged; delete that folder to go on from "
+            "the one before"
+        ) from error
     return prepared, state
 
 
@@ -371,30 +379,32 @@ def main(
       build_stage: Makes the stage of a config; with it the batch is fitted to the machine.
 
     Returns:
-      The exit status: 0 at the end and after SIGTERM, 2 after a mistake of the user, 130 after
-      Ctrl-C.
+      The exit status: 0 at the end, and after SIGTERM or SIGHUP once steps are done (143 or 129
+      before), 2 after a mistake of the user, 130 after Ctrl-C.
     """
     workdir = config = None
     try:
-        said = command.parse(argv, config_types, _options, prog=prog, about=_first_line(build))
-        options, workdir = said.options, said.options.workdir
-        distributed.initialize(**dataclasses.asdict(said.processes))
-        use_compilation_cache()
-        faults = Faults()
-        config = settle(find_sources(said.config, faults), workdir, faults)
-        if build_stage is not None:
-            preflight.tell_found(said, config)
-            config = preflight.fit(said, config, build_stage, workdir)
-        check(workdir, config)  # a folder that is refused does not even get a lock
-        with hold(workdir):
-            if longer := claim(workdir, config):
-                print(longer, flush=True)
-            outcome = run(build(config, workdir), options)
+        with polite_signals():  # while there is no step to save
+            said = command.parse(argv, config_types, _options, prog=prog, about=_first_line(build))
+            options, workdir = said.options, said.options.workdir
+            distributed.initialize(**dataclasses.asdict(said.processes))
+            use_compilation_cache()
+            faults = Faults()
+            config = settle(find_sources(said.config, faults), workdir, faults)
+            if build_stage is not None:
+                preflight.tell_found(said, config)
+                config = preflight.fit(said, config, build_stage, workdir)
+            check(workdir, config)  # a folder that is refused does not even get a lock
+            with hold(workdir):
+                if longer := claim(workdir, config):
+                    print(longer, flush=True)
+                outcome = run(build(config, workdir), options)
     except UserError as error:
         return leave(2, f"error: {error}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         return leave(
-            130, f"stopped; the same command goes on from the last checkpoint in {workdir}"
+            exit_status(interrupt),
+            f"stopped; the same command goes on from the last checkpoint in {workdir}",
         )
     except Exception as error:
         is_memory = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXH" in str(error)

@@ -5,7 +5,6 @@ makes the body besides that a language model starts from, of the original that `
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -108,5 +107,4 @@ def _is_made_from(body: pathlib.Path, original: pathlib.Path) -> bool:
     """Whether a body was converted from these very files."""
     if not (body / weights.WEIGHTS_FILE).is_file():
         return False
-    sources = json.loads(weights.read_metadata(body).get("sources", "{}"))
-    return sources == open_source(original).sha256()
+    return weights.read_sources(weights.read_metadata(body)) == open_source(original).sha256()

@@ -33,7 +33,9 @@ def add_parsers(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="look at N records only, evenly spread",
     )
     sub.add_argument("--kind", choices=_KINDS, help="what PATH is (default: told by its form)")
-    sub.add_argument("--root", metavar="FOLDER", help="where the files of a table lie")
+    sub.add_argument(
+        "--root", metavar="FOLDER", help="where the files of a table lie; read nothing outside"
+    )
     sub.add_argument("--video-column", metavar="NAME", help="column of a table with the file")
     sub.add_argument("--caption-column", metavar="NAME", help="column of a table with the caption")
 

@@ -143,9 +143,9 @@ def _cache() -> str:
 
 
 def _models() -> str:
-    from dicode_jax.storage import hub
+    from dicode_jax.storage import packaged
 
-    counts = {name: hub.check_packaged(name) for name in hub.packaged()}
+    counts = {name: packaged.check(name) for name in packaged.models()}
     return ", ".join(f"{name} ({count} files as packaged)" for name, count in counts.items())
 
 

@@ -7,7 +7,7 @@ import pathlib
 import shutil
 import sys
 
-from dicode_jax.errors import UserError
+from dicode_jax.errors import UserError, printable
 from dicode_jax.pipelines.options import Whole, number
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
@@ -74,24 +74,29 @@ def metrics(args: argparse.Namespace) -> None:
     """Prints a table of what a run logged, and draws its curves."""
     from dicode_jax.storage.files import atomic_path, check_output
     from dicode_jax.training import curves
-    from dicode_jax.training.logs import read_metrics
+    from dicode_jax.training.logs import read_log
 
     if args.out is not None:
         check_output(args.out, PLOT_SUFFIXES)
     path = pathlib.Path(args.workdir) / "metrics.jsonl"
     if not os.path.isfile(path):
         raise UserError(f"no metrics.jsonl in {args.workdir}; name the --workdir of a training")
-    records = read_metrics(path)
+    records, passed_over = read_log(path)
     if not curves.metric_names(records):
-        raise UserError(f"{path} holds no step yet; the training writes one every --log-every")
+        others = f" (lines of anything else: {passed_over})" if passed_over else ""
+        raise UserError(
+            f"{path} holds no step yet{others}; the training writes one every --log-every"
+        )
     shown = curves.summarize(records, OVERVIEW_ROWS) if args.last is None else records[-args.last :]
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print(curves.table(shown, width=width))
     first, last = records[0]["step"], records[-1]["step"]
     print(f"{len(records)} logged steps, {first} to {last}")
+    if passed_over:
+        print(f"lines passed over, as they are no step's: {passed_over}")
     if args.out is not None:
         with atomic_path(args.out) as temporary:
-            curves.plot(records, temporary, title=str(args.workdir))
+            curves.plot(records, temporary, title=printable(args.workdir, 80))
         print(f"{args.out}: curves")
 
 

@@ -25,8 +25,6 @@ CAN = {
 }
 """Kind of pipeline -> what the commands do with it."""
 
-ENCODE_BATCH = 32  # keyframes that are in memory at once
-
 
 def generate(args: argparse.Namespace) -> None:
     """Runs `dicode generate`."""
@@ -78,7 +76,7 @@ def _animate(args: argparse.Namespace, folder, image=None, last_image=None) -> N
 def reconstruct(args: argparse.Namespace) -> None:
     """Runs `dicode reconstruct`."""
     _check_outputs(args, args.video)
-    _check_video(args.video)
+    _check_video(args.video, args.keyframes)
     pipe = _load(args, _find(args, "dicode")[0])
     start = time.monotonic()
     tokens, _ = _encode_keyframes(pipe, args.video, args.keyframes)
@@ -94,7 +92,7 @@ def encode(args: argparse.Namespace) -> None:
     out = check_output(args.out, TOKEN_SUFFIXES, sources=[args.video])
     if os.path.exists(out):
         _check_tokens(out)
-    _check_video(args.video)
+    _check_video(args.video, args.keyframes)
     pipe = _load(args, _find(args, "dicode")[0])
     start = time.monotonic()
     tokens, times = _encode_keyframes(pipe, args.video, args.keyframes)
@@ -146,11 +144,11 @@ def info(args: argparse.Namespace) -> None:
         lasts = f", {info.duration:.2f} s" if info.duration else ""
         print(f"{path}: a video of {info.width} x {info.height}{rate}{lasts}")
         return
-    from dicode_jax.storage import hub
+    from dicode_jax.storage import hub, packaged
 
     if path is None or not os.path.isdir(path):  # else it may hold parts, which are no pipeline
         path = hub.find_model(args.path)
-    checked = [hub.check_packaged(n) for n, p in hub.packaged().items() if p.samefile(path)]
+    checked = [packaged.check(n) for n, p in packaged.models().items() if p.samefile(path)]
     _describe(path)
     if checked:
         print(f"{'verified':<16} {checked[0]} files are as they were packaged")
@@ -344,11 +342,20 @@ def _read_image(path: str):
         return np.asarray(shown_picture(image))
 
 
-def _check_video(path: str) -> None:
-    """Opens the file, so that a wrong one is known before the model loads."""
+def _check_video(path: str, mode: str) -> None:
+    """Opens the file, so that a wrong or too long one is known before the model loads."""
     from dicode_jax.media import video
 
-    video.probe(path)
+    length = video.probe(path).duration
+    if mode == "every" and length is not None:
+        _check_clips(path, int(length / video.KEYFRAME_INTERVAL))
+
+
+def _check_clips(label: str, count: int) -> None:
+    if count > MAX_CLIPS:
+        raise UserError(
+            f"{label} has {count} clips or more; at most {MAX_CLIPS} are encoded or painted at once"
+        )
 
 
 def _encode_keyframes(pipe, path: str, mode: str):
@@ -357,28 +364,22 @@ def _encode_keyframes(pipe, path: str, mode: str):
 
     from dicode_jax.media import video
 
-    tokens, times, waiting = [], [], []
+    times = []
     with _progress_bar() as progress:
 
-        def encode(frames):
-            images = np.stack([frame.image for frame in frames])
-            tokens.append(np.asarray(pipe.encode(images, range(len(frames))), np.float32))
-            times.extend(round(frame.time, 6) for frame in frames)
-            progress("keyframes", len(times), None)
+        def images():
+            for frame in video.iter_keyframes(path, mode):
+                _check_clips(path, len(times))
+                times.append(round(frame.time, 6))
+                yield frame.image
+                progress("keyframes", len(times), None)
 
-        for frame in video.iter_keyframes(path, mode):
-            waiting.append(frame)
-            if len(waiting) == ENCODE_BATCH + 2:  # two at least must be left for the end
-                encode(waiting[:ENCODE_BATCH])
-                del waiting[:ENCODE_BATCH]
-        encode(waiting)
-    return np.concatenate(tokens), times
+        return np.asarray(pipe.encode_frames(images()), np.float32), times
 
 
 def _decode_tokens(args: argparse.Namespace, pipe, tokens, start: float, label: str) -> None:
     num_clips = len(tokens) - 1
-    if num_clips > MAX_CLIPS:
-        raise UserError(f"{label} has {num_clips} clips; at most {MAX_CLIPS} are painted at once")
+    _check_clips(label, num_clips)
     with _progress_bar() as progress:
         video = pipe.decode(
             tokens,

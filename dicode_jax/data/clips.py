@@ -10,6 +10,7 @@ import dataclasses
 import io
 import math
 import os
+import stat
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,12 +24,12 @@ from dicode_jax.data.config import DataConfig
 from dicode_jax.data.records import BrokenRecord, MediaBytes, MediaFile, Record
 from dicode_jax.data.shapes_world import Scene
 from dicode_jax.data.sources.shapes import frame_labels
-from dicode_jax.errors import UserError
+from dicode_jax.errors import UserError, printable
 from dicode_jax.media.container import check_complete, check_index, open_container
 from dicode_jax.media.picture import open_picture
-from dicode_jax.media.resize import resize_two_taps
+from dicode_jax.media.resize import resize_square
 from dicode_jax.media.shown import Shown, shown_picture
-from dicode_jax.media.video import KEYFRAME_INTERVAL
+from dicode_jax.media.video import KEYFRAME_INTERVAL, in_cell
 from dicode_jax.storage.files import is_file_name
 
 _ROUNDING = 0.0051  # seconds; formats round time stamps, gif to hundredths
@@ -193,7 +194,7 @@ def frames_there(info: MediaInfo, cfg: DataConfig) -> int:
 
 
 def read_overview(record: Record, count: int, height: int = 112) -> UInt8[np.ndarray, "f h w 3"]:
-    """Up to `count` frames from the first to the last, uncut, for people to look at.
+    """Up to `count` frames from the first to the last, uncut, for a cell of a contact sheet.
 
     Raises:
       BrokenRecord: The file cannot be read.
@@ -204,7 +205,8 @@ def read_overview(record: Record, count: int, height: int = 112) -> UInt8[np.nda
     sizes: list[tuple[int, int]] = []  # that of the first frame counts
 
     def fit(image: Image.Image) -> np.ndarray:
-        sizes.append((max(1, round(height * image.width / image.height)), height))
+        factor = in_cell(*image.size, height)
+        sizes.append((max(1, round(factor * image.width)), max(1, round(factor * image.height))))
         return np.asarray(image.resize(sizes[0], Image.Resampling.BILINEAR))
 
     with _reader(record) as reader:
@@ -247,7 +249,8 @@ def _make_fit(cfg: DataConfig, frame_size: int, rng: np.random.Generator) -> _Fi
             left, top = x * (image.width - side), y * (image.height - side)
             box = (left, top, left + side, top + side)
         if not cfg.antialias:
-            return resize_two_taps(np.asarray(image), frame_size, box)
+            levels = resize_square(np.asarray(image), frame_size, box, antialias=False)
+            return np.rint(levels).clip(0, 255).astype(np.uint8)
         size = (frame_size, frame_size)
         return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box))
 
@@ -277,10 +280,10 @@ class _Video:
       length: Seconds until the last one is over.
     """
 
-    def __init__(self, name: str, file: str | io.BytesIO, num_bytes: int):
+    def __init__(self, name: str, file: str | io.BytesIO):
         self._name, self._file = name, file
         with self._opened() as (container, stream):
-            listed = check_index(name, stream, num_bytes)
+            listed = check_index(name, container, stream)
             self._origin, times, last = _list_packets(name, container, stream, listed)
         self._seekable = times is not None
         if times is None:  # such as old avi files
@@ -352,8 +355,6 @@ class _Video:
         if isinstance(self._file, io.BytesIO):
             self._file.seek(0)
         with open_container(self._file, self._name) as (container, stream):
-            if stream.codec_context is None:
-                raise BrokenRecord(f"{self._name}: is of a codec that is not known here")
             stream.codec_context.thread_count = 1
             yield container, stream
 
@@ -364,20 +365,19 @@ def _reader(record: Record) -> Iterator[_Picture | _Video]:
     media = record.media
     assert not isinstance(media, Scene), "scenes are drawn, not read"
     try:
-        file, num_bytes = _open(record.name, media)
-        yield (
-            _Picture(record.name, file) if record.is_image else _Video(record.name, file, num_bytes)
-        )
+        read = _Picture if record.is_image else _Video
+        yield read(record.name, _open(record.name, media))
     except BrokenRecord:
         raise
     except UserError as error:
         raise BrokenRecord(str(error)) from error
-    except OSError as error:
-        raise BrokenRecord(f"{record.name}: {error.strerror or error}") from error
+    except Exception as error:  # of many kinds: whatever a stranger's file may cause in a library
+        why = getattr(error, "strerror", None) or f"{type(error).__name__}: {printable(error, 200)}"
+        raise BrokenRecord(f"{record.name}: {why}") from error
 
 
-def _open(name: str, media: MediaFile | MediaBytes) -> tuple[Any, int]:
-    """A path or a file in memory, and its size in bytes."""
+def _open(name: str, media: MediaFile | MediaBytes) -> Any:
+    """A path, or a file in memory."""
     if isinstance(media, MediaFile) and not is_file_name(media.path):
         raise BrokenRecord(f"{name}: is no name that a file can have")
     if isinstance(media, MediaBytes):
@@ -389,13 +389,15 @@ def _open(name: str, media: MediaFile | MediaBytes) -> tuple[Any, int]:
         if len(data) < media.size:
             raise BrokenRecord(f"{name}: {media.path} is cut short")
     else:
-        num_bytes = os.path.getsize(media.path)
-        if not num_bytes:
+        status = os.stat(media.path)
+        if not stat.S_ISREG(status.st_mode):  # to read a pipe would wait for ever
+            raise BrokenRecord(f"{name}: is no file")
+        if not status.st_size:
             raise BrokenRecord(f"{name}: is empty")
-        return media.path, num_bytes
+        return media.path
     if not data:
         raise BrokenRecord(f"{name}: is empty")
-    return io.BytesIO(data), len(data)
+    return io.BytesIO(data)
 
 
 def _list_packets(

@@ -15,7 +15,8 @@ class DataConfig:
       kind: What `path` is; `auto` tells by its form.
       video_column: Column of a table that names the file; None finds the usual ones.
       caption_column: Column of a table with the caption; None finds the usual ones, "" reads none.
-      root: Folder that the files of a table are relative to; None for the table's own.
+      root: Folder that the files of a table are relative to; None for the table's own. Nothing that
+        lies outside of it when links are resolved is read then, of no form of data.
       num_frames: Frames per clip.
       fps: Frames per second that are taken, by the time stamps of the file; None goes by
         `frame_stride`.

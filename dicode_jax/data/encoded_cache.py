@@ -12,37 +12,41 @@ the name, the captions and the source of the example. A manifest of the last rel
 held deep tokens alone, is read as one of today.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import ml_dtypes  # noqa: F401  makes bfloat16 a type that NumPy knows by its name
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from dicode_jax import config as config_lib
-from dicode_jax.errors import UserError
-from dicode_jax.storage.files import atomic_path, read_object, unfinished
+from dicode_jax.data.cache_files import (
+    KIND,
+    MANIFEST,
+    PLAN,
+    VERSION,
+    Schema,
+    Spec,
+    check_types,
+    hash_file,
+    read_as,
+    read_index_file,
+    read_json,
+    read_manifest,
+    write_json,
+)
+from dicode_jax.data.records import joined_captions
+from dicode_jax.data.sources.array_record import heavy_records
+from dicode_jax.errors import UserError, printable
+from dicode_jax.storage.files import atomic_path, parse_json, read_object, unfinished
 
-KIND, VERSION = "encoded_cache", 1
-MANIFEST, PLAN = "manifest.json", "encode.json"
-
-
-class Spec(NamedTuple):
-    """Type and shape of an array that every example has; None stands for an axis that varies."""
-
-    dtype: str
-    shape: tuple[int | None, ...]
-
-
-Schema = Mapping[str, Spec]
+_MAX_PLAN = 2**16  # bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,9 +75,7 @@ class Example:
         arrays = {"info": np.frombuffer(json.dumps(info).encode(), np.uint8)}
         for name, (dtype, shape) in schema.items():
             arrays[name] = x = np.asarray(self.arrays[name], dtype, order="C")
-            fits = [want in (None, size) for want, size in zip(shape, x.shape, strict=False)]
-            if len(shape) != x.ndim or not all(fits):
-                raise ValueError(f"{name} of {self.name} is {x.shape}, the schema says {shape}")
+            _check_shape(f"{name} of {self.name}", x.shape, shape)
         return safetensors.numpy.save(arrays)
 
     @classmethod
@@ -83,14 +85,19 @@ class Example:
         Raises:
           UserError: It did not write this, or by another schema.
         """
-        with _read_as("a record of the cache"):
+        with read_as("a record of the cache"):
             held = dict(safetensors.deserialize(record))
-            info = json.loads(bytes(held["info"]["data"]))
+            info = parse_json(bytes(held["info"]["data"]), "its info")
+            check_types(list, [info["captions"]])
+            check_types(str, [info["name"], info["source"], *info["captions"]])
             arrays = {
                 name: np.frombuffer(held[name]["data"], dtype).reshape(held[name]["shape"])
                 for name, (dtype, _) in schema.items()
             }
-            return cls(**info | {"captions": tuple(info["captions"])}, arrays=arrays)
+            for name, (_, shape) in schema.items():
+                _check_shape(f"{name} of {info['name']}", arrays[name].shape, shape)
+            captions = joined_captions(info["name"], [info["captions"]])
+            return cls(**info | {"captions": captions}, arrays=arrays)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +163,7 @@ def write_shard(
         "lengths": lengths,
         "broken": broken,
     }
-    _write_json(path.with_suffix(".json"), index)
+    write_json(path.with_suffix(".json"), index)
 
 
 def _close(writer: Any, path: pathlib.Path) -> None:
@@ -176,40 +183,14 @@ def read_index(path: pathlib.Path) -> dict[str, Any] | None:
     index = path.with_suffix(".json")
     if not os.path.isfile(index) or not os.path.isfile(path):
         return None
-    found = _read_index(index)
+    found = read_index_file(index)
     return found if found["bytes"] == path.stat().st_size else None
 
 
-def _read_index(path: pathlib.Path) -> dict[str, Any]:
-    """An index by its own name, whole or not."""
-    found = _read_json(path)
-    with _read_as(path):
-        # The last release's know the lengths of deep tokens alone.
-        lengths = found["lengths"].values() if "lengths" in found else [found["num_keyframes"]]
-        for length in lengths:
-            np.asarray(length, np.int32).reshape(len(found["names"]))
-        _all(str, [*found["names"], *found["broken"].values(), found["sha256"]])
-        _all(int, [found["bytes"]])
-        _all(dict, [found.get("data") or {}, found["broken"]])
-    return found
-
-
-def _all(kind: type, values: Iterable[Any]) -> None:
-    for value in values:
-        if type(value) is not kind:
-            raise TypeError(f"want {kind.__name__}, got {value!r}")
-
-
-@contextlib.contextmanager
-def _read_as(what: str | pathlib.Path) -> Iterator[None]:
-    """Tells that what is read in the block was not written here, or is damaged."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # of many kinds: whatever may be in the place of what is wanted
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{what} is damaged ({reason}); delete it and encode again") from error
+def _check_shape(name: str, found: tuple[int, ...], wanted: tuple[int | None, ...]) -> None:
+    fits = [want in (None, size) for want, size in zip(wanted, found, strict=False)]
+    if len(wanted) != len(found) or not all(fits):
+        raise ValueError(f"{name} is {found}, the schema says {wanted}")
 
 
 def stale(shards: Mapping[pathlib.Path, Mapping[str, str]]) -> dict[pathlib.Path, list[str]]:
@@ -226,7 +207,7 @@ def stale(shards: Mapping[pathlib.Path, Mapping[str, str]]) -> dict[pathlib.Path
 def write_plan(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
     """Notes what goes into a folder: `encoder`, the hash of its weights, and `settings`."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / PLAN, about)
+    write_json(folder / PLAN, about)
 
 
 def changes(folder: pathlib.Path, about: Mapping[str, Any]) -> list[str] | None:
@@ -239,12 +220,12 @@ def changes(folder: pathlib.Path, about: Mapping[str, Any]) -> list[str] | None:
     if not os.path.lexists(path):
         return None
     try:
-        plan = json.loads(path.read_text())
+        plan = read_object(path, "of a cache", _MAX_PLAN)
         # The last release called the encoder so, and noted three things less or more.
         plan["encoder"] = plan.pop("tokenizer", None) or plan["encoder"]
         plan["settings"].pop("names_sha256", None)
         earlier = {"settings.data.antialias": True, **config_lib.leaves(plan)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not of a cache; take another folder") from error
 
     now = config_lib.leaves(json.loads(json.dumps(about)))  # tuples are lists there
@@ -254,7 +235,7 @@ def changes(folder: pathlib.Path, about: Mapping[str, Any]) -> list[str] | None:
         return value[:12] if isinstance(value, str) and len(value) == 64 else value  # a hash
 
     return [
-        f"{name} {short(earlier.get(name))} -> {short(now.get(name))}"
+        printable(f"{name} {short(earlier.get(name))} -> {short(now.get(name))}", 200)
         for name in sorted({*earlier, *now} - {"num_tokens", "token_dim"})
         if earlier.get(name) != now.get(name)
     ]
@@ -264,7 +245,7 @@ def write_manifest(folder: pathlib.Path, num_shards: int, schema: Schema) -> Non
     """Writes `manifest.json`, which makes a folder with a plan and finished shards a cache."""
     shards, indexes, data = [], [], hashlib.sha256()
     for path in (shard_path(folder, i, num_shards) for i in range(num_shards)):
-        index = _read_index(path.with_suffix(".json"))
+        index = read_index_file(path.with_suffix(".json"))
         indexes.append(index)
         data.update(json.dumps(index.get("data"), sort_keys=True).encode())
         shards.append(
@@ -280,7 +261,7 @@ def write_manifest(folder: pathlib.Path, num_shards: int, schema: Schema) -> Non
     manifest = {
         "kind": KIND,
         "version": VERSION,
-        **_read_json(folder / PLAN),
+        **read_json(folder / PLAN),
         "data": data.hexdigest(),
         "schema": {name: spec._asdict() for name, spec in schema.items()},
         "count": sum(shard["count"] for shard in shards),
@@ -288,7 +269,7 @@ def write_manifest(folder: pathlib.Path, num_shards: int, schema: Schema) -> Non
         "broken": sum(len(index["broken"]) for index in indexes),
         "shards": shards,
     }
-    _write_json(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, manifest)
 
 
 class EncodedCache:
@@ -323,6 +304,9 @@ class EncodedCache:
             for shard in self.manifest["shards"]
         ]
         self._records = ArrayRecordDataSource(parts)
+        self._ends = np.cumsum([shard["count"] for shard in self.manifest["shards"]])
+        self._weighed: set[int] = set()
+        self._lengths: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
         return self.manifest["count"]
@@ -333,13 +317,38 @@ class EncodedCache:
         Raises:
           UserError: They do not say.
         """
-        held = config_lib.leaves(self.manifest.get("settings"))
-        if name not in held:
-            raise UserError(f"{self.folder / MANIFEST} says no {name}; delete it and encode again")
-        return held[name]
+        held = self.manifest.get("settings")
+        for part in name.split("."):
+            if not isinstance(held, dict) or part not in held:
+                raise UserError(
+                    f"{self.folder / MANIFEST} says no {name}; delete it and encode again"
+                )
+            held = held[part]
+        return held
 
     def __getitem__(self, index: int) -> Example:
-        return Example.from_bytes(self._records[index], self.schema)
+        """An example.
+
+        Raises:
+          IndexError: There are not as many.
+          UserError: Its shard is damaged, or holds something else than its index says.
+        """
+        index = range(len(self))[index]
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        path = self.folder / self.manifest["shards"][shard]["file"]
+        with read_as(path):
+            if shard not in self._weighed and heavy_records(path):
+                raise MemoryError("a few bytes of it unpack to far more")
+            self._weighed.add(shard)
+            example = Example.from_bytes(self._records[index], self.schema)
+            lengths = {
+                name: (x.shape[self.schema[name].shape.index(None)], self.lengths(name)[index])
+                for name, x in example.arrays.items()
+                if None in self.schema[name].shape
+            }
+            if example.name != self.names[index] or any(a != b for a, b in lengths.values()):
+                raise ValueError(f"example {index} is not what its index says")
+            return example
 
     @functools.cached_property
     def names(self) -> list[str]:
@@ -348,10 +357,12 @@ class EncodedCache:
 
     def lengths(self, name: str) -> np.ndarray:
         """Lengths of the axis that varies in an array, of all examples in order: int32."""
-        # The last release's indexes know those of deep tokens alone.
-        with _read_as(self.folder):
-            held = (index.get("num_keyframes") or index["lengths"][name] for index in self._indexes)
-            return np.concatenate([np.asarray(lengths, np.int32) for lengths in held])
+        if name not in self._lengths:
+            # The last release's indexes know those of deep tokens alone.
+            with read_as(self.folder):
+                held = (x.get("num_keyframes") or x["lengths"][name] for x in self._indexes)
+                self._lengths[name] = np.concatenate([np.asarray(x, np.int32) for x in held])
+        return self._lengths[name]
 
     @property
     def broken(self) -> dict[str, str]:
@@ -360,8 +371,13 @@ class EncodedCache:
 
     @functools.cached_property
     def _indexes(self) -> list[dict[str, Any]]:
-        paths = (self.folder / shard["file"] for shard in self.manifest["shards"])
-        return [_read_index(path.with_suffix(".json")) for path in paths]
+        indexes = []
+        for shard in self.manifest["shards"]:
+            path = (self.folder / shard["file"]).with_suffix(".json")
+            indexes.append(read_index_file(path))
+            if len(indexes[-1]["names"]) != shard["count"]:
+                raise UserError(f"{path} and {MANIFEST} count other examples; encode again")
+        return indexes
 
     def verify(self) -> None:
         """Reads everything and compares the hashes, with a progress bar.
@@ -372,7 +388,8 @@ class EncodedCache:
         from tqdm import tqdm
 
         wrong = []
-        for shard in tqdm(self.manifest["shards"], desc="verifying", unit="shard"):
+        shards = self.manifest["shards"]
+        for shard in tqdm(shards, desc="verifying", unit="shard", disable=None):
             path = self.folder / shard["file"]
             hashes = {path: shard["sha256"], path.with_suffix(".json"): shard["index_sha256"]}
             wrong += [p.name for p, wanted in hashes.items() if hash_file(p) != wanted]
@@ -405,63 +422,6 @@ def is_cache(folder: str | os.PathLike) -> bool:
     return (pathlib.Path(folder) / MANIFEST).is_file()
 
 
-def hash_file(path: pathlib.Path) -> str:
-    """SHA-256 in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """The manifest of a finished cache.
-
-    Raises:
-      UserError: There is none, or it is of something else.
-    """
-    path = folder / MANIFEST
-    if not os.path.isfile(path):
-        hint = (
-            "; it is not finished: run train.encode again" if os.path.exists(folder / PLAN) else ""
-        )
-        raise UserError(f"{folder} is no cache, it has no {MANIFEST}{hint}")
-    manifest = _read_json(path)
-    if manifest.get("format") == "dicode_jax token cache, version 1":
-        with _read_as(path):
-            manifest = {"kind": KIND, "version": VERSION} | _from_last_release(manifest)
-    if (manifest.get("kind"), manifest.get("version")) != (KIND, VERSION):
-        found = f"{manifest.get('kind')!r} {manifest.get('version', '')}".strip()
-        raise UserError(f"{path} is of the kind {found}, wanted {KIND!r} {VERSION}")
-    with _read_as(path):
-        _check_manifest(manifest)
-    return manifest
-
-
-def _check_manifest(manifest: dict[str, Any]) -> None:
-    for spec in manifest["schema"].values():
-        np.dtype(spec["dtype"])
-        _all(int, [size for size in spec["shape"] if size is not None])
-    for shard in manifest["shards"]:
-        _all(int, [shard["bytes"], shard["count"]])
-        _all(str, [shard["file"], shard["sha256"], shard["index_sha256"]])
-        if pathlib.PurePath(shard["file"]).name != shard["file"]:
-            raise ValueError(f"it names a file outside its folder, {shard['file']!r}")
-    _all(int, [manifest["count"]])
-    if manifest["count"] != sum(shard["count"] for shard in manifest["shards"]):
-        raise ValueError("its counts do not add up")
-
-
-def _from_last_release(manifest: dict[str, Any]) -> dict[str, Any]:
-    shape = (None, manifest["num_tokens"], manifest["token_dim"])
-    schema = {"tokens": Spec("bfloat16", shape), "times": Spec("float64", (None,))}
-    return manifest | {
-        "encoder": manifest["tokenizer"],
-        "data": None,
-        "schema": {name: spec._asdict() for name, spec in schema.items()},
-        "count": manifest["videos"],
-        "lengths": dict.fromkeys(schema, manifest["keyframes"]),
-        "shards": [shard | {"count": shard["videos"]} for shard in manifest["shards"]],
-    }
-
-
 def _check_size(path: pathlib.Path, size: int) -> None:
     if not os.path.isfile(path):
         raise UserError(f"the cache has lost its shard {path}: delete {MANIFEST}, encode again")
@@ -471,15 +431,3 @@ def _check_size(path: pathlib.Path, size: int) -> None:
             f"the shard {path} is torn, {held} bytes of {size}: delete it and {MANIFEST}, and "
             "encode again"
         )
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return read_object(path, "of a cache")
-    except UserError as error:
-        raise UserError(f"{error}; delete it and encode again") from error
-
-
-def _write_json(path: pathlib.Path, data: Mapping[str, Any]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=1) + "\n")

@@ -14,6 +14,7 @@ from dicode_jax.data.config import DataConfig
 from dicode_jax.data.records import BrokenRecord, ClipSource, Record
 from dicode_jax.data.shapes_world import Scene
 from dicode_jax.data.sources.open import kind_of, open_source
+from dicode_jax.errors import printable
 from dicode_jax.media.video import contact_sheet
 
 SHEET_ROWS, SHEET_COLUMNS, SHEET_HEIGHT = 16, 8, 112
@@ -107,7 +108,7 @@ def report(found: Inspection) -> list[str]:
     lines += [f"  {reason}" for reason in found.broken.values()]
     if found.left_out:
         lines += ["left out", *(f"  {line}" for line in found.left_out)]
-    return lines
+    return [printable(line) for line in lines]
 
 
 def write_sheet(path: str | os.PathLike, found: Inspection) -> None:
@@ -134,7 +135,8 @@ def _look(found: Inspection, source: ClipSource, index: int, show: bool) -> None
 
 
 def _label(record: Record) -> str:
-    return f"{record.name}: {record.captions[0] if record.captions else '(no caption)'}"
+    caption = printable(record.captions[0], 200) if record.captions else "(no caption)"
+    return f"{printable(record.name, 100)}: {caption}"
 
 
 def _spread(count: int, limit: int | None) -> list[int]:

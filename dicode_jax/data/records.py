@@ -7,6 +7,7 @@ import ast
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -17,7 +18,8 @@ import numpy as np
 from jaxtyping import Int, UInt64
 
 from dicode_jax.data.shapes_world import Scene
-from dicode_jax.errors import UserError
+from dicode_jax.errors import UserError, printable
+from dicode_jax.storage.files import MAX_TEXT
 
 VIDEO_SUFFIXES = frozenset(
     (
@@ -28,9 +30,13 @@ VIDEO_SUFFIXES = frozenset(
 IMAGE_SUFFIXES = frozenset((".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 CAPTION_SUFFIXES = (".txt", ".caption", ".json")
+MAX_NAME = 4096  # letters of a name; no file system takes longer paths
 
 # Fields of a JSON object that hold captions, the first that is there counts; `name` is WebVid's.
 CAPTION_FIELDS = ("captions", "caption", "text", "texts", "sentence", "description", "name")
+
+
+_MAX_LISTED = 2**16  # letters of a list in a string: reading Python takes 400 times their memory
 
 
 class BrokenRecord(UserError):
@@ -182,14 +188,20 @@ def unread(names: Iterable[str]) -> list[str]:
     known = MEDIA_SUFFIXES | set(CAPTION_SUFFIXES)
     kinds = collections.Counter(suffix_of(name) or "no suffix" for name in names)
     kinds = {kind: count for kind, count in kinds.most_common() if kind not in known}
-    shown = ", ".join(f"{kind} ({count})" for kind, count in kinds.items())
+    shown = some([f"{printable(kind, 20)} ({count})" for kind, count in kinds.items()])
     return [f"{sum(kinds.values())} files of kinds that are not read: {shown}"] if kinds else []
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few names and how many more there are."""
+    """The first few names, as one line, and how many more there are."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+    return ", ".join(printable(name, 100) for name in names[:5]) + more
+
+
+def told(left_out: Sequence[str]) -> list[str]:
+    """What of the lines a log tells: the first hundred, and how many more there are."""
+    lines, more = [*left_out[:100]], len(left_out) - 100
+    return lines + [f"{more} more things, which `dicode data inspect` names"] * (more > 0)
 
 
 def captions_from_text(text: str) -> tuple[str, ...]:
@@ -223,6 +235,8 @@ def _listed(text: str) -> tuple[str, ...] | None:
     if not (text.startswith("[") and text.endswith("]")):
         return None
     for read in (json.loads, ast.literal_eval):
+        if read is ast.literal_eval and len(text) > _MAX_LISTED:
+            raise ValueError(f"a list of {len(text):,} letters that is not JSON")
         try:
             items = read(text)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
@@ -239,18 +253,32 @@ def parse_captions(name: str, parts: Iterable[tuple[str, bytes]]) -> tuple[str, 
     """The captions of a record from its `(suffix, bytes)` parts, each once.
 
     Raises:
-      BrokenRecord: A part is not UTF-8, not JSON, or holds something else.
+      BrokenRecord: A part is not UTF-8, not JSON, or holds something else; or they are too long.
     """
-    captions: list[str] = []
-    for suffix, data in parts:
-        try:
-            text = data.decode("utf-8-sig")
-            is_json = suffix == ".json"
-            found = captions_from_value(json.loads(text)) if is_json else captions_from_text(text)
-        except (ValueError, RecursionError) as error:
-            reason = " ".join(str(error).split())
-            raise BrokenRecord(
-                f"{name}: its caption ({suffix}) cannot be read: {reason}"
-            ) from error
-        captions += found
-    return tuple(dict.fromkeys(captions))
+    return joined_captions(name, (_parse_part(name, suffix, data) for suffix, data in parts))
+
+
+def _parse_part(name: str, suffix: str, data: bytes) -> tuple[str, ...]:
+    try:
+        text = data.decode("utf-8-sig")
+        if suffix != ".json":
+            return captions_from_text(text)
+        return captions_from_value(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        reason = printable(error, 200)
+        raise BrokenRecord(f"{name}: its caption ({suffix}) cannot be read: {reason}") from error
+
+
+def joined_captions(name: str, parts: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    """All captions of a record, each once.
+
+    Raises:
+      BrokenRecord: They are too long.
+    """
+    room, captions = MAX_TEXT, {}
+    for caption in itertools.chain.from_iterable(parts):
+        room -= len(caption)
+        if room < 0:
+            raise BrokenRecord(f"{name}: its captions have more than {MAX_TEXT:,} letters")
+        captions[caption] = None
+    return tuple(captions)

@@ -20,7 +20,7 @@ import grain
 import numpy as np
 
 from dicode_jax.data.config import DataConfig
-from dicode_jax.data.records import BrokenRecord, ClipSource, Record
+from dicode_jax.data.records import BrokenRecord, ClipSource, Record, some
 from dicode_jax.errors import UserError
 
 __all__ = ["BatchStream", "Examples", "first_batches", "open_stream", "stream_examples"]
@@ -30,7 +30,6 @@ MakeExample = Callable[[int, np.random.Generator], Example]
 
 _MAX_ATTEMPTS = 100  # broken examples in a row for one place in a batch
 _MIN_READS = 100  # before which a share of broken examples says little
-_SHOWN_NAMES = 5
 
 _log = logging.getLogger(__name__)
 
@@ -177,10 +176,9 @@ class BatchStream:
         enough = reads >= _MIN_READS or self._max_broken == 0
         if enough and failed > self._max_broken * reads:
             worst = sorted(self._broken, key=lambda name: -self._broken[name])
-            more = f" and {len(worst) - _SHOWN_NAMES} more" if len(worst) > _SHOWN_NAMES else ""
             raise UserError(
                 f"{failed} of {reads} reads failed, more than max_broken={self._max_broken:g} "
-                f"allows: {', '.join(worst[:_SHOWN_NAMES])}{more}; mend or remove these files"
+                f"allows: {some(worst)}; mend or remove these files"
             )
 
 

@@ -2,16 +2,26 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from typing import IO, Any
 
 import av
 import av.error
 import av.stream
 
-from dicode_jax.errors import UserError
+from dicode_jax.errors import UserError, printable
 
-# FFmpeg opens any .txt as a video of its letters; that is not what anyone means here.
-_TEXT_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}
+# What the suffixes of `records.VIDEO_SUFFIXES` stand for, as FFmpeg calls it. It goes by what a
+# file holds, not by its name: playlists, which read other files, and text drawn as a video are not
+# among these, nor are pictures.
+FORMATS = ("asf", "avi", "flv", "gif", "m4v", "matroska", "mov", "mpeg", "mpegts", "mpegvideo")
+FORMATS += ("mxf", "ogg", "yuv4mpegpipe")
+MAX_PIXELS = 2**26  # of a frame: 8K has half as many
+_OPTIONS = {
+    "format_whitelist": ",".join(FORMATS),
+    "protocol_whitelist": "",  # no file is opened but the one that is handed over
+    "max_pixels": str(MAX_PIXELS),
+}
 # These index their frames and fail by themselves when cut, or cannot tell at all.
 _SELF_CHECKING = {"mov", "mp4", "gif", "mpegts"}
 # Titles in another encoding do no harm: PyAV 19 keeps their bytes, earlier ones must be told.
@@ -21,7 +31,7 @@ _ANY_TITLE: dict[str, Any] = (
 
 
 @contextlib.contextmanager
-def open_container(file: str | IO[bytes], name: str | os.PathLike):
+def open_container(file: str | IO[bytes], name: str | os.PathLike) -> Iterator[tuple[Any, Any]]:
     """Opens a file and gives `(container, stream)` of its moving picture.
 
     Args:
@@ -29,43 +39,81 @@ def open_container(file: str | IO[bytes], name: str | os.PathLike):
       name: what errors call it.
 
     Raises:
-      UserError: FFmpeg or PyAV cannot open the file, or fails later inside the block; or it holds
-        no moving picture.
+      UserError: the file cannot be opened or is of none of `FORMATS`; it holds no moving picture
+        that can be decoded here; the frames have more than `MAX_PIXELS`; or FFmpeg or PyAV fails
+        later inside the block.
     """
     try:
-        options = {"protocol_whitelist": "file"}  # nothing that a playlist names is fetched
-        if isinstance(file, str):  # FFmpeg takes what stands before a colon for a protocol
-            file = os.path.abspath(file)
-        with av.open(file, options=options, **_ANY_TITLE) as container:
+        with _handed_over(file) as source, _open(source, name) as container:
             streams = [s for s in container.streams.video if not _is_cover(s)]
-            if container.format.name in _TEXT_FORMATS:
-                raise UserError(f"{name} is a text file, not a video")
             if not streams:
                 kinds = {stream.type for stream in container.streams}
                 what = "sound but no picture" if "audio" in kinds else "no picture"
                 raise UserError(f"{name} holds {what}; give a video file")
             # The one that players take: a file may hold thumbnails or other angles before it.
-            yield container, max(streams, key=_is_default)
+            stream = max(streams, key=_is_default)
+            if stream.codec_context is None:
+                raise UserError(f"{name} is damaged, or of a codec that is not known here")
+            check_size(name, stream.codec_context.width, stream.codec_context.height)
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+            yield container, stream
     except UserError:
         raise
-    except (av.error.FFmpegError, ValueError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    except Exception as error:  # of many kinds: PyAV passes on what its own code meets
+        reason = getattr(error, "strerror", None) or printable(error, 200) or type(error).__name__
+        if isinstance(
+            error, av.error.ArgumentError
+        ):  # what FFmpeg says of frames that are too large
+            reason += f"; or its frames have more than {MAX_PIXELS:,} pixels"
         raise UserError(
-            f"{name} cannot be read as a video, or is cut short or damaged "
-            f"({reason or type(error).__name__})"
+            f"{name} cannot be read as a video, or is cut short or damaged ({reason})"
         ) from error
 
 
-def check_index(name: str | os.PathLike, stream, size: int) -> int:
+@contextlib.contextmanager
+def _handed_over(file: str | IO[bytes]) -> Iterator[IO[bytes]]:
+    """The open file without its name, in which FFmpeg would see an address or a pattern."""
+    if not isinstance(file, str):
+        yield file
+        return
+    with open(file, "rb") as named, open(named.fileno(), "rb", closefd=False) as unnamed:
+        yield unnamed
+
+
+def _open(source: IO[bytes], name: str | os.PathLike) -> Any:
+    try:
+        return av.open(source, options=_OPTIONS, **_ANY_TITLE)
+    except av.error.ArgumentError as error:  # what FFmpeg says of formats that are not listed
+        raise UserError(
+            f"{name} is not a video, or is damaged: it holds none of {', '.join(FORMATS)}"
+        ) from error
+
+
+def check_size(name: str | os.PathLike, width: int, height: int) -> None:
+    """Refuses frames of more than `MAX_PIXELS`.
+
+    Raises:
+      UserError: they are larger.
+    """
+    if width * height > MAX_PIXELS:
+        raise UserError(
+            f"{name} has frames of {width} x {height}; at most {MAX_PIXELS:,} pixels are read"
+        )
+
+
+def check_index(name: str | os.PathLike, container, stream) -> int:
     """How many frames a file lists before it is read; it must be long enough to hold them.
 
     Raises:
-      UserError: its `size` bytes are too few.
+      UserError: it has too few bytes.
     """
-    needed = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    size, entries = container.size, stream.index_entries
+    if len(entries) > size:  # a few bytes can list millions of frames: they are not looked at
+        raise UserError(f"{name} lists {len(entries):,} frames, and has {size:,} bytes")
+    needed = max((entry.pos + entry.size for entry in entries), default=0)
     if needed > size:
         raise UserError(f"{name} is cut short: {size} of {needed} bytes are there")
-    return len(stream.index_entries)
+    return len(entries)
 
 
 def check_complete(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=8)  # a matrix may take 100 MB
 def bilinear(
     n: int, m: int, start: float = 0.0, length: float | None = None
 ) -> Float[np.ndarray, "m n"]:
@@ -25,7 +25,7 @@ def bilinear(
     return scatter(np.stack([1 - t, t], axis=1), taps, n)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=8)  # a matrix may take 100 MB
 def triangle(
     n: int, m: int, start: float = 0.0, length: float | None = None
 ) -> Float[np.ndarray, "m n"]:
@@ -49,14 +49,26 @@ def scatter(weights: Float[np.ndarray, "m k"], taps: np.ndarray, n: int) -> np.n
     return matrix
 
 
-def resize_two_taps(
-    image: UInt8[np.ndarray, "h w 3"], size: int, box: tuple[float, float, float, float]
-) -> UInt8[np.ndarray, "s s 3"]:
-    """The part (left, top, right, bottom) of an image as a square by `bilinear`, rounded."""
+def resize_square(
+    image: UInt8[np.ndarray, "h w 3"],
+    size: int,
+    box: tuple[float, float, float, float],
+    *,
+    antialias: bool,
+) -> Float[np.ndarray, "s s 3"]:
+    """The part (left, top, right, bottom) of an image as a square, in 0..255 and not rounded."""
     left, top, right, bottom = box
-    h, w, c = image.shape
-    rows = bilinear(h, size, top, bottom - top).astype(np.float32)
-    columns = bilinear(w, size, left, right - left).astype(np.float32)
-    x = rows @ image.reshape(h, w * c).astype(np.float32)
-    x = columns @ x.reshape(size, w, c)  # [s, s, c]
-    return np.clip(np.rint(x), 0, 255).astype(np.uint8)
+    build = triangle if antialias else bilinear
+    h, w, _ = image.shape
+    x = _banded(build(h, size, top, bottom - top), image)
+    return _banded(build(w, size, left, right - left), x.swapaxes(0, 1)).swapaxes(0, 1)
+
+
+def _banded(matrix: np.ndarray, x: np.ndarray) -> Float[np.ndarray, "m ..."]:
+    """A product [m, n] x [n, ...]; only what a row reads becomes floats at once, and is summed."""
+    out = np.empty((len(matrix), *x.shape[1:]), np.float32)
+    for i, row in enumerate(matrix.astype(np.float32)):
+        taps = np.flatnonzero(row)
+        read = slice(taps[0], taps[-1] + 1)
+        out[i] = np.tensordot(row[read], x[read].astype(np.float32), 1)
+    return out

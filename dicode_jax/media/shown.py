@@ -9,6 +9,7 @@ an ordinary screen, so that is done here.
 import contextlib
 import functools
 import logging
+import math
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
@@ -17,10 +18,12 @@ import av
 import av.error
 import av.filter
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from dicode_jax.errors import UserError
+from dicode_jax.media.container import check_size
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ def shown_picture(image: Image.Image) -> Image.Image:
         return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
-    image = image.convert("RGBA")
+    image = image if image.mode == "RGBA" else image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image).convert("RGB")
 
 
@@ -105,10 +108,9 @@ class Shown:
 
     def pixels(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
         """A frame in RGB; `h` and `w` are those of the screen."""
-        side_data: Any = frame.side_data  # its types say less than it can
-        matrix = side_data.get("DISPLAYMATRIX")
-        steps = [] if matrix is None else _turns(np.frombuffer(matrix, np.int32))
+        steps = _turns(*_display_matrix(frame))
         width = max(1, round(frame.width * self._aspect))
+        check_size(self._name, width, frame.height)
         if width != frame.width:
             steps = [f"scale=w={width}:h={frame.height}", *steps]
         alpha = any(component.is_alpha for component in frame.format.components)
@@ -155,9 +157,21 @@ def _to_sdr(signal: np.ndarray, transfer: int, *, wide: bool) -> np.ndarray:
     return np.rint(255 * light.clip(0, 1) ** (1 / 2.4)).astype(np.uint8)
 
 
-def _turns(matrix: np.ndarray) -> list[str]:
-    """Filters for a display matrix [9]: quarter turns and mirrors, what is nearest to it."""
-    a, b, _, c, d = map(int, matrix[:5])  # x' = a x + c y, y' = b x + d y
+def _display_matrix(frame: av.VideoFrame) -> tuple[float, float, float, float]:
+    """The a, b, c and d of x' = a x + c y, y' = b x + d y."""
+    try:  # not `frame.side_data`: it and the frame hold each other, and the frame stays in memory
+        matrix = cast(Any, SideDataContainer)(frame).get("DISPLAYMATRIX")
+    except ValueError:  # PyAV 18 fails on notes that it does not know, such as EXIF
+        angle = math.radians(frame.rotation)  # without mirrors
+        return math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)
+    if matrix is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d = map(float, np.frombuffer(matrix, np.int32)[:5])
+    return a, b, c, d
+
+
+def _turns(a: float, b: float, c: float, d: float) -> list[str]:
+    """Filters for a display matrix: quarter turns and mirrors, what is nearest to it."""
     turned = abs(b) + abs(c) > abs(a) + abs(d)
     along, down = (c, b) if turned else (a, d)
     steps = ["transpose=cclock_flip"] * turned  # exchanges x and y

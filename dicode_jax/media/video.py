@@ -1,4 +1,4 @@
-"""Video files in and out: any container and codec that PyAV knows, and mp4, gif and webp to write.
+"""Video files in and out: what `container` and Pillow let pass, and mp4, gif and webp to write.
 
 Frames are uint8 RGB [h, w, 3]. Files are read one frame at a time, by time and not by number, so
 that neither their length nor a variable frame rate matters.
@@ -20,6 +20,7 @@ from typing import cast
 import av
 import av.error
 import av.filter
+import av.logging
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -36,6 +37,7 @@ DEFAULT_FPS = 8
 H264_CRF = 10  # what the original demo writes with
 
 _LONGEST_GAP = 3600.0  # seconds between two frames, beyond which the time stamps are wrong
+_WIDEST_CELL = 8  # times the height of a cell
 _LOSSLESS_PIXELS = 128 * 128  # webp frames up to this size lose nothing
 
 
@@ -214,8 +216,9 @@ def contact_sheet(
       rows: clips or runs of images, uint8, each of one size.
       labels: a line above each row, cut where it is too long.
       columns: frames per row at most; the first and the last are always among them.
-      cell_size: height of a frame on the sheet in pixels. Small frames grow by a whole factor, so
-        that their pixels stay sharp.
+      cell_size: height of a frame on the sheet in pixels; of one that is more than 8 times as wide
+        as high, an eighth of its width. Small frames grow by a whole factor, so that their pixels
+        stay sharp.
     """
     rows = [np.asarray(row) for row in rows]
     if not rows or any(row.ndim != 4 or row.dtype != np.uint8 or not len(row) for row in rows):
@@ -275,13 +278,14 @@ def _existing(path: str | os.PathLike) -> pathlib.Path:
 def _opened(path: pathlib.Path):
     """The container, its moving picture, and how many frames of it are listed."""
     with open_container(str(path), path) as (container, stream):
-        yield container, stream, check_index(path, stream, path.stat().st_size)
+        yield container, stream, check_index(path, container, stream)
 
 
 def _decoded_frames(path: pathlib.Path) -> Iterator[Frame]:
     """Decodes the moving picture, with presentation times in seconds."""
     with _opened(path) as (container, stream, listed):
-        stream.thread_type = "AUTO"
+        if av.logging.get_level() is None:  # threads of frames that log wait for ever
+            stream.thread_type = "AUTO"
         step = 1.0 / float(stream.average_rate or stream.guessed_rate or 25)
         packets, end = 0, 0.0
 
@@ -433,16 +437,20 @@ def _write_gif(path: str, frames: Iterable[np.ndarray], rate: fractions.Fraction
 # Contact sheets
 
 
+def in_cell(width: int, height: int, cell_size: int) -> float:
+    """The factor that brings a frame to the height of a cell, and a very wide one to its width."""
+    return min(cell_size / height, _WIDEST_CELL * cell_size / width)
+
+
 def _cell(image: np.ndarray, size: int) -> Image.Image:
-    """A frame `size` high; one that is much smaller grows by the nearest whole factor instead."""
+    """A frame in a cell `size` high; one that is much smaller grows by a whole factor instead."""
     picture = Image.fromarray(image)
-    factor = round(size / image.shape[0])
-    if factor >= 2:
-        return picture.resize(
-            (factor * image.shape[1], factor * image.shape[0]), Image.Resampling.NEAREST
-        )
-    width = max(1, round(size * image.shape[1] / image.shape[0]))
-    return picture.resize((width, size), Image.Resampling.LANCZOS)
+    factor = in_cell(*picture.size, size)
+    if round(factor) >= 2:
+        width, height = (round(factor) * side for side in picture.size)
+        return picture.resize((width, height), Image.Resampling.NEAREST)
+    width, height = (max(1, round(factor * side)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

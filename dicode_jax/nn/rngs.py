@@ -5,6 +5,7 @@ then depends on nothing but its own key: not on the rows beside it, nor on the p
 that a batch is split over.
 """
 
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
@@ -13,21 +14,22 @@ import jax
 import numpy as np
 from flax import nnx
 
+from dicode_jax.errors import UserError
 from dicode_jax.typing import Array
 
 _Module = TypeVar("_Module", bound=nnx.Module)
 
 
-def sample_keys(seeds: Sequence[int]) -> Array:
+def sample_keys(seeds: Sequence[int] | Array) -> Array:
     """One key for each sample, of its own seed (0 to 2**32 - 1) alone."""
     # Folded once more for the sake of the videos that a seed has always given.
     first = lambda seed: jax.random.fold_in(jax.random.key(seed), 0)  # noqa: E731
-    return jax.vmap(first)(np.asarray(seeds, np.uint32))
+    return jax.vmap(first)(jax.numpy.asarray(seeds, np.uint32))
 
 
-def fold(keys: Array, number: int) -> Array:
-    """Folds a number into each of the keys."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+def fold(keys: Array, number: int | Array) -> Array:
+    """Folds a number, or one for each, into the keys."""
+    return jax.vmap(jax.random.fold_in, (0, 0 if jax.numpy.ndim(number) else None))(keys, number)
 
 
 class ShapeRngs:
@@ -36,12 +38,18 @@ class ShapeRngs:
     Every stream gives the same key, so the numbers are no good for training. Counting, as
     `nnx.Rngs` does, costs time that grows with the square of the number of parameters when it is
     traced: minutes for the full-size UNet, where this takes seconds.
+
+    Args:
+      most: Keys that are given; whoever asks for more gets a UserError.
     """
 
-    def __init__(self):
-        self._key = jax.random.key(0)
+    def __init__(self, most: float = math.inf):
+        self._key, self._most, self._given = jax.random.key(0), most, 0
 
     def __call__(self) -> jax.Array:
+        self._given += 1
+        if self._given > self._most:
+            raise UserError(f"the config asks for more than {self._most} arrays")
         return self._key
 
     def __getattr__(self, stream: str) -> "ShapeRngs":
@@ -79,9 +87,15 @@ class TracedRngs:
         return nnx.Rngs(default=jax.random.split(self(), count))
 
 
-def blank(kind: Callable[..., _Module], *sizes: Any, **options: Any) -> _Module:
-    """The module `kind(*sizes, **options)` with shapes in place of arrays; no memory is touched."""
-    rngs = cast(nnx.Rngs, ShapeRngs())
+def blank(
+    kind: Callable[..., _Module], *sizes: Any, most: float = math.inf, **options: Any
+) -> _Module:
+    """The module `kind(*sizes, **options)` with shapes in place of arrays; no memory is touched.
+
+    Raises:
+      UserError: It has more than `most` arrays that are drawn.
+    """
+    rngs = cast(nnx.Rngs, ShapeRngs(most))
     return nnx.eval_shape(lambda: kind(*sizes, **options, rngs=rngs))
 
 

@@ -5,25 +5,28 @@ config), and `text` where there is a text tokenizer. A pipeline says what its pa
 what they do together.
 """
 
+import itertools
 import os
 import pathlib
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 
 from dicode_jax import config as config_lib
 from dicode_jax.diffusion.schedules import NoiseSchedule
-from dicode_jax.nn.rngs import sample_keys
-from dicode_jax.pipelines import checks, options
+from dicode_jax.pipelines import checks, painting
 from dicode_jax.pipelines.load import check_kind
+from dicode_jax.runtime import sharding
 from dicode_jax.storage import hub, model_card, weights
 from dicode_jax.storage.folders import new_folder
-from dicode_jax.typing import Array
+from dicode_jax.typing import PyTree
 
 TEXT_FOLDER = "text"
 
@@ -48,12 +51,15 @@ class Pipeline:
       part_types: Part -> classes of the module and of its config.
       optional: Parts that a pipeline may lack.
       config_type: Class of its config, which holds `sampling`.
+      devices: Clips and prompts are split over these, on each of which lies a copy of the weights;
+        None for all local ones. May be set at any time.
     """
 
     kind: ClassVar[str]
     part_types: ClassVar[Mapping[str, tuple[type, type]]]
     optional: ClassVar[frozenset[str]] = frozenset()
     config_type: ClassVar[type]
+    devices: Sequence[Any] | None = None
 
     def __init__(
         self,
@@ -66,6 +72,7 @@ class Pipeline:
         self.parts, self.config, self.text = dict(parts), config, text
         self.metadata = dict(metadata or {})
         self._split = {name: nnx.split(x) for name, x in self.parts.items() if x is not None}
+        self._copies: dict[tuple[str, Mesh], PyTree] = {}
 
     @classmethod
     def from_pretrained(
@@ -218,11 +225,74 @@ class Pipeline:
         """The sampling defaults with the options that are not None in place of their own."""
         return checks.sampling_of(self.config.sampling, self._schedule, **changes)
 
-    def _keys(self, seed: int | Sequence[int], count: int) -> Array:
-        """A key for each of `count` samples, that of the sample alone with its own seed."""
-        return sample_keys(options.check_seeds(seed, count))
+    def _mesh(self, count: int) -> Mesh | None:
+        """Where `count` rows that know nothing of each other are computed; None for one device."""
+        return sharding.row_mesh(self.devices) if count > 1 else None
 
-    def _of(self, *names: str) -> tuple[tuple, tuple]:
-        """Graphs and states of some parts."""
+    def _of(self, *names: str, mesh: Mesh | None = None) -> tuple[tuple, tuple]:
+        """Graphs and states of some parts, the states on all devices of a mesh."""
         graphs, states = zip(*(self._split[name] for name in names), strict=True)
-        return graphs, states
+        if mesh is None:
+            return graphs, states
+        for name, state in zip(names, states, strict=True):
+            if (name, mesh) not in self._copies:
+                self._copies[name, mesh] = jax.device_put(state, sharding.replicated(mesh))
+        return graphs, tuple(self._copies[name, mesh] for name in names)
+
+    def _paint(
+        self,
+        run: Any,
+        parts: Sequence[str],
+        rows: Iterable[PyTree],
+        count: int,
+        sampling: Any,
+        shared: tuple = (),
+        *,
+        clips: int = 1,
+        clips_per_batch: int | None,
+        blame: str,
+        **static: Any,
+    ) -> Iterator[np.ndarray]:
+        """What a program of `painting` makes of each row, whose other result is whether it is good.
+
+        Args:
+          run: Takes modules, rows, sampling and what is shared.
+          parts: Modules that it takes.
+          rows: One for each clip.
+          count: How many there are.
+          sampling: Settings.
+          shared: What it takes besides.
+          clips: Of each sample, which come one after the other.
+          clips_per_batch: On each device; None for what fits.
+          blame: Parts that an error names.
+          static: Settings that are compiled in.
+
+        Raises:
+          UserError: A clip is not finite.
+        """
+        mesh, rows = self._mesh(count), iter(rows)
+        modules = self._of(*parts, mesh=mesh)
+        rest = {"shared": (sampling, *shared), "static": tuple(static.items())}
+        if clips_per_batch is None:
+            first = next(rows)
+            rows = itertools.chain([first], rows)
+            device = jax.local_devices()[0] if self.devices is None else self.devices[0]
+            clips_per_batch = painting.clips_that_fit(run, first, self._of(*parts), device, **rest)
+        num_devices = 1 if mesh is None else mesh.size
+        size = min(clips_per_batch, -(-count // num_devices)) * num_devices
+        place = None if mesh is None else NamedSharding(mesh, sharding.ROWS)
+        call = lambda batch: run(*modules, batch, mesh=mesh, **rest)  # noqa: E731
+        painted = painting.paint(call, rows, size, place)
+        for i, (pixels, is_finite) in enumerate(painted):
+            checks.check_painted(is_finite, i // clips, blame, sampling)
+            yield pixels
+
+
+def gathered(clips: Iterator[np.ndarray], count: int) -> np.ndarray:
+    """Arrays of one shape, `[count, ...]`; no second copy is made."""
+    first = next(clips)
+    whole = np.empty((count, *first.shape), first.dtype)
+    whole[0] = first
+    for i, clip in enumerate(clips, 1):
+        whole[i] = clip
+    return whole

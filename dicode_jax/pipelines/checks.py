@@ -54,18 +54,16 @@ def sampling_of(config: Any, schedule: NoiseSchedule, **changes: Any) -> Any:
 
 
 def check_weights(name: str, module: nnx.Module) -> None:
-    """Reads all arrays of a part once, in host memory: 0.2 to 1 s for each GB.
+    """Reads all arrays of a part once, see `weights.not_finite`.
 
     Raises:
       UserError: One holds NaN or infinity.
     """
-    for path, array in weights.named_arrays(module).items():
-        # Of the shard, whose copy in host memory is not kept with the array.
-        if not np.isfinite(np.asarray(array.addressable_data(0))).all():
-            raise UserError(
-                f"the weights of {name} hold NaN or infinite numbers ({path}, {array.dtype}): the "
-                "file is damaged, its training diverged, or param_dtype is too narrow for them"
-            )
+    if (bad := weights.not_finite(weights.named_arrays(module))) is not None:
+        raise UserError(
+            f"the weights of {name} hold NaN or infinite numbers ({bad}): the file is damaged, its "
+            "training diverged, or param_dtype is too narrow for them"
+        )
 
 
 def finite_tokens(tokens: Float[np.ndarray, "*b n z"], part: str) -> np.ndarray:
@@ -89,21 +87,21 @@ def quantize(
     return to_uint8(pixels), jnp.isfinite(pixels).all(axis=(1, 2, 3, 4))
 
 
-def check_painted(is_finite: Any, parts: str, sampling: Any) -> None:
-    """Refuses a video of which some number is not finite.
+def check_painted(is_finite: Any, sample: int, parts: str, sampling: Any) -> None:
+    """Refuses a clip of which some number is not finite.
 
     Args:
-      is_finite: Of each sample.
+      is_finite: Whether all are.
+      sample: Number of the sample that it is of.
       parts: Whose weights to look at.
       sampling: Options to look at.
 
     Raises:
       UserError: One is not; it says what to look at.
     """
-    is_finite = np.asarray(is_finite)
-    if not is_finite.all():
+    if not is_finite:
         raise UserError(
-            f"sample {int(np.argmin(is_finite))} came out as NaN or infinite numbers, which are no "
-            f"picture: look at the weights of {parts}, at guidance_scale "
-            f"{sampling.guidance_scale:g} and at dtype, whose range float16 is the smallest of"
+            f"sample {sample} came out as NaN or infinite numbers, which are no picture: look at "
+            f"the weights of {parts}, at guidance_scale {sampling.guidance_scale:g} and at dtype, "
+            "whose range float16 is the smallest of"
         )

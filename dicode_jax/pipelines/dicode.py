@@ -2,15 +2,18 @@
 
     pipe = DiCoDePipeline.from_pretrained()
     video = pipe("a red circle moves right on a black background", num_clips=2, seed=0)
+    for clip in pipe.stream("a red circle grows on a navy background", num_clips=1800):
+        ...  # each is there as soon as it is painted
 
 Arrays go in and out; reading and writing videos is `media.video`.
 """
 
 import dataclasses
 import functools
+import itertools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +23,7 @@ from flax import nnx
 from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
-from dicode_jax.media.transforms import resize_bilinear, to_float
+from dicode_jax.media.resize import resize_square
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import (
@@ -29,15 +32,30 @@ from dicode_jax.models.dicode.decoder import (
     decode_clip,
     decode_latents,
 )
-from dicode_jax.models.dicode.generate import generate
+from dicode_jax.models.dicode.generate import stream_keyframes
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
-from dicode_jax.nn.rngs import fold
-from dicode_jax.pipelines import base, checks, options
+from dicode_jax.nn.rngs import fold, sample_keys
+from dicode_jax.pipelines import base, checks, options, painting
 from dicode_jax.text import cut
 from dicode_jax.text.gpt import TextTokenizer
-from dicode_jax.typing import Float, UInt8
+from dicode_jax.typing import Array, Float, UInt8
 
 Progress = Callable[[str, int, int], None]  # (what, done, of how many)
+
+
+class Clip(NamedTuple):
+    """A clip of a stream.
+
+    Attributes:
+      sample: Number of the prompt or video that it is of.
+      index: Its number in the video, from 0.
+      frames: In [0, 255].
+    """
+
+    sample: int
+    index: int
+    frames: UInt8[np.ndarray, "f h w 3"]
+
 
 PARTS = {
     "tokenizer": (DeepTokenizer, DeepTokenizerConfig),
@@ -136,8 +154,16 @@ class DiCoDePipeline(base.Pipeline):
 
     @classmethod
     def _read_text(cls, folder: pathlib.Path, configs: Mapping[str, Any]) -> TextTokenizer | None:
-        has_text = "language_model" in configs
-        return TextTokenizer.from_file(folder / base.TEXT_FOLDER) if has_text else None
+        if "language_model" not in configs:
+            return None
+        text = TextTokenizer.from_file(folder / base.TEXT_FOLDER)
+        known = configs["language_model"].body.vocab_size
+        if text.vocab_size > known:
+            raise UserError(
+                f"{folder}: the text tokenizer has {text.vocab_size} ids, the language model has "
+                f"{known}"
+            )
+        return text
 
     @classmethod
     def _assemble(cls, parts: Mapping[str, Any], **known: Any) -> "DiCoDePipeline":
@@ -157,12 +183,14 @@ class DiCoDePipeline(base.Pipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         sampler: str | None = None,
+        clips_per_batch: int | str = "auto",
         progress: Progress | None = None,
     ) -> UInt8[np.ndarray, "b f h w 3"]:
-        """Generates a video for each prompt.
+        """Generates a video for each prompt: what `stream` gives, gathered.
 
         Prompt i of a call with `seed=s` gives what it gives alone with `seed=s + i`: the same
         tokens, and frames within one grey level, as sums run in another order in another batch.
+        That holds for any number of prompts, clips at once and devices.
 
         Args:
           prompt: One prompt or several.
@@ -172,6 +200,8 @@ class DiCoDePipeline(base.Pipeline):
           num_inference_steps: Diffusion steps per clip; None for the model's default.
           guidance_scale: Strength of the deep tokens; None for the model's default.
           sampler: "ddim", or "dpm++" of second order; None for the model's default.
+          clips_per_batch: Clips of all videos that each device paints at once; "auto" for as many
+            as are fast and fit in the memory that is free.
           progress: Called as `(what, done, total)` while it works.
 
         Returns:
@@ -180,15 +210,55 @@ class DiCoDePipeline(base.Pipeline):
         Raises:
           UserError: A prompt is empty or cannot be spelled, or an option is impossible.
         """
-        sampling = {
+        changes = {
             "num_frames": num_frames,
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
             "sampler": sampler,
         }
-        self._sampling(**sampling)  # what is wrong is known before the tokens are written
+        self._sampling(**changes)  # what is wrong is known before the tokens are written
+        painting.check_clips(clips_per_batch)
         tokens = self.generate_tokens(prompt, num_clips=num_clips, seed=seed, progress=progress)
-        return self.decode(tokens, seed=seed, progress=progress, **sampling)
+        decoded = {"clips_per_batch": clips_per_batch, "progress": progress}
+        return self.decode(tokens, seed=seed, **decoded, **changes)
+
+    def stream(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        num_clips: int = 1,
+        seed: int | Sequence[int] = 0,
+        clips_per_batch: int | str = "auto",
+        **changes: Any,
+    ) -> Iterator[Clip]:
+        """The clips of the pipeline's videos, each as soon as it is painted.
+
+        The language model writes no further ahead than two micro-batches of clips need: memory on
+        host and devices does not grow with the length. The clips of a prompt come in order, one
+        prompt after the other; joined they are what the pipeline returns, within one grey level.
+
+        Args:
+          prompt, seed: As for the pipeline.
+          num_clips: Of each prompt, up to a million.
+          clips_per_batch: As for the pipeline; 1 gives the first clip soonest.
+          changes: `num_frames`, `num_inference_steps`, `guidance_scale`, `sampler`, as for the
+            pipeline.
+
+        Raises:
+          UserError: As for the pipeline, at the call; later, when what came out is no video.
+        """
+        ids, seeds = self._read_prompts(prompt, seed)
+        num_clips = options.named("num_clips", options.Whole(1, options.MAX_STREAM), num_clips)
+
+        def rows():
+            for sample, one in enumerate(seeds):
+                text, keys = ids[sample : sample + 1], fold(sample_keys([one]), 0)
+                written = (run[0, 0] for run in self._keyframes(text, keys, num_clips))
+                for clip, pair in enumerate(itertools.pairwise(written)):
+                    yield _row(*pair, one, clip)
+
+        blame = "the language model and the decoder"
+        return self._clips(rows(), len(seeds), num_clips, clips_per_batch, blame, **changes)
 
     def generate_tokens(
         self,
@@ -203,32 +273,46 @@ class DiCoDePipeline(base.Pipeline):
         Those of prompt i are, bit for bit, those of that prompt alone with its own seed; see the
         pipeline for arguments and errors.
         """
+        ids, seeds = self._read_prompts(prompt, seed)
+        num_clips = options.named("num_clips", options.OPTIONS["num_clips"], num_clips)
+        count, mesh = len(seeds), self._mesh(len(seeds))
+        # One prompt at a time on each device: the products of a batch are rounded in another way
+        # in each size.
+        at_once = 1 if mesh is None else mesh.size
+        tokens = []
+        for start in range(0, count, at_once):
+            if progress is not None:
+                progress("keyframes", start, count)
+            rows = np.minimum(np.arange(start, start + at_once), count - 1)
+            keys = fold(sample_keys([seeds[i] for i in rows]), 0)
+            written = self._keyframes(ids[rows], keys, num_clips, mesh)
+            tokens.append(np.concatenate(list(written), axis=1))
+        if progress is not None:
+            progress("keyframes", count, count)
+        return checks.finite_tokens(np.concatenate(tokens)[:count], "language_model")
+
+    def _read_prompts(self, prompt, seed) -> tuple[np.ndarray, list[int]]:
+        """Text ids `[b, l]` and seeds of prompts."""
         if self.language_model is None:
             raise UserError("this model has no language model; it can encode and decode only")
         prompts = options.check_prompts(prompt)
-        keys = fold(self._keys(seed, len(prompts)), 0)
-        num_clips = options.named("num_clips", options.OPTIONS["num_clips"], num_clips)
+        seeds = options.check_seeds(seed, len(prompts))
         encoded = self.text.encode(prompts, self.config.text_length, allow_empty=False)
         for i in encoded.truncated:
-            cut.warn(encoded.left_out[i], encoded.lengths[i], self.config.text_length, stacklevel=2)
-        graph, state = self._split["language_model"]
-        tokens = []
-        # One prompt at a time: the products of a batch are rounded in another way in each size.
-        for i, ids in enumerate(encoded.ids):
-            if progress is not None:
-                progress("keyframes", i, len(prompts))
-            written = _generate(
-                graph,
-                state,
-                jnp.asarray(ids)[None],
-                keys[i : i + 1],
-                num_keyframes=num_clips + 1,
-                config=self.config.generation,
-            )
-            tokens.append(np.asarray(written[0]))
-        if progress is not None:
-            progress("keyframes", len(prompts), len(prompts))
-        return checks.finite_tokens(np.stack(tokens), "language_model")
+            cut.warn(encoded.left_out[i], encoded.lengths[i], self.config.text_length, stacklevel=3)
+        return np.asarray(encoded.ids), seeds
+
+    def _keyframes(self, ids, keys, num_clips: int, mesh=None) -> Iterator[Array]:
+        """Keyframes `[b, 1, n, z]`, dispatched and not waited for."""
+        (graph,), (state,) = self._of("language_model", mesh=mesh)
+        return stream_keyframes(
+            nnx.merge(graph, state),
+            jnp.asarray(ids),
+            num_keyframes=num_clips + 1,
+            keys=keys,
+            mesh=mesh,
+            **vars(self.config.generation),
+        )
 
     def encode(
         self,
@@ -248,18 +332,33 @@ class DiCoDePipeline(base.Pipeline):
           UserError: Fewer than two frames, an index outside of them, or this model has no
             tokenizer.
         """
-        if self.tokenizer is None:
-            raise UserError("this model has no tokenizer; it can generate and decode only")
         video = checks.as_array(video, "a video is uint8 [f, h, w, 3]")
         if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8 or not video.size:
             raise UserError(f"a video is uint8 [f, h, w, 3], got {video.dtype} {video.shape}")
         if len(video) < 2:
             raise UserError("a clip needs two keyframes, the video has one frame")
         given = [0, -1] if keyframes is None else keyframes
-        images = video[options.check_keyframes(given, len(video))]
+        return self.encode_frames(video[i] for i in options.check_keyframes(given, len(video)))
+
+    def encode_frames(
+        self, frames: Iterable[UInt8[np.ndarray, "h w 3"]]
+    ) -> Float[np.ndarray, "k n z"]:
+        """`encode` of keyframes that come one by one, such as those of a file that is being read.
+
+        One is held at a time, whatever its size; where it comes again next, its tokens do.
+        """
+        if self.tokenizer is None:
+            raise UserError("this model has no tokenizer; it can generate and decode only")
         graph, state = self._split["tokenizer"]
-        size = self.config.frame_size
-        tokens = [np.asarray(_encode(graph, state, x[None], size=size)[0]) for x in images]
+        tokens, last = [], None
+        for frame in frames:
+            if not tokens or frame is not last:
+                small = _resized(frame, self.config.frame_size, self.tokenizer.cfg)
+                encoded = np.asarray(_encode(graph, state, small))
+            tokens.append(encoded)
+            last = frame
+        if len(tokens) < 2:
+            raise UserError(f"a clip needs two keyframes, got {len(tokens)}")
         return checks.finite_tokens(np.stack(tokens), "tokenizer")
 
     def decode(
@@ -271,14 +370,15 @@ class DiCoDePipeline(base.Pipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         sampler: str | None = None,
+        clips_per_batch: int | str = "auto",
         progress: Progress | None = None,
     ) -> UInt8[np.ndarray, "*b f h w 3"]:
-        """Paints the clips between neighbouring keyframes.
+        """Paints the clips between neighbouring keyframes: what `decode_stream` gives, gathered.
 
         Args:
           tokens: Deep tokens of two or more keyframes, of one video or of a batch.
-          seed, num_frames, num_inference_steps, guidance_scale, sampler, progress: As for the
-            pipeline; video i of a batch is painted as it is alone with its own seed.
+          seed, num_frames, num_inference_steps, guidance_scale, sampler, clips_per_batch, progress:
+            As for the pipeline; video i of a batch is painted as it is alone with its own seed.
 
         Returns:
           `(k - 1) * num_frames` frames in [0, 255].
@@ -286,43 +386,77 @@ class DiCoDePipeline(base.Pipeline):
         Raises:
           UserError: The tokens are of another shape than the model's, or an option is impossible.
         """
+        clips = self.decode_stream(
+            tokens,
+            seed=seed,
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            sampler=sampler,
+            clips_per_batch=clips_per_batch,
+        )
+        *batch, k, _, _ = np.shape(tokens)
+        if k > options.MAX_CLIPS + 1:
+            raise UserError(
+                f"at most {options.MAX_CLIPS} clips are gathered at once, got {k} keyframes; "
+                "decode_stream paints any number"
+            )
+        count = int(np.prod(batch)) * (k - 1)
+        frames = base.gathered((clip.frames for clip in _counted(clips, count, progress)), count)
+        return frames.reshape(*batch, -1, *frames.shape[2:])
+
+    def decode_stream(
+        self,
+        tokens: Float[np.ndarray, "*b k n z"],
+        *,
+        seed: int | Sequence[int] = 0,
+        clips_per_batch: int | str = "auto",
+        **changes: Any,
+    ) -> Iterator[Clip]:
+        """The clips between neighbouring keyframes, each as soon as it is painted.
+
+        Those of a video come in order, one video after the other. For arguments see `decode`.
+
+        Raises:
+          UserError: As for `decode`, at the call; later, when what came out is no video.
+        """
         cfg = self.decoder.cfg
         wanted = (
             f"this model decodes two or more keyframes of {cfg.num_tokens} tokens of width "
             f"{cfg.token_dim}"
         )
         tokens = checks.as_array(tokens, wanted, np.float32)
-        is_batch, shape = tokens.ndim == 4, (cfg.num_tokens, cfg.token_dim)
-        if not (is_batch or tokens.ndim == 3) or tokens.shape[-2:] != shape or not tokens.size:
+        shape = (cfg.num_tokens, cfg.token_dim)
+        if tokens.ndim not in (3, 4) or tokens.shape[-2:] != shape or not tokens.size:
             raise UserError(f"{wanted}, got an array of shape {tokens.shape}")
-        if not 2 <= tokens.shape[-3] <= options.MAX_CLIPS + 1:
-            raise UserError(
-                f"{wanted}, and at most {options.MAX_CLIPS} clips at once, got "
-                f"{tokens.shape[-3]} keyframes"
-            )
-        batched = tokens if is_batch else tokens[None]
-        samples = self._keys(seed, len(batched))
-        sampling = self._sampling(
-            num_frames=num_frames,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
+        if tokens.shape[-3] < 2:
+            raise UserError(f"{wanted}, got one keyframe")
+        videos = tokens if tokens.ndim == 4 else tokens[None]
+        seeds = options.check_seeds(seed, len(videos))
+        rows = (
+            _row(*pair, one, clip)
+            for video, one in zip(videos, seeds)
+            for clip, pair in enumerate(itertools.pairwise(video))
         )
-        graph, state = self._split["decoder"]
-        k = batched.shape[1]
-        clips = []
-        for clip in range(k - 1):
-            if progress is not None:
-                progress("clips", clip, k - 1)
-            keys = fold(samples, 1 + clip)
-            pair = jnp.asarray(batched[:, clip : clip + 2])
-            pixels, is_finite = _decode(graph, state, pair, keys, sampling)
-            checks.check_painted(is_finite, "the decoder", sampling)
-            clips.append(np.asarray(pixels))
-        if progress is not None:
-            progress("clips", k - 1, k - 1)
-        video = np.concatenate(clips, axis=1)
-        return video if is_batch else video[0]
+        k = videos.shape[1]
+        return self._clips(rows, len(videos), k - 1, clips_per_batch, "the decoder", **changes)
+
+    def _clips(
+        self, rows: Iterable[Mapping], num_videos, num_clips, clips_per_batch, blame, **changes
+    ) -> Iterator[Clip]:
+        """Clips of the rows, which are those of one video after the other."""
+        sampling = self._sampling(**changes)
+        painted = self._paint(
+            _decode,
+            ["decoder"],
+            rows,
+            num_videos * num_clips,
+            sampling,
+            clips=num_clips,
+            clips_per_batch=painting.check_clips(clips_per_batch),
+            blame=blame,
+        )
+        return (Clip(*divmod(i, num_clips), frames) for i, frames in enumerate(painted))
 
     def reconstruct(
         self,
@@ -340,25 +474,42 @@ class DiCoDePipeline(base.Pipeline):
         return config
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "num_keyframes", "config"))
-def _generate(graph, state, text_ids, keys, *, num_keyframes, config):
-    lm = nnx.merge(graph, state)
-    return generate(lm, text_ids, num_keyframes=num_keyframes, keys=keys, **vars(config))
+def _row(first, second, seed: int, clip: int) -> dict[str, Any]:
+    """What a clip is painted from: tokens `[n, z]` of both keyframes, a seed and a number."""
+    return {"first": first, "second": second, "seed": np.uint32(seed), "clip": np.int32(clip)}
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "size"))
-def _encode(graph, state, images, *, size):
-    tokenizer = nnx.merge(graph, state)
-    images = to_float(images)
-    if images.shape[1:3] != (size, size):
-        cfg = tokenizer.cfg
-        crop = cfg.resize == "crop"
-        images = resize_bilinear(images, (size, size), antialias=cfg.antialias, crop=crop)
-    return tokenizer(images[:, None])[:, 0]
+def _counted(clips: Iterator[Clip], count: int, progress: Progress | None) -> Iterator[Clip]:
+    """The clips, with a word of each."""
+    for done, clip in enumerate(clips):
+        if progress is not None:
+            progress("clips", done, count)
+        yield clip
+    if progress is not None:
+        progress("clips", count, count)
+
+
+def _resized(frame: Any, size: int, cfg: DeepTokenizerConfig) -> Float[np.ndarray, "s s 3"]:
+    """A frame as the tokenizer wants it, in [-1, 1]."""
+    frame = checks.as_array(frame, "a keyframe is uint8 [h, w, 3]")
+    if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8 or not frame.size:
+        raise UserError(f"a keyframe is uint8 [h, w, 3], got {frame.dtype} {frame.shape}")
+    h, w, _ = frame.shape
+    height, width = (min(h, w),) * 2 if cfg.resize == "crop" else (h, w)
+    left, top = (w - width) / 2, (h - height) / 2
+    box = (left, top, left + width, top + height)
+    return resize_square(frame, size, box, antialias=cfg.antialias) / 255 * 2 - 1
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))
-def _decode(graph, state, tokens, keys, sampling):
-    decoder = nnx.merge(graph, state)
+def _encode(graph, state, image):
+    return nnx.merge(graph, state)(image[None, None])[0, 0]
+
+
+@painting.program
+def _decode(decoder, rows, sampling):
+    tokens = jnp.stack([rows["first"], rows["second"]], axis=1)
+    keys = fold(sample_keys(rows["seed"]), 1 + rows["clip"])
     latents = decode_clip(decoder, tokens, keys, sampling)
-    return checks.quantize(decode_latents(decoder, latents))
+    # A frame at a time: a clip's would take more memory than its latents' whole way here.
+    return checks.quantize(decode_latents(decoder, latents, per_frame=True))

@@ -9,13 +9,10 @@ this package, so the features, and for guidance those of an all-zero clip, come 
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.diffusion.schedules import NoiseSchedule
@@ -24,7 +21,8 @@ from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.models.latent_video import sample_latents
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
-from dicode_jax.pipelines import base, checks, options
+from dicode_jax.nn.rngs import sample_keys
+from dicode_jax.pipelines import base, checks, options, painting
 from dicode_jax.typing import Float, UInt8
 
 PARTS: dict[str, tuple[type, type]] = {
@@ -76,6 +74,7 @@ class DivotDetokenizer(base.Pipeline):
         guidance_scale: float | None = None,
         eta: float | None = None,
         sampler: str | None = None,
+        clips_per_batch: int | str = "auto",
         seed: int | Sequence[int] = 0,
     ) -> UInt8[np.ndarray, "b f h w 3"]:
         """Paints a clip for each set of features.
@@ -84,6 +83,8 @@ class DivotDetokenizer(base.Pipeline):
           features: Of Divot's video tokenizer, one clip or a batch ([64, 256] in the release).
           null_features: Those of an all-zero clip, for guidance.
           num_inference_steps, guidance_scale, eta, sampler: None for the model's default.
+          clips_per_batch: Clips that each device paints at once; "auto" for as many as are fast and
+            fit in the memory that is free.
           seed: Of all randomness, 0 to 2**32 - 1; or a seed for each clip. Clip i of a call with
             `seed=s` is what it is alone with `seed=s + i`, within one grey level.
 
@@ -106,7 +107,8 @@ class DivotDetokenizer(base.Pipeline):
             eta=eta,
             sampler=sampler,
         )
-        keys = self._keys(seed, len(batch))
+        seeds = options.check_seeds(seed, len(batch))
+        at_once = painting.check_clips(clips_per_batch)
         if null_features is None:
             if sampling.guidance_scale != 1.0:
                 raise UserError(
@@ -119,25 +121,26 @@ class DivotDetokenizer(base.Pipeline):
             null = checks.as_array(null_features, wanted, np.float32)
         if null.shape != batch.shape[1:]:
             raise UserError(f"null_features have shape {null.shape}, want {batch.shape[1:]}")
-        pixels, is_finite = _paint(
-            *self._of(*PARTS),
-            jnp.asarray(batch),
-            jnp.asarray(null),
-            keys,
+        painted = self._paint(
+            _paint,
+            list(PARTS),
+            ({"features": one, "seed": np.uint32(seed)} for one, seed in zip(batch, seeds)),
+            len(batch),
             sampling,
+            (null,),
+            clips_per_batch=at_once,
+            blame=", ".join(PARTS),
             config=self.config,
         )
-        checks.check_painted(is_finite, ", ".join(PARTS), sampling)
-        return np.asarray(pixels)
+        return base.gathered(painted, len(batch))
 
 
-@functools.partial(jax.jit, static_argnames=("graphs", "config"))
-def _paint(graphs, states, features, null_features, keys, sampling, *, config):
-    unet, autoencoder, resampler = map(nnx.merge, graphs, states)
-    tokens = resampler(jnp.concatenate([null_features[None], features]))
+@painting.program
+def _paint(unet, autoencoder, resampler, rows, sampling, null_features, *, config):
+    tokens = resampler(jnp.concatenate([null_features[None], rows["features"]]))
     context, null = tokens[1:], jnp.broadcast_to(tokens[:1], tokens[1:].shape)
     step = autoencoder.cfg.downsampling
     h, w = (side // step for side in config.frame_size)
-    shape = (h, w, autoencoder.cfg.embed_dim)
+    shape, keys = (h, w, autoencoder.cfg.embed_dim), sample_keys(rows["seed"])
     latents = sample_latents(unet, config.schedule, context, null, None, keys, shape, sampling)
     return checks.quantize(autoencoder.decode_latents(latents, per_frame=True))

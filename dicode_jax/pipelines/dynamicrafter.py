@@ -29,8 +29,8 @@ from dicode_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVis
 from dicode_jax.models.latent_video import sample_latents
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
-from dicode_jax.nn.rngs import fold
-from dicode_jax.pipelines import base, checks, options
+from dicode_jax.nn.rngs import fold, sample_keys
+from dicode_jax.pipelines import base, checks, options, painting
 from dicode_jax.text.clip import ClipTokenizer
 from dicode_jax.typing import Array, Float, UInt8
 
@@ -114,6 +114,7 @@ class DynamiCrafterPipeline(base.Pipeline):
         eta: float | None = None,
         sampler: str | None = None,
         fs: int | None = None,
+        clips_per_batch: int | str = "auto",
         seed: int | Sequence[int] = 0,
     ) -> UInt8[np.ndarray, "b f h w 3"]:
         """Paints a video for each image.
@@ -137,6 +138,8 @@ class DynamiCrafterPipeline(base.Pipeline):
           sampler: "ddim", or "dpm++" of second order.
           fs: Frame stride for the 256 model (1 to 6, larger for more motion), frames per second for
             the others (smaller for more motion).
+          clips_per_batch: Videos that each device paints at once; "auto" for as many as are fast
+            and fit in the memory that is free.
           seed: Of all randomness, 0 to 2**32 - 1; or a seed for each image.
 
         Returns:
@@ -145,11 +148,13 @@ class DynamiCrafterPipeline(base.Pipeline):
         Raises:
           UserError: An image or an option is impossible.
         """
-        latents = self.sample_latents(
+        return self._videos(
             image,
             prompt,
-            last_image=last_image,
-            seed=seed,
+            last_image,
+            seed,
+            clips_per_batch,
+            "pixels",
             num_frames=num_frames,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
@@ -158,10 +163,6 @@ class DynamiCrafterPipeline(base.Pipeline):
             sampler=sampler,
             fs=fs,
         )
-        pixels, is_finite = _decode(*self._of("autoencoder"), latents)
-        sampling = self._sampling(guidance_scale=guidance_scale)
-        checks.check_painted(is_finite, "the autoencoder", sampling)
-        return np.asarray(pixels)
 
     def sample_latents(
         self,
@@ -170,13 +171,17 @@ class DynamiCrafterPipeline(base.Pipeline):
         *,
         last_image: UInt8[np.ndarray, "*b h w 3"] | None = None,
         seed: int | Sequence[int] = 0,
+        clips_per_batch: int | str = "auto",
         **changes: Any,
-    ) -> Float[Array, "b f y x c"]:
+    ) -> Float[np.ndarray, "b f y x c"]:
         """The scaled latents of what `__call__` paints; it takes the same arguments.
 
         Raises:
           UserError: An image or an option is impossible.
         """
+        return self._videos(image, prompt, last_image, seed, clips_per_batch, "latents", **changes)
+
+    def _videos(self, image, prompt, last_image, seed, clips_per_batch, result, **changes):
         images = self._fit(image, "image")
         prompts = options.check_prompts(prompt)
         prompts = prompts * len(images) if isinstance(prompt, str) else prompts
@@ -184,26 +189,31 @@ class DynamiCrafterPipeline(base.Pipeline):
             raise UserError(f"{len(images)} image(s) and {len(prompts)} prompts: give one for each")
         lasts = self._last_images(last_image, images)
         sampling = self._sampling(**changes)
-        length = self.parts["text_tower"].cfg.max_seq_len
-        ids = self.text(["", *prompts], length)
-        keys = self._keys(seed, len(images))
-        context, null_context = _contexts(
-            *self._of("text_tower", "image_tower", "resampler"), jnp.asarray(ids), images
+        at_once = painting.check_clips(clips_per_batch)
+        seeds = options.check_seeds(seed, len(images))
+        null_ids, *ids = self.text(["", *prompts], self.parts["text_tower"].cfg.max_seq_len)
+        rows = (
+            {
+                "ids": ids[i],
+                "image": images[i],
+                "last": None if lasts is None else lasts[i],
+                "seed": np.uint32(one),
+            }
+            for i, one in enumerate(seeds)
         )
-        concat = _concat(
-            *self._of("autoencoder"), images, lasts, keys, num_frames=sampling.num_frames
-        )
-        latents, is_finite = _sample(
-            *self._of("unet"),
-            context,
-            null_context,
-            concat,
-            keys,
+        painted = self._paint(
+            _paint,
+            list(PARTS),
+            rows,
+            len(images),
             sampling,
+            (null_ids,),
+            clips_per_batch=at_once,
+            blame=", ".join(PARTS),
             schedule=self.config.schedule,
+            result=result,
         )
-        checks.check_painted(is_finite, ", ".join(PARTS), sampling)
-        return latents
+        return base.gathered(painted, len(images))
 
     def _fit(self, image, name: str) -> Float[Array, "b y x 3"]:
         """Images [b, h, w, 3] of the model's size in [-1, 1], scaled to cover it and cropped."""
@@ -276,13 +286,11 @@ def _cover(images, *, size):
     return images[:, top : top + size[0], left : left + size[1]]
 
 
-@functools.partial(jax.jit, static_argnames=("graphs",))
-def _contexts(graphs, states, ids, images):
+def _contexts(text_tower, image_tower, resampler, ids, images):
     """Context of every sample, and that of the empty prompt and a grey image, [b, l, d] each.
 
     The first row of `ids` is the empty prompt.
     """
-    text_tower, image_tower, resampler = map(nnx.merge, graphs, states)
     images = jnp.concatenate([jnp.zeros_like(images[:1]), images])
     pixels = clip_preprocess(images, image_tower.cfg.image_size)
     text, tokens = text_tower(ids, "penultimate"), resampler(image_tower(pixels))
@@ -290,10 +298,8 @@ def _contexts(graphs, states, ids, images):
     return context[1:], jnp.broadcast_to(context[:1], context[1:].shape)
 
 
-@functools.partial(jax.jit, static_argnames=("graphs", "num_frames"))
-def _concat(graphs, states, images, lasts, keys, *, num_frames):
+def _concat(autoencoder, images, lasts, keys, num_frames):
     """Latents [b, f, h, w, c] that go beside the noisy ones."""
-    (autoencoder,) = map(nnx.merge, graphs, states)
     first = autoencoder.encode_latents(images[:, None], fold(keys, 2))
     if lasts is None:
         return jnp.repeat(first, num_frames, axis=1)
@@ -303,15 +309,17 @@ def _concat(graphs, states, images, lasts, keys, *, num_frames):
     return jnp.concatenate([first, middle, last], axis=1)
 
 
-@functools.partial(jax.jit, static_argnames=("graphs", "schedule"))
-def _sample(graphs, states, context, null_context, concat, keys, sampling, *, schedule):
-    (unet,) = map(nnx.merge, graphs, states)
-    shape = concat.shape[2:]
-    latents = sample_latents(unet, schedule, context, null_context, concat, keys, shape, sampling)
-    return latents, jnp.isfinite(latents).all(axis=(1, 2, 3, 4))
-
-
-@functools.partial(jax.jit, static_argnames=("graphs",))
-def _decode(graphs, states, latents):
-    (autoencoder,) = map(nnx.merge, graphs, states)
+@painting.program
+def _paint(
+    unet, autoencoder, text_tower, image_tower, resampler, rows, sampling, null_ids, *, schedule,
+    result,
+):  # fmt: skip
+    images, keys = rows["image"], sample_keys(rows["seed"])
+    ids = jnp.concatenate([null_ids[None], rows["ids"]])
+    contexts = _contexts(text_tower, image_tower, resampler, ids, images)
+    concat = _concat(autoencoder, images, rows["last"], keys, sampling.num_frames)
+    _, _, y, x, c = concat.shape
+    latents = sample_latents(unet, schedule, *contexts, concat, keys, (y, x, c), sampling)
+    if result == "latents":
+        return latents, jnp.isfinite(latents).all(axis=(1, 2, 3, 4))
     return checks.quantize(autoencoder.decode_latents(latents, per_frame=True))

@@ -9,7 +9,7 @@ communication.
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from dicode_jax.typing import Array, PyTree
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the axes that split a batch, as one entry of a PartitionSpec
+ROWS, WHOLE = PartitionSpec(BATCH), PartitionSpec()  # split by its first axis; on every device
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,33 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis over `data` and `fsdp`, for arrays of any rank."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def row_mesh(devices: Sequence[Any] | None = None) -> Mesh | None:
+    """A mesh for rows that know nothing of each other; None where there is one device.
+
+    Args:
+      devices: All of this process by default, or the one that `jax.default_device` names.
+    """
+    if devices is None:
+        devices = () if jax.config.values["jax_default_device"] else jax.local_devices()
+    return make_mesh(ShardingConfig(), devices) if len(devices) > 1 else None
+
+
+def by_rows(function: Callable, mesh: Mesh | None, in_specs: PyTree, out_specs: PyTree) -> Callable:
+    """The function, on every device for its own rows alone: nothing passes between devices.
+
+    Args:
+      function: Of arrays and pytrees; under a `jit`.
+      mesh: None gives the function as it is.
+      in_specs: `ROWS`, `WHOLE` or another spec for each argument or part of one.
+      out_specs: The same for what it returns.
+    """
+    if mesh is None:
+        return function
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
 
 
 def param_shardings(tree: PyTree, mesh: Mesh, cfg: ShardingConfig) -> PyTree:
@@ -212,14 +240,14 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulate_steps: int = 1) -> 
 def constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
     """Tells the compiler how an activation lies, where its own guess would be a bad one.
 
-    Does nothing without a mesh (`jax.set_mesh`), nor to an axis that the mesh cannot split (that of
-    one row under `jax.vmap`), so models may call it anywhere.
+    Does nothing without a mesh (`jax.set_mesh`), in `by_rows`, nor to an axis that the mesh cannot
+    split (that of one row under `jax.vmap`), so models may call it anywhere.
 
     Args:
       axes: One entry for each leading axis of `x`: a mesh axis, several, or None.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.empty or mesh.manual_axes:
         return x
     for size, axis in zip(x.shape, axes):
         names = (axis,) if isinstance(axis, str) else axis or ()

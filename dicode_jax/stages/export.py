@@ -29,7 +29,7 @@ from dicode_jax.storage import hub, weights
 from dicode_jax.storage.files import short
 from dicode_jax.storage.folders import check_folder, new_folder
 from dicode_jax.text.gpt import TextTokenizer
-from dicode_jax.training.checkpoint import read_parameters
+from dicode_jax.training.checkpoint import is_checkpoint, read_parameters
 from dicode_jax.training.setup import create_model, plan_stage
 from dicode_jax.training.stage import Stage
 
@@ -154,7 +154,7 @@ def read_run_config(path: pathlib.Path) -> Any:
 def _find_run(checkpoint: pathlib.Path, step: int | None) -> tuple[pathlib.Path, int | None]:
     """The run's folder, and the step that the name of a single checkpoint says."""
     folder = checkpoint.resolve()
-    if folder.parent.name == "checkpoints" and folder.name.isdigit():
+    if folder.parent.name == "checkpoints" and is_checkpoint(folder):
         if step not in (None, int(folder.name)):
             raise UserError(f"{checkpoint} is not the checkpoint of step {step}")
         folder, step = folder.parent, int(folder.name)

@@ -122,7 +122,9 @@ def parse_json(text: str | bytes, name: object) -> Any:
         level = [found]
         for _ in range(MAX_DEPTH):
             level = [x for held in level for x in _within(held)]
-        if level:
+            if not level:
+                break
+        else:
             raise ValueError(f"more than {MAX_DEPTH} levels deep")
     except (ValueError, RecursionError) as error:
         reason = "too deep" if isinstance(error, RecursionError) else printable(error, 200)

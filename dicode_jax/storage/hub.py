@@ -1,33 +1,39 @@
 """Models by name: a folder, a model of the package, or `owner/name` on the Hugging Face Hub.
 
 Downloads are cached and resumed by `huggingface_hub`, which also honours `HF_HUB_OFFLINE`,
-`HF_HOME` and `HF_TOKEN`. Only safetensors, JSON and text are fetched or sent, no file that could
-hold code, unless a converter asks `find_folder` for the files of an original.
+`HF_HOME` and `HF_TOKEN`. Only safetensors, JSON and text are fetched, no file that could hold code,
+unless a converter asks `find_folder` for the files of an original; what a model is made of is sent.
 """
 
-import hashlib
-import importlib.resources
 import itertools
 import os
 import pathlib
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from dicode_jax.errors import UserError
+from dicode_jax import config as config_lib
+from dicode_jax import kinds
+from dicode_jax.errors import UserError, printable
 from dicode_jax.kinds import CONFIG_FILE
-from dicode_jax.storage.files import cache_folder, read_small
+from dicode_jax.storage import packaged
+from dicode_jax.storage.files import cache_folder
 
-__all__ = ["FILES", "check_packaged", "find_folder", "find_model", "packaged", "upload"]
+__all__ = ["FILES", "find_folder", "find_model", "upload"]
 
-ASSETS = "dicode_jax.assets"
-SUMS_FILE = "SHA256SUMS"  # of weights, configs and tokenizers; as `sha256sum` writes it
 DEFAULT_MODEL = "shapes"
 FILES = ("*.safetensors", "*.json", "*.txt", "*.md")
 
 _SAY = {"HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"}  # where downloads are kept
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_BARE_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_WORD = r"[A-Za-z0-9](?:[\w-]|\.(?!\.)){0,95}"  # becomes a part of paths in the cache
+_HUB_NAME = re.compile(f"{_WORD}/{_WORD}", re.ASCII)
+_BARE_NAME = re.compile(_WORD, re.ASCII)
+_REVISION = re.compile(rf"(?=.{{1,200}}$){_WORD}(?:[/+]{_WORD})*", re.ASCII)
+_MODEL_FILE = re.compile(
+    r"(\w[\w-]*/)?(config\.json|model\.safetensors|tokenizer\.json)"
+    r"|README\.md|conversion\.json|(LICEN[CS]E|NOTICE)[\w.-]*\.(txt|md)"
+)
 _FILE_NAME = re.compile(r".*\.(json|txt|gz|safetensors|bin|pt|pth|ckpt)")  # and no model's
 
 
@@ -48,7 +54,7 @@ def find_model(
     Raises:
       UserError: There is no such model, it cannot be reached, or it holds no configuration.
     """
-    name, ours = str(path_or_name or DEFAULT_MODEL), packaged()
+    name, ours = str(path_or_name or DEFAULT_MODEL), packaged.models()
     is_folder = path_or_name is not None and os.path.isdir(path_or_name)
     if not is_folder and name in ours and revision is None:
         return ours[name]
@@ -89,9 +95,10 @@ def find_folder(
       token: Access token; None for the one that `hf auth login` stored.
 
     Raises:
-      UserError: There is nothing of that name, or it cannot be reached.
+      UserError: There is nothing of that name, it cannot be reached, or the cache leads elsewhere.
     """
     name = str(path_or_name)
+    _check_revision(revision)
     is_there = os.path.lexists(name)
     is_of_hub = _HUB_NAME.fullmatch(name) or (bare and _BARE_NAME.fullmatch(name))
     if is_there or not is_of_hub or _FILE_NAME.fullmatch(name):
@@ -143,9 +150,27 @@ def _download(
             f"there is no folder {name}; on the Hub, {which} is not in the cache, and the Hub "
             "is not reached (no network, or offline mode)"
         ) from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # also of its HTTP client, which is one of two
         raise UserError(f"cannot download {name}: {_first_line(error)}") from error
+    for path in (pathlib.Path(folder), *pathlib.Path(folder).rglob("*")):
+        if ".." in path.parts or _leads_out(path, pathlib.Path(folder)):
+            raise UserError(f"{path} leads out of the cache of {name}: remove it")
     return pathlib.Path(folder)
+
+
+def _leads_out(path: pathlib.Path, folder: pathlib.Path) -> bool:
+    """Whether a path is a link out of a model; the files of a snapshot lie beside it in `blobs`."""
+    if not path.is_symlink():
+        return False
+    real, homes = path.resolve(), [folder.resolve()]
+    if homes[0].parent.name == "snapshots":
+        homes.append((homes[0].parents[1] / "blobs").resolve())
+    return not any(home == real or home in real.parents for home in homes)
+
+
+def _check_revision(revision: str | None) -> None:
+    if revision is not None and not _REVISION.fullmatch(revision):
+        raise UserError(f"no branch, tag or commit can be called {revision!r}")
 
 
 def upload(
@@ -160,15 +185,16 @@ def upload(
     """Sends a model folder to the Hub, making the repository if need be, and returns its address.
 
     Args:
-      folder: Holds a configuration; only safetensors, JSON and text files are sent.
+      folder: Holds a configuration. What is sent are the files that a model is made of, its card,
+        the report of its conversion, and what licences say; a warning names the others.
       name: `owner/name`.
       private: Whether a new repository is private; None for the owner's default.
       revision: Branch to commit to; None for the main one.
       token: Access token; None for the one that `hf auth login` stored.
 
     Raises:
-      UserError: The folder is not a model, the name is not of the form `owner/name`, or the Hub
-        refuses.
+      UserError: The folder is not a model or holds links that lead out of it, the name is not of
+        the form `owner/name`, or the Hub refuses or is not reached.
     """
     import huggingface_hub
     from huggingface_hub import errors
@@ -176,8 +202,8 @@ def upload(
     folder = pathlib.Path(folder)
     if not _HUB_NAME.fullmatch(name):
         raise UserError(f"{name!r} is not a name on the Hub: want owner/name")
-    if not os.path.isfile(folder / CONFIG_FILE):
-        raise UserError(f"{folder} is not a model of dicode_jax: it holds no {CONFIG_FILE}")
+    _check_revision(revision)
+    files = _files_of_model(folder)
     api = huggingface_hub.HfApi(token=token, library_name="dicode_jax")
     try:
         api.create_repo(name, private=private, exist_ok=True)
@@ -186,50 +212,36 @@ def upload(
             folder_path=folder,
             revision=revision,
             commit_message=commit_message,
-            allow_patterns=list(FILES),
+            allow_patterns=files,
         )
     except errors.LocalTokenNotFoundError as error:
         raise UserError("nobody is logged in to the Hub; run: hf auth login") from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # also of its HTTP client, which is one of two
         raise UserError(f"cannot upload to {name}: {_first_line(error)}") from error
     return f"https://huggingface.co/{name}"
 
 
-def packaged() -> dict[str, pathlib.Path]:
-    """Models in the package, by name."""
-    root = pathlib.Path(str(importlib.resources.files(ASSETS)))
-    return {path.parent.name: path.parent for path in root.glob(f"*/{CONFIG_FILE}")}
-
-
-def check_packaged(name: str) -> int:
-    """Compares the files of a packaged model with the SHA-256 that the package lists.
-
-    Returns:
-      How many there are.
-
-    Raises:
-      UserError: One is missing or changed, or none is listed.
-    """
-    root = packaged()[name].parent
-    lines = read_small(root / SUMS_FILE).decode().splitlines()
-    listed = [line.split("  ", 1) for line in lines]
-    own = {path: digest for digest, path in listed if path.startswith(f"{name}/")}
-    wrong = [path for path, digest in own.items() if _sha256(root / path) != digest]
-    if wrong or not own:
-        what = f"{wrong[0]} is not" if wrong else "its files are not listed"
-        raise UserError(
-            f"the packaged model {name} is damaged: {what} as it was packaged; install again"
-        )
-    return len(own)
-
-
-def _sha256(path: pathlib.Path) -> str:
-    """Of a file; empty when it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""
+def _files_of_model(folder: pathlib.Path) -> list[str]:
+    """Names of the files that a model is made of; a warning names what else lies in its folder."""
+    if not os.path.isfile(folder / CONFIG_FILE):
+        raise UserError(f"{folder} is not a model of dicode_jax: it holds no {CONFIG_FILE}")
+    if config_lib.read_json(folder / CONFIG_FILE)[0] in kinds.TRAININGS:
+        raise UserError(f"{folder} is the folder of a training; its model lies in {folder}/model")
+    files, others = [], []
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        name = path.relative_to(folder).as_posix()
+        is_model = _MODEL_FILE.fullmatch(name) is not None
+        if _leads_out(path, folder) and (is_model or path.is_dir()):
+            raise UserError(f"{path} is a link that leads out of the model: put a copy there")
+        if is_model and path.is_file():
+            files.append(name)
+        elif not name.startswith(".") and not (path.is_dir() and path.parent == folder):
+            others.append(name)
+    if others:
+        shown = ", ".join(printable(name, 60) for name in others[:5])
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        warnings.warn(f"not sent, as it is no part of a model: {shown}{more}", stacklevel=3)
+    return files
 
 
 def _first_line(error: Exception) -> str:

@@ -6,14 +6,16 @@ name -> SHA-256).
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 
 from dicode_jax import config as config_lib
-from dicode_jax.errors import UserError
+from dicode_jax.errors import UserError, printable
 from dicode_jax.storage import weights
 from dicode_jax.storage.files import atomic_path
 
@@ -31,6 +33,7 @@ LICENCES = {
 }
 """Origin of weights -> what is known of their licence."""
 
+MAX_ORIGINS = 20
 _TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -43,7 +46,7 @@ class Part:
       num_parameters: Numbers it holds.
       dtypes: Storage types, the most frequent first.
       num_bytes: Size of the numbers in the file.
-      metadata: See the module's text; empty for weights that were trained here.
+      metadata: See the module's text, as lines; empty for weights that were trained here.
     """
 
     name: str
@@ -55,15 +58,14 @@ class Part:
     @property
     def origins(self) -> tuple[str, ...]:
         """Where the weights come from, keys of `LICENCES`; empty when they were trained here."""
-        return tuple(filter(None, self.metadata.get("origin", "").split(",")))
+        named = filter(None, self.metadata.get("origin", "").split(","))
+        return tuple(printable(name, 60) for name in itertools.islice(named, MAX_ORIGINS))
 
     @property
     def sources(self) -> dict[str, str]:
-        """File that was converted -> its SHA-256."""
-        try:
-            return dict(json.loads(self.metadata.get("sources", "{}")))
-        except (ValueError, TypeError):
-            return {}
+        """File that was converted -> its SHA-256; names and digests are lines."""
+        found = weights.read_sources(self.metadata)
+        return {printable(file, 200): printable(digest, 100) for file, digest in found.items()}
 
 
 def inspect(folder: str | os.PathLike) -> list[Part]:
@@ -88,18 +90,22 @@ def _inspect(path: pathlib.Path) -> Part:
         counts[kind] = counts.get(kind, 0) + math.prod(shape)
     ordered = sorted(counts, key=counts.__getitem__, reverse=True)
     return Part(
-        name=path.parent.name,
+        name=printable(path.parent.name, 100),
         num_parameters=sum(counts.values()),
         dtypes=tuple(_TYPES.get(kind, kind.lower()) for kind in ordered),
         num_bytes=path.stat().st_size,
-        metadata={key: value for key, value in header.items() if key != "format"},
+        metadata={
+            printable(key, 100): value if key == "sources" else printable(value, 200)
+            for key, value in header.items()
+            if key != "format"
+        },
     )
 
 
 def licence_notes(parts: list[Part]) -> list[str]:
     """One line for each origin among the parts, none for what was trained here."""
     origins = {origin for part in parts for origin in part.origins}
-    return [LICENCES.get(o, f"{o}: licence not recorded") for o in sorted(origins)]
+    return [LICENCES.get(o, f"{o!r}: licence not recorded") for o in sorted(origins)]
 
 
 def write(
@@ -115,7 +121,7 @@ def write(
     if overwrite or not path.exists():
         card = render(folder, name=name)
         with atomic_path(path) as temporary:
-            temporary.write_text(card)
+            temporary.write_text(card, encoding="utf-8")
     return path
 
 
@@ -128,6 +134,7 @@ def render(folder: str | os.PathLike, *, name: str | None = None) -> str:
     from huggingface_hub import ModelCardData
 
     folder = pathlib.Path(folder)
+    name = printable(name or folder.resolve().name, 200)
     parts = inspect(folder)
     notes = licence_notes(parts)
     what, tag, usage = _USES.get(_kind(folder) or "", _DICODE)
@@ -143,31 +150,39 @@ def render(folder: str | os.PathLike, *, name: str | None = None) -> str:
         header.to_yaml(),
         "---",
         "",
-        f"# {name or folder.resolve().name}",
+        f"# {_plain(name)}",
         "",
         f"{what} {total:,} parameters.",
         "",
         "## Use",
         "",
         "```python",
-        *usage.format(name=name or folder.resolve().name).strip().splitlines(),
+        *usage.format(name=json.dumps(name, ensure_ascii=False)).strip().splitlines(),
         "```",
         "",
         "## Parts",
         "",
         "| Part | Parameters | Stored as |",
         "|---|---:|---|",
-        *(f"| {p.name} | {p.num_parameters:,} | {', '.join(p.dtypes)} |" for p in parts),
+        *(f"| {_plain(p.name)} | {p.num_parameters:,} | {', '.join(p.dtypes)} |" for p in parts),
         "",
         "## Sources and licences",
         "",
     ]
-    lines += [f"- {note}" for note in notes] or ["The weights were trained with dicode_jax."]
+    lines += [f"- {_plain(note)}" for note in notes] or [
+        "The weights were trained with dicode_jax."
+    ]
     sources = _sources(parts)
     if sources:
         lines += ["", "| File | SHA-256 |", "|---|---|"]
-        lines += [f"| {file} | `{digest}` |" for file, digest in sources.items()]
+        plain = {_plain(file): re.sub(r"\W", "?", digest) for file, digest in sources.items()}
+        lines += [f"| {file} | `{digest}` |" for file, digest in plain.items()]
     return "\n".join(lines) + "\n"
+
+
+def _plain(line: str) -> str:
+    """A line that Markdown shows as it is: no link, no HTML, no further cell of a table."""
+    return re.sub(r"([\\`*\[\]<>|#])", r"\\\1", line)
 
 
 def _kind(folder: pathlib.Path) -> str | None:
@@ -187,7 +202,7 @@ _DICODE = (
     """
 from dicode_jax import DiCoDePipeline
 
-pipe = DiCoDePipeline.from_pretrained("{name}")
+pipe = DiCoDePipeline.from_pretrained({name})
 video = pipe("a dog runs on the beach", num_clips=2, seed=0)  # uint8 [1, frames, h, w, 3]
 """,
 )
@@ -197,7 +212,7 @@ _DYNAMICRAFTER = (
     """
 from dicode_jax.pipelines.dynamicrafter import DynamiCrafterPipeline
 
-pipe = DynamiCrafterPipeline.from_pretrained("{name}")
+pipe = DynamiCrafterPipeline.from_pretrained({name})
 video = pipe(image, "waves roll in", seed=0)  # image: uint8 [h, w, 3]; video: [1, frames, h, w, 3]
 """,
 )
@@ -207,7 +222,7 @@ _DIVOT = (
     """
 from dicode_jax.pipelines.divot import DivotDetokenizer
 
-decoder = DivotDetokenizer.from_pretrained("{name}")
+decoder = DivotDetokenizer.from_pretrained({name})
 video = decoder(features, null_features=null_features, seed=0)  # features: of Divot's tokenizer
 """,
 )

@@ -14,23 +14,29 @@ import numpy as np
 from flax import nnx
 
 from dicode_jax import config as config_lib
-from dicode_jax.errors import UserError
+from dicode_jax.errors import UserError, printable
 from dicode_jax.kinds import CONFIG_FILE as CONFIG_FILE
 from dicode_jax.nn.rngs import blank
-from dicode_jax.storage.files import atomic_path
+from dicode_jax.storage.files import atomic_path, parse_json
 
 __all__ = [
     "hash_module",
     "load_module",
     "named_arrays",
+    "not_finite",
     "read_arrays",
     "read_header",
     "read_metadata",
+    "read_sources",
     "save_module",
 ]
 
 WEIGHTS_FILE = "model.safetensors"
+MAX_HEADER = 1 << 22  # bytes of a safetensors header; that of DiCoDe's UNet has 180,000
+MAX_METADATA = 1 << 18  # letters of keys and values
+MAX_ARRAYS = 10_000  # of a module; its building takes some milliseconds for each
 Module = TypeVar("Module", bound=nnx.Module)
+_OF_NO_TYPE = "is of a type not known here,"
 _TYPES = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "BOOL": "bool"}
 
 
@@ -38,6 +44,19 @@ def named_arrays(module: nnx.Module | nnx.State) -> dict[str, jax.Array]:
     """Dotted path -> array of every variable of a module (or of its state)."""
     state = nnx.state(module) if isinstance(module, nnx.Module) else module
     return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+
+
+def not_finite(arrays: Mapping[str, jax.Array | np.ndarray]) -> str | None:
+    """Name and type of the first array that holds NaN or infinity, None where all are finite.
+
+    It reads all of them once, in host memory: 0.2 to 1 s for each GB.
+    """
+    for name, array in arrays.items():
+        # Of the shard, whose copy in host memory is not kept with the array.
+        held = array.addressable_data(0) if isinstance(array, jax.Array) else array
+        if not np.isfinite(np.asarray(held)).all():
+            return f"{name}, {array.dtype}"
+    return None
 
 
 def save_module(
@@ -56,15 +75,22 @@ def save_module(
       dtype: Storage type of floating-point arrays; as they are by default.
       metadata: Where the weights come from, kept in the file's header (see `read_metadata`) and as
         notes of the config.
+
+    Raises:
+      UserError: An array holds NaN or infinity, or does so as `dtype`; nothing is written.
     """
     from safetensors.flax import save_file
 
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = {}
+    folder, arrays = pathlib.Path(folder), {}
     for path, array in named_arrays(module).items():
         is_float = jnp.issubdtype(array.dtype, jnp.floating)
         arrays[path] = array.astype(dtype) if dtype is not None and is_float else array
+    if (bad := not_finite(arrays)) is not None:
+        raise UserError(
+            f"nothing is written: the weights hold NaN or infinite numbers ({bad}), which no "
+            "pipeline loads; their training diverged, or the storage type is too narrow for them"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / WEIGHTS_FILE) as temporary:
         save_file(arrays, temporary, metadata={**(metadata or {}), "format": "dicode_jax"})
     write_config(folder, config, metadata)
@@ -74,7 +100,9 @@ def write_config(
     folder: str | pathlib.Path, config: Any, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes `config.json`, with the origin of the weights (see `read_metadata`) as notes."""
-    notes = {n: json.loads(v) if n == "sources" else v for n, v in (metadata or {}).items()}
+    notes: dict[str, Any] = dict(metadata or {})
+    if sources := read_sources(notes):
+        notes["sources"] = sources
     config_lib.to_json(config, pathlib.Path(folder) / CONFIG_FILE, notes=notes)
 
 
@@ -88,9 +116,7 @@ def read_arrays(
     """
     from safetensors import SafetensorError, flax, numpy
 
-    path = pathlib.Path(path)
-    if not os.path.isfile(path):
-        raise UserError(f"no weights at {path}")
+    _check_header(path)
     try:
         return (numpy if on_host else flax).load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -108,15 +134,33 @@ def read_header(path: str | os.PathLike) -> tuple[dict[str, tuple[str, tuple[int
     """
     from safetensors import SafetensorError, safe_open
 
-    if not os.path.isfile(path):
-        raise UserError(f"no weights at {path}")
+    _check_header(path)
     try:
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             arrays = {n: (s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()}
-            return arrays, dict(file.metadata() or {})
+            metadata = dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error})") from error
+    if sum(map(len, (*metadata, *metadata.values()))) > MAX_METADATA:
+        raise UserError(f"{path} says more than {MAX_METADATA} letters of its origin")
+    return arrays, metadata
+
+
+def _check_header(path: str | os.PathLike) -> None:
+    """Reads the length of the header before the header, which may claim anything."""
+    if not os.path.isfile(path):
+        raise UserError(f"no weights at {path}")
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    if length > MAX_HEADER:
+        raise UserError(
+            f"{path} is not a whole safetensors file of a module: its header has "
+            f"{length} bytes, at most {MAX_HEADER} are read"
+        )
 
 
 def read_metadata(folder: str | pathlib.Path) -> dict[str, str]:
@@ -127,6 +171,16 @@ def read_metadata(folder: str | pathlib.Path) -> dict[str, str]:
     """
     header = read_header(pathlib.Path(folder) / WEIGHTS_FILE)[1]
     return {key: value for key, value in header.items() if key != "format"}
+
+
+def read_sources(metadata: Mapping[str, str]) -> dict[str, str]:
+    """File that was converted -> its SHA-256, by the metadata; empty where these say no such."""
+    try:
+        found = parse_json(metadata.get("sources", "{}"), "sources")
+    except UserError:
+        return {}
+    is_such = isinstance(found, dict) and all(isinstance(x, str) for x in found.values())
+    return found if is_such else {}
 
 
 def load_module(
@@ -155,11 +209,9 @@ def load_module(
     """
     folder = pathlib.Path(folder)
     config = config_lib.from_json(config_type, folder / CONFIG_FILE)
-    graph, abstract = nnx.split(blank(kind, config, dtype=dtype, param_dtype=param_dtype))
+    module = _blank(folder, kind, config, dtype=dtype, param_dtype=param_dtype)
+    graph, abstract = nnx.split(module)
     flat = {".".join(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(abstract)}
-    stored, _ = read_header(folder / WEIGHTS_FILE)
-    shapes = {name: shape for name, (_, shape) in stored.items()}
-    _check_shapes(folder / WEIGHTS_FILE, shapes, {name: x.shape for name, (_, x) in flat.items()})
     state = []
     for name, _, array in _tensors(folder / WEIGHTS_FILE):
         path, leaf = flat[name]
@@ -177,21 +229,25 @@ def _tensors(path: pathlib.Path) -> Iterator[tuple[str, str, np.ndarray]]:
     """Name, type as the format spells it, and array of a whole safetensors file, one by one."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+        header = parse_json(file.read(length), path)
         header.pop("__metadata__", None)
         for name, stored in sorted(header.items()):
-            bits = stored["dtype"].lstrip(string.ascii_uppercase)
-            kind = stored["dtype"].removesuffix(bits)
-            try:
-                array = np.empty(stored["shape"], jnp.dtype(_TYPES[kind] + bits))
-            except (KeyError, TypeError):
-                raise UserError(
-                    f"{path}: {name} is of a type not known here, {kind}{bits}"
-                ) from None
+            if (dtype := _dtype(stored["dtype"])) is None:
+                raise UserError(f"{path}: {printable(name, 120)} {_OF_NO_TYPE} {stored['dtype']}")
+            array = np.empty(stored["shape"], dtype)
             file.seek(8 + length + stored["data_offsets"][0])
             file.readinto(array.reshape(-1).view(np.uint8).data)
             yield name, stored["dtype"], array
             del array  # gone before the next is there
+
+
+def _dtype(kind: str) -> np.dtype | None:
+    """The type of an array as the format spells it; None for one that JAX has no name for."""
+    bits = kind.lstrip(string.ascii_uppercase)
+    try:
+        return jnp.dtype(_TYPES[kind.removesuffix(bits)] + bits)
+    except (KeyError, TypeError):
+        return None
 
 
 def hash_module(folder: str | pathlib.Path) -> str:
@@ -225,23 +281,36 @@ def check_module(
     """
     folder = pathlib.Path(folder)
     config = config_lib.from_json(config_type, folder / CONFIG_FILE)
-    abstract = nnx.state(blank(kind, config))
-    wanted = {".".join(map(str, p)): leaf.shape for p, leaf in nnx.to_flat_state(abstract)}
-    arrays, _ = read_header(folder / WEIGHTS_FILE)
-    _check_shapes(
-        folder / WEIGHTS_FILE, {name: shape for name, (_, shape) in arrays.items()}, wanted
-    )
+    _blank(folder, kind, config)
     return config
 
 
-def _check_shapes(path: pathlib.Path, held: dict[str, tuple], wanted: dict[str, tuple]) -> None:
-    problems = [f"missing {name}" for name in wanted if name not in held]
-    problems += [f"unknown {name}" for name in sorted(set(held) - set(wanted))]
-    problems += [
-        f"{name} has shape {tuple(held[name])}, the config wants {tuple(shape)}"
-        for name, shape in wanted.items()
-        if name in held and tuple(held[name]) != tuple(shape)
-    ]
+def _blank(
+    folder: pathlib.Path, kind: Callable[..., Module], config: Any, **options: Any
+) -> Module:
+    """The module of a config without its arrays, which the header of the weights says are there.
+
+    It is given up when it wants many more of them: a number in a config is quickly written.
+    """
+    path = folder / WEIGHTS_FILE
+    stored, _ = read_header(path)
+    try:
+        most = min(len(stored) + 100, MAX_ARRAYS)
+        module = blank(kind, config, most=most, **options)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        reason = printable(error, 200)
+        raise UserError(f"{path} does not fit its config: {reason}") from error
+    flat = nnx.to_flat_state(nnx.state(module))
+    wanted = {".".join(map(str, names)): leaf.shape for names, leaf in flat}
+    problems = [f"missing {name}" for name in wanted if name not in stored]
+    problems += [f"unknown {printable(n, 120)}" for n in sorted(stored.keys() - wanted.keys())]
+    for name in (name for name in wanted if name in stored):
+        dtype, shape = stored[name]
+        if shape != wanted[name]:
+            problems.append(f"{name} has shape {shape}, the config wants {wanted[name]}")
+        elif _dtype(dtype) is None:
+            problems.append(f"{name} {_OF_NO_TYPE} {dtype}")
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"{path} does not fit its config: {'; '.join(problems[:3])}{more}")
+    return module

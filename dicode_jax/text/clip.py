@@ -10,6 +10,7 @@ wrongly is not repaired; and the names of special tokens are read as the text th
 import gzip
 import html
 import importlib.metadata
+import io
 import os
 import pathlib
 import unicodedata
@@ -20,8 +21,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from dicode_jax.errors import UserError
-from dicode_jax.storage.files import atomic_path
-from dicode_jax.text import cut
+from dicode_jax.storage.files import atomic_path, read_small
+from dicode_jax.text import cut, guard
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
@@ -41,7 +42,7 @@ class ClipTokenizer:
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer | None, vocab_size: int):
-        """Raises UserError when the tokenizer's vocabulary is another one."""
+        """Raises UserError when the tokenizer's vocabulary is another one; see `guard.check`."""
         self._tokenizer = tokenizer
         self.start_id, self.end_id = vocab_size - 2, vocab_size - 1
         if tokenizer is None:
@@ -52,6 +53,7 @@ class ClipTokenizer:
                 f"not the vocabulary of this text tower: {START} and {END} have the ids {got}, "
                 f"want {self.start_id, self.end_id}"
             )
+        guard.check(tokenizer)
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True
@@ -67,16 +69,17 @@ class ClipTokenizer:
         file = path / TOKENIZER_FILE if os.path.isdir(path) else path
         if not os.path.isfile(file):
             raise UserError(f"no CLIP vocabulary at {path}: want {TOKENIZER_FILE} or a .txt.gz")
-        try:
+        with guard.refusing(f"{file} does not hold a CLIP vocabulary"):
             if file.suffix == ".gz":
-                lines = gzip.decompress(file.read_bytes()).decode().split("\n")
+                with gzip.open(io.BytesIO(read_small(file, guard.MAX_FILE))) as unpacked:
+                    text = unpacked.read(guard.MAX_FILE + 1)
+                if len(text) > guard.MAX_FILE:
+                    raise ValueError(f"it unpacks to more than {guard.MAX_FILE} bytes")
+                lines = text.decode().split("\n")
                 tokenizer = build(lines[1 : 1 + _NUM_MERGES])  # the first line is a version
             else:
-                tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exceptions
-            line = " ".join(str(error).split())
-            raise UserError(f"{file} does not hold a CLIP vocabulary: {line}") from error
-        return cls(tokenizer, vocab_size)
+                tokenizer = guard.read_tokenizer(file)
+            return cls(tokenizer, vocab_size)
 
     @property
     def has_words(self) -> bool:
@@ -110,7 +113,9 @@ class ClipTokenizer:
                 "this model was converted without CLIP's vocabulary and knows the empty prompt "
                 'only; pass "", or convert again with --vocab FILE or open_clip_torch installed'
             )
-        encoding = self._tokenizer.encode(prompt, add_special_tokens=False)
+        guard.check_length(prompt)
+        with guard.refusing("the tokenizer fails at the prompt"):
+            encoding = self._tokenizer.encode(prompt, add_special_tokens=False)
         if words := cut.left_out(prompt, encoding.offsets, length):
             cut.warn(words, len(encoding.ids), length, stacklevel=4)
         return encoding.ids[:length]

@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Sequence
 
+from dicode_jax.errors import printable
+
 __all__ = ["left_out", "warn"]
 
 
@@ -26,7 +28,7 @@ def left_out(text: str, offsets: Sequence[tuple[int, int]], length: int) -> str:
 
 def warn(words: str, num_tokens: int, length: int, *, stacklevel: int) -> None:
     """Says which words are not read; a long rest is shortened."""
-    shown = words if len(words) <= 200 else f"{words[:200]}..."
+    shown = printable(words if len(words) <= 200 else f"{words[:200]}...")
     warnings.warn(
         f"the prompt has {num_tokens} tokens; the model reads the first {length} and leaves out: "
         f"{shown}",

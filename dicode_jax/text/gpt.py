@@ -21,7 +21,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from dicode_jax.errors import UserError
 from dicode_jax.storage.files import atomic_path, read_object
-from dicode_jax.text import cut
+from dicode_jax.text import cut, guard
 
 END_OF_TEXT = "<|endoftext|>"
 LLAMA_END_OF_TEXT = "<|end_of_text|>"
@@ -70,7 +70,8 @@ class TextTokenizer:
         """Takes over `tokenizer`, and adds the special tokens that it does not hold yet.
 
         Raises:
-          UserError: it has no end-of-text token, or other tokens stand where the image tokens go.
+          UserError: it has no end-of-text token, other tokens stand where the image tokens go, or
+            it cannot be trusted (see `guard.check`).
         """
         own_id = tokenizer.token_to_id(END_OF_TEXT)
         pad_id = tokenizer.token_to_id(LLAMA_END_OF_TEXT) if own_id is None else own_id
@@ -89,6 +90,7 @@ class TextTokenizer:
                 f"the image tokens must follow the last of the base vocabulary (id {last}) in "
                 f"order, but {IMAGE_END} has id {ids[0]} and {IMAGE_TOKENS[-1]} id {ids[-1]}"
             )
+        guard.check(tokenizer)
         self._tokenizer = tokenizer
         self.pad_id: int = pad_id
         self.image_start_id: int = last + 2
@@ -107,15 +109,11 @@ class TextTokenizer:
         path = pathlib.Path(path)
         file = path / TOKENIZER_FILE if os.path.isdir(path) else path
         vocab, merges = path / "vocab.json", path / "merges.txt"
-        try:
+        with guard.refusing(f"{path} does not hold a readable tokenizer"):
             if os.path.isfile(file):
-                return cls(tokenizers.Tokenizer.from_file(str(file)))
+                return cls(guard.read_tokenizer(file))
             if vocab.is_file() and merges.is_file():
                 return cls(_gpt2(vocab, merges, path / "added_tokens.json"))
-        except UserError:
-            raise
-        except Exception as error:  # the library raises bare Exceptions
-            raise UserError(f"{path} does not hold a readable tokenizer: {error}") from error
         raise UserError(
             f"no tokenizer in {path}: want {TOKENIZER_FILE}, or vocab.json and merges.txt"
         )
@@ -145,21 +143,23 @@ class TextTokenizer:
         are read as special tokens, as GPT-2's tokenizer does.
 
         Raises:
-          UserError: a prompt holds characters that the vocabulary cannot spell (they are named), or
-            it is empty and `allow_empty` is off.
+          UserError: a prompt holds characters that the vocabulary cannot spell (they are named), is
+            very long, or empty and `allow_empty` is off; or the tokenizer fails.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if length < 1:
             raise UserError(f"the text length must be positive, got {length}")
         prompts = [prompt.strip() for prompt in prompts]
         for prompt in prompts:
+            guard.check_length(prompt)
             if not _is_unicode(prompt):
                 raise UserError("the prompt is not valid text: it holds bytes that are not UTF-8")
             if not prompt and not allow_empty:
                 raise UserError("the prompt is empty; say what to show")
             self._check_alphabet(prompt)
         # Llama's tokenizer would put a token in front of every prompt, the empty one too.
-        encodings = self._tokenizer.encode_batch(prompts, add_special_tokens=False)
+        with guard.refusing("the tokenizer fails at the prompt"):
+            encodings = self._tokenizer.encode_batch(prompts, add_special_tokens=False)
         rows = [encoding.ids for encoding in encodings]
         ids = np.full((len(rows), length), self.pad_id, np.int32)
         for row, tokens in zip(ids, rows, strict=True):
@@ -173,7 +173,8 @@ class TextTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of one row of ids, without special tokens and padding."""
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True).strip()
+        with guard.refusing("the tokenizer fails at its own ids"):
+            return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True).strip()
 
     def _check_alphabet(self, prompt: str) -> None:
         if self._alphabet is None:
@@ -181,7 +182,10 @@ class TextTokenizer:
         text = prompt
         for token in (END_OF_TEXT, *IMAGE_TOKENS):
             text = text.replace(token, " ")
-        unknown = sorted(set(self._tokenizer.normalizer.normalize_str(text)) - self._alphabet)
+        if self._tokenizer.normalizer is not None:
+            with guard.refusing("the tokenizer fails at the prompt"):
+                text = self._tokenizer.normalizer.normalize_str(text)
+        unknown = sorted(set(text) - self._alphabet)
         if unknown:
             names = " ".join(repr(character) for character in unknown)
             raise UserError(
@@ -252,6 +256,8 @@ def _small_normalizer() -> normalizers.Normalizer:
 
 def _gpt2(vocab: pathlib.Path, merges: pathlib.Path, added: pathlib.Path) -> tokenizers.Tokenizer:
     """GPT-2's byte-level BPE from its two files, and a third of tokens that were added."""
+    for file in (vocab, merges):
+        guard.check_size(file)
     tokenizer = tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

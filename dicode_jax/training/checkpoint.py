@@ -5,6 +5,7 @@ import errno
 import math
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -16,10 +17,12 @@ from orbax.checkpoint import checkpoint_managers as policies
 from dicode_jax.errors import UserError
 from dicode_jax.typing import PyTree
 
-__all__ = ["Checkpointer", "find_checkpoints", "read_parameters"]
+__all__ = ["Checkpointer", "find_checkpoints", "is_checkpoint", "read_parameters"]
 
 # What can go wrong with a disk. tensorstore reports it as ValueError, a barrier as RuntimeError.
 _FAILURES = (OSError, ValueError, RuntimeError)
+
+_STEP = re.compile(r"0|[1-9][0-9]*")
 
 # What a checkpoint holds.
 _PARTS = frozenset(
@@ -51,9 +54,9 @@ class Checkpointer:
         self._pending: int | None = None
         self._best = best
 
-        def quality(metrics: Mapping[str, float | None]) -> float:
-            value = metrics[best]
-            return -math.inf if value is None else -value  # Orbax keeps the largest
+        def quality(metrics: Any) -> float:
+            value = metrics.get(best) if isinstance(metrics, dict) else None
+            return -value if isinstance(value, float) else -math.inf  # Orbax keeps the largest
 
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -73,6 +76,11 @@ class Checkpointer:
             )
         except OSError as error:
             raise UserError(f"cannot write to {self.folder}: {_reason(error)}") from error
+        except Exception as error:  # Orbax names none for a damaged checkpoint
+            raise UserError(
+                f"a checkpoint in {self.folder} is damaged: {_reason(error)}; move it away to go "
+                "on from another"
+            ) from error
 
     @property
     def latest_step(self) -> int | None:
@@ -182,7 +190,7 @@ class Checkpointer:
         )
         try:
             restored = self._manager.restore(step, args=args)
-        except _FAILURES as error:
+        except Exception as error:  # Orbax names none for a damaged checkpoint
             raise UserError(
                 f"cannot read {self.folder / str(step)}: {_reason(error)}; delete that folder to "
                 "go on from the one before"
@@ -228,7 +236,12 @@ def find_checkpoints(folder: str | pathlib.Path) -> list[int]:
     folder = pathlib.Path(folder)
     if not os.path.isdir(folder):
         return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    return sorted(int(path.name) for path in folder.iterdir() if is_checkpoint(path))
+
+
+def is_checkpoint(path: pathlib.Path) -> bool:
+    """Whether a path is a folder that is called as whole checkpoints are."""
+    return _STEP.fullmatch(path.name) is not None and os.path.isdir(path)
 
 
 def checkpoint_bytes(state: PyTree) -> int:
@@ -267,15 +280,17 @@ def read_parameters(
     with ocp.PyTreeCheckpointer() as reader:
         path = folder / str(step) / "state"
         try:
-            stored = reader.metadata(path).item_metadata.tree
-            name = "ema" if use_ema and stored.get("ema") is not None else "params"
+            stored = reader.metadata(path).item_metadata
+            if stored is None:
+                raise UserError("its own notes of what it holds cannot be read")
+            name = "ema" if use_ema and stored.tree.get("ema") is not None else "params"
             args = ocp.args.PyTreeRestore(
                 {name: like},
                 restore_args={name: ocp.checkpoint_utils.construct_restore_args(like)},
                 partial_restore=True,
             )
             return step, reader.restore(path, args=args)[name]
-        except (*_FAILURES, KeyError) as error:
+        except Exception as error:  # Orbax names none for a damaged checkpoint
             raise UserError(f"cannot read {path}: {_reason(error)}") from error
 
 

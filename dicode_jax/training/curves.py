@@ -38,7 +38,8 @@ def summarize(records: Records, num_rows: int) -> list[dict]:
         for name in names:
             values = [records[i][name] for i in part if records[i].get(name) is not None]
             if values:
-                row[name] = float(np.mean(values))
+                with np.errstate(all="ignore"):  # a mean of huge numbers is none
+                    row[name] = float(np.mean(values, dtype=np.float64))
         rows.append(row)
     return rows
 
@@ -85,11 +86,12 @@ def plot(records: Records, path: str | pathlib.Path, *, title: str = "") -> None
     num_columns = min(3, len(names))
     num_rows = -(-len(names) // num_columns)
     figure = Figure(figsize=(5 * num_columns, 3 * num_rows), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     for i, name in enumerate(names):
         axes = figure.add_subplot(num_rows, num_columns, i + 1)
         points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
         steps, values = np.asarray(points, np.float64).T
+        values = np.where(np.abs(values) < 1e300, values, np.inf)  # no axis goes further
         span = len(points) // _SMOOTHING
         if span < 2:
             axes.plot(steps, values, linewidth=1.2, marker="." if len(points) < 30 else None)
@@ -97,7 +99,7 @@ def plot(records: Records, path: str | pathlib.Path, *, title: str = "") -> None
             axes.plot(steps, values, linewidth=0.6, alpha=0.35)
             mean = np.convolve(values, np.ones(span) / span, mode="valid")
             axes.plot(steps[span - 1 :], mean, linewidth=1.4, color="C0")
-        axes.set_title(name, fontsize=10)
+        axes.set_title(name, fontsize=10, parse_math=False)
         axes.set_xlabel("step", fontsize=8)
         axes.grid(alpha=0.3)
     path = pathlib.Path(path)

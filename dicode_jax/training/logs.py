@@ -1,19 +1,24 @@
 """Metrics of a run: one JSON object per logged step, and the same numbers for TensorBoard."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
+import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
-from dicode_jax.errors import UserError
-from dicode_jax.storage.files import atomic_path
+from dicode_jax.errors import UserError, printable
+from dicode_jax.storage.files import MAX_TEXT, atomic_path, parse_json, read_small
 from dicode_jax.training.nonfinite import finite_only
 
-__all__ = ["MetricsLog", "read_metrics"]
+__all__ = ["MetricsLog", "read_log", "read_metrics"]
+
+MAX_NAMES = 100  # of the numbers in a log, each of which has a column and a diagram
+MAX_STEP = 2**53  # up to here a diagram tells steps apart
 
 
 class MetricsLog:
@@ -48,8 +53,10 @@ class MetricsLog:
             self._wandb = _start_wandb(workdir, wandb_project, config or {})
         path = workdir / "metrics.jsonl"
         with self._errors():
-            is_torn = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
-            self._file = path.open("a")
+            self._file = os.fdopen(_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a")
+            with open(path, "rb") as file:
+                file.seek(max(0, self._file.tell() - 1))
+                is_torn = file.read() not in (b"", b"\n")
             if is_torn:
                 self._file.write("\n")
             (workdir / "tensorboard").mkdir(exist_ok=True)
@@ -88,16 +95,68 @@ class MetricsLog:
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict]:
-    """Lines of a `metrics.jsonl` by step; of a step that was logged twice the later line."""
-    by_step = {}
-    for line in pathlib.Path(path).read_text(errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):  # a line that a kill cut in half
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            by_step[record["step"]] = record
-    return [by_step[step] for step in sorted(by_step)]
+    """Lines of a `metrics.jsonl` by step; of a step that was logged twice the later line.
+
+    Raises:
+      UserError: It is no file, or cannot be read.
+    """
+    return read_log(path)[0]
+
+
+def read_log(path: str | pathlib.Path) -> tuple[list[dict], int]:
+    """`read_metrics`, and how many lines were passed over, since they are no step's.
+
+    A kill cuts a line in half; what others wrote may be anything. A record has its whole `step` and
+    numbers under names that are lines. Of one file they have `MAX_NAMES`: lines with further ones
+    are passed over too.
+
+    Raises:
+      UserError: It is no file, or cannot be read.
+    """
+    by_step, names, passed_over = {}, set(), 0
+    try:
+        with open(path, "rb", opener=_regular) as file:
+            for line in _lines(file):
+                record = _record(line) if line.strip() else {}
+                if record is None or len(names | record.keys()) > MAX_NAMES:
+                    passed_over += 1
+                elif record:
+                    names |= record.keys()
+                    by_step[record["step"]] = record
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    return [by_step[step] for step in sorted(by_step)], passed_over
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file, with a dash in place of one that is too long to be kept."""
+    while line := file.readline(MAX_TEXT):
+        is_whole = len(line) < MAX_TEXT or line.endswith(b"\n")
+        while not line.endswith(b"\n") and (rest := file.readline(MAX_TEXT)):
+            line, is_whole = rest, False
+        yield line if is_whole else b"-"
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = parse_json(line.decode(errors="replace"), "a line")
+    except UserError:
+        return None
+    if not isinstance(found, dict) or len(found) > MAX_NAMES:
+        return None
+    numbers = {printable(name, 60): x for name, x in found.items() if type(x) in (int, float)}
+    step = numbers.get("step")
+    return numbers if isinstance(step, int) and 0 <= step <= MAX_STEP else None
+
+
+def _regular(name: str | os.PathLike, flags: int) -> int:
+    """Opens no pipe or device, which may never be ready, and for writing no link."""
+    no_link = os.O_NOFOLLOW if flags & os.O_WRONLY else 0
+    file = os.open(name, flags | no_link | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, f"{name} is no file")
+    return file
 
 
 class _EventFile:
@@ -158,7 +217,7 @@ def _start_wandb(workdir: pathlib.Path, project: str, config: Mapping[str, Any])
             temporary.write_text(wandb.util.generate_id())
     return wandb.init(
         project=project,
-        id=path.read_text().strip(),
+        id=read_small(path).decode(errors="replace").strip(),
         name=workdir.name,
         dir=str(workdir),
         config=dict(config),

@@ -2,14 +2,12 @@
 
 import dataclasses
 import math
-import pathlib
-import re
-from typing import Any
 
 import jax
 from flax import nnx
 
 from dicode_jax.errors import UserError
+from dicode_jax.runtime.memory import available as available
 from dicode_jax.training.setup import Plan
 from dicode_jax.training.stage import Stage
 from dicode_jax.typing import PyTree
@@ -65,24 +63,6 @@ def row_bytes(stage: Stage, plan: Plan) -> int:
     return max(kept(2) - kept(1), 1)
 
 
-def available(device: Any) -> tuple[int, int] | None:
-    """Free and all memory of a device, in bytes; None where it is not known."""
-    if device.platform != "cpu":
-        stats = device.memory_stats() or {}
-        if "bytes_limit" not in stats:
-            return None
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0), stats["bytes_limit"]
-    try:
-        lines = pathlib.Path("/proc/meminfo").read_text()
-    except OSError:  # not Linux
-        return None
-    found = dict(re.findall(r"(\w+): +(\d+) kB", lines))
-    free, total = (1024 * int(found[name]) for name in ("MemAvailable", "MemTotal"))
-    for limit, used in _cgroup_limits():
-        free, total = min(free, limit - used), min(total, limit)
-    return free, total
-
-
 def parts_that_fit(memory: Memory, rows: int, row: int, free: int) -> int:
     """In how many equal parts a device works off its rows so that they fit, at most all."""
     for parts in range(1, rows + 1):
@@ -112,19 +92,3 @@ def _per_device(tree: PyTree, places: PyTree) -> int:
         lambda x, place: math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize, tree, places
     )
     return sum(jax.tree.leaves(sizes))
-
-
-def _cgroup_limits() -> list[tuple[int, int]]:
-    """Limit and use of the container that this runs in, if it has a limit (cgroup 2, then 1)."""
-    root = pathlib.Path("/sys/fs/cgroup")
-    names = (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    )
-    found = []
-    for limit, used in names:
-        try:
-            found.append((int((root / limit).read_text()), int((root / used).read_text())))
-        except (OSError, ValueError):  # there is none, or it says `max`
-            continue
-    return found

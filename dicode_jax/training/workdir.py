@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import pathlib
 import stat
@@ -15,6 +14,7 @@ import jax
 from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError
 from dicode_jax.kinds import CONFIG_FILE
+from dicode_jax.storage.files import read_object
 from dicode_jax.training.checkpoint import find_checkpoints
 
 __all__ = ["check", "claim", "has_begun", "hold", "stored_config"]
@@ -45,9 +45,11 @@ def check(workdir: pathlib.Path, config: Any) -> bool:
 
     Raises:
       UserError: The folder holds a run of another config, or things of a run's names that no run
-        has left.
+        has left, such as links.
     """
     path = workdir / CONFIG_FILE
+    if jax.process_index() == 0:
+        _refuse_links(workdir)
     if not os.path.lexists(path):
         if jax.process_index() == 0:
             _refuse_others(workdir)
@@ -103,9 +105,8 @@ def claim(workdir: pathlib.Path, config: Any) -> str | None:
         if not check(workdir, config):
             return None
         path = workdir / CONFIG_FILE
-        if path.is_symlink():
-            raise UserError(f"{path} is a link; a run wants a file of its own there: remove it")
-        earlier = json.loads(path.read_text())["num_steps"] if has_begun(workdir) else None
+        has_earlier = has_begun(workdir)
+        earlier = config_lib.from_json(type(config), path).num_steps if has_earlier else None
         config_lib.to_json(config, path)
         try:
             (workdir / "samples").mkdir(exist_ok=True)
@@ -181,12 +182,34 @@ def _refuse_others(workdir: pathlib.Path) -> None:
             )
 
 
+def _refuse_links(workdir: pathlib.Path) -> None:
+    """Refuses what lies in the place of a run's file or folder and would lead writing elsewhere.
+
+    The run's folder itself may be a link. Weights & Biases lays links in its own.
+    """
+    todo = [workdir / name for name in (CONFIG_FILE, *RUN_FILES)]
+    while todo:
+        path = todo.pop()
+        try:
+            mode = path.lstat().st_mode
+            if stat.S_ISDIR(mode) and path.name != "wandb":
+                todo += path.iterdir()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+            raise UserError(
+                f"{path} is a link, a pipe or a device; a run wants its own files and folders: "
+                "remove it, or take another --workdir, which may be a link as a whole"
+            )
+
+
 def _is_of_a_training(path: pathlib.Path) -> bool:
     try:
-        stored = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
+        return set(read_object(path, "a configuration")) >= COMMON_FIELDS
+    except UserError:
         return False
-    return isinstance(stored, dict) and set(stored) >= COMMON_FIELDS
 
 
 def stored_config(workdir: pathlib.Path, config_type: type) -> Any:

@@ -8,7 +8,7 @@ import pytest
 from dicode_jax import cli
 from dicode_jax.cli import doctor
 from dicode_jax.media import video
-from dicode_jax.storage import hub
+from dicode_jax.storage import packaged
 
 CHECKS = ["version", "packages", "extras", "devices", "memory", "video", "cache", "models", "hub"]
 
@@ -16,10 +16,10 @@ CHECKS = ["version", "packages", "extras", "devices", "memory", "video", "cache"
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
     """The packaged models, in a place where they can be damaged."""
-    source = hub.packaged()[hub.DEFAULT_MODEL]
+    source = packaged.models()["shapes"]
     shutil.copytree(source, tmp_path / source.name)
-    shutil.copy(source.parent / hub.SUMS_FILE, tmp_path)
-    monkeypatch.setattr(hub, "packaged", lambda: {source.name: tmp_path / source.name})
+    shutil.copy(source.parent / packaged.SUMS_FILE, tmp_path)
+    monkeypatch.setattr(packaged, "models", lambda: {source.name: tmp_path / source.name})
     return tmp_path / source.name
 
 
@@ -73,8 +73,8 @@ def test_a_model_of_the_users_own_is_not_verified(capsys, copy, tmp_path):
 
 
 def test_every_file_of_a_packaged_model_is_listed():
-    root = hub.packaged()[hub.DEFAULT_MODEL].parent
-    listed = {line.split("  ")[1] for line in (root / hub.SUMS_FILE).read_text().splitlines()}
+    root = packaged.models()["shapes"].parent
+    listed = {line.split("  ")[1] for line in (root / packaged.SUMS_FILE).read_text().splitlines()}
     there = {str(path.relative_to(root)) for kind in ("json", "safetensors")
              for path in root.rglob(f"*.{kind}")}  # fmt: skip
     assert listed == there

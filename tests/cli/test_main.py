@@ -1,17 +1,21 @@
 """The command line does its work through the pipeline, and every mistake costs one line."""
 
+import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 import types
 import warnings
 
 import numpy as np
 import pytest
+from media_files import gif_bytes, greys, write
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -60,9 +64,9 @@ class StubPipeline:
             progress("clips", clip + 1, num_clips)
         return self._paint(num_clips, num_frames)[None]
 
-    def encode(self, images, keyframes):
-        self.calls.append(("encode", images.shape, list(keyframes)))
-        means = images[list(keyframes)].mean((1, 2))  # [k, 3]
+    def encode_frames(self, frames):
+        means = np.stack([frame.mean((0, 1)) for frame in frames])  # [k, 3]
+        self.calls.append(("encode", len(means)))
         return np.repeat(means[:, None], 4, axis=1).astype(np.float32)
 
     def decode(self, tokens, *, num_frames, progress, **options):
@@ -278,8 +282,8 @@ class TestVideoCommands:
             assert os.readlink("out.mp4") == "videos/target.mp4"
         assert len(video.read_video("videos/target.mp4").frames) == 32
 
-    @pytest.mark.parametrize("num_clips", [1, 32, 33, 34, 70])
-    def test_long_videos_are_encoded_piece_by_piece(self, calls, work, num_clips):
+    @pytest.mark.parametrize("num_clips", [1, 70])
+    def test_long_videos_are_encoded(self, calls, work, num_clips):
         frames = np.arange(num_clips + 1, dtype=np.uint8)[:, None, None, None]
         frames = np.broadcast_to(frames, (num_clips + 1, 4, 4, 3))
         video.write_video("long.webp", frames, fps=0.5)
@@ -287,9 +291,36 @@ class TestVideoCommands:
         tokens = video_commands.read_arrays("t.safetensors")["tokens"]
         shown = [*range(num_clips + 1), num_clips]  # the last frame lasts two seconds too
         np.testing.assert_array_equal(tokens[:, 0, 0], shown)
-        batches = [call[1][0] for call in calls if call[0] == "encode"]
-        assert min(batches) >= 2
-        assert max(batches) <= video_commands.ENCODE_BATCH + 1
+
+    @pytest.mark.parametrize("mode", ["every", "demo"])
+    def test_few_frames_are_in_memory_at_once(self, calls, work, mode):
+        pathlib.Path("a.gif").write_bytes(gif_bytes(500, 400, 40))  # 0.6 MB each
+        tracemalloc.start()
+        try:
+            assert cli.main(["encode", "a.gif", "--out", "t.safetensors", "--keyframes", mode]) == 0
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert calls[-1] == ("encode", 41 if mode == "every" else 2)
+        assert peak < 8e6  # of means in float64 4.8 MB
+
+    @pytest.mark.parametrize("command", ["encode", "reconstruct"])
+    @pytest.mark.parametrize("form", ["gif", "mkv", "no duration"])
+    def test_more_clips_than_the_most_are_refused_before_the_work(
+        self, calls, work, capsys, monkeypatch, command, form
+    ):
+        if form == "gif":
+            pathlib.Path("a").write_bytes(gif_bytes(32, 32, 6, delay=65535))
+        else:
+            write(work / "a.mkv", greys(200), times=350000 * np.arange(200))
+            os.rename("a.mkv", "a")
+        if form == "no duration":
+            info = dataclasses.replace(video.probe("a"), duration=None)
+            monkeypatch.setattr(video, "probe", lambda path: info)
+        out = "t.safetensors" if command == "encode" else "out.mp4"
+        line = fails(capsys, command, "a", "--out", out)
+        assert re.search(r"a has \d+ clips or more; at most 1800 are encoded or painted", line)
+        assert calls == ([("load", None)] if form == "no duration" else [])
 
     @pytest.mark.parametrize("command", ["encode", "reconstruct"])
     @pytest.mark.parametrize(
@@ -298,7 +329,7 @@ class TestVideoCommands:
             ("no.mp4", None, "there is no file no.mp4"),
             ("empty.mp4", b"", "empty.mp4 is empty"),
             ("text.mp4", b"hello " * 500, "cannot be read as a video"),
-            ("text.txt", b"hello " * 500, "is a text file"),
+            ("text.txt", b"hello " * 500, "cannot be read as a video"),
         ],
     )
     def test_bad_videos_are_refused_before_the_model_loads(

@@ -1,13 +1,15 @@
 import json
 import math
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dicode_jax import cli
+from dicode_jax.errors import UserError
 from dicode_jax.training import curves
-from dicode_jax.training.logs import read_metrics
+from dicode_jax.training.logs import MAX_NAMES, read_log, read_metrics
 
 
 @pytest.fixture
@@ -47,8 +49,9 @@ def test_steps_done_twice_count_once_and_the_later_line_counts(workdir, capsys):
 def test_overview_is_means_over_parts_of_the_run(workdir, capsys):
     assert cli.main(["metrics", str(workdir)]) == 0
     lines = rows(capsys.readouterr().out)
-    assert len(lines) == 1 + 20 + 1
-    assert lines[-2] == ["200", "195.5", "400", "0.001"]  # steps 191 to 200; one validation
+    assert len(lines) == 1 + 20 + 2
+    assert lines[-1] == ["lines", "passed", "over,", "as", "they", "are", "no", "step's:", "1"]
+    assert lines[-3] == ["200", "195.5", "400", "0.001"]  # steps 191 to 200; one validation
     assert lines[10] == ["100", "1000", "2000", "0.001"]
     assert lines[12] == ["120", "115.5", "-", "0.001"]
 
@@ -104,6 +107,69 @@ def test_mistakes_cost_one_line(workdir, tmp_path, capsys, monkeypatch, argv, me
     assert not out
     assert err.count("\n") == 1
     assert message in err
+
+
+RIGHT = "".join(json.dumps({"step": i, "loss": i + 1.0}) + "\n" for i in range(3))
+NO_STEPS = (
+    *("[1]", "5", "null", '{"loss": 1}', '{"step": "a"}', '{"step": true}', '{"step": 0.5}'),
+    *('{"step": -1}', '{"step": NaN}', '{"step": ' + "9" * 400 + "}", "[" * 100_000, "\0"),
+    *('{"step": 9, "loss": ' + "9" * 400 + "}", '{"step": 9, "loss": 1e999}'),
+    *('{"step": 99999999999999999999}', json.dumps({"step": 9} | {f"n{i}": i for i in range(200)})),
+    '{"step": 9, "loss": 1' + " " * 2_000_000 + "}",
+)
+
+
+@pytest.mark.parametrize("line", NO_STEPS)
+def test_a_line_that_is_no_steps_is_passed_over_and_counted(tmp_path, line, capsys):
+    (tmp_path / "metrics.jsonl").write_text(RIGHT + line + "\n" + RIGHT + "\n")
+    records, passed_over = read_log(tmp_path / "metrics.jsonl")
+    assert [record["step"] for record in records] == [0, 1, 2]
+    assert passed_over == 1
+    assert cli.main(["metrics", str(tmp_path)]) == 0
+    assert "no step's: 1\n" in capsys.readouterr().out
+
+
+def test_a_log_of_bytes_has_no_steps(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n" * 2)
+    assert cli.main(["metrics", str(tmp_path)]) == 2
+    assert "holds no step yet (lines of anything else: 2)" in capsys.readouterr().err
+
+
+def test_names_of_numbers_are_lines_and_what_is_no_number_is_left_out(tmp_path, capsys):
+    forged = {"step": 1, "\x1b[2Ja\nb": 1, "x" * 10**5: 2, "$\\frac": 3, "\ud800": 4}
+    others = {"loss": None, "lr": True, "text": "\x1b[2J", "list": [1], "object": {"a": 1}}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(forged | others))
+    out = tmp_path / "$a^{b$.svg"
+    assert cli.main(["metrics", str(tmp_path), "--out", str(out)]) == 0
+    assert out.stat().st_size > 1000
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert len(shown) < 1000
+    assert rows(shown)[1] == ["1", "3", "4", "1", "2"]
+
+
+def test_many_names_of_many_lines_are_passed_over_at_some_point(tmp_path):
+    lines = [json.dumps({"step": i, f"n{i}": i}) for i in range(1000)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    records, passed_over = read_log(tmp_path / "metrics.jsonl")
+    assert (len(records), passed_over) == (MAX_NAMES - 1, 1000 - MAX_NAMES + 1)
+
+
+def test_a_pipe_and_a_device_are_no_logs(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero", tmp_path, tmp_path / "nothing"):
+        with pytest.raises(UserError, match="cannot be read"):
+            read_log(path)
+
+
+@pytest.mark.parametrize("value", [1e308, 9e299, 5e-324, 10**19])
+def test_huge_numbers_and_steps_have_a_mean_and_a_curve(tmp_path, value):
+    records = [
+        {"step": 2**53 - i, "loss": value, "a": value * (-1) ** i} for i in range(200, 0, -1)
+    ]
+    curves.plot(records, tmp_path / "a.svg")
+    assert (tmp_path / "a.svg").stat().st_size > 1000
+    assert curves.summarize(records, 3)[-1]["step"] == 2**53 - 1
 
 
 def test_metrics_of_a_run_are_read_by_step(workdir):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import time
 
 import numpy as np
 import pytest
@@ -20,11 +21,11 @@ from dicode_jax.models.clip import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
-from dicode_jax.models.gpt2 import GPT2Config
+from dicode_jax.models.gpt2 import GPT2, GPT2Config
 from dicode_jax.models.llama import LlamaConfig
 from dicode_jax.models.unet3d import UNet3DConfig
 from dicode_jax.nn.resampler import ResamplerConfig
-from dicode_jax.nn.rngs import blank
+from dicode_jax.nn.rngs import ShapeRngs, blank
 from dicode_jax.storage import weights
 
 SYSTEM = pathlib.Path(__file__).parents[1] / "golden" / "dicode" / "system"
@@ -160,6 +161,16 @@ def test_a_pipeline_goes_to_one_torch_file_in_half_precision(tmp_path):
     kinds = {str(v.dtype) for k, v in content.items() if k not in to_torch.PERSISTENT_BUFFERS}
     assert kinds == {"torch.float16"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all.pt", "model"]
+
+
+def test_a_config_of_far_more_layers_than_there_are_is_refused_at_once(tmp_path, capsys):
+    weights.save_module(tmp_path / "ours", GPT2(BODY, rngs=ShapeRngs()), BODY)
+    path = tmp_path / "ours/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_layers": 10**5}))
+    before = time.monotonic()
+    assert to_torch.main([str(tmp_path / "ours"), "--out", str(tmp_path / "a.safetensors")]) == 2
+    assert time.monotonic() - before < 60  # as many layers take many minutes
+    assert "asks for more than 1" in capsys.readouterr().err
 
 
 @pytest.mark.torch

@@ -9,7 +9,7 @@ import struct
 import av
 import numpy as np
 import pytest
-from media_files import STEP, greys, mp4_bytes, number_of, write
+from media_files import STEP, gif_bytes, greys, mp4_bytes, number_of, write
 from PIL import Image
 
 from dicode_jax.data import clips
@@ -268,6 +268,16 @@ def test_an_overview_is_antialiased(tmp_path):
     shown = clips.read_overview(record(tmp_path / "a.png"), 1, height=112)
     assert shown.shape == (1, 112, 56, 3)
     np.testing.assert_allclose(shown[:, 1:-1, 1:-1], 127.5, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("w", "h", "cell"), [(20000, 1, (1, 896)), (1, 20000, (112, 1)), (64, 32, (112, 224))]
+)
+def test_an_overview_is_as_small_as_a_cell(tmp_path, w, h, cell):
+    (tmp_path / "a.gif").write_bytes(gif_bytes(w, h, 3))
+    Image.new("RGB", (w, h)).save(tmp_path / "a.png")
+    assert clips.read_overview(record(tmp_path / "a.gif"), 8).shape == (3, *cell, 3)
+    assert clips.read_overview(record(tmp_path / "a.png"), 8).shape == (1, *cell, 3)
 
 
 def test_a_random_crop_is_seeded_and_the_same_in_all_frames(tmp_path):

@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import pickle
 
 import ml_dtypes
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from dicode_jax.data import encoded_cache
 from dicode_jax.data.encoded_cache import Broken, EncodedCache, Example, Spec
+from dicode_jax.data.sources import array_record
 from dicode_jax.errors import UserError
 
 OLD = pathlib.Path(__file__).parents[1] / "old_models/token_cache"
@@ -200,7 +203,11 @@ def change(path, way, value):
             (("count",), "3"),
         ),
         *((("shards",), {}), (("shards", 0, "count"), None), (("shards", 0, "bytes"), "1")),
-        *((("shards", 0, "file"), "../x.array_record"), (("shards", 0, "file"), 3)),
+        *((("shards", 0, "file"), x) for x in ("../x.array_record", "/x.array_record", "a/b", 3)),
+        *((("schema", "fs", "dtype"), x) for x in ("object", "V8", "S5", "float32,int8", ">i4")),
+        *((("schema", "fs", "shape"), x) for x in ([-1], [2.0], 3)),
+        *(((name,), x) for name in ("shards", "schema", "lengths", "broken") for x in ("9", 1.5)),
+        *((("lengths",), {}), (("broken",), -1), (("lengths", "codes"), -1)),
     ],
 )
 def test_a_manifest_that_says_something_else_is_refused(folder, way, value):
@@ -214,6 +221,8 @@ def test_a_manifest_that_says_something_else_is_refused(folder, way, value):
     [
         *((("names",), None), (("names",), [1, 2]), (("names",), ["a"]), (("lengths",), [])),
         *((("lengths", "tokens"), ["x", "y"]), (("broken",), []), (("broken", "b"), {})),
+        *((("lengths", "tokens"), x) for x in ([1, -4], [1.0, 4.0], [1, 2**40], {}, "12")),
+        *((("names",), ["a", "x" * 9000]), (("bytes",), -1)),
         *((("bytes",), "1"), (("data",), [1]), (("sha256",), None)),
     ],
 )
@@ -241,3 +250,118 @@ def test_a_record_of_another_schema_is_refused():
     made = video("a", 1).to_bytes(SCHEMA)
     with pytest.raises(UserError, match="a record of the cache is damaged"):
         Example.from_bytes(made, SCHEMA | {"more": Spec("float32", ())})
+
+
+def use(folder, name):
+    """Has a file of a cache read."""
+    if name == "encode.json":
+        encoded_cache.changes(folder, ABOUT)
+    assert EncodedCache(folder).names
+
+
+@pytest.mark.parametrize("text", ["[" * 90_000, "[]", "null", "{", "\xff", '{"x": 9e999}'])
+@pytest.mark.parametrize("name", ["manifest.json", "encoded-00000-of-00003.json", "encode.json"])
+def test_json_of_any_kind_is_refused_in_one_line(folder, name, text):
+    (folder / name).write_text(text, encoding="latin-1")
+    said = "not of a cache" if name == "encode.json" else "not valid JSON|not of a cache"
+    with pytest.raises(UserError, match=f"{name} is ({said})") as caught:
+        use(folder, name)
+    assert len(str(caught.value)) < 500
+
+
+def test_pipes_in_the_place_of_files_are_not_opened(folder):
+    index = folder / "encoded-00001-of-00003.json"
+    for name in ("encode.json", index.name, "encoded-00001-of-00003.array_record", "manifest.json"):
+        (folder / name).rename(folder / "away")
+        os.mkfifo(folder / name)
+        with pytest.raises(UserError, match=r"is a pipe|not of a cache|no cache|no file|lost its"):
+            use(folder, name)
+        if name == index.name:
+            with pytest.raises(UserError, match=f"there is no file .*{name}; encode again"):
+                EncodedCache(folder).verify()
+        (folder / name).unlink()
+        (folder / "away").rename(folder / name)
+    use(folder, "encode.json")
+
+
+def test_a_plan_is_told_in_short_lines_and_without_much_memory(folder):
+    plan = {"settings": {"x" * 900: dict.fromkeys(map(str, range(50)), "\x1b[2J" + "y" * 900)}}
+    (folder / "encode.json").write_text(json.dumps(plan | {"encoder": "e"}))
+    lines = encoded_cache.changes(folder, ABOUT)
+    assert len(lines) == 53
+    assert all(line.isprintable() and len(line) < 250 for line in lines)
+    (folder / "encode.json").write_text(json.dumps({"settings": "x" * 70_000, "encoder": "e"}))
+    with pytest.raises(UserError, match=r"encode.json is not of a cache"):
+        encoded_cache.changes(folder, ABOUT)
+
+
+def test_counts_that_a_shard_does_not_hold_are_one_line(folder):
+    manifest, path = folder / "manifest.json", folder / "encoded-00002-of-00003.json"
+    change(manifest, ("count",), 5)
+    change(manifest, ("shards", 2, "count"), 3)
+    with pytest.raises(UserError, match=r"00002-of-00003.json and manifest.json count other"):
+        EncodedCache(folder)[0]
+    change(path, ("names",), ["d", "e", "f"])
+    change(path, ("lengths",), {"tokens": [2, 2, 2], "codes": [3, 3, 3]})
+    cache = EncodedCache(folder)
+    assert cache[2].name == "d"
+    for i in (3, 4, -1):
+        with pytest.raises(UserError, match=r"encoded-00002-of-00003.array_record is damaged"):
+            cache[i]
+    with pytest.raises(IndexError):
+        cache[5]
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"shards": [], "count": 0}))
+    with pytest.raises(UserError, match="is empty"):
+        EncodedCache(folder)
+
+
+@pytest.mark.parametrize(
+    ("way", "value"),
+    [(("names", 0), "x"), (("lengths", "tokens", 0), 2), (("lengths", "codes", 0), 1)],
+)
+def test_examples_that_are_not_those_of_the_index_are_refused(folder, way, value):
+    change(folder / "encoded-00000-of-00003.json", way, value)
+    cache = EncodedCache(folder)
+    with pytest.raises(UserError, match=r"damaged \(ValueError: example 0 is not what its index"):
+        cache[0]
+    assert cache[1].name == "c"
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (5,), (), (None, 2)])
+def test_arrays_of_another_shape_than_the_schemas_are_refused(shape):
+    made = video("a", 1).to_bytes(SCHEMA)
+    with pytest.raises(UserError, match=r"latents of a is \(4,\), the schema says"):
+        Example.from_bytes(made, SCHEMA | {"latents": Spec("float32", shape)})
+    with pytest.raises(UserError, match=r"damaged .*cannot reshape|damaged .*buffer"):
+        Example.from_bytes(made, SCHEMA | {"latents": Spec("float64", (4,))})
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        *({"name": 3}, {"captions": "a"}, {"captions": [3]}, {"source": None}, {"more": 1}),
+        *({"captions": ["x" * 2**20, "y"]}, {"name": None}),
+    ],
+)
+def test_what_an_example_says_of_itself_is_looked_at(monkeypatch, info):
+    with monkeypatch.context() as patch:
+        dumps = json.dumps
+        patch.setattr(json, "dumps", lambda held: dumps(held | info))
+        made = video("a", 1).to_bytes(SCHEMA)
+    with pytest.raises(UserError, match=r"is damaged|have more than 1,048,576"):
+        Example.from_bytes(made, SCHEMA)
+
+
+def test_records_that_unpack_to_far_more_are_not_unpacked(folder, monkeypatch):
+    path = encoded_cache.shard_path(folder, 0, 3)
+    writer = ArrayRecordWriter(str(path), "group_size:1,zstd")
+    writer.write(bytes(100_000))
+    writer.write(b"x")
+    writer.close()
+    change(folder / "manifest.json", ("shards", 0, "bytes"), path.stat().st_size)
+    with pytest.raises(UserError, match="a record of the cache is damaged"):
+        EncodedCache(folder)[0]
+    monkeypatch.setattr(array_record, "_LIGHT", 1000)
+    with pytest.raises(UserError, match=r"00000-of-00003.array_record is damaged .*unpack to far"):
+        EncodedCache(folder)[0]
+    assert EncodedCache(folder)[2].name == "d"

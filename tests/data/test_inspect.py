@@ -67,6 +67,23 @@ def test_a_sheet_never_replaces_a_picture_of_the_data_set(tmp_path, capsys):
     assert picture.read_bytes() == before
 
 
+def test_names_and_captions_of_strangers_forge_no_line(tmp_path, monkeypatch, capsys):
+    root = tmp_path / "\x1b[31mdata"
+    root.mkdir()
+    forged = ["a\x1b]0;mine\x07.mp4", "b\nbroken      0\nfake.mp4", "c\u202e" + "x" * 200 + ".mp4"]
+    for name in forged:
+        (root / name).write_bytes(mp4_bytes(greys(16)) if name[0] == "a" else b"no video")
+        (root / name).with_suffix(".txt").write_text("\x1b[2J" + "y" * 2**19)
+    (root / "d\n\x1b[2J.cls\x1b").touch()
+    labels = []
+    monkeypatch.setattr(inspect, "contact_sheet", lambda *_, **said: labels.extend(said["labels"]))
+    assert cli.main(["data", "inspect", str(root), "--sheet", str(tmp_path / "x.png")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.isprintable() and len(line) < 500 for line in [*lines, *labels])
+    assert [line for line in lines if line.startswith("broken")] == ["broken      2"]
+    assert labels[0].startswith(r"a\x1b]0;mine\x07.mp4: \x1b[2Jyyy")
+
+
 def test_a_config_file_says_what_to_look_at(folder, tmp_path, capsys):
     config = tmp_path / "config.py"
     config.write_text(

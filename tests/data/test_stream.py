@@ -1,5 +1,6 @@
 """Batches: their order, their share per process, broken examples, and going on where one was."""
 
+import dataclasses
 import functools
 import json
 import logging
@@ -120,6 +121,15 @@ def test_too_many_broken_examples_stop_the_run_and_are_named():
     assert {"0", "1", "2"} <= set(str(error.value).replace(",", " ").replace(";", " ").split())
     read = one.state()["next_batch"] * BATCH
     assert 80 <= read <= 104  # about 100 reads before a share is believed
+
+
+def test_names_of_broken_examples_are_cut(monkeypatch):
+    one = stream(functools.partial(break_some, broken=range(3)), max_broken=0.0, shuffle=False)
+    one._rows = dataclasses.replace(one._rows, names=lambda i: f"{i}\x1b" + "x" * 4000)
+    with pytest.raises(UserError, match="4 of 8 reads failed") as error:
+        next(one)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 600
 
 
 def test_no_broken_example_is_allowed_when_none_may_be():

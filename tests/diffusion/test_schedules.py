@@ -83,6 +83,50 @@ def test_posterior_tables_are_those_of_bayes_rule(parameterization):
     assert all(table.dtype == np.float32 and table.shape == (20,) for table in tables.values())
 
 
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_tables_are_functions_of_the_betas(zero_terminal_snr):
+    schedule = NoiseSchedule(num_timesteps=20, zero_terminal_snr=zero_terminal_snr)
+    betas = schedule.betas64
+    signal = np.cumprod(1 - betas)
+    with np.errstate(divide="ignore"):
+        wanted = {
+            "betas": betas,
+            "alphas_cumprod": signal,
+            "alphas_cumprod_prev": np.append(1, signal[:-1]),
+            "sqrt_alphas_cumprod": signal**0.5,
+            "sqrt_one_minus_alphas_cumprod": (1 - signal) ** 0.5,
+            "log_one_minus_alphas_cumprod": np.log(1 - signal),
+            "sqrt_recip_alphas_cumprod": signal**-0.5,
+            "sqrt_recipm1_alphas_cumprod": ((1 - signal) / signal) ** 0.5,
+        }
+    for name, table in wanted.items():
+        np.testing.assert_allclose(schedule.table(name), table, rtol=1e-6, err_msg=name)
+    got, variance = map(schedule.table, ("posterior_log_variance_clipped", "posterior_variance"))
+    assert variance[0] == 0
+    np.testing.assert_allclose(np.exp(got), np.append(1e-20, variance[1:]), rtol=1e-5)
+
+
+def test_posterior_variance_goes_from_bayes_rule_to_beta():
+    tables = {
+        v: NoiseSchedule(num_timesteps=20, v_posterior=v).table("posterior_variance")
+        for v in (0.0, 0.25, 1.0)
+    }
+    np.testing.assert_allclose(tables[1.0], NoiseSchedule(num_timesteps=20).betas64, rtol=1e-6)
+    np.testing.assert_allclose(tables[0.25], 0.75 * tables[0.0] + 0.25 * tables[1.0], rtol=1e-6)
+
+
+def test_bound_weights_are_what_the_posterior_makes_of_an_error():
+    schedule = NoiseSchedule(num_timesteps=20)
+    betas, signal = schedule.betas64[1:], schedule.alphas_cumprod64
+    variance = betas * (1 - signal[:-1]) / (1 - signal[1:])
+    wanted = betas**2 / (2 * variance * (1 - betas) * (1 - signal[1:]))
+    # One less a signal of nearly 1, in float32: the first keep four digits.
+    np.testing.assert_allclose(schedule.table("lvlb_weights")[1:], wanted, rtol=1e-4)
+    of_sample = NoiseSchedule(num_timesteps=20, parameterization="x0").table("lvlb_weights")
+    wanted = 0.5 * signal[1:] ** 0.5 / (2 - signal[1:])  # as the original has it
+    np.testing.assert_allclose(of_sample[1:], wanted, rtol=1e-6)
+
+
 def test_bound_weights_repeat_the_second_entry_and_are_one_for_velocity():
     for parameterization in ("eps", "x0"):
         weights = NoiseSchedule(parameterization=parameterization).table("lvlb_weights")
@@ -95,6 +139,7 @@ def test_scale_array_falls_to_base_scale_and_stays():
     scales = schedule.scale_array
     assert scales.shape == (40,)
     assert scales[0] == 1.0
+    np.testing.assert_allclose(scales[:10], 1 - 0.6 * np.arange(10) / 9, rtol=1e-6)
     np.testing.assert_allclose(scales[9:], 0.4, rtol=1e-6)
     assert (NoiseSchedule(num_timesteps=30).scale_array == 1).all()
 

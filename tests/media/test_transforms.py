@@ -1,10 +1,13 @@
 """Pixel transforms: closed forms, identities, and PyTorch's own resize where it is installed."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dicode_jax.media.resize import bilinear, resize_square, triangle
 from dicode_jax.media.transforms import (
     CLIP_MEAN,
     CLIP_STD,
@@ -158,3 +161,28 @@ def test_bicubic_matches_blur_and_interpolation_in_torch(h, w, out_h, out_w):
     want = functional.interpolate(y, size=(out_h, out_w), mode="bicubic", align_corners=True)
     got = resize_bicubic(x, (out_h, out_w))
     np.testing.assert_allclose(got, np.moveaxis(want.numpy(), 1, -1), atol=1e-5)
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize(("h", "w"), [(48, 64), (5, 900), (1, 1), (300, 7)])
+def test_a_square_is_the_product_with_both_matrices(antialias, h, w):
+    image = np.random.default_rng(0).integers(0, 256, (h, w, 3), dtype=np.uint8)
+    side = min(h, w)
+    build = triangle if antialias else bilinear
+    for width, left in ((w, 0), (side, 0.3 * (w - side))):
+        got = resize_square(image, 16, (left, 0, left + width, h), antialias=antialias)
+        rows, columns = build(h, 16, 0, h), build(w, 16, left, width)
+        want = np.einsum("yh,xw,hwc->yxc", rows, columns, image)
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+def test_a_large_image_is_not_copied_to_be_shrunk(antialias):
+    image = np.zeros((2000, 2000, 3), np.uint8)  # 12 MB, in floats 48
+    tracemalloc.start()
+    try:
+        resize_square(image, 64, (0, 0, 2000, 2000), antialias=antialias)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8e6

@@ -4,6 +4,7 @@ import fractions
 import itertools
 import os
 import struct
+import tracemalloc
 
 import av
 import numpy as np
@@ -212,9 +213,9 @@ class TestBadInput:
     @pytest.mark.parametrize("name", ["a.mp4", "a.txt", "a.webp", "a.gif"])
     def test_text_and_noise(self, tmp_path, name):
         (tmp_path / name).write_text("not a video\n" * 400)
-        self.refuse(tmp_path / name, "cannot be read as a video|is a text file")
+        self.refuse(tmp_path / name, "cannot be read as a video|is not a video")
         (tmp_path / name).write_bytes(np.random.default_rng(0).bytes(5000))
-        self.refuse(tmp_path / name, "cannot be read as a video|is a text file")
+        self.refuse(tmp_path / name, "cannot be read as a video|is not a video")
 
     def test_sound_alone(self, tmp_path):
         write_sound(tmp_path / "sound.mp4")
@@ -224,7 +225,7 @@ class TestBadInput:
         video.write_video(tmp_path / "one.mp4", moving(1))
         self.refuse(tmp_path / "one.mp4", "holds one frame only")
         Image.fromarray(moving(1)[0]).save(tmp_path / "one.png")
-        self.refuse(tmp_path / "one.png", "holds one frame only")
+        self.refuse(tmp_path / "one.png", "is not a video, or is damaged: it holds none of asf, ")
         Image.fromarray(moving(1)[0]).save(tmp_path / "one.webp")
         self.refuse(tmp_path / "one.webp", "holds one frame only")
 
@@ -239,7 +240,7 @@ class TestBadInput:
             video.write_video(tmp_path / name, frames)
         data = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(data[: int(kept * len(data))])
-        self.refuse(tmp_path / name, "cut short|cannot be read|holds no frame")
+        self.refuse(tmp_path / name, "cut short|cannot be read|holds no frame|is damaged")
 
     def test_unknown_keyframes(self, tmp_path):
         with pytest.raises(UserError, match="unknown keyframes 'some'"):
@@ -326,6 +327,23 @@ class TestContactSheet:
         a, b = Image.open(tmp_path / "a.png"), Image.open(tmp_path / "b.png")
         assert a.width == b.width
         assert a.height > b.height
+
+    @pytest.mark.parametrize(
+        ("h", "w", "cell"), [(1, 20000, (1, 128)), (2, 100, (3, 128)), (20000, 1, (16, 1))]
+    )
+    def test_a_very_wide_frame_takes_no_more_than_a_wide_cell(self, tmp_path, h, w, cell):
+        """A GIF of 200 bytes can be 65535 wide."""
+        tracemalloc.start()
+        try:
+            video.contact_sheet(
+                tmp_path / "a.png", [np.zeros((1, h, w, 3), np.uint8)], cell_size=16
+            )
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 1e6
+        sheet = Image.open(tmp_path / "a.png")
+        assert (sheet.height - 16, sheet.width - 16) == cell
 
     def test_wrong_rows_are_refused(self, tmp_path):
         with pytest.raises(ValueError, match="want rows"):

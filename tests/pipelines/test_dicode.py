@@ -11,9 +11,12 @@ from PIL import Image
 from tiny import NUM_FRAMES, NUM_TOKENS, TOKEN_DIM, tiny_pipeline, with_value
 
 from dicode_jax.errors import UserError
+from dicode_jax.models.dicode.decoder import decode_clip, decode_latents, to_uint8
 from dicode_jax.nn.rngs import sample_keys
 from dicode_jax.pipelines import dicode as pipelines_dicode
 from dicode_jax.pipelines.dicode import DiCoDePipeline, GenerationConfig, PipelineConfig
+from dicode_jax.storage import weights
+from dicode_jax.text.gpt import learn
 
 PROMPTS = [
     "a red circle moves right on a black background",
@@ -124,10 +127,8 @@ def test_each_clip_is_painted_of_its_own_two_keyframes_with_a_key_of_its_own(pip
     for clip in range(3):
         key = jax.random.fold_in(sample, 1 + clip)[None]
         pair = jnp.asarray(tokens[:, clip : clip + 2])
-        alone, _ = pipelines_dicode._decode(
-            *pipe._split["decoder"], pair, key, pipe.config.sampling
-        )
-        np.testing.assert_array_equal(alone[0], painted[clip])
+        latents = decode_clip(pipe.decoder, pair, key, pipe.config.sampling)
+        assert close(np.asarray(to_uint8(decode_latents(pipe.decoder, latents)))[0], painted[clip])
     for other in (1, 2):
         assert not close(painted[0], painted[other])
 
@@ -171,6 +172,25 @@ def test_keyframes_are_encoded_each_alone(pipe):
     video = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     tokens = pipe.encode(video, keyframes=[0, 1, 2, 3])
     np.testing.assert_allclose(pipe.encode(video, keyframes=[2, 0]), tokens[[2, 0]], atol=1e-6)
+
+
+def test_frames_that_come_one_by_one_are_encoded_once_each(pipe, monkeypatch):
+    video = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), dtype=np.uint8)
+    tokens, encode, calls = pipe.encode(video), pipelines_dicode._encode, []
+    monkeypatch.setattr(pipelines_dicode, "_encode", lambda *x: calls.append(x) or encode(*x))
+    first, last = video
+    got = pipe.encode_frames(iter([first, first, first, last]))
+    np.testing.assert_array_equal(got, tokens[[0, 0, 0, 1]])
+    assert len(calls) == 2
+    for frames, message in (
+        ([], "a clip needs two keyframes, got 0"),
+        ([first], "a clip needs two keyframes, got 1"),
+        ([first, last[..., 0]], r"a keyframe is uint8 \[h, w, 3\], got uint8 \(20, 30\)"),
+        ([first, last / 255], r"a keyframe is uint8 \[h, w, 3\], got float64"),
+        ([None, first], r"a keyframe is uint8 \[h, w, 3\], got object"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pipe.encode_frames(frames)
 
 
 @pytest.mark.slow
@@ -253,7 +273,7 @@ def test_long_prompt_is_cut_with_a_warning(pipe):
         (lambda p: p.decode(np.zeros((2, 5, 8), np.float32)), r"shape \(2, 5, 8\)"),
         (
             lambda p: p.decode(np.full((2, NUM_TOKENS, TOKEN_DIM), np.nan, np.float32)),
-            "NaN or infinite",
+            "^this model decodes .*, got NaN or infinite numbers$",
         ),
         (lambda p: DiCoDePipeline.from_pretrained("no such model"), "no model 'no such model'"),
     ],
@@ -294,7 +314,12 @@ def changed(pipe, **parts):
 @pytest.mark.parametrize("part", ["tokenizer", "decoder", "language_model"])
 def test_weights_that_are_no_numbers_are_refused_at_load(pipe, tmp_path, part, value):
     bad = changed(pipe, **{part: with_value(pipe.parts[part], value)})
-    bad.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=r"nothing is written: .* NaN or infinite"):
+        bad.save_pretrained(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+    with pytest.MonkeyPatch.context() as patch:  # as other programs write
+        patch.setattr(weights, "not_finite", lambda arrays: None)
+        bad.save_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match=rf"weights of {part} hold NaN or infinite numbers \(\w+"):
         DiCoDePipeline.from_pretrained(tmp_path / "model")
 
@@ -304,6 +329,20 @@ def test_weights_that_a_narrow_type_cannot_hold_are_refused_at_load(pipe, tmp_pa
     assert DiCoDePipeline.from_pretrained(tmp_path / "model").decoder is not None
     with pytest.raises(UserError, match=r"float16.*param_dtype is too narrow"):
         DiCoDePipeline.from_pretrained(tmp_path / "model", param_dtype=jnp.float16)
+    before = weights.hash_module(tmp_path / "model/decoder")
+    with pytest.raises(UserError, match=r"nothing is written: .*float16"):
+        changed(pipe, decoder=with_value(pipe.decoder, 1e6)).save_pretrained(
+            tmp_path / "model", dtype="float16"
+        )
+    assert weights.hash_module(tmp_path / "model/decoder") == before
+
+
+def test_a_vocabulary_with_more_ids_than_the_language_model_is_refused(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    learn([], vocab_size=300).save(tmp_path / "text")
+    for load in (DiCoDePipeline.check_folder, DiCoDePipeline.from_pretrained):
+        with pytest.raises(UserError, match="has 323 ids, the language model has 210"):
+            load(tmp_path)
 
 
 @pytest.mark.parametrize("value", [np.nan, 3e38])

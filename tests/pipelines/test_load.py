@@ -7,6 +7,7 @@ import json
 import pathlib
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import tiny_pipeline
@@ -21,6 +22,7 @@ from dicode_jax.models.causal_lm import BodyConfig
 from dicode_jax.models.gpt2 import GPT2Config
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.pipelines import base
 from dicode_jax.pipelines import load as load_lib
 from dicode_jax.pipelines.dicode import DiCoDePipeline, GenerationConfig, PipelineConfig
 from dicode_jax.pipelines.divot import DivotConfig, DivotDetokenizer
@@ -96,6 +98,39 @@ def test_the_types_that_are_asked_for_reach_the_pipeline(monkeypatch):
     monkeypatch.setattr(DiCoDePipeline, "from_pretrained", lambda *args, **options: (args, options))
     got = dicode_jax.load(OLD / "dicode", dtype="auto", param_dtype=np.float16)
     assert got == ((OLD / "dicode",), {"dtype": "auto", "param_dtype": np.float16})
+
+
+@pytest.mark.parametrize(
+    ("options", "computes", "stored"),
+    [
+        ({}, None, jnp.float32),
+        ({"dtype": jnp.bfloat16}, jnp.bfloat16, jnp.float32),
+        ({"param_dtype": jnp.float16}, None, jnp.float16),
+        ({"dtype": "bfloat16", "param_dtype": jnp.float16}, "bfloat16", jnp.float16),
+        ({"dtype": "auto", "param_dtype": jnp.float16}, jnp.bfloat16, jnp.bfloat16),
+    ],
+)
+def test_parts_are_loaded_in_the_types_that_are_asked_for(monkeypatch, options, computes, stored):
+    def stop(*args, **types):
+        raise UserError(str(types))
+
+    monkeypatch.setattr(base, "auto_dtype", lambda: jnp.bfloat16)
+    monkeypatch.setattr(base.weights, "load_module", stop)
+    with pytest.raises(UserError) as seen:
+        DiCoDePipeline.from_pretrained(OLD / "dicode", **options)
+    assert str(seen.value) == str({"dtype": computes, "param_dtype": stored})
+
+
+@pytest.mark.parametrize("load", [dicode_jax.load, DiCoDePipeline.from_pretrained])
+def test_all_that_says_where_a_model_is_reaches_the_hub(monkeypatch, load):
+    def stop(*args, **options):
+        raise UserError(f"{args} {options}")
+
+    monkeypatch.setattr(load_lib.hub, "find_model", stop)
+    where = {"cache_dir": "c", "local_files_only": True, "token": "t"}
+    with pytest.raises(UserError) as seen:
+        load("owner/name", "v2", **where)
+    assert str(seen.value) == f"('owner/name',) {dict(revision='v2', **where)}"
 
 
 @pytest.mark.parametrize("kind", ["dicode", "dynamicrafter"])

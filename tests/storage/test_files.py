@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pathlib
 import sys
 
 import pytest
@@ -14,6 +15,7 @@ from dicode_jax.data.encoded_cache import EncodedCache
 from dicode_jax.errors import UserError, print_any_name
 from dicode_jax.storage import hub, weights
 from dicode_jax.storage.files import (
+    cache_folder,
     check_output,
     is_file_name,
     parse_json,
@@ -83,6 +85,22 @@ def test_json_of_programs_is_read_as_it_is():
     assert parse_json(json.dumps(tree), "it") == tree == parse_json(json.dumps(tree).encode(), "it")
     deep = json.loads("[" * 100 + "]" * 100)
     assert parse_json(json.dumps(deep), "it") == deep
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch):
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    for cache, home, wanted in [
+        ("/c", None, "/c/dicode_jax"),
+        (None, "/home/a", "/home/a/.cache/dicode_jax"),
+        ("", "/home/a", "/home/a/.cache/dicode_jax"),
+        ("relative", "/home/a", "/home/a/.cache/dicode_jax"),
+        *((None, home, None) for home in (None, "", "relative", "~")),
+    ]:
+        for name, value in (("XDG_CACHE_HOME", cache), ("HOME", home)):
+            monkeypatch.delenv(name, raising=False)
+            if value is not None:
+                monkeypatch.setenv(name, value)
+        assert cache_folder() == (wanted and pathlib.Path(wanted)), (cache, home)
 
 
 def test_only_files_of_a_sensible_size_are_read(tmp_path):

@@ -77,6 +77,10 @@ def refused(kind, message):
     return kind(message, response=types.SimpleNamespace(headers={}, request=None))
 
 
+class ConnectFault(Exception):
+    """As HTTP clients have them: of no kind that one could list."""
+
+
 def one_line(call, *args, **options):
     with pytest.raises(UserError) as caught:
         call(*args, **options)
@@ -121,6 +125,7 @@ def test_a_folder_wins_over_a_name_and_the_package_asks_nobody(
         (errors.HFValidationError("bad\nname"), "cannot download someone/tiny-model: bad"),
         (refused(errors.HfHubHTTPError, "500\nserver"), "cannot download"),
         (OSError("no space left\non device"), "no space left"),
+        (ConnectFault("no route\nto host"), "cannot download someone/tiny-model: no route"),
     ],
 )
 def test_what_the_hub_refuses_is_one_line(monkeypatch, error, message):
@@ -188,6 +193,48 @@ def test_what_can_be_no_name_is_not_asked_for(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    "revision", ["../../../x", "/abs", "a/../b", "a//b", "a/", ".git", "", "a b", "a\n", "x" * 201]
+)
+def test_what_can_be_no_revision_is_not_looked_up(tmp_path, monkeypatch, revision, api):
+    """With the real library, which takes it for a path in its cache."""
+    repo = tmp_path / "cache/models--o--n"
+    (repo / "snapshots").mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (tmp_path / "x").write_text("y" * 40)
+    options = {"cache_dir": tmp_path / "cache", "local_files_only": True}
+    line = one_line(hub.find_model, "o/n", revision=revision, **options)
+    assert "no branch, tag or commit" in line
+    assert "no branch" in one_line(hub.upload, tmp_path, NAME, revision=revision)
+    for right in ("main", "v1.0", "refs/pr/1", "a" * 40, "feature/x-1"):
+        assert "not in the cache" in one_line(hub.find_model, "o/n", revision=right, **options)
+
+
+@pytest.mark.parametrize("name", ["a..b/c", "a/b..c", "é/b", "a/b\n", "a/" + "b" * 97])
+def test_names_that_the_cache_could_take_for_paths_are_not_asked_for(tmp_path, monkeypatch, name):
+    fake = FakeHub(tmp_path / "cache", monkeypatch)
+    assert "there is nothing at" in one_line(hub.find_folder, name)
+    assert fake.asked == []
+
+
+def test_a_cache_that_leads_out_of_itself_is_refused(folder, tmp_path):
+    repo, commit = tmp_path / "cache/models--o--n", "a" * 40
+    snapshot = shutil.copytree(folder, repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs/main").write_text(commit)
+    options = {"cache_dir": tmp_path / "cache", "local_files_only": True}
+    (repo / "blobs").mkdir()  # where the files of a snapshot lie
+    (snapshot / "config.json").rename(repo / "blobs/abc")
+    (snapshot / "config.json").symlink_to("../../blobs/abc")
+    assert hub.find_model("o/n", **options) == snapshot
+    (tmp_path / "key.json").write_text("{}")
+    (snapshot / "key.json").symlink_to(tmp_path / "key.json")
+    assert "key.json leads out of the cache of o/n" in one_line(hub.find_model, "o/n", **options)
+    (repo / "refs/main").write_text("../../../elsewhere")
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    assert "leads out of the cache" in one_line(hub.find_model, "o/n", **options)
+
+
 class FakeApi:
     """Takes uploads into memory."""
 
@@ -205,7 +252,8 @@ class FakeApi:
     def upload_folder(self, *, repo_id, folder_path, allow_patterns, **options):
         root = pathlib.Path(folder_path)
         files = {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
-        assert all(any(pathlib.Path(f).match(p) for p in allow_patterns) for f in files)
+        wanted = huggingface_hub.utils.filter_repo_objects(files, allow_patterns=allow_patterns)
+        files = {name: files[name] for name in wanted}
         self.sent["files"], self.sent["upload"] = files, (repo_id, options)
 
 
@@ -247,9 +295,57 @@ def test_push_says_in_one_line_what_is_wrong(api, folder, tmp_path, monkeypatch)
     for error, message in (
         (errors.LocalTokenNotFoundError("none"), "hf auth login"),
         (refused(errors.HfHubHTTPError, "403\nno"), "cannot upload"),
+        (ConnectFault("no route\nto host"), "cannot upload to someone/tiny-model: no route"),
     ):
         monkeypatch.setattr(FakeApi, "error", error)
         assert message in one_line(hub.upload, folder, NAME)
+
+
+OTHERS = (
+    *(".env.json", ".lock", ".git/config.json", "secrets.txt", "key.json", "metrics.jsonl"),
+    *("notes/config.txt", "decoder/deep/config.json", "decoder/.hidden.json"),
+)
+
+
+def test_nothing_but_the_files_of_a_model_is_sent(api, folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    wanted = {str(p.relative_to(copy)) for p in copy.rglob("*.json")} | {"README.md", "LICENSE.txt"}
+    wanted |= {str(p.relative_to(copy)) for p in copy.rglob("*.safetensors")}
+    for name in (*OTHERS, "LICENSE.txt"):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text("private")
+    with pytest.warns(UserWarning, match=r"not sent, .*decoder/\.hidden\.json, .* and 1 more"):
+        hub.upload(copy, NAME)
+    assert set(api.sent["files"]) == wanted
+
+
+@pytest.mark.parametrize("name", ["README.md", "text", "text/tokenizer.json", "extra"])
+def test_a_link_out_of_the_model_is_not_sent(api, folder, tmp_path, name):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    mine = tmp_path / "mine" if "." not in name else tmp_path / "mine.json"
+    if "." in name:
+        mine.write_text("private")
+        (copy / name).unlink()
+    else:
+        mine.mkdir()
+        (mine / "config.json").write_text("private")
+        shutil.rmtree(copy / name, ignore_errors=True)
+    (copy / name).symlink_to(mine)
+    assert f"{name} is a link that leads out of the model" in one_line(hub.upload, copy, NAME)
+    assert "files" not in api.sent
+
+
+def test_a_link_within_the_model_is_sent_as_what_it_leads_to(api, folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "text/tokenizer.json").rename(copy / "text/config.json")
+    (copy / "text/tokenizer.json").symlink_to("config.json")
+    hub.upload(copy, NAME)
+    assert api.sent["files"]["text/tokenizer.json"] == (folder / "text/tokenizer.json").read_bytes()
+
+
+def test_the_folder_of_a_training_is_no_model(api, tmp_path):
+    (tmp_path / "config.json").write_text('{"kind": "ar_training"}')
+    assert "its model lies in" in one_line(hub.upload, tmp_path, NAME)
 
 
 def test_card_counts_what_is_stored_and_keeps_one_that_is_there(folder, tmp_path):

@@ -1,6 +1,7 @@
 """CLIP's text tokenizer: the layout of ids, and both kinds of vocabulary files."""
 
 import gzip
+import json
 import sys
 
 import fake_open_clip
@@ -105,14 +106,31 @@ def test_without_a_vocabulary_only_the_empty_prompt_is_known(tmp_path):
         tokenizer(["cat"], 4)
 
 
+def test_a_very_long_prompt_is_refused(tokenizer):
+    with pytest.raises(UserError, match="has 20001 letters, at most 20000 are read"):
+        tokenizer(["a" * 20_001], 4)
+
+
 def test_other_vocabularies_and_broken_files_are_refused(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     with pytest.raises(UserError, match="not the vocabulary of this text tower"):
         ClipTokenizer.from_file(tmp_path, 49408)
     (tmp_path / "broken.json").write_text("{")
+    bomb = gzip.compress(bytes(10**6)) * 40  # 40 KB, unpacked 40 MB
+    (tmp_path / "bomb.txt.gz").write_bytes(bomb)
+    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"a b\n" * 99)[:-9])
+    (tmp_path / "words.txt.gz").write_bytes(gzip.compress(b"version\na b c\n"))
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    data["normalizer"] = {"type": "Prepend", "prepend": "x" * 1000}
+    (tmp_path / "grows").mkdir()
+    (tmp_path / "grows/tokenizer.json").write_text(json.dumps(data))
     for path, message in (
         (tmp_path / "broken.json", "does not hold a CLIP vocabulary"),
         (tmp_path / "nothing", "no CLIP vocabulary"),
+        (tmp_path / "bomb.txt.gz", "does not hold a CLIP vocabulary: it unpacks to more"),
+        (tmp_path / "cut.txt.gz", "does not hold a CLIP vocabulary"),
+        (tmp_path / "words.txt.gz", "does not hold a CLIP vocabulary|not the vocabulary"),
+        (tmp_path / "grows", "make up to 100[0-9] letters of one"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             ClipTokenizer.from_file(path, SIZE)

@@ -25,3 +25,8 @@ def test_a_warning_shows_200_signs_where_it_was_asked_for(size, shown):
     message = "the prompt has 5 tokens; the model reads the first 3 and leaves out: "
     assert str(caught[0].message) == message + shown
     assert caught[0].filename == __file__
+
+
+def test_what_is_left_out_is_shown_as_one_line():
+    with pytest.warns(UserWarning, match=r"leaves out: a\\x1b\[2J b$"):
+        cut.warn("a\x1b[2J\nb", 9, 4, stacklevel=1)

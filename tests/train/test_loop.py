@@ -1,8 +1,10 @@
 """The shared training loop: logs, checkpoints, resuming, stopping, and what it refuses."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import pty
 import resource
 import shutil
 import signal
@@ -247,17 +249,25 @@ def test_no_more_than_max_nonfinite_steps_are_skipped(tmp_path):
         train(tmp_path, config, on_nonfinite="skip", max_nonfinite=2)
 
 
+@pytest.mark.parametrize("place", ["[1]", "null", "{}", '{"next_batch": "a", "broken": {}}'])
+def test_a_checkpoint_without_a_place_in_the_data_is_one_line(whole_run, tmp_path, place):
+    run = shutil.copytree(whole_run, tmp_path / "run")
+    (run / "checkpoints/12/data/metadata").write_text(place)
+    with pytest.raises(UserError, match="12 says no place in the data: it is damaged"):
+        train(run, dataclasses.replace(TINY, num_steps=13))
+
+
 # Stopping
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_saves_and_the_run_goes_on_exactly(number, whole_run, tmp_path):
     kill = lambda: os.kill(os.getpid(), number)  # noqa: E731
     outcome = train(tmp_path, at={6: kill})
     assert (outcome.step, outcome.stopped_by) == (7, number)
     assert find_checkpoints(tmp_path / "checkpoints")[-1] == 7
     assert not (tmp_path / "model").exists()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     train(tmp_path)
     assert numbers(tmp_path) == numbers(whole_run)
 
@@ -271,6 +281,71 @@ def test_repeated_sigterm_changes_nothing_and_second_ctrl_c_does(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, at={8: kill(signal.SIGINT, signal.SIGINT)})
     assert find_checkpoints(tmp_path / "checkpoints")[-1] == 7
+
+
+def test_a_closed_terminal_stops_nothing_under_nohup(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        outcome = train(tmp_path, at={6: lambda: os.kill(os.getpid(), signal.SIGHUP)})
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert outcome.stopped_by is None
+
+
+def test_what_is_said_to_a_terminal_that_is_gone_does_not_end_the_run(tmp_path):
+    """The terminal hangs up in the middle of a step, after which the run has still to save."""
+    code = """
+import fcntl, pathlib, sys, termios, time
+from dicode_jax.training.signals import StopSignals
+
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # now closing it is told to this process
+say = lambda line: print(line, file=sys.stderr, flush=True)
+with StopSignals(say) as signals:
+    print("ready", flush=True)
+    while not (number := signals.stop_after(1)):
+        time.sleep(0.01)
+    say("saving")
+    print("saved", flush=True)
+    pathlib.Path(sys.argv[1]).write_text(number.name)
+"""
+    terminal, inner = pty.openpty()
+    run = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "saved")],
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        start_new_session=True,
+    )
+    os.close(inner)
+    assert os.read(terminal, 5) == b"ready"
+    os.close(terminal)
+    assert run.wait(60) == 0
+    assert (tmp_path / "saved").read_text() == "SIGHUP"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_first_step_unwinds(number, tmp_path, monkeypatch, capsys):
+    ended = []
+
+    @contextlib.contextmanager
+    def writing():
+        try:
+            yield
+        finally:
+            ended.append(True)  # where unfinished files are removed
+
+    def build(config, workdir):
+        """Is told to stop while it writes."""
+        with writing():
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(tiny_training, "build", build)
+    config = tiny_training.write_config(tmp_path)
+    status = tiny_training.main(["--config", str(config), "--workdir", str(tmp_path / "run")])
+    assert status == 128 + number
+    assert ended == [True]
+    assert "goes on from the last checkpoint" in capsys.readouterr().err
 
 
 # Evaluation, the best checkpoint, rates

@@ -1,8 +1,10 @@
 """Training checkpoints: what is kept, where the data stood, and what happens on a bad disk."""
 
 import collections
+import contextlib
 import gc
 import resource
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +76,69 @@ def test_a_checkpoint_that_holds_a_file_of_the_user_is_never_deleted(tmp_path):
     assert find_checkpoints(saver.folder) == [0, 1, 3]
     assert (saver.folder / "0" / "mine.txt").read_text() == "mine"
     assert (saver.folder / "1" / "notes.txt").read_text() == "mine"
+
+
+ODD = ("\u00b2", "\u0663", "-1", "1e3", "007", "+5", " 5", "5 ", "1_0", "tmp.5")
+
+
+def test_only_folders_that_are_called_by_a_number_are_checkpoints(tmp_path):
+    saver = Checkpointer(tmp_path)
+    saver.save(1, make_state(1), {"next_batch": 1})
+    saver.close()
+    for name in ODD:
+        (saver.folder / name).mkdir()
+    (saver.folder / "9").write_text("no folder")
+    assert find_checkpoints(saver.folder) == [1]
+    assert read_parameters(tmp_path, {"layer": {"kernel": jnp.zeros((2, 3))}})[0] == 1
+    again = Checkpointer(tmp_path, keep=1)
+    assert again.restore(jax.eval_shape(lambda: make_state(0)))[1] == {"next_batch": 1}
+    again.save(2, make_state(2), {})
+    again.close()
+    assert {path.name for path in again.folder.iterdir()} == {"2", "9", *ODD}
+
+
+DAMAGED = ("_CHECKPOINT_METADATA", "metrics/metrics", "data/metadata", "state/_METADATA")
+IN_PLACE = (b"", b"{", b"[1]", b"null", b"[" * 100_000, b'{"a": 1}', b"\xff\0")
+
+
+@pytest.fixture(scope="module")
+def one_checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    saver = Checkpointer(folder)
+    saver.save(1, make_state(1), {"next_batch": 1}, {"validation_loss": 1.0})
+    saver.close()
+    return folder
+
+
+@pytest.mark.parametrize("name", [*DAMAGED, "state/_sharding"])
+def test_damaged_notes_of_a_checkpoint_are_one_line_or_of_no_account(
+    tmp_path, one_checkpoint, name
+):
+    def go_on(folder):
+        saver = Checkpointer(folder)
+        try:
+            saver.restore(jax.eval_shape(lambda: make_state(0)))
+            saver.save(2, make_state(2), {})
+        finally:
+            saver.close()
+
+    like = {"layer": {"kernel": jnp.zeros((2, 3))}}
+    for i, data in enumerate(IN_PLACE):
+        folder = shutil.copytree(one_checkpoint, tmp_path / str(i))
+        (folder / "checkpoints/1" / name).write_bytes(data)
+        for call in (lambda f: read_parameters(f, like), go_on):
+            with contextlib.suppress(UserError):  # nothing else
+                call(folder)
+
+
+def test_a_folder_that_only_looks_like_a_checkpoint_is_told_in_one_line(tmp_path, one_checkpoint):
+    for name in ("7", "9" * 200):
+        folder = shutil.copytree(one_checkpoint, tmp_path / name[:9])
+        (folder / "checkpoints" / name).mkdir()
+        with pytest.raises(UserError, match=rf"cannot read .*{name[:9]}"):
+            read_parameters(folder, {"layer": {"kernel": jnp.zeros((2, 3))}})
+        with pytest.raises(UserError, match="delete that folder to go on"):
+            Checkpointer(folder).restore(jax.eval_shape(lambda: make_state(0)))
 
 
 def test_nothing_is_left_of_a_save_that_was_killed(tmp_path):

@@ -53,11 +53,3 @@ def test_weights_that_do_not_fit_are_refused_with_the_numbers():
     memory.require(NEED, 13 * GB)
     with pytest.raises(UserError, match=r"need 13.0 GB of each device, which has 12.9 GB"):
         memory.require(NEED, 12_900_000_000)
-
-
-def test_memory_of_the_machine_is_read_and_the_limit_of_a_container_counts(monkeypatch):
-    device = jax.devices()[0]
-    free, total = memory.available(device)
-    assert 0 < free < total
-    monkeypatch.setattr(memory, "_cgroup_limits", lambda: [(1000, 400)])
-    assert memory.available(device) == (600, 1000)

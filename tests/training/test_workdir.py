@@ -10,6 +10,7 @@ import tiny_training
 from tiny_training import TinyConfig
 
 from dicode_jax.errors import UserError
+from dicode_jax.training.logs import MetricsLog
 from dicode_jax.training.workdir import RUN_FILES, claim, hold
 
 TINY = TinyConfig(num_steps=2)
@@ -116,6 +117,62 @@ def test_nothing_is_written_through_a_link(tmp_path):
     with pytest.raises(UserError, match="is a link"):
         claim(workdir, TinyConfig(num_steps=2, seed=9))
     assert json.loads(mine.read_text())["seed"] == TINY.seed
+
+
+LINKS = (
+    *("config.json", "metrics.jsonl", "samples", "samples/step_000002.png", "tensorboard"),
+    *("tensorboard/events", "profile", "profile/plugins", "nonfinite/step_000001.npz", "encoded"),
+    *("encoded/encoded-00000-of-00001.arrayrecord", "checkpoints", "checkpoints/1", "body"),
+    *("tokenizer.json", "wandb_id.txt", "model", "wandb"),
+)
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_link_in_the_place_of_what_a_run_writes_is_refused(tmp_path, main, capsys, name):
+    workdir, mine = tmp_path / "run", tmp_path / "mine"
+    claim(workdir, TINY)
+    mine.mkdir()
+    path = workdir / name
+    if path.is_dir():
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(mine)
+    assert main(workdir) == 2
+    assert f"{path} is a link" in capsys.readouterr().err
+    assert not list(mine.iterdir())
+
+
+def test_a_pipe_in_the_place_of_a_log_is_refused_without_waiting_for_it(tmp_path, main, capsys):
+    claim(tmp_path / "run", TINY)
+    os.mkfifo(tmp_path / "run/metrics.jsonl")
+    assert main(tmp_path / "run") == 2
+    assert "metrics.jsonl is a link, a pipe" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    os.mkfifo(tmp_path / "other/config.json")
+    assert main(tmp_path / "other") == 2
+    assert "config.json is a link, a pipe" in capsys.readouterr().err
+
+
+def test_a_log_is_not_written_through_a_link_nor_into_a_pipe(tmp_path):
+    """The library alone, whose caller has not looked."""
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "metrics.jsonl").symlink_to("mine")
+    with pytest.raises(UserError, match="cannot write the logs"):
+        MetricsLog(tmp_path)
+    assert (tmp_path / "mine").read_text() == "precious"
+    (tmp_path / "metrics.jsonl").unlink()
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match="cannot write the logs"):
+        MetricsLog(tmp_path)
+
+
+def test_the_folder_of_a_run_may_be_a_link_and_hold_those_of_wandb(tmp_path, main):
+    claim(tmp_path / "disk", TINY)
+    (tmp_path / "disk/wandb").mkdir()
+    (tmp_path / "disk/wandb/latest-run").symlink_to("run-1")
+    (tmp_path / "run").symlink_to("disk")
+    assert main(tmp_path / "run") == 0
 
 
 def test_a_lock_that_is_no_file_is_refused(tmp_path):

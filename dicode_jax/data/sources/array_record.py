@@ -8,23 +8,36 @@ A record is one line of JSON, a newline, then the bytes of the media file:
 import json
 import os
 import pathlib
+import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from dicode_jax.data.records import (
+    MAX_NAME,
     MEDIA_SUFFIXES,
     BrokenRecord,
     MediaBytes,
     Record,
     captions_from_value,
+    joined_captions,
     name_hash,
 )
 from dicode_jax.data.sources.identity import distinct_shards
-from dicode_jax.storage.files import atomic_path
+from dicode_jax.errors import printable
+from dicode_jax.storage.files import MAX_TEXT, atomic_path
 
 _MAX_OPEN = 64  # shards at a time
+_BLOCK, _BLOCK_HEADER, _CHUNK_HEADER = (
+    2**16,
+    24,
+    40,
+)  # bytes, in Riegeli, which the shards are made of
+_LIGHT, _MAX_RATIO = (
+    2**26,
+    16,
+)  # bytes that any record may unpack to; times its size for longer ones
 
 
 def pack(name: str, captions: Sequence[str], suffix: str, data: bytes) -> bytes:
@@ -39,19 +52,20 @@ def unpack(where: str, data: bytes) -> Record:
     Raises:
       BrokenRecord: It is of another form.
     """
-    line, _, rest = data.partition(b"\n")
+    end = data.find(b"\n", 0, MAX_TEXT)
     try:
-        header = json.loads(line)
-        name, suffix = str(header["name"]), str(header["suffix"]).lower()
+        header = json.loads(data[: max(end, 0)])
+        name, suffix = str(header["name"])[:MAX_NAME], str(header["suffix"]).lower()
         captions = captions_from_value(header.get("captions"))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except Exception as error:  # of many kinds: whatever a stranger may have written
         raise BrokenRecord(
             f"{where}: does not begin with a line of JSON that has name, captions and suffix"
         ) from error
     if suffix not in MEDIA_SUFFIXES:
-        raise BrokenRecord(f"{where}: holds {suffix!r}, neither a video nor a picture")
-    media = MediaBytes(data=rest, suffix=suffix)
-    return Record(name=f"{where}/{name}", captions=captions, media=media)
+        shown = printable(repr(suffix), 60)
+        raise BrokenRecord(f"{where}: holds {shown}, neither a video nor a picture")
+    media = MediaBytes(data=data[end + 1 :], suffix=suffix)
+    return Record(name=f"{where}/{name}", captions=joined_captions(where, [captions]), media=media)
 
 
 def write_shard(path: str | os.PathLike, records: Iterable[bytes]) -> int:
@@ -84,6 +98,7 @@ class ArrayRecordSource:
         self._shards = list(shards.values())  # what stands for each in a canonical name
         self._ends = np.cumsum(counts)
         self._readers: dict[int, Any] = {}
+        self._heavy: dict[int, list[range]] = {}
         self._name = (-1, "")  # of the record that was read last: it is asked for next
 
     @classmethod
@@ -97,8 +112,8 @@ class ArrayRecordSource:
             if fault:
                 left_out.append(f"{path} is not a whole ArrayRecord file ({fault})")
         source = cls(shards, counts, tuple(left_out))
-        hashes = [name_hash(source.canonical_name(i)) for i in range(len(source))]
-        return source, np.array(hashes, np.uint64)
+        hashes = (name_hash(source.canonical_name(i)) for i in range(len(source)))
+        return source, np.fromiter(hashes, np.uint64, len(source))
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -124,10 +139,13 @@ class ArrayRecordSource:
                 self._readers.pop(next(iter(self._readers)))
             self._readers[shard] = _open(self._paths[shard])
         try:
+            if shard not in self._heavy:
+                self._heavy[shard] = heavy_records(self._paths[shard])
+            if any(number in numbers for numbers in self._heavy[shard]):
+                raise MemoryError("a few bytes that unpack to far more")
             (data,) = self._readers[shard].read([number])
-        except (IndexError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise BrokenRecord(f"{where}: cannot be read ({reason})") from error
+        except Exception as error:  # of many kinds: whatever is damaged
+            raise BrokenRecord(f"{where}: cannot be read ({printable(error, 200)})") from error
         record = unpack(where, data)
         self._name = (index, record.name)
         return record
@@ -145,13 +163,44 @@ class ArrayRecordSource:
 
 def _count(path: str) -> tuple[int, str]:
     """How many records a shard has, or 0 and what is wrong with it."""
-    reader = _open(path)
     try:
+        reader = _open(path)
         count = reader.num_records()
         reader.close()  # tells what was wrong
-    except (RuntimeError, ValueError, OSError) as error:
-        return 0, " ".join(str(error).split())
+    except Exception as error:  # of many kinds: whatever is damaged
+        return 0, printable(error, 200)
+    if count > os.path.getsize(path) // _CHUNK_HEADER:
+        return 0, f"it claims {count:,} records"
     return count, "" if count else "there is no record in it"
+
+
+def heavy_records(path: str | os.PathLike) -> list[range]:
+    """Numbers of the records of a shard that unpack to far more bytes than they take.
+
+    Compressed zeros of a few kilobytes fill any memory. What the header of a chunk says of its size
+    is looked at here; the reader itself unpacks no more than that.
+
+    Raises:
+      OSError: The shard cannot be read.
+    """
+    heavy, number, at, size = [], 0, 0, os.path.getsize(path)
+    with open(path, "rb", buffering=0) as file:
+        while at < size:
+            file.seek(at)
+            header, cut = file.read(_CHUNK_HEADER + _BLOCK_HEADER), -at % _BLOCK
+            if cut < _CHUNK_HEADER:  # the header of a block stands in between
+                header = header[:cut] + header[cut + _BLOCK_HEADER :]
+            if len(header) < _CHUNK_HEADER:
+                break
+            held, kind, unpacked = struct.unpack_from("<8xQ8xQQ", header)
+            count = kind >> 8
+            if unpacked > max(_LIGHT, _MAX_RATIO * held):
+                heavy.append(range(number, number + count))
+            number += count
+            length = _CHUNK_HEADER + held
+            blocks = (length + (at - _BLOCK_HEADER - 1) % _BLOCK) // (_BLOCK - _BLOCK_HEADER)
+            at = max(at + length + blocks * _BLOCK_HEADER, at + count)
+    return heavy
 
 
 def _open(path: str):

@@ -2,7 +2,8 @@
 
 import array
 import os
-import pathlib
+import posixpath
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -20,8 +21,15 @@ from dicode_jax.data.records import (
     suffix_of,
     unread,
 )
-from dicode_jax.data.sources.identity import FileNames, first_name, group, hash_files
-from dicode_jax.errors import UserError
+from dicode_jax.data.sources.identity import (
+    FileNames,
+    first_name,
+    group,
+    hash_files,
+    leads_outside,
+)
+from dicode_jax.errors import UserError, printable
+from dicode_jax.storage.files import read_small
 
 
 class FolderSource:
@@ -31,22 +39,33 @@ class FolderSource:
     any of them.
     """
 
-    def __init__(self, root: str, names: Strings, ends: np.ndarray, left_out: tuple[str, ...]):
-        self.left_out = left_out
-        self._root = root
+    def __init__(self, root: str, fence: str | None, names: Strings, ends: np.ndarray):
+        self.left_out: tuple[str, ...] = ()
+        self._root, self._fence = root, fence
         self._names = names  # those of a record together
         self._ends = ends  # int64 [records + 1]: record i has the names ends[i] to ends[i + 1]
 
     @classmethod
-    def open(cls, path: str, *, images: bool) -> tuple["FolderSource", np.ndarray]:
-        """Lists a folder and those in it (or takes one file); hashes of canonical names too."""
+    def open(
+        cls, path: str, *, images: bool, fence: str | None = None
+    ) -> tuple["FolderSource", np.ndarray]:
+        """Lists a folder and those in it (or takes one file); hashes of canonical names too.
+
+        Args:
+          fence: A folder; links that lead outside of it are left out.
+
+        Raises:
+          UserError: There is no such folder or file, or it lies outside itself.
+        """
+        if fence is not None and leads_outside(path, fence):
+            raise UserError(f"{path} lies outside of {fence}, which is given as root")
         if os.path.isfile(path):
             root, names = os.path.dirname(path) or ".", [os.path.basename(path)]
             others, unlisted = [], []
             if suffix_of(path) not in MEDIA_SUFFIXES:
                 raise UserError(f"{path} is neither a video nor a picture, by its name")
         elif os.path.isdir(path):
-            root, (names, others, unlisted) = path, _files_below(path)
+            root, (names, others, unlisted) = path, _files_below(path, fence)
         else:
             raise UserError(f"there is no folder {path}")
         videos = {os.path.splitext(name)[0] for name in names if suffix_of(name) in VIDEO_SUFFIXES}
@@ -78,7 +97,8 @@ class FolderSource:
                 f"{len(orphans)} captions without a video or picture of their name: {some(orphans)}"
             )
         left_out += unread(others)
-        source = cls(root, Strings(listed[i] for i in order), ends, tuple(left_out))
+        source = cls(root, fence, Strings(listed[i] for i in order), ends)
+        source.left_out = tuple(left_out)
         return source, hash_files(canonical[order], ends, source.canonical_name)
 
     def __len__(self) -> int:
@@ -92,42 +112,65 @@ class FolderSource:
         return first_name(known.resolve(name)[0] for name in self._names_of(index))
 
     def record(self, index: int) -> Record:
-        name, parts = self.name(index), []
-        aliases = self._names_of(index)
-        for stem in (stem for alias in aliases for stem in (os.path.splitext(alias)[0], alias)):
+        name = self.name(index)
+        aliases, path = self._names_of(index), self._inside(name, name)
+        stems = [stem for alias in aliases for stem in (os.path.splitext(alias)[0], alias)]
+        captions = parse_captions(name, self._captions_of(name, stems))
+        media = MediaFile(path=path, suffix=suffix_of(name))
+        return Record(name=name, captions=captions, media=media)
+
+    def _captions_of(self, name: str, stems: list[str]) -> Iterator[tuple[str, bytes]]:
+        for stem in stems:
             for suffix in CAPTION_SUFFIXES:
-                path = os.path.join(self._root, stem + suffix)
-                if not os.path.exists(path):
-                    continue
-                if not os.path.isfile(path):  # to read a pipe would wait for ever
-                    raise BrokenRecord(f"{name}: cannot read {path}: it is no file")
-                try:
-                    parts.append((suffix, pathlib.Path(path).read_bytes()))
-                except OSError as error:
-                    raise BrokenRecord(f"{name}: cannot read {path}: {error}") from error
-        media = MediaFile(path=os.path.join(self._root, name), suffix=suffix_of(name))
-        return Record(name=name, captions=parse_captions(name, parts), media=media)
+                if os.path.lexists(os.path.join(self._root, stem + suffix)):
+                    path = self._inside(name, stem + suffix)
+                    try:
+                        yield suffix, read_small(path)
+                    except UserError as error:
+                        raise BrokenRecord(f"{name}: {error}") from error
+
+    def _inside(self, name: str, file: str) -> str:
+        """The path of a file of this record, which links may since have led elsewhere."""
+        path = os.path.join(self._root, file)
+        if self._fence is not None and leads_outside(path, self._fence):
+            raise BrokenRecord(f"{name}: {path} leads outside of {self._fence}")
+        return path
 
     def _names_of(self, index: int) -> list[str]:
         return [self._names[i] for i in range(self._ends[index], self._ends[index + 1])]
 
 
-def _files_below(root: str) -> tuple[list[str], list[str], list[str]]:
+def _files_below(root: str, fence: str | None) -> tuple[list[str], list[str], list[str]]:
     """Relative paths of media files and of all others, sorted; a linked folder is followed once.
 
-    And a line for each folder that cannot be listed.
+    And a line for each folder that cannot be listed, and for links that lead outside of `fence`.
+    Folders may nest deeper than calls do.
     """
-    found, others, seen, unlisted = [], [], set(), []
-    note = lambda error: unlisted.append(f"cannot list {error.filename}: {error.strerror}")  # noqa: E731
-    for folder, folders, files in os.walk(root, onerror=note, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders.clear()
+    found, others, left_out, outside = [], [], [], []
+    seen, todo = set(), [""]
+    while todo:
+        folder = todo.pop()
+        path, below = os.path.join(root, folder) if folder else root, []
+        try:
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            entries = [*os.scandir(path)]
+        except OSError as error:
+            left_out.append(f"cannot list {printable(path, 200)}: {error.strerror}")
             continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            if not name.startswith("."):
-                path = os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
-                (found if suffix_of(name) in MEDIA_SUFFIXES else others).append(path)
-    return sorted(found), sorted(others), unlisted
+        for entry in entries:
+            name, is_link = posixpath.join(folder, entry.name), entry.is_symlink()
+            if entry.name.startswith("."):
+                continue
+            if fence is not None and is_link and leads_outside(entry.path, fence):
+                outside.append(name)
+            elif os.path.isdir(entry.path) if is_link else entry.is_dir():
+                below.append(name)
+            else:
+                (found if suffix_of(name) in MEDIA_SUFFIXES else others).append(name)
+        todo += sorted(below, reverse=True)
+    if outside:
+        left_out.append(f"{len(outside)} links lead outside of {fence}: {some(sorted(outside))}")
+    return sorted(found), sorted(others), left_out

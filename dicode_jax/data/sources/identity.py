@@ -4,6 +4,7 @@ A data set may call a file by several names: other spellings of its path, links,
 case where the file system does not mind. The disk tells: one device and inode is one file.
 """
 
+import errno
 import functools
 import hashlib
 import os
@@ -45,13 +46,13 @@ class FileNames:
         folder, base = os.path.split(name)
         try:
             real, prefix = self._folder(folder)
-        except ValueError:  # such as a null character
+        except (OSError, ValueError):  # such as too many links in a row, a null character
             return os.path.normpath(name), None
         path, canonical = real + base, prefix + base
         try:
             status = os.lstat(path)
             if stat.S_ISLNK(status.st_mode):
-                path = os.path.realpath(path)
+                path = real_path(path)
                 if path.startswith(self._real_top):
                     canonical = _below(self._real_top, path)
                 status = os.stat(path)
@@ -65,7 +66,7 @@ class FileNames:
         """Where a folder lies, and its canonical name; a file's name is put behind either."""
         folder = re.sub("^/+", "/", folder)  # two slashes would stay two
         path = os.path.join(self._root, folder)
-        real, spelled = (os.path.join(f(path), "") for f in (os.path.realpath, os.path.abspath))
+        real, spelled = (os.path.join(f(path), "") for f in (real_path, os.path.abspath))
         if real.startswith(self._real_top):
             return real, _below(self._real_top, real)
         if os.path.realpath(spelled) != os.path.realpath(path):  # `link/..` is not beside the link
@@ -73,6 +74,30 @@ class FileNames:
         if spelled.startswith(self._spelled_top):
             return real, _below(self._spelled_top, spelled)
         return real, os.path.join(os.path.normpath(folder), "").replace(os.sep, "/")
+
+
+def leads_outside(path: str, root: str) -> bool:
+    """Whether a file lies outside of a folder, when links are resolved; also if that is unknown."""
+    try:
+        top, path = (os.path.join(real_path(p), "") for p in (root, path))
+    except (OSError, ValueError):
+        return True
+    return not path.startswith(top)
+
+
+def real_path(path: str) -> str:
+    """Where links lead.
+
+    Raises:
+      OSError: They are more in a row than a disk follows; Python would call itself for each.
+      ValueError: No file can be called so.
+    """
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise
+    return os.path.realpath(path)
 
 
 def _below(top: str, path: str) -> str:

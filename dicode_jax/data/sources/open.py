@@ -13,9 +13,18 @@ import numpy as np
 
 from dicode_jax.data import encoded_cache
 from dicode_jax.data.config import DataConfig
-from dicode_jax.data.records import ClipSource, Record, Subset, in_validation, some, suffix_of
+from dicode_jax.data.records import (
+    ClipSource,
+    Record,
+    Subset,
+    in_validation,
+    some,
+    suffix_of,
+    told,
+)
 from dicode_jax.data.sources.array_record import ArrayRecordSource
 from dicode_jax.data.sources.folder import FolderSource
+from dicode_jax.data.sources.identity import leads_outside
 from dicode_jax.data.sources.shapes import ShapesSource
 from dicode_jax.data.sources.table import TABLE_SUFFIXES, TableSource
 from dicode_jax.data.sources.tar import TarSource
@@ -26,6 +35,7 @@ __all__ = ["ClipSource", "Record", "kind_of", "open_source", "shard_paths"]
 
 _log = logging.getLogger(__name__)
 _MAX_SHARDS = 1_000_000
+_MAX_LINE = 1000  # letters of what is left out
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _ARRAY_RECORD = re.compile(r"\.array_?record(-\d+-of-\d+)?$", re.IGNORECASE)
 
@@ -69,31 +79,37 @@ def _open_source(
         raise UserError(
             f"{cfg.path} is a token cache, which only the language model reads; give the videos"
         )
+    root = cfg.root or None
     if kind == "folder":
-        source, hashes = FolderSource.open(cfg.path, images=images)
+        source, hashes = FolderSource.open(cfg.path, images=images, fence=root)
     elif kind == "table":
         source, hashes = TableSource.open(
             cfg.path,
-            root=cfg.root,
+            root=root,
             video_column=cfg.video_column,
             caption_column=cfg.caption_column,
             images=images,
         )
-    elif kind == "tar":
-        source, hashes = TarSource.open(shard_paths(cfg.path, kind), images=images)
     else:
-        source, hashes = ArrayRecordSource.open(shard_paths(cfg.path, kind))
-    if kind in ("tar", "array_record") and os.path.isdir(cfg.path):
-        beside = _listing(cfg.path, kind, shards=False)
+        paths = shard_paths(cfg.path, kind)
+        inside = [path for path in paths if root is None or not leads_outside(path, root)]
+        if kind == "tar":
+            source, hashes = TarSource.open(inside, images=images)
+        else:
+            source, hashes = ArrayRecordSource.open(inside)
+        if len(inside) < len(paths):
+            line = f"{len(paths) - len(inside)} of {len(paths)} shards lead outside of {root}"
+            source.left_out += (line,)
+        beside = _listing(cfg.path, kind, shards=False) if os.path.isdir(cfg.path) else []
         if beside:
             source.left_out += (f"{len(beside)} files beside the shards: {some(beside)}",)
-    source.left_out = tuple(map(printable, source.left_out))
+    source.left_out = tuple(printable(line, _MAX_LINE) for line in source.left_out)
     if not len(source):
         what = "videos" if not images else "videos and no pictures"
         more = f" ({source.left_out[0]})" if source.left_out else ""
         raise UserError(f"there are no {what} in {cfg.path}{more}")
     if split == "train":
-        for line in source.left_out:
+        for line in told(source.left_out):
             _log.warning("left out: %s", line)
     if split == "all" or (split == "train" and cfg.validation == 0):
         return source
@@ -163,9 +179,11 @@ def shard_paths(pattern: str, kind: str) -> list[str]:
 
 def _listing(folder: str, kind: str, *, shards: bool) -> list[str]:
     """Names of the files in a folder that are shards, or of those that are not; sorted."""
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
     is_shard = _ARRAY_RECORD.search if kind == "array_record" else lambda n: n.endswith(".tar")
-    return [n for n in names if not n.startswith(".") and bool(is_shard(n)) == shards]
+    names = (entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+    files = {name: os.path.isfile(os.path.join(folder, name)) for name in names}
+    taken = (n for n, is_file in files.items() if (is_file and bool(is_shard(n))) == shards)
+    return sorted(n for n in taken if shards or not os.path.isdir(os.path.join(folder, n)))
 
 
 def _braces(pattern: str) -> list[str]:

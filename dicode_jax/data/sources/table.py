@@ -1,38 +1,53 @@
 """A table of videos: CSV, TSV or JSON lines, one row per caption, WebVid's columns too.
 
 Only the place of every row is kept in memory; a row is read again when its record is asked for.
+Rows come from strangers: what one of them holds may cost that row, never the table.
 """
 
 import array
 import csv
+import itertools
 import json
 import os
 import posixpath
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from typing import IO, Any
 
 import numpy as np
 
 from dicode_jax.data.records import (
     CAPTION_FIELDS,
     IMAGE_SUFFIXES,
+    MAX_NAME,
     MEDIA_SUFFIXES,
     BrokenRecord,
     MediaFile,
     Record,
     captions_from_value,
+    joined_captions,
     name_hash,
     suffix_of,
 )
-from dicode_jax.data.sources.identity import FileNames, differs, first_name, group, hash_files
-from dicode_jax.errors import UserError
+from dicode_jax.data.sources.identity import (
+    FileNames,
+    differs,
+    first_name,
+    group,
+    hash_files,
+    leads_outside,
+)
+from dicode_jax.errors import UserError, printable
+from dicode_jax.storage.files import MAX_TEXT
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 VIDEO_FIELDS = ("video", "video_path", "path", "file", "file_name", "filename", "filepath", "image")
 WEBVID_ID, WEBVID_FOLDER = "videoid", "page_dir"
 _SHOWN_ERRORS = 5
+_MAX_ROWS = 10_000  # of one record
+_MAX_COLUMNS = 1000  # of JSON lines, besides those that are looked for
+_MAX_AGAIN = 16  # times the size of a table, which quotes that do not close have it read again
 
-csv.field_size_limit(2**24)
+csv.field_size_limit(MAX_TEXT)
 
 
 class TableSource:
@@ -44,7 +59,8 @@ class TableSource:
 
     def __init__(self, path, root, columns, video_columns, caption_columns):
         self.left_out: tuple[str, ...] = ()
-        self._path, self._root, self._columns = path, root, columns
+        self._path, self._fence, self._columns = path, root, columns
+        self._root = root or os.path.dirname(path) or "."
         # A row says it in the first of them that it has; rows of JSON need not have the same.
         self._video_columns: tuple[str, ...] = video_columns
         self._caption_columns: tuple[str, ...] = caption_columns
@@ -63,23 +79,29 @@ class TableSource:
     ) -> tuple["TableSource", np.ndarray]:
         """Goes through the table once; returns hashes of canonical names too.
 
+        Args:
+          root: Rows that lead outside of it are left out; None for the table's folder and no fence.
+
         Raises:
           UserError: There is no such table, or its columns do not tell which is which.
         """
         if not os.path.isfile(path):
             raise UserError(f"there is no table {path}")
-        rows = _rows(path)
+        given = {video_column, caption_column, *VIDEO_FIELDS, *CAPTION_FIELDS}
+        rows = _rows(path, given | {WEBVID_ID, WEBVID_FOLDER})
         try:
             columns = next(rows)[1]
             videos = _find_video_columns(path, columns, video_column)
             captions = _find_caption_columns(path, columns, caption_column)
             if again := [name for name in (*videos, *captions) if columns.count(name) > 1]:
                 raise UserError(f"{path} has several columns {again[0]!r}; rename all but one")
-            source = cls(path, root or os.path.dirname(path) or ".", columns, videos, captions)
+            source = cls(path, root, columns, videos, captions)
             return source, source._index(rows, images)
         except StopIteration:
             raise UserError(f"{path} is empty") from None
-        except (csv.Error, UnicodeDecodeError, OSError) as error:
+        except UserError:
+            raise
+        except (csv.Error, ValueError, OSError) as error:
             raise UserError(f"{path} cannot be read as a table: {error}") from error
 
     def _index(self, rows, images: bool) -> np.ndarray:
@@ -88,23 +110,20 @@ class TableSource:
         spelled, canonical, files = (array.array("Q") for _ in range(3))
         for number, (place, row) in enumerate(rows, start=1):
             name = self._name_in(row) if isinstance(row, dict) else None
-            if name is None or suffix_of(name) not in MEDIA_SUFFIXES:
+            fault = self._fault_of(name)
+            if name is None or fault:
                 count += 1
                 if len(wrong) < _SHOWN_ERRORS:
-                    why = row if isinstance(row, str) else f"names no video or picture ({name!r})"
+                    fault = f"{fault} ({printable(repr(name), 100)})"
+                    why = row if isinstance(row, str) else fault
                     wrong.append(f"{self._path}, row {number}: {why}")
-            else:
-                if name.startswith(("http://", "https://")):
-                    raise UserError(
-                        f"{self._path} names web addresses ({name}); download the videos and give "
-                        "the column of local files as video_column"
-                    )
-                one, file = self._resolve(known, name)
-                places.append(place)
-                wanted.append(images or suffix_of(name) not in IMAGE_SUFFIXES)
-                spelled.append(name_hash(name))
-                canonical.append(spelled[-1] if one == name else name_hash(one))
-                files.append(canonical[-1] if file is None else file)
+                continue
+            one, file = self._resolve(known, name)
+            places.append(place)
+            wanted.append(images or suffix_of(name) not in IMAGE_SUFFIXES)
+            spelled.append(name_hash(name))
+            canonical.append(spelled[-1] if one == name else name_hash(one))
+            files.append(canonical[-1] if file is None else file)
         if count > len(wrong):
             wrong.append(f"{self._path}: {count - len(wrong)} more rows like these")
         spelled, canonical, files = (np.array(a, np.uint64) for a in (spelled, canonical, files))
@@ -119,28 +138,51 @@ class TableSource:
         self.left_out = tuple(wrong)
         return hash_files(canonical[order], self._ends, self.canonical_name)
 
+    def _fault_of(self, name: str | None) -> str:
+        """Why a name is none of a record, or ""."""
+        if name is None or suffix_of(name) not in MEDIA_SUFFIXES:
+            return "names no video or picture"
+        if len(name) > MAX_NAME:
+            return f"its name has {len(name):,} letters"
+        if name.startswith(("http://", "https://")):
+            return (
+                "names a web address; download the videos and give the column of local files as "
+                "video_column"
+            )
+        return "" if self._places_of(name) else f"leads outside of {self._fence}"
+
     def __len__(self) -> int:
         return len(self._ends) - 1
 
     def name(self, index: int) -> str:
-        return self._name_of(self._rows(index)[0])
+        place = int(self._places[self._ends[index]])
+        try:
+            return self._name_of(self._read(place))
+        except BrokenRecord:
+            return f"{os.path.basename(self._path)}:{place}"
 
     def canonical_name(self, index: int) -> str:
         known = FileNames(self._root)
         return first_name(self._resolve(known, self._name_of(row))[0] for row in self._rows(index))
 
     def record(self, index: int) -> Record:
+        if (count := self._ends[index + 1] - self._ends[index]) > _MAX_ROWS:
+            name = self.name(index)
+            raise BrokenRecord(f"{name}: {count:,} rows name it; at most {_MAX_ROWS:,} are read")
         rows = self._rows(index)
-        name = self._name_of(rows[0])
-        captions: list[str] = []
+        name = self._name_of(first := next(rows))
+        parts = self._captions_in(name, itertools.chain([first], rows))
+        media = MediaFile(path=self._find(name), suffix=suffix_of(name))
+        return Record(name=name, captions=joined_captions(name, parts), media=media)
+
+    def _captions_in(self, name: str, rows: Iterator[dict]) -> Iterator[tuple[str, ...]]:
         for row in rows:
             column = next((column for column in self._caption_columns if column in row), "")
             try:
-                captions += captions_from_value(row.get(column))
-            except (ValueError, RecursionError) as error:
-                raise BrokenRecord(f"{name}: {error} in {column}") from error
-        media = MediaFile(path=self._find(name), suffix=suffix_of(name))
-        return Record(name=name, captions=tuple(dict.fromkeys(captions)), media=media)
+                yield captions_from_value(row.get(column))
+            except Exception as error:  # of many kinds: whatever a stranger's row may cause
+                why = printable(error, 200) or type(error).__name__
+                raise BrokenRecord(f"{name}: {why} in {column}") from error
 
     def _name_in(self, row: dict) -> str | None:
         column = next((column for column in self._video_columns if column in row), "")
@@ -163,46 +205,52 @@ class TableSource:
         """As `FileNames.resolve`; WebVid's names are canonical wherever the files lie."""
         if WEBVID_ID not in self._video_columns:
             return known.resolve(name)
-        found = (known.resolve(place)[1] for place in _webvid_places(name))
+        found = (known.resolve(place)[1] for place in self._places_of(name))
         file = next((file for file in found if file is not None), None)
         return posixpath.normpath(name), file
 
+    def _places_of(self, name: str) -> list[str]:
+        """Where below the root a file may lie, best first: WebVid's in several places."""
+        is_webvid = WEBVID_ID in self._video_columns
+        places = (name, f"videos/{name}", os.path.basename(name)) if is_webvid else (name,)
+        if self._fence is None:
+            return [*places]
+        return [p for p in places if not leads_outside(os.path.join(self._root, p), self._fence)]
+
     def _find(self, name: str) -> str:
-        path = os.path.join(self._root, name)
-        if WEBVID_ID in self._video_columns:
-            candidates = [os.path.join(self._root, place) for place in _webvid_places(name)]
-            path = next(filter(os.path.isfile, candidates), path)
-        return path
+        paths = [os.path.join(self._root, place) for place in self._places_of(name)]
+        if not paths:
+            raise BrokenRecord(f"{name}: leads outside of {self._fence}")
+        return next(filter(os.path.isfile, paths), paths[0])
 
-    def _rows(self, index: int) -> list[dict]:
-        return [
-            self._read(place) for place in self._places[self._ends[index] : self._ends[index + 1]]
-        ]
+    def _rows(self, index: int) -> Iterator[dict]:
+        places = self._places[self._ends[index] : self._ends[index + 1]]
+        return map(self._read, places.tolist())
 
-    def _read(self, place: int | np.int64) -> dict:
+    def _read(self, place: int) -> dict:
         try:
             with open(self._path, "rb") as file:
-                file.seek(int(place))
+                file.seek(place)
                 if suffix_of(self._path) in (".jsonl", ".ndjson"):
-                    return dict(json.loads(file.readline()))
-                cells = next(csv.reader(_text(file), delimiter=_delimiter(self._path)))
+                    return dict(json.loads(file.readline(MAX_TEXT + 1)))
+                cells = next(csv.reader(_Counted(file), delimiter=_delimiter(self._path)))
                 return dict(zip(self._columns, cells, strict=False))
-        except (OSError, ValueError, TypeError, RecursionError, csv.Error, StopIteration) as error:
-            why = " ".join(str(error).split()) or "it has ended"
+        except Exception as error:  # of many kinds: the table is no longer what it was
+            why = printable(error, 200) or "it has ended"
             raise BrokenRecord(f"{self._path}: a row cannot be read again ({why})") from error
 
 
-def _rows(path: str) -> Iterator[tuple[int, Any]]:
+def _rows(path: str, wanted: Collection[str | None]) -> Iterator[tuple[int, Any]]:
     """First `(0, columns)`, then place in bytes and row; a string says what is wrong with one."""
     with open(path, "rb") as file:
         if suffix_of(path) in (".jsonl", ".ndjson"):
-            yield from _json_rows(file)
+            yield from _json_rows(file, wanted)
             return
         place = 3 if file.read(3) == b"\xef\xbb\xbf" else 0
-        columns = None
+        columns, budget = None, _MAX_AGAIN * os.path.getsize(path)
         while True:  # again after every row that is no row
             file.seek(place)
-            lines = _Counted(_text(file), place)
+            lines = _Counted(file)
             try:
                 for cells in csv.reader(lines, delimiter=_delimiter(path), strict=True):
                     count = len(cells if columns is None else columns)
@@ -215,12 +263,18 @@ def _rows(path: str) -> Iterator[tuple[int, Any]]:
                         yield place, _row(columns, cells)
                     place = lines.position
                 return
-            except csv.Error as error:
+            except (csv.Error, ValueError) as error:
+                budget -= lines.position - place
                 if columns is None:
                     raise
-                yield place, f"has quotes that do not close or stand in the middle ({error})"
+                if budget < 0:
+                    raise csv.Error("too many of its quotes do not close") from error
+                said = str(error)
+                if isinstance(error, csv.Error):
+                    said = f"has quotes that do not close or stand in the middle ({error})"
+                yield place, "is not UTF-8" if isinstance(error, UnicodeError) else said
                 file.seek(place)
-                place += len(file.readline())
+                place = next((end for _, end in _lines(file)), place)
 
 
 def _row(columns: list[str], cells: list[str]) -> dict | str:
@@ -240,68 +294,85 @@ def _is_row(line: str, path: str, count: int) -> bool:
     return len(cells) >= count and any(suffix_of(x.strip()) in MEDIA_SUFFIXES for x in cells)
 
 
-def _json_rows(file) -> Iterator[tuple[int, Any]]:
+def _json_rows(file: IO[bytes], wanted: Collection[str | None]) -> Iterator[tuple[int, Any]]:
     """The columns of JSON lines are those of any row."""
     columns: dict[str, None] = {}
     for _, row in _json_objects(file):
-        columns |= dict.fromkeys(row) if isinstance(row, dict) else {}
+        for name in row if isinstance(row, dict) else ():
+            if name in wanted or len(columns) < _MAX_COLUMNS:
+                columns[name] = None
     if file.tell():
         yield 0, list(columns)
     file.seek(0)
     yield from _json_objects(file)
 
 
-def _json_objects(file) -> Iterator[tuple[int, dict | str]]:
+def _json_objects(file: IO[bytes]) -> Iterator[tuple[int, dict | str]]:
     place = 0
-    for line in file:
-        if line.strip():
+    for line, end in _lines(file):
+        if len(line) > MAX_TEXT:
+            yield place, f"has more than {MAX_TEXT:,} bytes"
+        elif line.strip():
             try:
                 row = json.loads(line)
                 row = row if isinstance(row, dict) else "is not a JSON object"
-            except (ValueError, RecursionError) as error:
-                row = f"is not JSON: {error}"
+            except Exception as error:  # of many kinds: no text, huge numbers, deep nests
+                row = f"is not JSON: {printable(error, 100)}"
             yield place, row
-        place += len(line)
+        place = end
 
 
-def _webvid_places(name: str) -> tuple[str, str, str]:
-    """Where a file of WebVid may lie below the root, best first."""
-    return name, f"videos/{name}", os.path.basename(name)
+def _lines(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Lines and where they end; of one of more than `MAX_TEXT` bytes the beginning alone."""
+    end = file.tell()
+    while line := file.readline(MAX_TEXT + 1):
+        rest, end = line, end + len(line)
+        while not rest.endswith(b"\n") and (rest := file.readline(MAX_TEXT)):
+            end += len(rest)
+        yield line, end
 
 
 class _Counted:
-    """Lines of text, with the number of bytes that have been handed on."""
+    """Lines of text, and in `position` where the last one ends.
 
-    def __init__(self, lines: Iterator[str], position: int):
-        self._lines, self.position = lines, position
+    Raises:
+      ValueError: One is not UTF-8, or a row is too long.
+    """
+
+    def __init__(self, file: IO[bytes]):
+        self.position = file.tell()
+        self._lines = _lines(file)
         self._taken: list[str] = []
+        self._room = MAX_TEXT
 
     def __iter__(self):
         return self
 
     def __next__(self) -> str:
-        line = next(self._lines)
-        self.position += len(line.encode())
-        self._taken.append(line)
-        return line
+        line, self.position = next(self._lines)
+        self._room -= len(line)
+        if self._room < 0:
+            raise ValueError(f"has more than {MAX_TEXT:,} bytes, or quotes that do not close")
+        self._taken.append(line.decode())
+        return self._taken[-1]
 
     def taken(self) -> list[str]:
-        """The lines since the last call."""
-        lines, self._taken = self._taken, []
+        """The lines since the last call, which are a row."""
+        lines, self._taken, self._room = self._taken, [], MAX_TEXT
         return lines
-
-
-def _text(file) -> Iterator[str]:
-    return (line.decode() for line in file)
 
 
 def _delimiter(path: str) -> str:
     return "\t" if suffix_of(path) == ".tsv" else ","
 
 
+def _told(columns: Sequence[str]) -> str:
+    return ", ".join(printable(name, 60) for name in columns[:50])
+
+
 def _known_column(path: str, columns: list[str], given: str) -> tuple[str, ...]:
     if given not in columns:
-        raise UserError(f"{path} has no column {given!r}; it has {', '.join(columns)}")
+        raise UserError(f"{path} has no column {given!r}; it has {_told(columns)}")
     return (given,)
 
 
@@ -313,7 +384,7 @@ def _find_video_columns(path: str, columns: list[str], given: str | None) -> tup
     if not found:
         raise UserError(
             f"{path}: which column names the file? Give it as video_column; there are "
-            f"{', '.join(columns)}"
+            f"{_told(columns)}"
         )
     return tuple(found)
 
@@ -327,7 +398,7 @@ def _find_caption_columns(path: str, columns: list[str], given: str | None) -> t
     if not found:
         raise UserError(
             f"{path}: which column holds the caption? Give it as caption_column ('' for none); "
-            f"there are {', '.join(columns)}"
+            f"there are {_told(columns)}"
         )
     # `name` is WebVid's caption, but mostly the name of something where there is another column.
     return tuple(found if found == ["name"] else (name for name in found if name != "name"))

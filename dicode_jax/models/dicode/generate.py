@@ -1,7 +1,7 @@
 """Autoregressive generation of deep tokens: text in, keyframes of deep tokens out, of any length.
 
-The prompt (text, `<img>`, keyframes that are already there) fills a cache in one call; one
-`lax.scan` then feeds one position after another. Videos longer than the model's tables slide a
+The prompt (text, `<img>`, keyframes that are already there) fills a cache; a `lax.scan` for each
+keyframe then feeds one position after another. Videos longer than the model's tables slide a
 window: the text plus the last keyframes are the prompt of the next window.
 
 Deviations from the reference, whose behaviour `parity=True` brings back: keyframes given as a
@@ -13,26 +13,38 @@ Letters: b batch, r rows (b, or 2b with guidance: prompts, then empty prompts), 
 keyframes, n deep tokens per keyframe, z their width, d model width.
 """
 
+import collections
 import dataclasses
 import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
 
 from dicode_jax.distributions.gaussian_mixture import GaussianMixture
 from dicode_jax.models.dicode import ar_losses
 from dicode_jax.models.dicode.ar import DiCoDeLM
+from dicode_jax.nn.kv_cache import KVCache
+from dicode_jax.runtime.sharding import BATCH, ROWS, WHOLE, by_rows
 from dicode_jax.typing import Array, Float, Int, typechecked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What of a call decides the program: everything else is traced."""
+    """What of a call decides the programs: everything else is traced.
 
-    num_prefix: int
+    Attributes:
+      size: Slots of the cache, for a full window whatever is asked for: a video of any length runs
+        through the same two programs, or three where the window slides.
+      num_new: Keyframes that the first program of a window writes; all of them with `parity`.
+    """
+
+    size: int
     num_new: int
     do_sample: bool
     is_guided: bool
@@ -43,17 +55,38 @@ class _Plan:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Inputs:
-    text_ids: Array
-    prefix: Array | None
-    keys: Array | None
-    first_index: Array  # number, in the whole video, of the first token drawn here
-    var_scale: Array
-    logits_temperature: Array
-    guidance_scale: Array
+    text_ids: Any  # arrays all, or how they lie on a mesh
+    uncond_ids: Any
+    keys: Any
+    first_index: Any  # number, in the whole video, of the first token drawn in this call
+    var_scale: Any
+    logits_temperature: Any
+    guidance_scale: Any
+
+
+class _Draft(NamedTuple):
+    """Between two keyframes: what the model has seen, and the token `[r, z]` it has yet to see."""
+
+    cache: Any
+    last: Any
 
 
 @typechecked
 def generate(
+    lm: DiCoDeLM, text_ids: Int[Array, "b l"], *, num_keyframes: int, **options
+) -> Float[Array, "b k n z"]:
+    """Generates keyframes of deep tokens for prompts, or continues given keyframes.
+
+    `stream_keyframes` gathered: arguments and errors are its own.
+
+    Returns:
+      The new keyframes.
+    """
+    runs = stream_keyframes(lm, text_ids, num_keyframes=num_keyframes, **options)
+    return jnp.concatenate(list(runs), axis=1)
+
+
+def stream_keyframes(
     lm: DiCoDeLM,
     text_ids: Int[Array, "b l"],
     *,
@@ -69,11 +102,14 @@ def generate(
     window: int | None = None,
     overlap: int | None = None,
     parity: bool = False,
-) -> Float[Array, "b k n z"]:
-    """Generates keyframes of deep tokens for prompts, or continues given keyframes.
+    mesh: Mesh | None = None,
+) -> Iterator[Float[Array, "b 1 n z"]]:
+    """The keyframes of `generate` as they are written, one after the other.
 
-    A call is one compiled program; calls with the same shapes and switches share it, and the scales
-    may change without compiling again. The call itself can be traced by an outer `jit`.
+    What is kept in between is the cache and the last keyframes, whatever the length. A keyframe is
+    one call of a compiled program, which is dispatched and not waited for. Calls with the same
+    shapes and switches share the programs: lengths and scales may change without compiling again.
+    All of it can be traced by an outer `jit`, keyframe after keyframe.
 
     Args:
       lm: The language model.
@@ -94,10 +130,10 @@ def generate(
       window: Most keyframes in sight at once, the prefix included; by default as many as the
         model's tables of keyframes and positions hold.
       overlap: Keyframes that the next window sees of the last one; half a window by default.
-      parity: Reproduce the reference's numbering after a prefix and its treatment of `cosine`.
-
-    Returns:
-      The new keyframes.
+      parity: Reproduce the reference's numbering after a prefix and its treatment of `cosine`; all
+        keyframes come at once.
+      mesh: Prompts are split over its devices, each of which computes as if it were alone; None for
+        one device.
 
     Raises:
       ValueError: Something does not fit; the message says what to change.
@@ -106,35 +142,54 @@ def generate(
     num_prefix = 0 if prefix is None else prefix.shape[1]
     _check_call(lm, num_keyframes, keys, do_sample, prefix, b)
     _check_scales(var_scale, logits_temperature, guidance_scale)
-    spans = _windows(lm, text_ids.shape[1], num_prefix, num_keyframes, window, overlap, parity)
+    text_length = text_ids.shape[1]
+    if parity:
+        size = _check_parity(lm, text_length, num_prefix, num_keyframes)
+        window, overlap = num_prefix + num_keyframes, 1
+    else:
+        window, overlap = _window(lm, text_length, num_prefix, num_keyframes, window, overlap)
+        # The last token of a window and the separator behind it are never fed.
+        size = text_length + 1 + window * (cfg.num_tokens + 1) - 2
     is_guided = isinstance(guidance_scale, jax.Array) or guidance_scale > 1
-    if is_guided:
-        if uncond_ids is None:
-            uncond_ids = jnp.full((text_ids.shape[1],), cfg.pad_token_id, text_ids.dtype)
-        text_ids = jnp.concatenate([text_ids, jnp.broadcast_to(uncond_ids, text_ids.shape)])
-    plans = [
-        _Plan(
-            num_prefix=seen,
-            num_new=new,
-            do_sample=do_sample and cfg.loss == "gmm",
-            is_guided=is_guided,
-            share_draws=share_guidance_draws,
-            parity=parity,
-        )
-        for seen, new in spans
-    ]
+    if is_guided and uncond_ids is None:
+        uncond_ids = jnp.full((text_length,), cfg.pad_token_id, text_ids.dtype)
+    plan = _Plan(
+        size=size,
+        num_new=num_keyframes if parity else 1,
+        do_sample=do_sample and cfg.loss == "gmm",
+        is_guided=is_guided,
+        share_draws=share_guidance_draws,
+        parity=parity,
+    )
     inputs = _Inputs(
         text_ids=text_ids,
-        prefix=prefix,
+        uncond_ids=uncond_ids if is_guided else None,
         keys=keys,
         first_index=jnp.asarray(num_prefix * cfg.num_tokens, jnp.int32),
         var_scale=jnp.asarray(var_scale, jnp.float32),
         logits_temperature=jnp.asarray(logits_temperature, jnp.float32),
         guidance_scale=jnp.asarray(guidance_scale, jnp.float32),
     )
-    tokens = _generate(*nnx.split(lm), inputs, tuple(plans))
-    # The last window may reach further than asked, so that all windows share one program.
-    return tokens[:, :num_keyframes]
+    return _write(lm, inputs, plan, prefix, num_keyframes, window, overlap, mesh)
+
+
+def _write(lm, inputs, plan, prefix, num_keyframes, window, overlap, mesh) -> Iterator[Array]:
+    graph, state = nnx.split(lm)
+    n, draft, written = lm.cfg.num_tokens, None, 0
+    recent = collections.deque(maxlen=overlap)  # what the next window starts from
+    if prefix is not None:
+        recent.extend(jnp.split(prefix.astype(jnp.float32), prefix.shape[1], axis=1))
+    seen = 0 if prefix is None else prefix.shape[1]
+    while written < num_keyframes:
+        if seen >= window:
+            prefix, seen, draft = jnp.concatenate(list(recent), axis=1), overlap, None
+        if draft is None:
+            tokens, draft = _begin(graph, state, inputs, prefix, written * n, plan, mesh)
+        else:
+            tokens, draft = _go_on(graph, state, inputs, draft, seen, written * n, plan, mesh)
+        recent.append(tokens)
+        written, seen = written + tokens.shape[1], seen + tokens.shape[1]
+        yield tokens
 
 
 def keyframes_in_sight(lm: DiCoDeLM, text_length: int) -> int:
@@ -182,22 +237,22 @@ def _check_scales(var_scale, logits_temperature, guidance_scale) -> None:
             raise ValueError(f"{name} must be at least {least:g} and finite, got {value:g}")
 
 
-def _windows(
-    lm, text_length, num_prefix, num_new, window, overlap, parity
-) -> list[tuple[int, int]]:
-    """`(keyframes seen before, keyframes generated)` of each window."""
-    if parity:
-        # The reference's wrong numbers run ahead of the keyframes; it knows no window.
-        places = _places(lm.cfg.num_tokens, num_prefix, num_new, parity=True)
-        positions = text_length + 1 + num_prefix * (lm.cfg.num_tokens + 1) + len(places.feeds)
-        last = max(places.frame, default=0)
-        if last >= lm.cfg.max_keyframes or positions > lm.body.max_seq_len:
-            raise ValueError(
-                f"with parity=True {num_prefix} + {num_new} keyframes reach keyframe number {last} "
-                f"and {positions} positions; the model has {lm.cfg.max_keyframes} and "
-                f"{lm.body.max_seq_len}"
-            )
-        return [(num_prefix, num_new)]
+def _check_parity(lm, text_length, num_prefix, num_new) -> int:
+    """Positions up to where the reference's wrong numbers reach; it knows no window."""
+    places = _places(lm.cfg.num_tokens, num_prefix, num_new, parity=True)
+    positions = text_length + 1 + num_prefix * (lm.cfg.num_tokens + 1) + len(places.feeds)
+    last = max(places.frame, default=0)
+    if last >= lm.cfg.max_keyframes or positions > lm.body.max_seq_len:
+        raise ValueError(
+            f"with parity=True {num_prefix} + {num_new} keyframes reach keyframe number {last} "
+            f"and {positions} positions; the model has {lm.cfg.max_keyframes} and "
+            f"{lm.body.max_seq_len}"
+        )
+    return positions
+
+
+def _window(lm, text_length, num_prefix, num_new, window, overlap) -> tuple[int, int]:
+    """Keyframes in sight at once, and those that the next window sees of the last one."""
     most = keyframes_in_sight(lm, text_length)
     window = most if window is None else window
     if not 1 <= window <= most:
@@ -205,20 +260,13 @@ def _windows(
             f"a window of {window} keyframes is impossible: 1 to {most} fit behind a text of "
             f"{text_length} tokens"
         )
-    if num_prefix + num_new <= window:
-        return [(num_prefix, num_new)]
     overlap = max(1, window // 2) if overlap is None else overlap
-    if not 1 <= overlap < window:
+    if num_prefix + num_new > window and not 1 <= overlap < window:
         raise ValueError(
             f"{num_prefix + num_new} keyframes do not fit in a window of {window}, so an overlap "
             f"of 1 to {window - 1} is needed, got {overlap}"
         )
-    spans = []
-    if num_prefix < window and num_prefix != overlap:
-        spans.append((num_prefix, window - num_prefix))
-    while sum(new for _, new in spans) < num_new:
-        spans.append((overlap, window - overlap))
-    return spans
+    return window, overlap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,6 +285,10 @@ class _Places:
     place: np.ndarray
     predicts: np.ndarray
 
+    def behind(self, count: int) -> "_Places":
+        """Those behind the first `count`."""
+        return _Places(*(x[count:] for x in dataclasses.astuple(self)))
+
 
 def _places(n: int, num_prefix: int, num_new: int, parity: bool) -> _Places:
     start = num_prefix * (n + 1 if parity else n)
@@ -250,73 +302,100 @@ def _places(n: int, num_prefix: int, num_new: int, parity: bool) -> _Places:
     return _Places(feeds[:-1], frame[:-1], place[:-1], feeds[1:])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _generate(graph, state, inputs: _Inputs, plans: tuple[_Plan, ...]):
-    """All windows in one program: the first ones, then a scan over those that are alike."""
+_SPECS = _Inputs(
+    text_ids=ROWS,
+    uncond_ids=WHOLE,
+    keys=ROWS,
+    first_index=WHOLE,
+    var_scale=WHOLE,
+    logits_temperature=WHOLE,
+    guidance_scale=WHOLE,
+)
+
+
+def _draft_specs(cache: KVCache) -> _Draft:
+    layers = ROWS if isinstance(cache.k, tuple) else PartitionSpec(None, BATCH)
+    return _Draft(dataclasses.replace(cache, k=layers, v=layers, length=WHOLE), ROWS)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "plan", "mesh"))
+def _begin(graph, state, inputs: _Inputs, known, drawn, plan: _Plan, mesh):
+    """Fills a cache with the prompt and the known keyframes, and writes the first one behind them.
+
+    `drawn` counts the tokens that this call has given so far.
+    """
     lm: DiCoDeLM = nnx.merge(graph, state)
-    n, last = lm.cfg.num_tokens, plans[-1]
-    known, parts, index = inputs.prefix, [], inputs.first_index
-    if len(plans) == 1:
-        cut = None if known is None else known[:, known.shape[1] - last.num_prefix :]
-        return _generate_window(lm, dataclasses.replace(inputs, prefix=cut), last)
-    if plans[0] != last:
-        tokens = _generate_window(lm, inputs, plans[0])
-        known = tokens if known is None else jnp.concatenate([known, tokens], axis=1)
-        parts, index = [tokens], index + plans[0].num_new * n
+    rows = inputs.text_ids.shape[0] * (2 if plan.is_guided else 1)
+    cache = lm.body.init_cache(batch=rows, size=plan.size)
+    specs = _draft_specs(cache)
 
-    assert known is not None  # the prefix, or what has just been generated
+    def run(state, inputs, known, cache, drawn):
+        lm: DiCoDeLM = nnx.merge(graph, state)
+        num_prefix = 0 if known is None else known.shape[1]
+        places = _places(lm.cfg.num_tokens, num_prefix, plan.num_new, plan.parity)
+        prompt = _prompt(lm, inputs, known, plan)
+        hidden, cache = lm.body(prompt, cache=cache)
+        first = _predict(lm, inputs, plan, hidden[:, -1], drawn)
+        rest, draft = _feed(lm, inputs, plan, _Draft(cache, first), places, 0, drawn)
+        return _finish(lm, plan, jnp.concatenate([first[None], rest])), draft
 
-    def step(carry, _):
-        known, index = carry
-        now = dataclasses.replace(inputs, prefix=known, first_index=index)
-        tokens = _generate_window(lm, now, last)
-        known = jnp.concatenate([known, tokens], axis=1)[:, -last.num_prefix :]
-        return (known, index + last.num_new * n), tokens
-
-    carry = (known[:, -last.num_prefix :].astype(jnp.float32), index)
-    _, tokens = jax.lax.scan(step, carry, None, length=len(plans) - len(parts))
-    parts.append(rearrange(tokens, "windows b k n z -> b (windows k) n z"))
-    return jnp.concatenate(parts, axis=1)
+    run = by_rows(run, mesh, (WHOLE, _SPECS, ROWS, specs.cache, WHOLE), (ROWS, specs))
+    return run(state, inputs, known, cache, drawn)
 
 
-def _generate_window(lm: DiCoDeLM, inputs: _Inputs, plan: _Plan) -> Array:
-    """New keyframes of one window: prefill, then one scan."""
-    places = _places(lm.cfg.num_tokens, plan.num_prefix, plan.num_new, plan.parity)
-    prompt = _prompt(lm, inputs, plan)
-    rows, size = prompt.shape[0], prompt.shape[1] + len(places.feeds)
-    cache = lm.body.init_cache(batch=rows, size=size)
-    hidden, cache = lm.body(prompt, cache=cache)
-    predict = functools.partial(_predict, lm, inputs, plan)
-    image = lm.image_embed(prompt.dtype)
-    first = predict(hidden[:, -1], 0)
+@functools.partial(jax.jit, static_argnames=("graph", "plan", "mesh"), donate_argnames=("draft",))
+def _go_on(graph, state, inputs: _Inputs, draft: _Draft, seen, drawn, plan: _Plan, mesh):
+    """Writes the next keyframe, number `seen` of its window."""
 
-    def step(carry, item):
-        cache, x = carry
+    def run(state, inputs, draft, seen, drawn):
+        lm: DiCoDeLM = nnx.merge(graph, state)
+        n = lm.cfg.num_tokens
+        places = _places(n, 0, 2, parity=False).behind(n - 1)
+        tokens, draft = _feed(lm, inputs, plan, draft, places, seen - 1, drawn - n)
+        return _finish(lm, plan, tokens), draft
+
+    specs = _draft_specs(draft.cache)
+    run = by_rows(run, mesh, (WHOLE, _SPECS, specs, WHOLE, WHOLE), (ROWS, specs))
+    return run(state, inputs, draft, seen, drawn)
+
+
+def _feed(lm, inputs, plan, draft, places, first_frame, drawn) -> tuple[Array, _Draft]:
+    """Feeds places one after another; the tokens `[t, r, z]` that are predicted on the way."""
+    image = lm.image_embed(lm.body.embed_tokens(inputs.text_ids[:1, :1]).dtype)
+
+    def step(draft, item):
         feeds, frame, place, predicts = item
-        embed = lm.input_mlp(x) if plan.parity else lm.embed_deep_tokens(x)
-        embed = embed + lm.frame_embed[...][frame] + lm.place_embed[...][place]
-        embed = jnp.where(feeds < 0, image, embed[:, None].astype(prompt.dtype))
-        hidden, cache = lm.body(embed, cache=cache)
-        tokens = predict(hidden[:, -1], jnp.maximum(predicts, 0))
-        return (cache, tokens), tokens
+        embed = lm.input_mlp(draft.last) if plan.parity else lm.embed_deep_tokens(draft.last)
+        embed = embed + lm.frame_embed[...][first_frame + frame] + lm.place_embed[...][place]
+        embed = jnp.where(feeds < 0, image, embed[:, None].astype(image.dtype))
+        hidden, cache = lm.body(embed, cache=draft.cache)
+        token = _predict(lm, inputs, plan, hidden[:, -1], drawn + jnp.maximum(predicts, 0))
+        return _Draft(cache, token), token
 
     items = tuple(map(jnp.asarray, dataclasses.astuple(places)))
-    _, rest = jax.lax.scan(step, (cache, first), items)
-    emitted = np.flatnonzero(places.predicts >= 0)
-    tokens = jnp.concatenate([first[None], rest[emitted]])
-    tokens = tokens[:, : rows // 2] if plan.is_guided else tokens
-    return lm.denormalize(rearrange(tokens, "(k n) b z -> b k n z", k=plan.num_new))
+    draft, tokens = jax.lax.scan(step, draft, items)
+    return tokens[np.flatnonzero(places.predicts >= 0)], draft
 
 
-def _prompt(lm: DiCoDeLM, inputs: _Inputs, plan: _Plan) -> Array:
-    """Embeddings of text and `<img>` and the given keyframes behind them."""
-    text = lm.body.embed_tokens(inputs.text_ids)
+def _finish(lm, plan, tokens: Array) -> Array:
+    """Tokens `[k n, r, z]` as keyframes `[b, k, n, z]`."""
+    keyframes = rearrange(tokens, "(k n) r z -> r k n z", n=lm.cfg.num_tokens)
+    rows = keyframes.shape[0] // 2 if plan.is_guided else keyframes.shape[0]
+    return lm.denormalize(keyframes[:rows])
+
+
+def _prompt(lm: DiCoDeLM, inputs: _Inputs, known: Array | None, plan: _Plan) -> Array:
+    """Embeddings of text and `<img>` and the known keyframes behind them."""
+    text_ids = inputs.text_ids
+    if plan.is_guided:
+        text_ids = jnp.concatenate([text_ids, jnp.broadcast_to(inputs.uncond_ids, text_ids.shape)])
+    text = lm.body.embed_tokens(text_ids)
     r, _, d = text.shape
     image = lm.image_embed(text.dtype)
     text = jnp.concatenate([text, jnp.broadcast_to(image, (r, 1, d))], axis=1)
-    if inputs.prefix is None:
+    if known is None:
         return text
-    frames = lm.embed_deep_tokens(lm.normalize(inputs.prefix)) + lm.positions_of(plan.num_prefix)
+    frames = lm.embed_deep_tokens(lm.normalize(known)) + lm.positions_of(known.shape[1])
     separators = jnp.broadcast_to(image, (*frames.shape[:2], 1, d))
     frames = jnp.concatenate([frames.astype(text.dtype), separators], axis=2)
     if plan.is_guided:
@@ -325,7 +404,7 @@ def _prompt(lm: DiCoDeLM, inputs: _Inputs, plan: _Plan) -> Array:
 
 
 def _predict(lm: DiCoDeLM, inputs: _Inputs, plan: _Plan, hidden: Array, index) -> Array:
-    """Token number `index` of this window from the hidden state before it, `[r, d]` to `[r, z]`."""
+    """Token number `index` of this call from the hidden state before it, `[r, d]` to `[r, z]`."""
     if lm.cfg.loss == "cosine" and plan.parity:
         hidden = ar_losses.normalize(hidden)
     tokens = _draw(lm, inputs, plan, lm.output_mlp(hidden), index).astype(jnp.float32)

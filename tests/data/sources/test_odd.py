@@ -1,9 +1,12 @@
 """Tables, shards and folders that are odd: nothing is lost without a word, and nothing crashes."""
 
+import errno
 import io
 import os
+import pathlib
 import tarfile
 
+import numpy as np
 import pytest
 from media_files import write_tar
 
@@ -139,6 +142,40 @@ def test_a_damaged_cache_of_members_is_made_anew(tmp_path, cache_folder, damage)
     assert captions(opened(tmp_path / "s.tar")) == {"s.tar/a": ("one",)}
 
 
+@pytest.mark.parametrize("home", [None, "", "relative"])
+def test_a_user_without_a_home_needs_no_cache_of_members(tmp_path, monkeypatch, home):
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    monkeypatch.chdir(tmp_path)
+    write_tar(tmp_path / "s.tar", [("a.mp4", b"a"), ("a.txt", b"one")])
+    made = []
+    monkeypatch.setattr(pathlib.Path, "mkdir", lambda path, **_: made.append(path))
+    assert captions(opened(tmp_path / "s.tar")) == {"s.tar/a": ("one",)}
+    assert not made
+
+
+@pytest.mark.parametrize("how", ["read-only", "a file", "full"])
+def test_a_cache_of_members_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, how):
+    write_tar(tmp_path / "s.tar", [("a.mp4", b"a"), ("a.txt", b"one")])
+    cache = tmp_path / "cache"
+    if how == "a file":
+        cache.touch()
+    else:
+        number = {"read-only": errno.EROFS, "full": errno.ENOSPC}[how]
+
+        def refuse(*args, **options):
+            raise OSError(number, os.strerror(number))
+
+        step = (pathlib.Path, "mkdir") if how == "read-only" else (np, "savez")
+        monkeypatch.setattr(*step, refuse)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    assert captions(opened(tmp_path / "s.tar")) == {"s.tar/a": ("one",)}
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
 @pytest.mark.parametrize("size", [b"\x80" + b"\x7f" * 11, b"\xff" * 12])
 def test_a_member_of_an_impossible_size_ends_the_shard(tmp_path, size):
     write_tar(tmp_path / "s.tar", [("a.mp4", b"a"), ("b.mp4", b"b"), ("c.mp4", b"c")])
@@ -183,7 +220,8 @@ def test_a_caption_that_is_no_file_is_a_broken_record(tmp_path, kind):
     (tmp_path / "a.mp4").write_text("x")
     (os.mkfifo if kind == "pipe" else os.mkdir)(tmp_path / "a.txt")
     source = opened(tmp_path)
-    with pytest.raises(BrokenRecord, match=r"a.mp4: cannot read .*a.txt: it is no file"):
+    why = {"pipe": "is a pipe or a device", "folder": "cannot be read: Is a directory"}[kind]
+    with pytest.raises(BrokenRecord, match=f"a.mp4: .*a.txt {why}"):
         source.record(0)
 
 

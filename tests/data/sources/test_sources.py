@@ -224,7 +224,7 @@ def test_json_lines_may_hold_several_captions_and_bad_lines(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([["path", "caption"], ["https://x/1.mp4", "c"]], "names web addresses"),
+        ([["path", "caption"], ["https://x/1.mp4", "c"]], "no videos .*names a web address"),
         ([["path", "caption"]], "there are no videos"),
         ([], "is empty"),
         ([["path", "width"], ["a.mp4", "3"]], "which column holds the caption"),

@@ -81,8 +81,9 @@ def test_trailing_grids_with_eta_1_give_numbers(num_steps):
 
 def test_eta_0_needs_no_randomness_and_repeats():
     grid = ddim_time_grid("uniform", 4)
-    run = lambda: sample(lambda x, t, _: jnp.sin(x), DDIM(schedule=V, eta=0.0), X, grid)[0]  # noqa: E731
-    np.testing.assert_array_equal(run(), run())
+    run = lambda: sample(lambda x, t, _: jnp.sin(x), DDIM(schedule=V, eta=0.0), X, grid)  # noqa: E731
+    np.testing.assert_array_equal(run()[0], run()[0])
+    assert run()[1] is None  # states of the steps are kept where they are asked for
 
 
 def test_a_sample_does_not_depend_on_the_batch_it_is_in():

@@ -133,6 +133,19 @@ def test_dropped_tokens_are_zero_in_the_context_and_the_latent_image(decoder):
     np.testing.assert_array_equal(uncond.context[0, 3:7], decoder.null_tokens[...])
 
 
+def test_guidance_tells_the_branches_apart_by_their_context_alone(decoder):
+    given = jax.random.normal(jax.random.key(8), (4, 6))
+    for null in (None, given):
+        cond, uncond = decoding.clip_conditions(decoder, TOKENS, SAMPLING, null_tokens=null)
+        assert uncond.concat is cond.concat
+        seen = uncond.context[:, 3:].reshape(3, 4, 4, 6)
+        wanted = decoder.null_tokens[...] if null is None else null
+        np.testing.assert_array_equal(seen, np.broadcast_to(wanted, seen.shape))
+    alone = dataclasses.replace(SAMPLING, guidance_scale=1.0)
+    (only,) = decoding.clip_conditions(decoder, TOKENS, alone)
+    np.testing.assert_array_equal(only.context, cond.context)
+
+
 def test_a_sample_does_not_depend_on_the_batch_it_is_in(decode):
     whole = decode(TOKENS, KEYS, SAMPLING)
     assert whole.shape == (3, 4, 4, 4, 2)

@@ -50,6 +50,18 @@ def test_released_size():
     assert (model.cfg.num_tokens, model.cfg.token_dim) == (16, 1024)
 
 
+def test_the_defaults_are_those_of_the_original():
+    assert DeepTokenizerConfig() == DeepTokenizerConfig(
+        vision=CLIPVisionConfig(),
+        resampler=ResamplerConfig(),
+        preprocess="clip",
+        image_mean=(0.48145466, 0.4578275, 0.40821073),
+        image_std=(0.26862954, 0.26130258, 0.27577711),
+        resize=None,
+        antialias=False,
+    )
+
+
 def test_each_keyframe_is_encoded_alone(tokenizer, keyframes):
     tokens = tokenizer(keyframes)
     assert tokens.shape == (2, 3, 5, 6)

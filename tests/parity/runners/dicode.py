@@ -423,7 +423,7 @@ def through_pipeline(decoder, tokens, noise, cfg):
         mock.patch.object(pipelines_dicode, "decode_clip", decode_clip),
         mock.patch.object(pipelines_dicode, "_decode", pipelines_dicode._decode.__wrapped__),
     ):
-        return pipe.decode(tokens, seed=5)
+        return pipe.decode(tokens, seed=5, clips_per_batch=1)
 
 
 @runner("dicode/llm_batch")

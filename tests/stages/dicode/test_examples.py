@@ -15,6 +15,7 @@ from media_files import greys, number_of, write_tar
 from PIL import Image
 
 from dicode_jax.data import encoded_cache
+from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.encoded_cache import Example, Spec
 from dicode_jax.data.records import in_validation, name_hash
@@ -308,6 +309,12 @@ def test_videos_of_the_world_come_as_keyframes_with_their_caption(config):
     assert example["keyframes"].dtype == np.uint8
     assert example["frame_mask"].all()
     assert example["text_ids"].tolist() == ids(examples.source.record(7).captions[0])
+    other = dataclasses.replace(config, seed=config.seed + 1)
+    for split, world in (("train", "train"), ("validation", "test")):  # held-out combinations
+        for run in (config, other):
+            examples = lm_examples.open_examples(run, TEXT, split=split)
+            scene = synthetic.scene_at(run.seed, 7, world)
+            assert examples.source.record(7).captions == (scene.caption,)
 
 
 def test_what_does_not_fit_is_refused_on_one_line(config, tmp_path):

@@ -128,5 +128,30 @@ def test_keyframes_are_the_first_and_last_frame():
     assert training.select_keyframes(video).ravel().tolist() == [0.0, 4.0]
 
 
+@pytest.mark.parametrize("options", [{}, {"per_frame": False}])
+def test_pixels_become_latents_frame_by_frame_and_two_keyframes(decoder, monkeypatch, options):
+    video = jax.random.normal(jax.random.key(4), (3, 4, 8, 8, 3))
+    drawn = draws()._replace(posterior_noise=LATENTS)
+    seen = []
+
+    def encode(self, *args, **given):
+        seen.append((args, given))
+        return 2 * LATENTS
+
+    monkeypatch.setattr(type(decoder.autoencoder), "encode_latents", encode)
+    monkeypatch.setattr(training, "keyframe_loss", lambda *args, **given: ((args, given), {}))
+    cfg = TokenizerLossConfig()
+    (args, given), metrics = training.tokenizer_loss(
+        "tokenizer", decoder, video, drawn, cfg, fs=1, **options
+    )
+    (encoded,), told = seen[0]
+    assert (len(seen), encoded is video, told["noise"] is LATENTS) == (1, True, True)
+    assert told["per_frame"] is options.get("per_frame", True)
+    np.testing.assert_array_equal(metrics["latents"], 2 * LATENTS)
+    assert (args[:2], args[4:], given) == (("tokenizer", decoder), (drawn, cfg), {"fs": 1})
+    np.testing.assert_array_equal(args[2], 2 * LATENTS)
+    np.testing.assert_array_equal(args[3], video[:, ::3])
+
+
 def test_config_is_hashable_so_that_it_can_be_static():
     assert hash(TokenizerLossConfig()) == hash(dataclasses.replace(TokenizerLossConfig()))

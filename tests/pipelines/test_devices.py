@@ -1,0 +1,35 @@
+"""Prompts and clips on eight devices, which tell each other nothing."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import sharded_painting
+import sharded_training
+
+
+@pytest.fixture(scope="module")
+def report():
+    run = [sys.executable, pathlib.Path(sharded_painting.__file__)]
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return sharded_training.read_report(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.multi_device
+def test_eight_devices_give_the_tokens_and_frames_of_one(report):
+    assert report["devices"] == 8
+    assert report["equal_tokens"]
+    assert report["equal_alone"]
+    assert report["levels"] <= 1
+    assert report["spread"] > 1
+
+
+@pytest.mark.slow
+@pytest.mark.multi_device
+def test_no_program_that_generates_or_denoises_sends_anything_between_devices(report):
+    assert report["partitions"] == {"_begin": 8, "_go_on": 8, "_decode": 8}
+    assert report["without_loop"] == []
+    assert report["collectives"] == []

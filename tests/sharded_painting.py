@@ -1,0 +1,69 @@
+"""The tiny pipeline on one device and on eight: run in a process of its own.
+
+python tests/sharded_painting.py
+
+What it found is the line that starts with REPORT, as in `sharded_training.py`.
+"""
+
+import json
+import os
+import re
+import sys
+
+COLLECTIVE = r"all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+"
+PROMPTS = [
+    "a red circle moves right on a black background",
+    "a blue cross grows on a gray background",
+]
+
+
+def compare() -> dict:
+    """Tokens and frames of eight devices beside those of one; what devices tell each other."""
+    import jax
+    import numpy as np
+    import tiny
+
+    from dicode_jax.models.dicode import generate
+    from dicode_jax.pipelines import dicode
+
+    texts = {}
+
+    def keep_text(module, name):
+        run = getattr(module, name)
+
+        def called(*args, **options):
+            is_split = any(isinstance(x, jax.sharding.Mesh) for x in (*args, *options.values()))
+            if is_split and name not in texts:
+                texts[name] = run.lower(*args, **options).compile().as_text()
+            return run(*args, **options)
+
+        setattr(module, name, called)
+
+    pipe, found = tiny.tiny_pipeline(), {}
+    for module, name in ((generate, "_begin"), (generate, "_go_on"), (dicode, "_decode")):
+        keep_text(module, name)
+    for count, at_once in ((1, 3), (8, 2)):
+        pipe.devices = jax.devices()[:count]
+        tokens = pipe.generate_tokens(PROMPTS * 2, num_clips=2, seed=3)
+        frames = pipe.decode(tokens, seed=3, clips_per_batch=at_once)
+        found[count] = tokens, frames
+    alone = [pipe.generate_tokens(x, num_clips=2, seed=3 + i)[0] for i, x in enumerate(PROMPTS)]
+    return {
+        "devices": jax.device_count(),
+        "equal_tokens": bool(np.array_equal(found[8][0], found[1][0])),
+        "equal_alone": bool(np.array_equal(found[8][0][:2], np.stack(alone))),
+        "levels": int(np.abs(found[8][1].astype(int) - found[1][1].astype(int)).max()),
+        "spread": float(found[8][1].std()),
+        "partitions": {
+            name: int(re.search(r"num_partitions=(\d+)", text)[1]) for name, text in texts.items()
+        },
+        "without_loop": [name for name, text in texts.items() if " while(" not in text],
+        "collectives": sorted({x for text in texts.values() for x in re.findall(COLLECTIVE, text)}),
+    }
+
+
+if __name__ == "__main__":
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
+    sys.stdout.write(f"\nREPORT {json.dumps(compare())}\n")
