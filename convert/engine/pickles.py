@@ -15,9 +15,8 @@ _MAX_TUPLE = 1000  # values in a tuple and all tuples in it, each counted as oft
 
 _REBUILD = {
     f"torch._utils._rebuild_{what}"
-    for what in ("tensor", "tensor_v2", "tensor_v3", "parameter", "parameter_with_state",
-                 "sparse_tensor")
-}  # fmt: skip
+    for what in ("tensor", "tensor_v2", "tensor_v3", "parameter", "parameter_with_state")
+}
 _WITH_ATTRIBUTES = "torch._tensor._rebuild_from_type_v2"  # calls the function it is given
 _BYTES = "_codecs.encode"
 _CALLED = _REBUILD | {_WITH_ATTRIBUTES, _BYTES} | {
@@ -32,7 +31,14 @@ _STEPS = {
     *("BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"),
     *("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"),
 }
-_CHANGING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")  # what lies below stays
+# What lies below stays, and is one of these.
+_CHANGING = {
+    **dict.fromkeys(("APPEND", "APPENDS"), ("EMPTY_LIST",)),
+    **dict.fromkeys(
+        ("SETITEM", "SETITEMS"), ("EMPTY_DICT", "collections.OrderedDict", "collections.Counter")
+    ),
+    "BUILD": None,
+}
 
 
 class NumpyNumber:
@@ -54,7 +60,9 @@ NUMPY = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy
 
 class _Value(NamedTuple):
     size: int = 1  # of a tuple with all tuples in it
-    text: str = ""  # of a string; of a function its name
+    text: str = (
+        ""  # of a string; of a function its name; of others the step or function they are of
+    )
     parts: tuple["_Value", ...] = ()  # of a tuple
 
 
@@ -98,6 +106,8 @@ def _run(pickle: bytes) -> None:
             if name in _CHANGING:
                 start += not slices
                 del stack[start:]
+                if _CHANGING[name] and stack[-1].text not in _CHANGING[name]:
+                    raise ValueError(f"its pickle holds {name} for what takes no items")
             elif step.stack_after:
                 stack[start:] = [_made(name, argument, taken)]
 
@@ -110,15 +120,18 @@ def _made(name: str, argument: Any, taken: tuple[_Value, ...]) -> _Value:
         return _Value(text=argument)
     if name in ("REDUCE", "NEWOBJ"):
         _check_call(taken[0].text, taken[1].parts)
-    elif name.startswith("TUPLE"):
+        return _Value(text=taken[0].text)
+    if name.startswith("TUPLE"):
         size = 1 + sum(value.size for value in taken)
         if size > _MAX_TUPLE:
             raise ValueError(f"its pickle holds a tuple of more than {_MAX_TUPLE} values")
         return _Value(size, "", taken)
-    return _Value()
+    return _Value(text=name)
 
 
 def _check_call(function: str, arguments: tuple[_Value, ...]) -> None:
+    if function.startswith("torch._utils._rebuild_") and function not in _REBUILD:
+        raise ValueError("it holds a sparse, quantised or otherwise unusual tensor")
     if function not in _CALLED and function not in NUMPY:
         raise WantsCode(function)
     if function == _BYTES and arguments[1].text not in ("latin1", "latin-1"):

@@ -34,7 +34,7 @@ AVERAGES = ("model_ema", "ema", "ema_state_dict", "params_ema")
 # What an index may name although no shard holds it: the same array as the token table.
 TIED = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
-_MIN_TORCH = (2, 6)  # earlier releases could be made to run code in spite of weights_only
+_MIN_TORCH = (2, 10)  # earlier ones could be made to run code in spite of weights_only
 _CUT = 100  # characters of what may be of any length, in errors
 _MAX_NAME = 300  # characters of a key; the longest of a model is half as long
 _MAX_WRAPPERS = 8  # mappings around the weights, each in the next
@@ -308,12 +308,12 @@ def _torch() -> Any:
         import torch
     except ImportError as error:
         raise UserError(
-            "torch files need PyTorch 2.6 or later: pip install 'dicode-jax[convert]'"
+            "torch files need PyTorch 2.10 or later: pip install 'dicode-jax[convert]'"
         ) from error
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < _MIN_TORCH:
         raise UserError(
-            f"PyTorch {torch.__version__} cannot read torch files safely; install 2.6 or later"
+            f"PyTorch {torch.__version__} cannot read torch files safely; install 2.10 or later"
         )
     return torch
 

@@ -5,7 +5,7 @@ import difflib
 import sys
 from collections.abc import Callable, Mapping
 
-from dicode_jax.cli import data, runs
+from dicode_jax.cli import data, doctor, runs
 from dicode_jax.diffusion.samplers import SAMPLERS
 from dicode_jax.errors import UserError
 from dicode_jax.pipelines.options import (
@@ -31,6 +31,7 @@ examples:
   dicode info
   dicode data inspect videos/ --sheet sheet.png
   dicode metrics runs/ar --out curves.png
+  dicode doctor
 
 dicode COMMAND --help explains the options of a command."""
 
@@ -150,6 +151,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
     )
     data.add_parsers(command)
     runs.add_parsers(command)
+    doctor.add_parsers(command)
     return parser
 
 

@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 
-from dicode_jax.cli import data, runs, video
+from dicode_jax.cli import data, doctor, runs, video
 from dicode_jax.cli.arguments import make_parser
 from dicode_jax.errors import UserError, print_any_name
 from dicode_jax.runtime.interrupts import exit_status, polite_signals
@@ -28,6 +28,7 @@ COMMANDS = {
     "data": data.data,
     "metrics": runs.metrics,
     "export": runs.export,
+    "doctor": doctor.doctor,
 }
 
 

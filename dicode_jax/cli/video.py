@@ -144,13 +144,14 @@ def info(args: argparse.Namespace) -> None:
         lasts = f", {info.duration:.2f} s" if info.duration else ""
         print(f"{path}: a video of {info.width} x {info.height}{rate}{lasts}")
         return
-    if path is None or not os.path.isdir(
-        path
-    ):  # a folder may hold single parts, which are no pipeline
-        from dicode_jax.storage import hub
+    from dicode_jax.storage import hub, packaged
 
+    if path is None or not os.path.isdir(path):  # else it may hold parts, which are no pipeline
         path = hub.find_model(args.path)
+    checked = [packaged.check(n) for n, p in packaged.models().items() if p.samefile(path)]
     _describe(path)
+    if checked:
+        print(f"{'verified':<16} {checked[0]} files are as they were packaged")
 
 
 def _describe(folder: pathlib.Path) -> None:

@@ -5,7 +5,6 @@ Downloads are cached and resumed by `huggingface_hub`, which also honours `HF_HU
 unless a converter asks `find_folder` for the files of an original; what a model is made of is sent.
 """
 
-import importlib.resources
 import itertools
 import os
 import pathlib
@@ -18,11 +17,11 @@ from dicode_jax import config as config_lib
 from dicode_jax import kinds
 from dicode_jax.errors import UserError, printable
 from dicode_jax.kinds import CONFIG_FILE
+from dicode_jax.storage import packaged
 from dicode_jax.storage.files import cache_folder
 
 __all__ = ["FILES", "find_folder", "find_model", "upload"]
 
-ASSETS = "dicode_jax.assets"
 DEFAULT_MODEL = "shapes"
 FILES = ("*.safetensors", "*.json", "*.txt", "*.md")
 
@@ -55,14 +54,14 @@ def find_model(
     Raises:
       UserError: There is no such model, it cannot be reached, or it holds no configuration.
     """
-    name, packaged = str(path_or_name or DEFAULT_MODEL), _packaged()
+    name, ours = str(path_or_name or DEFAULT_MODEL), packaged.models()
     is_folder = path_or_name is not None and os.path.isdir(path_or_name)
-    if not is_folder and name in packaged and revision is None:
-        return packaged[name]
+    if not is_folder and name in ours and revision is None:
+        return ours[name]
     if not is_folder and not _HUB_NAME.fullmatch(name) and revision is None:
         raise UserError(
             f"no model {name!r}: it is neither a folder, a packaged model "
-            f"({', '.join(sorted(packaged)) or 'there is none'}) nor a name owner/name on the Hub"
+            f"({', '.join(sorted(ours)) or 'there is none'}) nor a name owner/name on the Hub"
         )
     folder = find_folder(name, revision=revision, **options)
     if not os.path.isfile(folder / CONFIG_FILE):
@@ -243,12 +242,6 @@ def _files_of_model(folder: pathlib.Path) -> list[str]:
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         warnings.warn(f"not sent, as it is no part of a model: {shown}{more}", stacklevel=3)
     return files
-
-
-def _packaged() -> dict[str, pathlib.Path]:
-    """Models in the package, by name."""
-    root = pathlib.Path(str(importlib.resources.files(ASSETS)))
-    return {path.parent.name: path.parent for path in root.glob(f"*/{CONFIG_FILE}")}
 
 
 def _first_line(error: Exception) -> str:

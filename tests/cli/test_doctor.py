@@ -1,0 +1,112 @@
+"""`dicode doctor`, and the packaged models as they were packaged."""
+
+import shutil
+import types
+
+import pytest
+
+from dicode_jax import cli
+from dicode_jax.cli import doctor
+from dicode_jax.media import video
+from dicode_jax.storage import packaged
+
+CHECKS = ["version", "packages", "extras", "devices", "memory", "video", "cache", "models", "hub"]
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """The packaged models, in a place where they can be damaged."""
+    source = packaged.models()["shapes"]
+    shutil.copytree(source, tmp_path / source.name)
+    shutil.copy(source.parent / packaged.SUMS_FILE, tmp_path)
+    monkeypatch.setattr(packaged, "models", lambda: {source.name: tmp_path / source.name})
+    return tmp_path / source.name
+
+
+def run(capsys, *argv):
+    """Exit status, lines by their first word, and the error."""
+    status = cli.main(["doctor", *argv])
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == CHECKS
+    return status, {line.split()[0]: line[17:] for line in lines}, err
+
+
+def session(monkeypatch, head):
+    monkeypatch.setattr(
+        "huggingface_hub.utils.get_session", lambda: types.SimpleNamespace(head=head)
+    )
+
+
+def test_what_works_is_said_and_nobody_is_asked(capsys, monkeypatch):
+    session(monkeypatch, None)
+    status, said, err = run(capsys)
+    assert (status, err) == (0, "")
+    assert "x cpu (cpu)" in said["devices"]
+    assert said["video"] == ".mp4, .gif, .webp are written and read"
+    assert said["models"] == "shapes (8 files as packaged)"
+    assert "not asked" in said["hub"]
+
+
+def test_a_flipped_bit_of_a_packaged_model_is_found(capsys, copy):
+    assert cli.main(["info"]) == 0
+    assert "verified         8 files" in capsys.readouterr().out
+    for name in ("decoder/model.safetensors", "text/tokenizer.json", "tokenizer/config.json"):
+        whole = (copy / name).read_bytes()
+        (copy / name).write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+        status, said, err = run(capsys)
+        damaged = f"the packaged model shapes is damaged: shapes/{name} is not as it was packaged"
+        assert damaged in said["models"]
+        assert (status, err) == (2, "dicode: error: models: see above\n")
+        assert cli.main(["info", str(copy)]) == 2
+        assert damaged in capsys.readouterr().err
+        (copy / name).unlink()
+        assert damaged in run(capsys)[1]["models"]
+        (copy / name).write_bytes(whole)
+    assert run(capsys)[0] == 0
+
+
+def test_a_model_of_the_users_own_is_not_verified(capsys, copy, tmp_path):
+    shutil.copytree(copy, tmp_path / "mine")
+    assert cli.main(["info", str(tmp_path / "mine")]) == 0
+    assert "verified" not in capsys.readouterr().out
+
+
+def test_every_file_of_a_packaged_model_is_listed():
+    root = packaged.models()["shapes"].parent
+    listed = {line.split("  ")[1] for line in (root / packaged.SUMS_FILE).read_text().splitlines()}
+    there = {str(path.relative_to(root)) for kind in ("json", "safetensors")
+             for path in root.rglob(f"*.{kind}")}  # fmt: skip
+    assert listed == there
+
+
+def test_what_does_not_work_is_named_and_the_rest_still_looked_at(capsys, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("no encoder\nfor \x1b[2Jh264")
+
+    monkeypatch.setattr(video, "write_video", fail)
+    installed = doctor._installed
+    monkeypatch.setattr(doctor, "_installed", lambda n: "17.9" if n == "av" else installed(n))
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: ["av>=18.1", 'x; extra == "y"'])
+    status, said, err = run(capsys)
+    assert status == 2
+    assert said["video"] == "does not work: no encoder for \\x1b[2Jh264"
+    assert said["packages"] == "does not work: av is 17.9, want 18.1 or later"
+    assert err == "dicode: error: packages, video: see above\n"
+
+
+def test_the_hub_is_asked_only_when_told_to(capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    session(monkeypatch, lambda url, timeout: types.SimpleNamespace(status_code=200))
+    assert run(capsys, "--network")[1]["hub"].endswith(" answers")
+
+    def unreachable(url, timeout):
+        raise ConnectionError("nobody there")
+
+    session(monkeypatch, unreachable)
+    status, said, _ = run(capsys, "--network")
+    assert (status, said["hub"]) == (2, "does not work: nobody there")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    status, said, _ = run(capsys, "--network")
+    assert status == 0
+    assert "offline" in said["hub"]
