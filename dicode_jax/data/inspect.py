@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class Inspection:
       num_held_out: Those that `validation` holds out.
       left_out: What was found and is no record, a line each.
       videos, pictures: What was read, by name, in order.
-      captions: Those of every record whose captions could be read.
+      words: Of each caption of every record whose captions could be read.
       broken: Why a record cannot be read, by name.
       sheet: Frames uint8 [f, h, w, 3] and a label of some records.
     """
@@ -48,7 +48,7 @@ class Inspection:
     num_read: int = 0
     videos: dict[str, clips.MediaInfo] = dataclasses.field(default_factory=dict)
     pictures: dict[str, clips.MediaInfo] = dataclasses.field(default_factory=dict)
-    captions: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    words: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     broken: dict[str, str] = dataclasses.field(default_factory=dict)
     sheet: list[tuple[str, np.ndarray]] = dataclasses.field(default_factory=list)
 
@@ -122,7 +122,7 @@ def _look(found: Inspection, source: ClipSource, index: int, show: bool) -> None
     try:
         record = source.record(index)
         name = record.name
-        found.captions[name] = record.captions
+        found.words[name] = tuple(len(caption.split()) for caption in record.captions)
         if isinstance(record.media, Scene):
             info = clips.MediaInfo(width=64, height=64, num_frames=16, duration=2.0)
         else:
@@ -185,10 +185,9 @@ def _sizes(found: Inspection) -> str:
 
 
 def _captions(found: Inspection) -> list[str]:
-    held: Mapping[str, tuple[str, ...]] = found.captions
-    words = [len(caption.split()) for captions in held.values() for caption in captions]
-    without = sum(not captions for captions in held.values())
-    several = sum(len(captions) > 1 for captions in held.values())
+    words = [count for captions in found.words.values() for count in captions]
+    without = sum(not captions for captions in found.words.values())
+    several = sum(len(captions) > 1 for captions in found.words.values())
     text = f"{len(words):,}; {without:,} records without, {several:,} with several"
     if not words:
         return _row("captions", text)

@@ -65,7 +65,7 @@ class FolderSource:
             if suffix_of(path) not in MEDIA_SUFFIXES:
                 raise UserError(f"{path} is neither a video nor a picture, by its name")
         elif os.path.isdir(path):
-            root, (names, others, unlisted) = path, _files_below(path, fence)
+            root, (names, others, unlisted) = path, files_below(path, fence)
         else:
             raise UserError(f"there is no folder {path}")
         videos = {os.path.splitext(name)[0] for name in names if suffix_of(name) in VIDEO_SUFFIXES}
@@ -140,7 +140,7 @@ class FolderSource:
         return [self._names[i] for i in range(self._ends[index], self._ends[index + 1])]
 
 
-def _files_below(root: str, fence: str | None) -> tuple[list[str], list[str], list[str]]:
+def files_below(root: str, fence: str | None) -> tuple[list[str], list[str], list[str]]:
     """Relative paths of media files and of all others, sorted; a linked folder is followed once.
 
     And a line for each folder that cannot be listed, and for links that lead outside of `fence`.

@@ -23,7 +23,7 @@ from dicode_jax.data.records import (
     told,
 )
 from dicode_jax.data.sources.array_record import ArrayRecordSource
-from dicode_jax.data.sources.folder import FolderSource
+from dicode_jax.data.sources.folder import FolderSource, files_below
 from dicode_jax.data.sources.identity import leads_outside
 from dicode_jax.data.sources.shapes import ShapesSource
 from dicode_jax.data.sources.table import TABLE_SUFFIXES, TableSource
@@ -157,7 +157,8 @@ def kind_of(cfg: DataConfig) -> str:
 def shard_paths(pattern: str, kind: str) -> list[str]:
     """The shards that a folder, a file or a pattern names, sorted.
 
-    A pattern may hold `*`, `?` and, as webdataset writes them, `{000..127}` and `{a,b}`.
+    A pattern may hold `*`, `?`, `**/` for all folders below and, as webdataset writes them,
+    `{000..127}` and `{a,b}`.
 
     Raises:
       UserError: There are none, or one of a range is missing.
@@ -167,14 +168,26 @@ def shard_paths(pattern: str, kind: str) -> list[str]:
     else:
         paths = [pattern] if os.path.isfile(pattern) else []
         for one in () if paths else _braces(pattern):
-            found = sorted(glob.glob(one, recursive=True)) if glob.has_magic(one) else [one]
-            paths += found
+            paths += sorted(_matches(one)) if glob.has_magic(one) else [one]
     if not paths:
         raise UserError(f"there are no shards at {pattern}")
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
         raise UserError(f"there is no file {missing[0]} ({len(missing)} of {len(paths)} missing)")
     return list(dict.fromkeys(paths))
+
+
+def _matches(pattern: str) -> list[str]:
+    """As `glob`, which for `**` would go round and round where links lead in circles."""
+    top, deep, rest = pattern.partition("**/")
+    if not deep:
+        return glob.glob(pattern)
+    found = []
+    for folder in glob.glob(top) if top else ["."]:
+        _, others, _ = files_below(folder, None)
+        own = [name for name in others if pathlib.PurePath("/", name).match(rest)]
+        found += [os.path.join(folder, name) if top else name for name in own]
+    return found
 
 
 def _listing(folder: str, kind: str, *, shards: bool) -> list[str]:
