@@ -17,6 +17,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 
 PROGRAMS = ("unet", "clip", "generate", "train_ar", "train_tokenizer")
 INSTALL = "pip install jax-cuda12-plugin=={0} jax-cuda12-pjrt=={0} nvidia-cuda-nvcc-cu12"
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, help="layers, or residual blocks of a level")
     parser.add_argument("--dtype", default="bfloat16", help="computing type outside training")
     parser.add_argument("--param-dtype", help="type of the weights; --dtype by default")
+    parser.add_argument("--attention", default="auto", help="see dicode_jax.runtime.platform")
     parser.add_argument("--option", action="append", default=[], help="of XLA, NAME=VALUE")
     parser.add_argument("--text", type=pathlib.Path, help="write the compiled program here")
     parser.add_argument("--json", action="store_true")
@@ -73,11 +75,13 @@ def measure(
     depth: int | None,
     dtype: str,
     param_dtype: str | None,
+    attention: str,
     option: list[str],
     text: pathlib.Path | None,
 ) -> dict:
     from benchmarks import gpu_kernels
     from dicode_jax.config import load_config_file
+    from dicode_jax.runtime.platform import tracing_for
 
     device = find_device(gpu)
     settings = load_config_file(config)
@@ -85,14 +89,17 @@ def measure(
         settings = shortened(settings, depth)
     types = {"dtype": dtype, "param_dtype": param_dtype or dtype}
     turns = 1
-    if program.startswith("train"):
-        lowered = lower_train(settings, device, rows)
-    elif program == "generate":
-        turns = keyframes * (settings.model.num_tokens + 1) - 2  # the first token is the prompt's
-        lowered = lower_generate(settings, device, rows, keyframes, types)
-    else:
-        turns = steps if program == "clip" else 1
-        lowered = lower_decode(settings.decoder, device, rows, steps, types, program == "clip")
+    pretend_cudnn()
+    with tracing_for(platform="gpu", attention=attention):
+        if program.startswith("train"):
+            lowered = lower_train(settings, device, rows)
+            types = {"dtype": settings.dtype, "param_dtype": "float32"}
+        elif program == "generate":
+            turns = keyframes * (settings.model.num_tokens + 1) - 2  # the prompt gives the first
+            lowered = lower_generate(settings, device, rows, keyframes, types)
+        else:
+            turns = steps if program == "clip" else 1
+            lowered = lower_decode(settings.decoder, device, rows, steps, types, program == "clip")
     start = time.perf_counter()
     compiled = lowered.compile(compiler_options=dict(x.split("=", 1) for x in option) or None)
     seconds = time.perf_counter() - start
@@ -108,6 +115,7 @@ def measure(
         "steps": turns,
         "depth": depth,
         **types,
+        "attention": attention,
         "options": option,
         "compile_seconds": seconds,
         "argument_bytes": memory.argument_size_in_bytes,
@@ -126,6 +134,15 @@ def find_device(gpu: str):
         target_config=(CHIPS / f"{gpu}.txtpb").read_text(),
     )
     return topology.devices[0]
+
+
+def pretend_cudnn(put: Callable = setattr) -> None:
+    """Lets jax trace cuDNN's attention, which asks the devices of this machine if they can."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    put(fused, "check_cudnn_version", lambda: 91000)
+    put(fused, "check_compute_capability", lambda least: float(least) <= 9.0)
+    put(fused, "is_cuda_compute_capability_equal", lambda wanted: wanted == "9.0")
 
 
 def shortened(settings, depth: int):
@@ -199,9 +216,11 @@ def lower_generate(settings, device, rows: int, keyframes: int, types: dict):
 
     from dicode_jax.models.dicode.ar import DiCoDeLM
     from dicode_jax.models.dicode.generate import generate
+    from dicode_jax.nn.layer_stack import without_scan
     from dicode_jax.nn.rngs import blank
 
-    graph, state = nnx.split(blank(DiCoDeLM, settings.model, **types))
+    # As `storage.weights` loads it.
+    graph, state = nnx.split(blank(DiCoDeLM, without_scan(settings.model), **types))
     ids = jax.ShapeDtypeStruct((rows, settings.text_length), jnp.int32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
 
