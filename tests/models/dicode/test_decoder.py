@@ -93,6 +93,18 @@ def test_guidance_decides_on_how_many_samples_the_network_runs(
     assert batches == expected
 
 
+def test_a_model_trained_with_remat_paints(decoder):
+    unet = dataclasses.replace(CONFIG.unet, remat="full")
+    config = dataclasses.replace(CONFIG, unet=unet)
+    other = build(config)
+    cfg = dataclasses.replace(SAMPLING, num_inference_steps=2)
+    want, got = (
+        jax.jit(lambda d=d: decoding.decode_clip(d, TOKENS[:1], KEYS[:1], cfg))()
+        for d in (decoder, other)
+    )
+    np.testing.assert_array_equal(got, want)
+
+
 def test_batched_and_separate_branches_agree(decoder, monkeypatch):
     counted(decoder, monkeypatch)
     noise = jax.random.normal(jax.random.key(5), (3, 3, 4, 4, 4, 2))
