@@ -17,9 +17,10 @@ from dicode_jax.nn.masks import causal_mask
 from dicode_jax.runtime import platform
 from dicode_jax.typing import Array, Bool, Float, typechecked
 
-# From where a form pays: cuDNN's by what the scores would move (keys), a loop over heads on CPUs by
-# what of them no cache holds (queries times keys).
+# From where a form pays: cuDNN's by what the scores would move (many keys, or many queries and few
+# keys), a loop over heads on CPUs by what of them no cache holds (queries times keys).
 CUDNN_MIN_KEYS = 256
+CUDNN_MIN_SCORES = 256 * 16
 CUDNN_MAX_HEAD_DIM = 128
 MAPPED_MIN_SCORES = 2**17
 
@@ -67,7 +68,7 @@ def dot_product_attention(
         raise ValueError("attention with dropout takes no bias and equal numbers of heads")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if not has_dropout and mask is None and bias is None:
-        form = _form(query, key, causal)
+        form = _form(query, key)
         if form == "cudnn":
             return _cudnn(query, key, value, scale, causal)
         if form == "mapped" and not has_groups:
@@ -92,14 +93,14 @@ def attend(
     return rearrange(dot_product_attention(*heads, **options), "b t h d -> b t (h d)")
 
 
-def _form(query: Array, key: Array, causal: bool) -> str:
+def _form(query: Array, key: Array) -> str:
     """The form for a call without mask, bias and dropout."""
     wanted, on = platform.attention(), platform.platform()
     (t, d), s = query.shape[1::2], key.shape[1]
     is_half = query.dtype == key.dtype and query.dtype in (jnp.bfloat16, jnp.float16)
-    # jax takes odd lengths forward only; causal ones are padded.
-    fits = d <= CUDNN_MAX_HEAD_DIM and d % 8 == 0 and (causal or t % 2 == s % 2 == 0)
-    pays = wanted == "cudnn" or (on == "gpu" and s >= CUDNN_MIN_KEYS and t > 1)
+    fits = d <= CUDNN_MAX_HEAD_DIM and d % 8 == 0
+    pays = on == "gpu" and ((s >= CUDNN_MIN_KEYS and t > 1) or t * s >= CUDNN_MIN_SCORES)
+    pays = pays or wanted == "cudnn"
     if wanted in ("auto", "cudnn") and is_half and fits and pays:
         return "cudnn"
     if wanted == "mapped" or (wanted == "auto" and on == "cpu" and t * s >= MAPPED_MIN_SCORES):
@@ -107,29 +108,31 @@ def _form(query: Array, key: Array, causal: bool) -> str:
     return "xla"
 
 
-def _xla(query, key, value, *, scale, causal):
-    return jax.nn.dot_product_attention(query, key, value, is_causal=causal, scale=scale)
-
-
 def _cudnn(query, key, value, scale, causal):
     """NVIDIA's fused kernels where the program runs on their GPUs, else and failing that XLA's."""
-    options, t = {"scale": scale, "causal": causal}, query.shape[1]
+    (t, s), even = (query.shape[1], key.shape[1]), map(_pad_to_even, (query, key, value))
     try:
-        if t % 2:  # a key that no query sees, and a query that is cut off
-            pad = ((0, 0), (0, 1), (0, 0), (0, 0))
-            return _fused(*(jnp.pad(x, pad) for x in (query, key, value)), **options)[:, :t]
-        return _fused(query, key, value, **options)
+        return _fused(*even, scale=scale, causal=causal, keys=s)[:, :t]
     except (NotImplementedError, RuntimeError, ValueError) as error:
         warnings.warn(f"attention without cuDNN, slower: {error}", stacklevel=4)
-        return _xla(query, key, value, **options)
+        return jax.nn.dot_product_attention(query, key, value, is_causal=causal, scale=scale)
 
 
-@functools.partial(jax.jit, static_argnames=("scale", "causal"))
-def _fused(query, key, value, *, scale, causal):
-    fused = functools.partial(
-        jax.nn.dot_product_attention, is_causal=causal, scale=scale, implementation="cudnn"
+def _pad_to_even(x):
+    """For the gradient, which jax has of even lengths alone."""
+    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+
+
+@functools.partial(jax.jit, static_argnames=("scale", "causal", "keys"))
+def _fused(query, key, value, *, scale, causal, keys):
+    """Of keys, the first `keys` count; a causal mask hides the one behind them by itself."""
+    options = {"is_causal": causal, "scale": scale}
+    if not causal and keys < key.shape[1]:
+        options["key_value_seq_lengths"] = jnp.full((len(key),), keys, jnp.int32)
+    fused, other = (
+        functools.partial(jax.nn.dot_product_attention, implementation=name, **options)
+        for name in ("cudnn", "xla")
     )
-    other = functools.partial(_xla, scale=scale, causal=causal)
     return jax.lax.platform_dependent(query, key, value, cuda=fused, default=other)
 
 

@@ -68,46 +68,48 @@ def test_every_form_equals_a_calculation_by_hand(form, causal):
 
 
 @pytest.mark.parametrize(
-    ("form", "on", "sizes", "dtype", "causal"),
+    ("form", "on", "sizes", "dtype"),
     [
-        ("cudnn", "gpu", (1024, 1024, 64), jnp.bfloat16, False),
-        ("cudnn", "gpu", (505, 505, 64), jnp.float16, True),
-        ("xla", "gpu", (505, 505, 64), jnp.bfloat16, False),  # odd
-        ("xla", "gpu", (1024, 1024, 64), jnp.float32, False),
-        ("xla", "gpu", (1024, 1024, 512), jnp.bfloat16, False),
-        ("xla", "gpu", (1024, 78, 64), jnp.bfloat16, False),
-        ("xla", "gpu", (1, 512, 64), jnp.bfloat16, False),
-        ("mapped", "cpu", (1024, 1024, 64), jnp.float32, False),
-        ("xla", "cpu", (256, 256, 64), jnp.float32, False),
-        ("xla", "tpu", (1024, 1024, 64), jnp.bfloat16, False),
+        ("cudnn", "gpu", (1024, 1024, 64), jnp.bfloat16),
+        ("cudnn", "gpu", (505, 505, 64), jnp.float16),
+        ("cudnn", "gpu", (1024, 77, 64), jnp.bfloat16),
+        ("xla", "gpu", (1024, 1024, 64), jnp.float32),
+        ("xla", "gpu", (1024, 1024, 512), jnp.bfloat16),
+        ("xla", "gpu", (16, 16, 64), jnp.bfloat16),
+        ("xla", "gpu", (1, 512, 64), jnp.bfloat16),
+        ("mapped", "cpu", (1024, 1024, 64), jnp.float32),
+        ("xla", "cpu", (256, 256, 64), jnp.float32),
+        ("xla", "tpu", (1024, 1024, 64), jnp.bfloat16),
     ],
 )
-def test_form_is_chosen_by_platform_type_and_shape(form, on, sizes, dtype, causal):
+def test_form_is_chosen_by_platform_type_and_shape(form, on, sizes, dtype):
     t, s, d = sizes
     query, key = (jax.ShapeDtypeStruct((2, n, 3, d), dtype) for n in (t, s))
     with tracing_for(platform=on):
-        assert attention._form(query, key, causal) == form
+        assert attention._form(query, key) == form
 
 
 def test_without_cudnn_one_warning_and_the_same_numbers(monkeypatch):
     monkeypatch.setattr(fused_attention_stablehlo, "cuda_versions", None)
     query, key, value = (x.astype(jnp.bfloat16) for x in draws(*((2, 6, 4, 8) for _ in range(3))))
     want = by_hand(query, key, value, causal_mask(6))
-    with tracing_for(platform="gpu", attention="cudnn"):
-        with pytest.warns(UserWarning, match="without cuDNN") as caught:
-            got = jax.jit(lambda *x: dot_product_attention(*x, causal=True))(query, key, value)
+    with (
+        tracing_for(platform="gpu", attention="cudnn"),
+        pytest.warns(UserWarning, match="without cuDNN") as caught,
+    ):
+        got = jax.jit(lambda *x: dot_product_attention(*x, causal=True))(query, key, value)
     assert len(caught) == 1
     np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.03)  # 8 bits
 
 
-@pytest.mark.parametrize("length", [6, 7])
-def test_fused_attention_is_in_the_program_of_a_gpu_alone(monkeypatch, length):
+@pytest.mark.parametrize(("t", "s", "causal"), [(6, 6, True), (7, 7, True), (5, 7, False)])
+def test_fused_attention_is_in_the_program_of_a_gpu_alone(monkeypatch, t, s, causal):
     aot_gpu.pretend_cudnn(monkeypatch.setattr)
-    shape = (2, length, 4, 8)
-    query, key, value = (x.astype(jnp.bfloat16) for x in draws(*(shape for _ in range(3))))
+    shapes = [(2, n, 4, 8) for n in (t, s, s)]
+    query, key, value = (x.astype(jnp.bfloat16) for x in draws(*shapes))
 
     def loss(*x):
-        return (dot_product_attention(*x, causal=True).astype(jnp.float32) ** 2).sum()
+        return (dot_product_attention(*x, causal=causal).astype(jnp.float32) ** 2).sum()
 
     with tracing_for(platform="gpu", attention="cudnn"):
         traced = jax.jit(jax.value_and_grad(loss)).trace(query, key, value)
@@ -115,7 +117,7 @@ def test_fused_attention_is_in_the_program_of_a_gpu_alone(monkeypatch, length):
             text = traced.lower(lowering_platforms=(platform,)).as_text()
             assert ("__cudnn$fmhaSoftmaxBackward" in text) == has
         got = jax.jit(loss)(query, key, value)  # on this CPU
-    want = np.square(by_hand(query, key, value, causal_mask(length))).sum()
+    want = np.square(by_hand(query, key, value, causal_mask(t) if causal else None)).sum()
     np.testing.assert_allclose(got, want, rtol=0.02)
 
 
@@ -126,9 +128,9 @@ def test_a_mask_and_causal_together_are_refused():
 
 
 def test_an_unknown_form_is_refused():
-    with pytest.raises(ValueError, match="one of auto, xla, mapped, cudnn, got 'flash'"):
-        with tracing_for(attention="flash"):
-            pass
+    wrong = tracing_for(attention="flash")
+    with pytest.raises(ValueError, match="one of auto, xla, mapped, cudnn, got 'flash'"), wrong:
+        pass
 
 
 def test_heads_side_by_side_are_split_and_joined():
