@@ -13,7 +13,7 @@ import numpy as np
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
 _SHAPE = re.compile(r"([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r" ([a-z][a-z0-9\-]*)\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)")
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -37,12 +37,13 @@ class Costs:
 
 
 @dataclasses.dataclass
-class _Instruction:
+class Instruction:
     name: str
     shape: str  # as text, may be a tuple
     opcode: str
     operands: list[str]
     rest: str
+    is_root: bool
 
 
 def program_costs(text: str, num_devices: int) -> Costs:
@@ -51,7 +52,7 @@ def program_costs(text: str, num_devices: int) -> Costs:
     Raises:
       ValueError: A loop's number of turns cannot be read from the text.
     """
-    computations, entry = _parse(text)
+    computations, entry = parse(text)
     memo: dict[str, tuple[float, Counter, Counter]] = {}
 
     def cost(name: str):
@@ -65,9 +66,9 @@ def program_costs(text: str, num_devices: int) -> Costs:
         for i in instructions:
             kind = i.opcode.removesuffix("-start")
             if i.opcode == "dot":
-                flops += _dot_flops(i, shapes)
+                flops += dot_flops(i, shapes)
             elif i.opcode == "convolution":
-                flops += _convolution_flops(i, shapes)
+                flops += convolution_flops(i, shapes)
             elif kind in COLLECTIVES:
                 kind, amount = _sent(kind, i, shapes, num_devices)
                 sent[kind] += amount
@@ -82,7 +83,7 @@ def program_costs(text: str, num_devices: int) -> Costs:
                 continue
             if i.opcode == "async-update":
                 continue
-            times = _turns(i, computations) if i.opcode == "while" else 1
+            times = turns(i, computations) if i.opcode == "while" else 1
             for name in called:
                 inner = cost(name)
                 scattered = "all-reduce-scatter" in name  # the TPU's way to write reduce-scatter
@@ -99,7 +100,7 @@ def program_costs(text: str, num_devices: int) -> Costs:
     return Costs(flops=flops, sent=dict(sent), count=dict(count))
 
 
-def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     computations, entry, current = {}, None, None
     for line in text.splitlines():
         if head := _COMPUTATION.match(line):
@@ -108,16 +109,17 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
         elif line.startswith("}"):
             current = None
         elif current is not None and (found := _INSTRUCTION.match(line)):
-            opcode = _OPCODE.search(" " + found[2].partition("metadata=")[0])
+            opcode = _OPCODE.search(" " + found[3].partition("metadata=")[0])
             if opcode is None:
                 continue
             start = opcode.end() - 1
-            shape, body = found[2][: opcode.start()], found[2][start:]
+            shape, body = found[3][: opcode.start()], found[3][start:]
             inside, rest = _split_parenthesis(body)
             operands = re.findall(r"%([\w.\-]+)", inside)
             if opcode[1] in ("constant", "parameter"):
                 rest = f"({inside}){rest}"
-            current.append(_Instruction(found[1], shape, opcode[1], operands, rest))
+            is_root = found[1] is not None
+            current.append(Instruction(found[2], shape, opcode[1], operands, rest, is_root))
     if entry is None:
         raise ValueError("the text holds no entry computation")
     return computations, entry
@@ -133,11 +135,11 @@ def _split_parenthesis(text: str) -> tuple[str, str]:
     return text, ""
 
 
-def _dims(shape: str) -> list[int]:
+def dims(shape: str) -> list[int]:
     return [int(d) for d in _SHAPE.search(shape)[2].split(",") if d]
 
 
-def _nbytes(shape: str) -> float:
+def nbytes(shape: str) -> float:
     """Bytes of a shape; of a tuple, of all its parts."""
     total = 0.0
     for kind, dims in _SHAPE.findall(shape):
@@ -161,9 +163,9 @@ def _group_size(rest: str, num_devices: int) -> int:
     return num_devices
 
 
-def _sent(kind: str, i: _Instruction, shapes, num_devices: int) -> tuple[str, float]:
+def _sent(kind: str, i: Instruction, shapes, num_devices: int) -> tuple[str, float]:
     """The kind of a collective and what one device sends in a ring."""
-    given = sum(_nbytes(shapes[name]) for name in i.operands)
+    given = sum(nbytes(shapes[name]) for name in i.operands)
     n = _group_size(i.rest, num_devices)
     if kind == "all-gather":  # what goes in is one part of n
         return kind, given * (n - 1)
@@ -173,7 +175,7 @@ def _sent(kind: str, i: _Instruction, shapes, num_devices: int) -> tuple[str, fl
     return kind, 2 * share if kind == "all-reduce" else share
 
 
-def _turns(loop: _Instruction, computations) -> int:
+def turns(loop: Instruction, computations) -> int:
     """How often a loop turns."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
         return int(known[1])
@@ -188,18 +190,18 @@ def _turns(loop: _Instruction, computations) -> int:
     return bounds[0]
 
 
-def _dot_flops(i: _Instruction, shapes) -> float:
-    lhs = _dims(shapes[i.operands[0]])
+def dot_flops(i: Instruction, shapes) -> float:
+    lhs = dims(shapes[i.operands[0]])
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.rest)
     depth = math.prod(lhs[int(d)] for d in contracted[1].split(",") if d)
-    return 2.0 * math.prod(_dims(i.shape)) * depth
+    return 2.0 * math.prod(dims(i.shape)) * depth
 
 
-def _convolution_flops(i: _Instruction, shapes) -> float:
+def convolution_flops(i: Instruction, shapes) -> float:
     """Multiply-adds that meet neither padding nor the holes of dilation, times 2."""
     labels = re.search(r"dim_labels=([\w]+)_([\w]+)->([\w]+)", i.rest)
-    lhs, rhs = (_dims(shapes[name]) for name in i.operands[:2])
-    out = _dims(i.shape)
+    lhs, rhs = (dims(shapes[name]) for name in i.operands[:2])
+    out = dims(i.shape)
     window = dict(re.findall(r"(\w+)=([\d_x\-]+)", _window(i.rest)))
     spatial = sorted(letter for letter in labels[3] if letter.isdigit())
 

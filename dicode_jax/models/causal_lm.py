@@ -15,7 +15,8 @@ from dicode_jax.nn.causal_body import CausalBody
 
 BodyConfig = GPT2Config | LlamaConfig
 _BODIES: dict[type, type] = {GPT2Config: GPT2, LlamaConfig: Llama}
-_HOW_TO_RUN = {"scan_layers", "remat", "dropout"}  # fields that change no weight's meaning
+# Fields that change no weight's meaning.
+_HOW_TO_RUN = {"scan_layers", "remat", "dropout", "attention_dropout"}
 
 
 def build_body(
@@ -28,7 +29,7 @@ def build_body(
 def compare_bodies(one: BodyConfig, other: BodyConfig) -> str | None:
     """Where two bodies differ in what they compute, in words; None when weights can be exchanged.
 
-    How they are run (`scan_layers`, `remat`, `dropout`) may differ.
+    How they are run (`scan_layers`, `remat`, dropout) may differ.
     """
     if one.kind != other.kind:
         return f"{one.kind}, not {other.kind}"

@@ -33,8 +33,9 @@ class GPT2Config:
       max_seq_len: Rows of the position table: the longest sequence.
       vocab_size: Rows of the token table.
       mlp_dim: Width inside the feed-forward part, `4 * embed_dim` when None.
-      dropout: Rate after the embeddings, on attention weights and before each residual sum. Only
-        acts in calls with `deterministic=False`.
+      dropout: Rate after the embeddings and before each residual sum. Only acts in calls with
+        `deterministic=False`.
+      attention_dropout: Rate on attention weights, `dropout` when None. Fused attention needs 0.
       layer_norm_eps: Epsilon of every norm.
       scan_layers: Keep the blocks' parameters stacked on a leading axis and `lax.scan` over them:
         the program stays small for deep models. On CPU a loop runs faster.
@@ -53,6 +54,7 @@ class GPT2Config:
     vocab_size: int = 50257
     mlp_dim: int | None = None
     dropout: float = 0.0
+    attention_dropout: float | None = None
     layer_norm_eps: float = 1e-5
     scan_layers: bool = False
     remat: Remat = False
@@ -65,8 +67,10 @@ class GPT2Config:
             raise ValueError(
                 f"num_heads ({self.num_heads}) must divide embed_dim ({self.embed_dim})"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        for name in ("dropout", "attention_dropout"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 <= rate < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {rate}")
 
     @property
     def head_dim(self) -> int:
@@ -84,9 +88,10 @@ def make_block(cfg: GPT2Config, *, dtype=None, param_dtype=jnp.float32, rngs: nn
     }
     d, h = cfg.embed_dim, cfg.num_heads
     mlp_dim = cfg.mlp_dim or 4 * d
+    heads = {"num_heads": h, "head_dim": cfg.head_dim, "weights_dropout": cfg.attention_dropout}
     return Block(
         lambda: layer_norm(d, eps=cfg.layer_norm_eps, **kwargs),
-        lambda: Attention(d, num_heads=h, head_dim=cfg.head_dim, packed=True, **inner),
+        lambda: Attention(d, packed=True, **heads, **inner),
         lambda: MLP(d, mlp_dim, activation=tanh_gelu, **inner),
     )
 

@@ -66,7 +66,8 @@ class UNet3DConfig:
         dropout: rate in the residual blocks.
         temporal_dropout: rate in the temporal convolutions.
         num_groups: groups of every group norm; the original has 32.
-        remat: what of every block the backward pass computes again, see `nn.remat`.
+        remat: what of every block the backward pass computes again, see `nn.remat`; only in calls
+            with `deterministic=False`.
     """
 
     in_channels: int = 4
@@ -255,7 +256,8 @@ class UNet3D(nnx.Module):
             h = stage(h, embed, text, image, deterministic=deterministic, rngs=rngs)
             return constrain(h, BATCH)
 
-        run = checkpoint(run, self.cfg.remat, transform=nnx.remat)
+        if not deterministic:  # `nnx.remat` holds no parameters from outside of a sampling loop
+            run = checkpoint(run, self.cfg.remat, transform=nnx.remat)
         h, skips = x, []
         for i, stage in enumerate(self.down_stages):
             h = run(stage, h, embed, text, image, rngs)

@@ -28,7 +28,7 @@ class CausalBody(nnx.Module):
       `hidden, cache = body(body.embed_tokens(ids), cache=body.init_cache(batch=2, size=40))`
     """
 
-    # Its `num_layers`, `embed_dim`, `max_seq_len`, `scan_layers`, `remat`, and `dropout` if any.
+    # Its `num_layers`, `embed_dim`, `max_seq_len`, `scan_layers`, `remat`, and rates of dropout.
     cfg: Any
     dtype: Any
     token_embed: nnx.Embed
@@ -114,18 +114,21 @@ class CausalBody(nnx.Module):
             length = cache.length
         if positions is None:
             positions = length + jnp.arange(t)[None]
-        if mask is None:
-            mask = causal_mask(t, t if cache is None else cache.size, offset=length)
+        causal = mask is None and cache is None  # known by name, which fused attention can do
+        if mask is None and cache is not None:
+            mask = causal_mask(t, cache.size, offset=length)
         x, rotary = self.place(embeds, positions)
         rate, keys = getattr(self.cfg, "dropout", 0.0), None
-        if rate and not deterministic:
+        if (rate or getattr(self.cfg, "attention_dropout", None)) and not deterministic:
             if rngs is None:
                 raise ValueError("dropout acts, so pass rngs=nnx.Rngs(dropout=key)")
             keys = split(next_key(rngs.dropout), self.cfg.num_layers + 1)
             x, keys = drop(x, rate, keys[0]), keys[1:]
         x, cache = run_blocks(
             self.blocks,
-            lambda block, x, past, key: block(x, mask, past, length, rotary=rotary, key=key),
+            lambda block, x, past, key: block(
+                x, mask, past, length, causal=causal, rotary=rotary, key=key
+            ),
             x,
             cache=cache,
             keys=keys,

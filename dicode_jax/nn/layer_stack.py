@@ -98,6 +98,26 @@ def _call(call, block, x, past, key, remat):
     return checkpoint(run, remat)(state, x, past, key)
 
 
+def without_scan(config: Any) -> Any:
+    """The config of a model, or of one with such a `body`, with one module per block."""
+    if hasattr(config, "body"):
+        return dataclasses.replace(config, body=without_scan(config.body))
+    is_stacked = getattr(config, "scan_layers", False)
+    return dataclasses.replace(config, scan_layers=False) if is_stacked else config
+
+
+def unstack(path: tuple, array: Any) -> list[tuple[tuple, Any]]:
+    """Paths and arrays of single blocks for an array of stacked ones; of others the array itself.
+
+    Generating with stacked blocks, a compiler copies the weights of each out of the stack for every
+    token: GPT-2 large then moves three times as many bytes.
+    """
+    if "blocks" not in path:
+        return [(path, array)]
+    at = path.index("blocks") + 1
+    return [((*path[:at], i, *path[at:]), x) for i, x in enumerate(array)]
+
+
 def with_scan_layers(model: _Model, scan_layers: bool = True) -> _Model:
     """The same weights in the other storage: stacked blocks (`True`) or one module per block.
 

@@ -6,10 +6,13 @@ reshape costs nothing.
 """
 
 import math
+from typing import TypeVar
 
 from flax import nnx
 
 from dicode_jax.typing import Array
+
+_Model = TypeVar("_Model", bound=nnx.Module)
 
 
 class Linear(nnx.Linear):
@@ -21,3 +24,16 @@ class Linear(nnx.Linear):
         if len(lead) < 2:
             return super().__call__(x)
         return super().__call__(x.reshape(math.prod(lead), x.shape[-1])).reshape(*lead, -1)
+
+
+def with_cast_kernels(model: _Model) -> _Model:
+    """The model with kernels in the type that its layers compute in, and all else as it is.
+
+    Layers cast their kernels in every call and so compute the same; before a loop this is done
+    once instead of in every turn.
+    """
+    model = nnx.merge(*nnx.split(model))
+    for _, layer in nnx.iter_modules(model):
+        if isinstance(layer, nnx.Linear | nnx.Conv) and layer.dtype is not None:
+            layer.kernel = nnx.Param(layer.kernel[...].astype(layer.dtype))
+    return model

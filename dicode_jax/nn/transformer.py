@@ -35,7 +35,8 @@ class Attention(nnx.Module):
       num_kv_heads: Heads of keys and values, a divisor of `num_heads`; `num_heads` when None.
       packed: One layer `qkv` gives queries, keys and values, side by side in this order.
       scale: Of the scores; `head_dim ** -0.5` when None.
-      dropout: Rate on the weights and on the result, in calls with a key.
+      dropout: Rate on the result, in calls with a key.
+      weights_dropout: Rate on the attention weights; `dropout` when None.
       linear: Makes the layers.
       last: Makes the output layer; `linear` when None.
     """
@@ -50,9 +51,11 @@ class Attention(nnx.Module):
         packed: bool = False,
         scale: float | None = None,
         dropout: float = 0.0,
+        weights_dropout: float | None = None,
         linear: MakeLinear,
         last: MakeLinear | None = None,
     ):
+        self.weights_dropout = dropout if weights_dropout is None else weights_dropout
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads or num_heads
         self.head_dim, self.scale, self.dropout = head_dim, scale, dropout
         inner, inner_kv = num_heads * head_dim, self.num_kv_heads * head_dim
@@ -70,6 +73,7 @@ class Attention(nnx.Module):
         past: Past | None = None,
         length: Array | int = 0,
         *,
+        causal: bool = False,
         bias: Array | None = None,
         rotary: tuple[Array, Array] | None = None,
         key: Array | None = None,
@@ -80,6 +84,7 @@ class Attention(nnx.Module):
           mask: `[b|1, 1, t, s]`, where `s` is `t` without a past and the number of slots with one.
           past: `(k, v)`, each `[b, s, g, head_dim]`, or None. Keys are stored turned.
           length: Slots already in use.
+          causal: Every position sees itself and those before it; without a mask and a past.
           bias: Added to the scores, `[b|1, h, t, s]`.
           rotary: Cosines and sines of the positions of `x`, see `nn.rotary.rotary_tables`.
           key: For dropout; None switches it off.
@@ -107,9 +112,10 @@ class Attention(nnx.Module):
             k,
             v,
             mask=mask,
+            causal=causal,
             bias=bias,
             scale=self.scale,
-            dropout=self.dropout,
+            dropout=self.weights_dropout,
             dropout_key=weights_key,
         )
         return drop(self.out(rearrange(y, "b t h d -> b t (h d)")), self.dropout, key), past

@@ -16,6 +16,7 @@ from flax import nnx
 from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError, printable
 from dicode_jax.kinds import CONFIG_FILE as CONFIG_FILE
+from dicode_jax.nn.layer_stack import unstack, without_scan
 from dicode_jax.nn.rngs import blank
 from dicode_jax.storage.files import atomic_path, parse_json
 
@@ -199,7 +200,9 @@ def load_module(
       config_type: The dataclass of the config, or a union of such.
       dtype: Type of computing; None for that of the parameters and inputs.
       param_dtype: Type of floating-point arrays in memory.
-      on_host: Keeps the arrays as NumPy's, for models that no single device holds.
+      on_host: Keeps the arrays as NumPy's, for models that no single device holds, and blocks that
+        are stored as a stack stacked, as trainings want them. On a device each is its own, which
+        is faster to generate with.
 
     Returns:
       The module and its config.
@@ -209,19 +212,24 @@ def load_module(
     """
     folder = pathlib.Path(folder)
     config = config_lib.from_json(config_type, folder / CONFIG_FILE)
-    module = _blank(folder, kind, config, dtype=dtype, param_dtype=param_dtype)
-    graph, abstract = nnx.split(module)
+    options = {"dtype": dtype, "param_dtype": param_dtype}
+    graph, abstract = nnx.split(_blank(folder, kind, config, **options))
+    is_stacked = not on_host and without_scan(config) != config
+    if is_stacked:
+        config = without_scan(config)
+        graph, _ = nnx.split(blank(kind, config, **options))
     flat = {".".join(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(abstract)}
     state = []
     for name, _, array in _tensors(folder / WEIGHTS_FILE):
         path, leaf = flat[name]
         stored_as = param_dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
-        if on_host:
-            array = array.astype(stored_as, copy=False)
-        else:  # finished before the next is read
-            array = jax.block_until_ready(jnp.asarray(array).astype(stored_as))
-        state.append((path, leaf.replace(array)))
-        del array
+        for place, part in unstack(path, array) if is_stacked else [(path, array)]:
+            if on_host:
+                part = part.astype(stored_as, copy=False)
+            else:  # finished before the next is read
+                part = jax.block_until_ready(jnp.asarray(part).astype(stored_as))
+            state.append((place, leaf.replace(part)))
+        del array, part
     return nnx.merge(graph, nnx.from_flat_state(state)), config
 
 

@@ -132,7 +132,7 @@ def test_dropout_acts_only_when_asked_and_needs_a_key(model):
     dropped = nnx.merge(*nnx.split(model))
     dropped.cfg = dataclasses.replace(TINY, dropout=0.3)
     for block in dropped.blocks:
-        block.attn.dropout = block.mlp.dropout = 0.3
+        block.attn.dropout = block.attn.weights_dropout = block.mlp.dropout = 0.3
     close(hidden(dropped, x), hidden(model, x))
     one, two = (
         hidden(dropped, x, deterministic=False, rngs=nnx.Rngs(dropout=seed)) for seed in (1, 2)
@@ -144,12 +144,25 @@ def test_dropout_acts_only_when_asked_and_needs_a_key(model):
         dropped(x, deterministic=False)
 
 
+def test_rate_on_attention_weights_is_one_of_its_own():
+    x = jax.random.normal(jax.random.key(0), (1, 6, 12))
+    outputs = {}
+    for rates in ((0.0, None), (0.0, 0.5), (0.3, 0.0), (0.3, None)):
+        cfg = dataclasses.replace(TINY, dropout=rates[0], attention_dropout=rates[1])
+        model = alive(GPT2(cfg, rngs=nnx.Rngs(0)))
+        assert model.blocks[0].attn.weights_dropout == rates[rates[1] is not None]
+        outputs[rates] = hidden(model, x, deterministic=False, rngs=nnx.Rngs(dropout=1))
+    close(outputs[0.0, None], hidden(model, x))
+    assert np.abs(outputs[0.0, 0.5] - outputs[0.0, None]).max() > 1e-2
+    assert np.abs(outputs[0.3, 0.0] - outputs[0.3, None]).max() > 1e-2
+
+
 def test_dropout_keeps_the_mean_of_attention():
     cfg = GPT2Config(num_layers=1, num_heads=1, embed_dim=4, max_seq_len=8, vocab_size=3)
     attn = alive(GPT2(cfg, rngs=nnx.Rngs(0))).blocks[0].attn
     x, zero = jax.random.normal(jax.random.key(0), (1, 8, 4)), jnp.zeros((), jnp.int32)
     want, _ = attn(x, causal_mask(8), None, zero)
-    attn.dropout = 0.2
+    attn.dropout = attn.weights_dropout = 0.2
     keys = jax.random.split(jax.random.key(3), 4000)
     many = jax.vmap(lambda key: attn(x, causal_mask(8), None, zero, key=key)[0])(keys)
     np.testing.assert_allclose(many.mean(0), want, atol=0.05)  # 4000 draws
@@ -178,6 +191,7 @@ def test_too_long_a_sequence_is_refused(model):
         ({"num_heads": 5}, r"num_heads \(5\) must divide embed_dim \(768\)"),
         ({"num_layers": 0}, "num_layers must be positive"),
         ({"dropout": 1.0}, "dropout"),
+        ({"attention_dropout": -0.1}, "attention_dropout"),
     ],
 )
 def test_impossible_sizes_are_refused(options, message):

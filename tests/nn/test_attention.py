@@ -4,10 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 from source_tree import ROOT, python_files
 
+from benchmarks import aot_gpu
+from dicode_jax.nn import attention
 from dicode_jax.nn.attention import attend, dot_product_attention
 from dicode_jax.nn.masks import causal_mask
+from dicode_jax.runtime.platform import tracing_for
 
 ALLOWED = {
     "distributions/gaussian_mixture.py": {"softmax"},  # weights of components
@@ -43,6 +47,90 @@ def test_equals_a_calculation_by_hand(heads, masked, with_bias):
     options = {"mask": mask, "bias": bias if with_bias else None, "scale": 0.7}
     got = jax.jit(lambda q, k, v: dot_product_attention(q, k, v, **options))(query, key, value)
     np.testing.assert_allclose(got, by_hand(query, key, value, **options), atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["xla", "mapped"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_every_form_equals_a_calculation_by_hand(form, causal):
+    query, key, value = draws(*((2, 5, 4, 3) for _ in range(3)))
+    mask = causal_mask(5) if causal else None
+    with tracing_for(attention=form):
+        got, pull = jax.vjp(
+            lambda *x: dot_product_attention(*x, causal=causal, scale=0.7), query, key, value
+        )
+        gradients = pull(jnp.ones_like(got))
+    np.testing.assert_allclose(got, by_hand(query, key, value, mask, scale=0.7), atol=1e-5)
+    _, pull = jax.vjp(
+        lambda *x: jax.nn.dot_product_attention(*x, mask=mask, scale=0.7), query, key, value
+    )
+    for one, two in zip(gradients, pull(jnp.ones_like(got)), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("form", "on", "sizes", "dtype"),
+    [
+        ("cudnn", "gpu", (1024, 1024, 64), jnp.bfloat16),
+        ("cudnn", "gpu", (505, 505, 64), jnp.float16),
+        ("cudnn", "gpu", (1024, 77, 64), jnp.bfloat16),
+        ("xla", "gpu", (1024, 1024, 64), jnp.float32),
+        ("xla", "gpu", (1024, 1024, 512), jnp.bfloat16),
+        ("xla", "gpu", (16, 16, 64), jnp.bfloat16),
+        ("xla", "gpu", (1, 512, 64), jnp.bfloat16),
+        ("mapped", "cpu", (1024, 1024, 64), jnp.float32),
+        ("xla", "cpu", (256, 256, 64), jnp.float32),
+        ("xla", "tpu", (1024, 1024, 64), jnp.bfloat16),
+    ],
+)
+def test_form_is_chosen_by_platform_type_and_shape(form, on, sizes, dtype):
+    t, s, d = sizes
+    query, key = (jax.ShapeDtypeStruct((2, n, 3, d), dtype) for n in (t, s))
+    with tracing_for(platform=on):
+        assert attention._form(query, key) == form
+
+
+def test_without_cudnn_one_warning_and_the_same_numbers(monkeypatch):
+    monkeypatch.setattr(fused_attention_stablehlo, "cuda_versions", None)
+    query, key, value = (x.astype(jnp.bfloat16) for x in draws(*((2, 6, 4, 8) for _ in range(3))))
+    want = by_hand(query, key, value, causal_mask(6))
+    with (
+        tracing_for(platform="gpu", attention="cudnn"),
+        pytest.warns(UserWarning, match="without cuDNN") as caught,
+    ):
+        got = jax.jit(lambda *x: dot_product_attention(*x, causal=True))(query, key, value)
+    assert len(caught) == 1
+    np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.03)  # 8 bits
+
+
+@pytest.mark.parametrize(("t", "s", "causal"), [(6, 6, True), (7, 7, True), (5, 7, False)])
+def test_fused_attention_is_in_the_program_of_a_gpu_alone(monkeypatch, t, s, causal):
+    aot_gpu.pretend_cudnn(monkeypatch.setattr)
+    shapes = [(2, n, 4, 8) for n in (t, s, s)]
+    query, key, value = (x.astype(jnp.bfloat16) for x in draws(*shapes))
+
+    def loss(*x):
+        return (dot_product_attention(*x, causal=causal).astype(jnp.float32) ** 2).sum()
+
+    with tracing_for(platform="gpu", attention="cudnn"):
+        traced = jax.jit(jax.value_and_grad(loss)).trace(query, key, value)
+        for platform, has in (("cuda", True), ("cpu", False)):
+            text = traced.lower(lowering_platforms=(platform,)).as_text()
+            assert ("__cudnn$fmhaSoftmaxBackward" in text) == has
+        got = jax.jit(loss)(query, key, value)  # on this CPU
+    want = np.square(by_hand(query, key, value, causal_mask(t) if causal else None)).sum()
+    np.testing.assert_allclose(got, want, rtol=0.02)
+
+
+def test_a_mask_and_causal_together_are_refused():
+    query, key = draws((2, 5, 4, 3), (2, 5, 4, 3))
+    with pytest.raises(ValueError, match="not both"):
+        dot_product_attention(query, key, key, mask=causal_mask(5), causal=True)
+
+
+def test_an_unknown_form_is_refused():
+    wrong = tracing_for(attention="flash")
+    with pytest.raises(ValueError, match="one of auto, xla, mapped, cudnn, got 'flash'"), wrong:
+        pass
 
 
 def test_heads_side_by_side_are_split_and_joined():

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.norm import GroupNorm, layer_norm
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.runtime.platform import tracing_for
 
 # Of a variance near epsilon, so that twice the epsilon is another result by a fifth.
 X = 3e-3 * np.random.default_rng(0).normal(size=(2, 3, 5, 6)).astype(np.float32)
@@ -39,6 +41,36 @@ def test_group_norm_pools_all_but_batch_and_group(eps):
     want = centred / np.sqrt(np.square(centred).mean((1, 3), keepdims=True) + eps)
     want = want.reshape(X.shape) * np.arange(6) + np.arange(6) / 7
     np.testing.assert_allclose(norm(jnp.asarray(X)), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("distance", [0.0, 100.0])
+def test_group_norm_is_exact_however_far_from_zero(platform, distance):
+    rng = np.random.default_rng(1)
+    x = (distance + rng.normal(size=(2, 16, 20, 6))).astype(np.float32)
+    norm = GroupNorm(6, eps=1e-5, num_groups=2)
+    with tracing_for(platform=platform):
+        got = norm(jnp.asarray(x))
+    groups = x.astype(np.float64).reshape(2, 320, 2, 3)
+    centred = groups - groups.mean((1, 3), keepdims=True)
+    want = centred / np.sqrt(np.square(centred).mean((1, 3), keepdims=True) + 1e-5)
+    np.testing.assert_allclose(got, want.reshape(x.shape), atol=2e-5 * max(1.0, distance / 50))
+
+
+@pytest.mark.parametrize("number", [0.0, 7.0])
+def test_group_norm_of_equal_numbers_is_zero_on_every_platform(number):
+    for platform in ("cpu", "gpu"):
+        with tracing_for(platform=platform):
+            y = GroupNorm(6, eps=1e-6, num_groups=2)(jnp.full((1, 4, 6), number))
+        np.testing.assert_array_equal(y, jnp.zeros((1, 4, 6)))
+
+
+def test_group_norm_has_the_same_gradient_on_every_platform():
+    norm, x, gradients = GroupNorm(6, eps=1e-5, num_groups=2), jnp.asarray(X) + 1.0, []
+    for platform in ("cpu", "gpu"):
+        with tracing_for(platform=platform):
+            gradients.append(jax.grad(lambda x: (norm(x) ** 3).sum())(x))
+    np.testing.assert_allclose(*gradients, rtol=1e-3, atol=1e-2 * np.abs(gradients[0]).max())
 
 
 def epsilons(build):

@@ -14,6 +14,9 @@ from flax import nnx
 from safetensors.flax import save_file
 
 from dicode_jax.errors import UserError
+from dicode_jax.models.dicode.ar import DiCoDeLM
+from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
+from dicode_jax.models.gpt2 import GPT2Config
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.storage import weights
 
@@ -58,6 +61,33 @@ def test_half_precision_storage_is_read_on_the_host_too(tmp_path):
             assert type(array) is np.ndarray
             assert array.dtype == np.float32
             np.testing.assert_array_equal(array, want[name])
+
+
+def test_stacked_blocks_are_single_ones_on_a_device_and_stay_stacked_on_the_host(tmp_path):
+    body = GPT2Config(num_layers=3, num_heads=1, embed_dim=4, max_seq_len=6, vocab_size=5)
+    body = dataclasses.replace(body, scan_layers=True)
+    config = DiCoDeLMConfig(
+        body=body, num_tokens=2, token_dim=3, num_mixtures=1, image_token_id=4, pad_token_id=3
+    )
+    weights.save_module(tmp_path, DiCoDeLM(config, rngs=nnx.Rngs(0)), config)
+    host, stored = weights.load_module(tmp_path, DiCoDeLM, DiCoDeLMConfig, on_host=True)
+    assert stored == config
+    lm, loaded = weights.load_module(
+        tmp_path, DiCoDeLM, DiCoDeLMConfig, param_dtype=jnp.bfloat16, dtype=jnp.float32
+    )
+    assert not loaded.body.scan_layers
+    assert loaded == lm.cfg
+    assert len(lm.body.blocks) == 3
+    ours, theirs = weights.named_arrays(lm), weights.named_arrays(host)
+    assert {array.dtype for array in ours.values()} == {jnp.dtype("bfloat16")}
+    for i in range(3):
+        want = theirs["body.blocks.attn.qkv.kernel"][i].astype(jnp.bfloat16)
+        np.testing.assert_array_equal(ours[f"body.blocks.{i}.attn.qkv.kernel"], want)
+    assert len(ours) == len(theirs) + 2 * sum("blocks" in name for name in theirs)
+    weights.save_module(tmp_path / "again", lm, lm.cfg)
+    again, _ = weights.load_module(tmp_path / "again", DiCoDeLM, DiCoDeLMConfig)
+    x = jnp.ones((1, 4, 4))
+    np.testing.assert_allclose(again.body(x)[0], lm.body(x)[0], atol=1e-5)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")

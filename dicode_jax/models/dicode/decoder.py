@@ -19,6 +19,7 @@ from dicode_jax.media.transforms import to_uint8 as to_uint8
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.models.dicode.tokenizer import mask_leading_tokens
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
+from dicode_jax.nn.linear import with_cast_kernels
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.typing import Array, Float, Int, typechecked
 
@@ -291,8 +292,9 @@ def decode_clip(
     """
     if x_init is not None and x_init.shape[1] != cfg.num_frames:
         raise ValueError(f"x_init has {x_init.shape[1]} frames, the config {cfg.num_frames}")
+    denoiser = with_cast_kernels(decoder)
     latents, _ = sample_guided(
-        decoder.denoise,
+        denoiser.denoise,
         clip_conditions(decoder, tokens, cfg, null_tokens=null_tokens),
         decoder.cfg.schedule,
         cfg,

@@ -93,6 +93,40 @@ def test_guidance_decides_on_how_many_samples_the_network_runs(
     assert batches == expected
 
 
+def test_a_model_trained_with_remat_paints(decoder):
+    unet = dataclasses.replace(CONFIG.unet, remat="full")
+    config = dataclasses.replace(CONFIG, unet=unet)
+    other = build(config)
+    cfg = dataclasses.replace(SAMPLING, num_inference_steps=2)
+    want, got = (
+        jax.jit(lambda d=d: decoding.decode_clip(d, TOKENS[:1], KEYS[:1], cfg))()
+        for d in (decoder, other)
+    )
+    np.testing.assert_array_equal(got, want)
+
+
+def test_kernels_are_cast_once_before_the_loop_and_compute_the_same(monkeypatch):
+    decoder = build(dtype=jnp.bfloat16)
+    before = decoder.unet.conv_out.kernel[...]
+    seen, denoise = set(), ClipDecoder.denoise
+
+    def look(self, *args, **options):
+        kernels = (self.unet.conv_out.kernel, self.unet.time_embed.up.kernel)
+        seen.update(x.dtype for x in (*kernels, self.unet.norm_out.scale))
+        return denoise(self, *args, **options)
+
+    monkeypatch.setattr(ClipDecoder, "denoise", look)
+    cfg = dataclasses.replace(SAMPLING, num_inference_steps=2)
+    got = decoding.decode_clip(decoder, TOKENS[:1], KEYS[:1], cfg)
+    assert seen == {jnp.dtype("bfloat16"), jnp.dtype("float32")}  # norms keep theirs
+    assert decoder.unet.conv_out.kernel[...] is before
+    monkeypatch.setattr(decoding, "with_cast_kernels", lambda model: model)
+    seen.clear()
+    want = decoding.decode_clip(decoder, TOKENS[:1], KEYS[:1], cfg)
+    assert seen == {jnp.dtype("float32")}
+    np.testing.assert_array_equal(got, want)
+
+
 def test_batched_and_separate_branches_agree(decoder, monkeypatch):
     counted(decoder, monkeypatch)
     noise = jax.random.normal(jax.random.key(5), (3, 3, 4, 4, 4, 2))

@@ -13,6 +13,7 @@ from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.generate import generate, keyframes_in_sight
 from dicode_jax.models.gpt2 import GPT2Config
 from dicode_jax.nn.layer_stack import with_scan_layers
+from dicode_jax.runtime.platform import tracing_for
 
 B, L, N, Z = 2, 3, 4, 5
 CONFIG = DiCoDeLMConfig(
@@ -26,6 +27,7 @@ CONFIG = DiCoDeLMConfig(
 )
 TEXT = jax.random.randint(jax.random.key(1), (B, L), 0, 11)
 KEYS = jax.random.split(jax.random.key(9), B)
+TOKENS = jax.random.normal(jax.random.key(5), (B, 1, N, Z))
 
 
 def build(num_layers=1, **options) -> DiCoDeLM:
@@ -89,6 +91,20 @@ def test_a_sample_does_not_depend_on_its_batch(lm):
     close(one[0], both[1])
     other = generate(lm, TEXT, num_keyframes=2, keys=KEYS[::-1], var_scale=1.0)
     assert np.abs(other - both).max() > 1e-2
+
+
+def test_one_prompt_gives_the_same_tokens_where_it_runs_as_two_rows(lm, monkeypatch):
+    options = {"num_keyframes": 2, "keys": KEYS[:1], "var_scale": 1.0, "prefix": TOKENS[:1]}
+    want = generate(lm, TEXT[:1], **options)
+    rows = []
+    empty = type(lm.body).init_cache
+    note = lambda *args, batch, **kwargs: rows.append(batch) or empty(*args, batch=batch, **kwargs)  # noqa: E731
+    monkeypatch.setattr(type(lm.body), "init_cache", note)
+    with tracing_for(platform="gpu"):
+        got = generate(lm, TEXT[:1], **options)
+    assert set(rows) == {2}
+    assert got.shape == want.shape
+    close(got, want)
 
 
 def test_guidance_moves_away_from_the_empty_prompt(lm):

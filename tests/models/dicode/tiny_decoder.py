@@ -49,9 +49,11 @@ CONFIG = ClipDecoderConfig(
 TOKENS = jax.random.normal(jax.random.key(1), (3, 2, 4, 6))
 
 
-def build(cfg: ClipDecoderConfig = CONFIG) -> ClipDecoder:
+def build(cfg: ClipDecoderConfig = CONFIG, **options) -> ClipDecoder:
     """A decoder with random numbers in every parameter, none of them zero; nothing is compiled."""
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: ClipDecoder(cfg, rngs=ShapeRngs())))
+    graph, abstract = nnx.split(
+        nnx.eval_shape(lambda: ClipDecoder(cfg, **options, rngs=ShapeRngs()))
+    )
     rng = np.random.default_rng(3)
 
     def fill(path, leaf):

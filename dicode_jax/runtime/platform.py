@@ -1,0 +1,56 @@
+"""What programs are traced for: the platform, and the form of attention when one is wanted.
+
+Both are read while a program is traced and are no part of its key in jax's caches: change them
+before the first call, or by `tracing_for`, which forgets what was traced.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+
+ATTENTION = ("auto", "xla", "mapped", "cudnn")
+"""Forms of `nn.attention`: what suits, one large product, a loop over heads, NVIDIA's kernels."""
+
+
+@dataclasses.dataclass
+class _Wanted:
+    platform: str | None = None
+    attention: str = "auto"
+
+
+_wanted = _Wanted()
+
+
+def platform() -> str:
+    """Of the three "cpu", "gpu" and "tpu": the default backend, or what `tracing_for` says."""
+    return _wanted.platform or jax.default_backend()
+
+
+def attention() -> str:
+    """The form that is wanted, one of `ATTENTION`."""
+    return _wanted.attention
+
+
+@contextlib.contextmanager
+def tracing_for(*, platform: str | None = None, attention: str = "auto") -> Iterator[None]:
+    """What is traced inside is for this platform and with this form of attention.
+
+    Args:
+      platform: "cpu", "gpu" or "tpu"; None for the default backend.
+      attention: One of `ATTENTION`. A form that cannot do a call leaves it to "xla".
+
+    Raises:
+      ValueError: No form has that name.
+    """
+    if attention not in ATTENTION:
+        raise ValueError(f"attention must be one of {', '.join(ATTENTION)}, got {attention!r}")
+    before = dataclasses.replace(_wanted)
+    jax.clear_caches()
+    _wanted.platform, _wanted.attention = platform, attention
+    try:
+        yield
+    finally:
+        vars(_wanted).update(vars(before))
+        jax.clear_caches()
