@@ -24,6 +24,7 @@ from dicode_jax.errors import OptionGone, UserError
 from dicode_jax.storage.files import atomic_path, read_object
 
 __all__ = [
+    "check_counts",
     "from_args",
     "from_dict",
     "from_json",
@@ -158,6 +159,23 @@ def _converter() -> cattrs.Converter:
         made.register_structure_hook(kind, exactly)
     cattrs.strategies.configure_union_passthrough(bool | int | float | str | None, made)
     return made
+
+
+def check_counts(config: Any, **most: int) -> None:
+    """Refuses counts far beyond those of any model: what a module is built of takes its time.
+
+    Args:
+      config: Holds them, as numbers or as tuples of so many.
+      most: Field -> the largest count.
+
+    Raises:
+      ValueError: One is larger.
+    """
+    for name, high in most.items():
+        value = getattr(config, name)
+        count = len(value) if isinstance(value, tuple) else value
+        if count > high:
+            raise ValueError(f"{name} must be at most {high}, got {count}")
 
 
 def without_retired(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from dicode_jax.config import check_counts
 from dicode_jax.distributions.diagonal_gaussian import DiagonalGaussian
 from dicode_jax.nn.attention import attend
 from dicode_jax.nn.linear import Linear
@@ -64,6 +65,7 @@ class AutoencoderKLConfig:
     RETIRED: ClassVar = {"double_z": (True, "a posterior of mean and log-variance")}
 
     def __post_init__(self):
+        check_counts(self, channel_mult=20, num_res_blocks=100)
         if self.channels % self.num_groups:
             raise ValueError(
                 f"channels must be a multiple of num_groups {self.num_groups}, got {self.channels}"

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from dicode_jax.config import check_counts
 from dicode_jax.nn.activations import gelu, quick_gelu
 from dicode_jax.nn.attention import attend
 from dicode_jax.nn.linear import Linear
@@ -30,6 +31,7 @@ def _check_tower(cfg):
     for name in ("embed_dim", "num_layers", "num_heads"):
         if getattr(cfg, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(cfg, name)}")
+    check_counts(cfg, num_layers=1000)
     if cfg.embed_dim % cfg.num_heads:
         raise ValueError(
             f"embed_dim must be divisible by num_heads, got {cfg.embed_dim} and {cfg.num_heads}"

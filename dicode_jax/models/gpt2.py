@@ -12,6 +12,7 @@ from typing import Literal
 import jax.numpy as jnp
 from flax import nnx
 
+from dicode_jax.config import check_counts
 from dicode_jax.nn.activations import tanh_gelu
 from dicode_jax.nn.causal_body import CausalBody
 from dicode_jax.nn.layer_stack import make_blocks
@@ -63,6 +64,7 @@ class GPT2Config:
         for name in ("num_layers", "num_heads", "embed_dim", "max_seq_len", "vocab_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        check_counts(self, num_layers=1000)
         if self.embed_dim % self.num_heads:
             raise ValueError(
                 f"num_heads ({self.num_heads}) must divide embed_dim ({self.embed_dim})"

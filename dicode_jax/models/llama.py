@@ -12,6 +12,7 @@ from typing import Literal
 import jax.numpy as jnp
 from flax import nnx
 
+from dicode_jax.config import check_counts
 from dicode_jax.nn.causal_body import CausalBody
 from dicode_jax.nn.layer_stack import make_blocks
 from dicode_jax.nn.linear import Linear
@@ -69,6 +70,7 @@ class LlamaConfig:
         for name in (*sizes, "max_seq_len", "vocab_size", "norm_eps", "rope_theta"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        check_counts(self, num_layers=1000)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({self.num_heads})"

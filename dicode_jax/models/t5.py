@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dicode_jax.config import check_counts
 from dicode_jax.nn.activations import tanh_gelu
 from dicode_jax.nn.layer_stack import make_blocks, run_blocks
 from dicode_jax.nn.linear import Linear
@@ -63,6 +64,7 @@ class T5EncoderConfig:
         for name in (*sizes, "num_buckets", "norm_eps"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        check_counts(self, num_layers=1000)
         if self.num_buckets % 4 or self.max_distance <= self.num_buckets // 4:
             raise ValueError(
                 f"num_buckets ({self.num_buckets}) must be a multiple of 4 and max_distance "

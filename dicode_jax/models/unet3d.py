@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from dicode_jax.config import check_counts
 from dicode_jax.nn.embeddings import timestep_embedding
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.norm import GroupNorm
@@ -108,6 +109,7 @@ class UNet3DConfig:
     }
 
     def __post_init__(self):
+        check_counts(self, channel_mult=20, num_res_blocks=100, transformer_depth=100)
         if not self.channel_mult or self.channel_mult[0] != 1:
             raise ValueError(f"channel_mult must start with 1, got {self.channel_mult}")
         if self.model_channels % self.num_groups:

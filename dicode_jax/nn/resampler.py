@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from dicode_jax.config import check_counts
 from dicode_jax.nn.activations import gelu
 from dicode_jax.nn.attention import attend
 from dicode_jax.nn.linear import Linear
@@ -69,6 +70,7 @@ class ResamplerConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, depth=1000)
         if self.video_length is not None and self.video_length < 1:
             raise ValueError(f"video_length must be at least 1 or None, got {self.video_length}")
         if int(self.dim * self.ff_mult) < 1:

@@ -5,7 +5,6 @@ then depends on nothing but its own key: not on the rows beside it, nor on the p
 that a batch is split over.
 """
 
-import math
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
@@ -17,6 +16,7 @@ from flax import nnx
 from dicode_jax.errors import UserError
 from dicode_jax.typing import Array
 
+MAX_ARRAYS = 20_000  # of a module that is built without them; each takes some milliseconds
 _Module = TypeVar("_Module", bound=nnx.Module)
 
 
@@ -43,7 +43,7 @@ class ShapeRngs:
       most: Keys that are given; whoever asks for more gets a UserError.
     """
 
-    def __init__(self, most: float = math.inf):
+    def __init__(self, most: int = MAX_ARRAYS):
         self._key, self._most, self._given = jax.random.key(0), most, 0
 
     def __call__(self) -> jax.Array:
@@ -88,7 +88,7 @@ class TracedRngs:
 
 
 def blank(
-    kind: Callable[..., _Module], *sizes: Any, most: float = math.inf, **options: Any
+    kind: Callable[..., _Module], *sizes: Any, most: int = MAX_ARRAYS, **options: Any
 ) -> _Module:
     """The module `kind(*sizes, **options)` with shapes in place of arrays; no memory is touched.
 

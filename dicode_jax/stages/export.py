@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import tempfile
@@ -26,7 +25,7 @@ from dicode_jax.stages.dicode import configs
 from dicode_jax.stages.dicode.vocabulary import with_kept_text
 from dicode_jax.stages.registry import build_stage
 from dicode_jax.storage import hub, weights
-from dicode_jax.storage.files import short
+from dicode_jax.storage.files import parse_json, short
 from dicode_jax.storage.folders import check_folder, new_folder
 from dicode_jax.text.gpt import TextTokenizer
 from dicode_jax.training.checkpoint import is_checkpoint, read_parameters
@@ -207,7 +206,7 @@ def _with_settings(config: PipelineConfig, settings: Sequence[str]) -> PipelineC
         *path, field = name.replace("-", "_").split(".")
         try:
             known = functools.reduce(dict.__getitem__, path, data)
-            known[field] = json.loads(value)
+            known[field] = parse_json(value, setting)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"want settings of a pipeline, such as generation.var-scale=0.1, got {setting!r}"

@@ -253,7 +253,9 @@ def _read_mark(folder: pathlib.Path) -> Listed | None:
     """What the mark lists; None without a mark directly in the folder."""
     mark = _read_json(folder / MARK)
     files = mark.get("files")
-    return files if mark.get("format") == FORMAT and isinstance(files, dict) else None
+    if mark.get("format") != FORMAT or not isinstance(files, dict):
+        return None
+    return {name: size for name, size in files.items() if type(size) is int}
 
 
 def _earlier_list(folder: pathlib.Path) -> Listed | None:
@@ -281,7 +283,7 @@ def _is_listed(folder: pathlib.Path, name: str) -> bool:
 def _read_json(path: pathlib.Path) -> dict:
     """The object in a regular file, empty when it is none."""
     try:
-        return read_object(path, "an object") if _is_file(path) else {}
+        return read_object(path, "a mark or a report") if _is_file(path) else {}
     except UserError:
         return {}
 

@@ -17,7 +17,7 @@ from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError, printable
 from dicode_jax.kinds import CONFIG_FILE as CONFIG_FILE
 from dicode_jax.nn.layer_stack import unstack, without_scan
-from dicode_jax.nn.rngs import blank
+from dicode_jax.nn.rngs import MAX_ARRAYS, blank
 from dicode_jax.storage.files import atomic_path, parse_json
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
 WEIGHTS_FILE = "model.safetensors"
 MAX_HEADER = 1 << 22  # bytes of a safetensors header; that of DiCoDe's UNet has 180,000
 MAX_METADATA = 1 << 18  # letters of keys and values
-MAX_ARRAYS = 10_000  # of a module; its building takes some milliseconds for each
 Module = TypeVar("Module", bound=nnx.Module)
 _OF_NO_TYPE = "is of a type not known here,"
 _TYPES = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "BOOL": "bool"}
@@ -242,7 +241,12 @@ def _tensors(path: pathlib.Path) -> Iterator[tuple[str, str, np.ndarray]]:
         for name, stored in sorted(header.items()):
             if (dtype := _dtype(stored["dtype"])) is None:
                 raise UserError(f"{path}: {printable(name, 120)} {_OF_NO_TYPE} {stored['dtype']}")
-            array = np.empty(stored["shape"], dtype)
+            try:
+                array = np.empty(stored["shape"], dtype)
+            except ValueError as error:
+                raise UserError(
+                    f"{path}: no array is like {printable(name, 120)}: {error}"
+                ) from error
             file.seek(8 + length + stored["data_offsets"][0])
             file.readinto(array.reshape(-1).view(np.uint8).data)
             yield name, stored["dtype"], array

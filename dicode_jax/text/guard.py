@@ -1,7 +1,6 @@
 """Tokenizers of files from elsewhere: read within bounds, and run where they may fail."""
 
 import contextlib
-import json
 import os
 import stat
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from typing import Any
 import tokenizers
 
 from dicode_jax.errors import UserError, printable
-from dicode_jax.storage.files import read_small
+from dicode_jax.storage.files import parse_json, read_small
 
 __all__ = ["MAX_FILE", "check", "check_length", "check_size", "read_tokenizer", "refusing"]
 
@@ -58,7 +57,7 @@ def check(tokenizer: tokenizers.Tokenizer) -> None:
     if set(ids) != set(range(len(ids))):
         raise UserError(f"the ids of a vocabulary of {len(ids)} are not those from 0 on, once each")
     for part in (tokenizer.normalizer, tokenizer.decoder):
-        growth = 1 if part is None else _growth(json.loads(part.__getstate__()))
+        growth = 1 if part is None else _growth(parse_json(part.__getstate__(), "a rule"))
         if growth > MAX_GROWTH:
             raise UserError(
                 f"its rules of replacement make up to {printable(growth, 20)} letters of one, at "

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from dicode_jax.errors import UserError
+from dicode_jax.errors import UserError, printable
 from dicode_jax.storage.files import atomic_path
 
 __all__ = ["NonFiniteGuard"]
@@ -62,7 +62,7 @@ class NonFiniteGuard:
             return True
         self.skipped += 1
         path = self._keep(step, ids, batch)
-        names = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
+        names = ", ".join(printable(name, 60) for name in ids[:8]) + ", ..." * (len(ids) > 8)
         what = (
             f"step {step} is not finite (loss {metrics['loss']:.4g}, norm of the gradients "
             f"{metrics['grad_norm']:.4g}); its batch ({names}) is kept in {path}"

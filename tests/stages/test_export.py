@@ -211,6 +211,7 @@ def test_mistakes_cost_one_line_and_leave_nothing(lm_run, tokenizer_run, tmp_pat
         ([lm, *out, "--set", "generation.var-scales=0.1"], "fit PipelineConfig: "),
         ([lm, *out, "--set", "generations.var-scale=0.1"], "got 'generations.var-scale=0.1'"),
         ([lm, *out, "--set", "var-scale"], "want settings of a pipeline"),
+        ([lm, *out, "--set", "fps=" + "[" * 9000], "want settings of a pipeline"),
     ):
         assert cli.main(["export", *argv]) == 2
         error = capsys.readouterr().err

@@ -210,6 +210,15 @@ def test_a_folder_that_is_a_link_stays_one(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["disk", "out"]
 
 
+def claim_all(out, size):
+    """A mark that lists files without their sizes, as no writer does; one is the user's."""
+    (out / "part/model.safetensors").unlink()
+    (out / "part").rmdir()
+    (out / "config.json").write_text("1")
+    mark = json.loads((out / MARK).read_text())
+    (out / MARK).write_text(json.dumps(mark | {"files": {"config.json": size}}))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -220,6 +229,9 @@ def test_a_folder_that_is_a_link_stays_one(tmp_path):
         (lambda out: (out / "config.json").write_text("{1}"), r"holds config.json \(changed since"),
         (lambda out: (out / MARK).unlink(), "is not a model that was written here"),
         (lambda out: (out / MARK).write_text("[]"), "is not a model that was written here"),
+        (lambda out: (out / MARK).write_text("[" * 10**5), "is not a model that was written here"),
+        (lambda out: claim_all(out, None), "is not a model that was written here"),
+        (lambda out: claim_all(out, True), "is not a model that was written here"),
     ],
 )
 def test_what_is_not_ours_in_a_model_is_named(tmp_path, change, message):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import signal
 
@@ -10,13 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiny import random_module
 
+from dicode_jax import config as config_lib
 from dicode_jax.cli.main import main
 from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from dicode_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
 from dicode_jax.models.gpt2 import GPT2, GPT2Config
+from dicode_jax.models.llama import LlamaConfig
+from dicode_jax.models.t5 import T5EncoderConfig
+from dicode_jax.models.unet3d import UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
-from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.nn.rngs import MAX_ARRAYS, ShapeRngs, blank
 from dicode_jax.storage import model_card, weights
 
 RESAMPLER = ResamplerConfig(
@@ -25,14 +32,21 @@ RESAMPLER = ResamplerConfig(
 BODY = GPT2Config(num_layers=1, num_heads=2, embed_dim=8, max_seq_len=4, vocab_size=10)
 AUTOENCODER = AutoencoderKLConfig(channels=4, channel_mult=(1,), num_res_blocks=1, num_groups=2)
 LIES = [
-    (Resampler, RESAMPLER, {"depth": 10**9}, "more than 1[0-9]+ arrays"),
-    (GPT2, BODY, {"num_layers": 10**8}, "more than 116 arrays"),
-    (GPT2, BODY, {"num_layers": 10**8, "scan_layers": True}, "missing blocks"),
+    (Resampler, RESAMPLER, {"depth": 1000}, "more than 1[0-9]+ arrays"),
+    (GPT2, BODY, {"num_layers": 1000}, "more than 116 arrays"),
+    (GPT2, BODY, {"num_layers": 1000, "scan_layers": True}, "missing blocks"),
     (GPT2, BODY, {"mlp_dim": -1}, "nonnegative"),
-    (AutoencoderKL, AUTOENCODER, {"num_res_blocks": 10**7}, "more than 1[0-9]+ arrays"),
-    (AutoencoderKL, AUTOENCODER, {"channel_mult": (1,) * 10**4}, "more than 1[0-9]+ arrays"),
+    (AutoencoderKL, AUTOENCODER, {"num_res_blocks": 100}, "more than 1[0-9]+ arrays"),
     (AutoencoderKL, AUTOENCODER, {"channels": 0}, "division by zero"),
     (AutoencoderKL, AUTOENCODER, {"z_channels": 10**19}, "shape"),
+]
+COUNTS = [
+    (ResamplerConfig, "depth", 1000),
+    *((body, "num_layers", 1000) for body in (GPT2Config, LlamaConfig, T5EncoderConfig)),
+    *((tower, "num_layers", 1000) for tower in (CLIPTextConfig, CLIPVisionConfig)),
+    *((UNet3DConfig, name, 100) for name in ("num_res_blocks", "transformer_depth")),
+    (AutoencoderKLConfig, "num_res_blocks", 100),
+    *((config, "channel_mult", 20) for config in (UNet3DConfig, AutoencoderKLConfig)),
 ]
 
 
@@ -88,12 +102,33 @@ def one_line(call, *args, **options):
 def test_a_config_that_asks_for_other_arrays_than_there_are_is_refused_at_once(
     tmp_path, kind, config, lie, message
 ):
-    weights.save_module(tmp_path, kind(config, rngs=ShapeRngs()), config)
+    weights.save_module(tmp_path, random_module(lambda: kind(config, rngs=ShapeRngs())), config)
     data = json.loads((tmp_path / weights.CONFIG_FILE).read_text())
     (tmp_path / weights.CONFIG_FILE).write_text(json.dumps(data | lie))
     call = weights.load_module if kind is Resampler else weights.check_module
     with pytest.raises(UserError, match=f"does not fit its config.*{message}"), within(60):
         call(tmp_path, kind, type(config))
+
+
+@pytest.mark.parametrize(("config_type", "name", "most"), COUNTS)
+def test_counts_far_beyond_those_of_any_model_are_refused_before_one_is_built(
+    config_type, name, most
+):
+    counts = [most, most + 1, 10**8]
+    if name == "channel_mult":
+        counts = [[1] * most, [1] * (most + 1), [1] * 10**4]
+    assert config_lib.from_dict(config_type, {name: counts[0]})
+    for count in counts[1:]:
+        with pytest.raises(UserError, match=f"{name} must be at most {most}, got"):
+            config_lib.from_dict(config_type, {name: count})
+
+
+def test_a_module_without_weights_has_no_more_arrays_than_could_be_built_in_a_minute():
+    config = ResamplerConfig(depth=1000)
+    module = lambda cfg, rngs: nnx.List([Resampler(cfg, rngs=rngs) for _ in range(1000)])  # noqa: E731
+    with pytest.raises(UserError, match="more than 30 arrays"), within(60):
+        blank(module, config, most=30)
+    assert inspect.signature(blank).parameters["most"].default == MAX_ARRAYS < 10**5
 
 
 def test_a_small_misfit_is_told_by_name(folder):
@@ -123,6 +158,16 @@ def test_types_that_no_array_can_have_are_told_without_reading_any(folder, dtype
         line = one_line(call, folder, Resampler, ResamplerConfig)
         assert f"is of a type not known here, {dtype}" in line
     one_line(weights.read_arrays, path)
+
+
+@pytest.mark.parametrize("shape", [[1] * 100, [2**31, 0, 2**40]])
+def test_shapes_that_no_array_can_have_are_one_line(folder, shape):
+    bits = bytes(4 * (0 not in shape))
+    array = {"dtype": "F32", "shape": shape, "data_offsets": [0, len(bits)]}
+    write(folder / weights.WEIGHTS_FILE, {"a": array}, bits)
+    assert "no array is like a" in one_line(weights.hash_module, folder)
+    one_line(weights.read_arrays, folder / weights.WEIGHTS_FILE)
+    one_line(weights.load_module, folder, Resampler, ResamplerConfig)
 
 
 def test_names_of_arrays_are_no_lines_of_their_own(folder):
