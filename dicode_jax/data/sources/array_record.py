@@ -35,6 +35,7 @@ _BLOCK, _BLOCK_HEADER, _CHUNK_HEADER = (
     24,
     40,
 )  # bytes, in Riegeli, which the shards are made of
+_MIN_RECORD = 8  # bytes that a picture with its line of JSON takes, however well it is compressed
 _PLACE = re.compile(rb"\x08([\x80-\xff]{0,9}[\0-\x7f])\x10")
 _LIGHT, _MAX_RATIO = (
     2**26,
@@ -172,7 +173,7 @@ def _count(path: str) -> tuple[int, str]:
         reader.close()  # tells what was wrong
     except Exception as error:  # of many kinds: whatever is damaged
         return 0, printable(error, 200)
-    if count > os.path.getsize(path) // _CHUNK_HEADER:
+    if count > os.path.getsize(path) // _MIN_RECORD:
         return 0, f"it claims {count:,} records"
     return count, "" if count else "there is no record in it"
 

@@ -313,7 +313,7 @@ def test_an_index_that_unpacks_to_far_more_is_not_unpacked(tmp_path, monkeypatch
             opened(path)
 
 
-@pytest.mark.parametrize("count", [2**40, 2**63, 5000])
+@pytest.mark.parametrize("count", [2**40, 2**63, 20_000])
 def test_a_shard_that_claims_records_without_end_is_left_out(tmp_path, monkeypatch, count):
     for name in ("a", "b"):
         record = sources_array_record.pack("a", [], ".mp4", b"x")
