@@ -42,7 +42,7 @@ from dicode_jax.data.cache_files import (
     write_json,
 )
 from dicode_jax.data.records import joined_captions
-from dicode_jax.data.sources.array_record import heavy_records
+from dicode_jax.data.sources.array_record import check_index, heavy_records
 from dicode_jax.errors import UserError, printable
 from dicode_jax.storage.files import atomic_path, parse_json, read_object, unfinished
 
@@ -337,8 +337,10 @@ class EncodedCache:
         shard = int(np.searchsorted(self._ends, index, side="right"))
         path = self.folder / self.manifest["shards"][shard]["file"]
         with read_as(path):
-            if shard not in self._weighed and heavy_records(path):
-                raise MemoryError("a few bytes of it unpack to far more")
+            if shard not in self._weighed:
+                check_index(path)
+                if heavy_records(path):
+                    raise MemoryError("a few bytes of it unpack to far more")
             self._weighed.add(shard)
             example = Example.from_bytes(self._records[index], self.schema)
             lengths = {

@@ -424,6 +424,21 @@ def test_damage_in_the_middle_is_found_or_bridged_but_never_crashes(tmp_path):
             assert got["video"].shape == (16, SIZE, SIZE, 3)
 
 
+@pytest.mark.parametrize(
+    "error", [IndexError("x\x1b" * 999), ZeroDivisionError("z"), MemoryError(), OSError("o")]
+)
+def test_whatever_a_library_raises_breaks_the_record(steady, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(clips, "check_index", fail)
+    for read in (clips.probe, lambda r: clips.read_clip(r, PLAIN, SIZE, rng())):
+        with pytest.raises(BrokenRecord, match=f"^steady.mp4.*{type(error).__name__}") as caught:
+            read(steady)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 300
+
+
 def test_probe_counts_what_is_there(steady):
     info = clips.probe(steady)
     assert (info.width, info.height, info.num_frames) == (48, 32, 40)

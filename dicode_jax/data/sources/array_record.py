@@ -8,9 +8,10 @@ A record is one line of JSON, a newline, then the bytes of the media file:
 import json
 import os
 import pathlib
+import re
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -34,6 +35,8 @@ _BLOCK, _BLOCK_HEADER, _CHUNK_HEADER = (
     24,
     40,
 )  # bytes, in Riegeli, which the shards are made of
+_MIN_RECORD = 8  # bytes that a picture with its line of JSON takes, however well it is compressed
+_PLACE = re.compile(rb"\x08([\x80-\xff]{0,9}[\0-\x7f])\x10")
 _LIGHT, _MAX_RATIO = (
     2**26,
     16,
@@ -164,12 +167,13 @@ class ArrayRecordSource:
 def _count(path: str) -> tuple[int, str]:
     """How many records a shard has, or 0 and what is wrong with it."""
     try:
+        check_index(path)
         reader = _open(path)
         count = reader.num_records()
         reader.close()  # tells what was wrong
     except Exception as error:  # of many kinds: whatever is damaged
         return 0, printable(error, 200)
-    if count > os.path.getsize(path) // _CHUNK_HEADER:
+    if count > os.path.getsize(path) // _MIN_RECORD:
         return 0, f"it claims {count:,} records"
     return count, "" if count else "there is no record in it"
 
@@ -183,24 +187,54 @@ def heavy_records(path: str | os.PathLike) -> list[range]:
     Raises:
       OSError: The shard cannot be read.
     """
-    heavy, number, at, size = [], 0, 0, os.path.getsize(path)
+    heavy, number, at = [], 0, 0
     with open(path, "rb", buffering=0) as file:
-        while at < size:
-            file.seek(at)
-            header, cut = file.read(_CHUNK_HEADER + _BLOCK_HEADER), -at % _BLOCK
-            if cut < _CHUNK_HEADER:  # the header of a block stands in between
-                header = header[:cut] + header[cut + _BLOCK_HEADER :]
-            if len(header) < _CHUNK_HEADER:
-                break
-            held, kind, unpacked = struct.unpack_from("<8xQ8xQQ", header)
-            count = kind >> 8
-            if unpacked > max(_LIGHT, _MAX_RATIO * held):
+        while (header := _header(file, at)) is not None:
+            held, count, is_heavy = header
+            if is_heavy:
                 heavy.append(range(number, number + count))
             number += count
             length = _CHUNK_HEADER + held
             blocks = (length + (at - _BLOCK_HEADER - 1) % _BLOCK) // (_BLOCK - _BLOCK_HEADER)
             at = max(at + length + blocks * _BLOCK_HEADER, at + count)
     return heavy
+
+
+def check_index(path: str | os.PathLike) -> None:
+    """Weighs what the reader unpacks when it opens a shard: the index, and what says where it is.
+
+    That begins the last block, and is too short to be compressed: sizes, then a varint.
+
+    Raises:
+      ValueError: They are not there, or unpack to far more.
+    """
+    last = os.path.getsize(path) - _BLOCK
+    with open(path, "rb", buffering=0) as file:
+        file.seek(max(last, 0))
+        begin = file.read(2 * _BLOCK_HEADER + 2 * _CHUNK_HEADER)
+        body = begin[_BLOCK_HEADER + _CHUNK_HEADER :]
+        place = _PLACE.match(body, 2 + body[1]) if len(body) > 1 else None
+        if last < 0 or begin[8:16] != bytes(8) or body[:1] != b"\0" or place is None:
+            raise ValueError("its index is not where it should be")
+        index = sum((byte & 127) << (7 * i) for i, byte in enumerate(place[1]))
+        for at in (last, index):
+            header = _header(file, at)
+            if header is None or header[2]:
+                raise ValueError("its index unpacks to far more bytes than it takes")
+
+
+def _header(file: IO[bytes], at: int) -> tuple[int, int, bool] | None:
+    """Bytes and records of the chunk that begins at a place, and if it unpacks to far more."""
+    if at >= os.fstat(file.fileno()).st_size:
+        return None
+    file.seek(at)
+    header, cut = file.read(_CHUNK_HEADER + _BLOCK_HEADER), -at % _BLOCK
+    if cut < _CHUNK_HEADER:  # the header of a block stands in between
+        header = header[:cut] + header[cut + _BLOCK_HEADER :]
+    if len(header) < _CHUNK_HEADER:
+        return None
+    held, kind, unpacked = struct.unpack_from("<8xQ8xQQ", header)
+    return held, kind >> 8, unpacked > max(_LIGHT, _MAX_RATIO * held)
 
 
 def _open(path: str):

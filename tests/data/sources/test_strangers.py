@@ -295,7 +295,25 @@ def test_a_packed_record_that_unpacks_to_far_more_is_broken(tmp_path, monkeypatc
         source.record(1)
 
 
-@pytest.mark.parametrize("count", [2**40, 2**63, 5000])
+def test_an_index_that_unpacks_to_far_more_is_not_unpacked(tmp_path, monkeypatch):
+    path, rng = tmp_path / "x.array_record", np.random.default_rng(0)
+    writer = ArrayRecordWriter(str(path), "group_size:1,zstd")
+    for _ in range(300):
+        writer.write(sources_array_record.pack("a", [], ".mp4", rng.bytes(200)))
+    writer.close()
+    monkeypatch.setattr(sources_array_record, "_LIGHT", 0)
+    assert len(opened(path)) == 300
+    monkeypatch.setattr(sources_array_record, "_MAX_RATIO", 1.01)
+    with pytest.raises(UserError, match=r"\(its index unpacks to far more bytes than it takes\)"):
+        opened(path)
+    data = bytearray(path.read_bytes())
+    for place, byte in [(8, 1), (64, 2), (65, 200)]:
+        path.write_bytes(data[:-65536] + bytes(place) + bytes([byte]) + data[-65535 + place :])
+        with pytest.raises(UserError, match=r"\(its index is not where it should be\)"):
+            opened(path)
+
+
+@pytest.mark.parametrize("count", [2**40, 2**63, 20_000])
 def test_a_shard_that_claims_records_without_end_is_left_out(tmp_path, monkeypatch, count):
     for name in ("a", "b"):
         record = sources_array_record.pack("a", [], ".mp4", b"x")
