@@ -3,6 +3,7 @@
 # make quick   the tests of what a change breaks first, about five minutes on two cores
 # make types   what pyright finds in the library, which is nothing
 # make lowest  demo and quick with exactly the lower bounds of pyproject.toml; wants the oldest Python, 3.11
+# make audit   published holes of the packages in .venv; asks an advisory service
 # make clean   remove what these made
 #
 # They make their own environment in .venv, lowest in .venv-lowest. Nothing but Python >= 3.11 and a package
@@ -49,10 +50,10 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test types quick lowest clean
+.PHONY: help demo test types quick lowest audit clean
 
 help:
-	@sed -n '1,14s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
+	@sed -n '1,15s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 # $(call install,what,stamp): an editable install, repeated only when pyproject.toml changes.
 define install
@@ -113,6 +114,12 @@ lowest:
 	@pins=$$("$(PYTHON)" -c '$(LOWEST)') && \
 	  $(MAKE) --no-print-directory demo quick VENV=.venv-lowest PINS="$$pins"
 
+# pip-audit has an environment of its own, so that what it needs is not audited with ours.
+audit: $(VENV)/.installed-core
+	@test -x .venv-audit/bin/pip-audit || { "$(PYTHON)" -m venv --clear .venv-audit && \
+	  .venv-audit/bin/python -m pip install --quiet pip-audit; }
+	@PIPAPI_PYTHON_LOCATION="$(abspath $(BIN)/python)" .venv-audit/bin/pip-audit --skip-editable
+
 clean:
-	rm -rf $(VENV) .venv-newest .venv-lowest outputs/demo build dist *.egg-info .jax_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-newest .venv-lowest .venv-audit outputs/demo build dist *.egg-info .jax_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -25,6 +25,7 @@ from train import command as command_lib
 PAGES = (
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "dicode_jax/assets/shapes/README.md",
 )
