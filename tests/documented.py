@@ -29,7 +29,7 @@ PAGES = (
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "dicode_jax/assets/shapes/README.md",
 )
-COMMAND = r"(?:\bpython -m|(?<![\w./=-])dicode|(?<![\w./-])make) "
+COMMAND = r"(?:\bpython(?: -m|(?= scripts/))|(?<![\w./=-])dicode|(?<![\w./-])make) "
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
 
@@ -108,10 +108,7 @@ def check(command, *, is_whole=True):
         raise Wrong(f"{odd[0]}: options are written with dashes")
     if words[0] == "make":
         return _check_make(words[1:])
-    if words[0] == "dicode":
-        module, args = "dicode_jax.cli", words[1:]
-    else:
-        module, args = words[2], words[3:]
+    module, args = program(words)
     if module == "convert" and args[:1] == ["NAME"]:  # of any conversion
         args = ["dicode", *args[1:]]
     path = ROOT / module.replace(".", "/")
@@ -129,6 +126,15 @@ def check(command, *, is_whole=True):
             if not end.code and (not args or "--help" in args):  # it tells what there is
                 return words
     raise Wrong(f"{command}\n{said.getvalue()}")
+
+
+def program(words):
+    """The module that a command runs, and its arguments."""
+    if words[0] == "dicode":
+        return "dicode_jax.cli", words[1:]
+    if words[1] != "-m":
+        return words[1].removesuffix(".py"), words[2:]
+    return words[2], words[3:]
 
 
 def execute(path):

@@ -239,10 +239,12 @@ def prepare(command):
 
 
 def without_painting(pipe, prompt, *, num_clips=1, **_):
-    """A black video, once the prompt has been read; tests/e2e paints with every option."""
-    pipe.text.encode(prompt, pipe.config.text_length, allow_empty=False)
+    """Black videos, once the prompts have been read; tests/e2e paints with every option."""
+    ids = pipe.text.encode(prompt, pipe.config.text_length, allow_empty=False).ids
     size = pipe.config.frame_size
-    return np.zeros((1, num_clips * pipe.config.sampling.num_frames, size, size, 3), np.uint8)
+    return np.zeros(
+        (len(ids), num_clips * pipe.config.sampling.num_frames, size, size, 3), np.uint8
+    )
 
 
 def without_looks(task, options, run=loop.run):
@@ -290,7 +292,7 @@ def run(command):
       documented.Wrong: It ends with a status other than 0, or in a traceback.
     """
     words = prepare(command)
-    module, args = ("dicode_jax.cli", words[1:]) if words[0] == "dicode" else (words[2], words[3:])
+    module, args = documented.program(words)
     path = ROOT / module.replace(".", "/")
     path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
     said = io.StringIO()

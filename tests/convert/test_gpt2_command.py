@@ -171,6 +171,7 @@ def test_options_that_change_nothing_pass_and_what_is_not_known_is_reported(tmp_
         assert f"unknown option(s) of GPT-2: {name}" in capsys.readouterr().err
 
 
+@pytest.mark.torch
 def test_storage_types_and_torch_files(tmp_path):
     torch = pytest.importorskip("torch")
     folder = write_folder(tmp_path / "in", CONFIG, {"x": np.zeros(1, np.float32)})

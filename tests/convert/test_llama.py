@@ -153,6 +153,12 @@ def test_old_and_new_rope_options_say_the_same():
     assert half.rope_scaling == RotaryScaling(factor=8.0)
 
 
+def test_notes_of_other_tools_are_passed_over_and_told():
+    notes = {"unsloth_fixed": True, "unsloth_version": "2025.1"}
+    with pytest.warns(UserWarning, match="passed over: unsloth_fixed, unsloth_version"):
+        assert llama.config_from_original(CONFIG | notes) == EXPECTED
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

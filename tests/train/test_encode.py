@@ -107,7 +107,7 @@ def test_tokens_are_those_of_the_tokenizer_whatever_shares_a_batch(config, token
         frames = read_keyframes(record, config.data, 16, np.random.default_rng(0), 2)
         wanted = tokenizer(to_float(frames["keyframes"])[None])[0]
         np.testing.assert_allclose(
-            video.arrays["tokens"].astype(np.float32), wanted, rtol=2**-7, atol=1e-3
+            video.arrays["tokens"].astype(np.float32), wanted, rtol=2**-8, atol=1e-5
         )
         assert video.arrays["times"].tolist() == [0.0, 2.0]
 
@@ -163,6 +163,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(config, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.multi_device
 def test_two_processes_make_the_cache_that_one_makes(config, tmp_path):
     config = dataclasses.replace(config, batch_size=6)
     file, out = write_config(config, tmp_path), tmp_path / "two"
@@ -179,9 +180,9 @@ def test_two_processes_make_the_cache_that_one_makes(config, tmp_path):
     encode.encode(config, EncodeOptions(out=tmp_path / "one", limit=10, shard_size=4))
     two, one = EncodedCache(out), EncodedCache(tmp_path / "one")
     assert two.names == one.names
-    for i in range(10):  # another number of devices may round another way
+    for i in range(10):  # to one step of bfloat16: other devices may round another way
         a, b = (cache[i].arrays["tokens"].astype(np.float32) for cache in (two, one))
-        np.testing.assert_allclose(a, b, rtol=2**-7, atol=1e-3)
+        np.testing.assert_allclose(a, b, rtol=2**-7, atol=1e-5)
 
 
 def test_broken_videos_are_named_and_can_be_mended(config, tmp_path):
