@@ -17,7 +17,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 PROGRAMS = ("unet", "clip", "generate", "train_ar", "train_tokenizer")
 INSTALL = "pip install jax-cuda12-plugin=={0} jax-cuda12-pjrt=={0} nvidia-cuda-nvcc-cu12"
@@ -66,18 +66,18 @@ def prepare_environment() -> None:
 
 def measure(
     *,
-    gpu: str,
     program: str,
     config: pathlib.Path,
-    rows: int,
-    steps: int,
-    keyframes: int,
-    depth: int | None,
-    dtype: str,
-    param_dtype: str | None,
-    attention: str,
-    option: list[str],
-    text: pathlib.Path | None,
+    gpu: str = "h200",
+    rows: int = 1,
+    steps: int = 50,
+    keyframes: int = 2,
+    depth: int | None = None,
+    dtype: str = "bfloat16",
+    param_dtype: str | None = None,
+    attention: str = "auto",
+    option: Sequence[str] = (),
+    text: pathlib.Path | None = None,
 ) -> dict:
     from benchmarks import gpu_kernels
     from dicode_jax.config import load_config_file
@@ -116,7 +116,7 @@ def measure(
         "depth": depth,
         **types,
         "attention": attention,
-        "options": option,
+        "options": list(option),
         "compile_seconds": seconds,
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,

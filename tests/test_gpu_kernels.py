@@ -4,8 +4,9 @@ import dataclasses
 import json
 
 import pytest
+from source_tree import ROOT
 
-from benchmarks import aot_gpu, gpu_kernels
+from benchmarks import aot_gpu, check_budgets, gpu_kernels
 
 PRODUCT = json.dumps(
     {
@@ -178,3 +179,23 @@ def test_without_the_compiler_one_line_says_what_to_install(monkeypatch):
     with pytest.raises(SystemExit, match=r"pip install jax-cuda12-plugin==\d") as exit_:
         aot_gpu.prepare_environment()
     assert "\n" not in str(exit_.value)
+
+
+def test_budget_allows_3_percent_more_and_no_new_waste():
+    report = {"bytes_per_step": 1.03e9} | dict.fromkeys(check_budgets.FORBIDDEN, 0)
+    budget = {"bytes_per_step": 1.0e9, "allowed": {"copies_per_step": 2}}
+    assert check_budgets.faults("clip", report, budget) == []
+    assert check_budgets.faults("clip", report | {"copies_per_step": 2}, budget) == []
+    [line] = check_budgets.faults("clip", report | {"bytes_per_step": 1.031e9}, budget)
+    assert line == "clip: 1.031 GB a step, 1.000 when last recorded"
+    [line] = check_budgets.faults("clip", report | {"copies_per_step": 3}, budget)
+    assert line == "clip: 3 copies per step, 2 allowed"
+    [line] = check_budgets.faults("clip", report | {"float32_convolutions": 1}, budget)
+    assert line == "clip: 1 float32 convolutions, 0 allowed"
+
+
+def test_budgets_name_programs_that_there_are():
+    for budget in json.loads(check_budgets.FILE.read_text()).values():
+        assert budget["program"]["program"] in aot_gpu.PROGRAMS
+        assert (ROOT / budget["program"]["config"]).is_file()
+        assert budget["bytes_per_step"] > 0

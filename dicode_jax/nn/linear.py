@@ -27,13 +27,15 @@ class Linear(nnx.Linear):
 
 
 def with_cast_kernels(model: _Model) -> _Model:
-    """The model with kernels in the type that its layers compute in, and all else as it is.
+    """The model with kernels and biases in the type that their layers compute in.
 
-    Layers cast their kernels in every call and so compute the same; before a loop this is done
+    Layers cast them in every call and so compute the same; before a loop this is done
     once instead of in every turn.
     """
     model = nnx.merge(*nnx.split(model))
     for _, layer in nnx.iter_modules(model):
         if isinstance(layer, nnx.Linear | nnx.Conv) and layer.dtype is not None:
             layer.kernel = nnx.Param(layer.kernel[...].astype(layer.dtype))
+            if layer.bias is not None:
+                layer.bias = nnx.Param(layer.bias[...].astype(layer.dtype))
     return model

@@ -111,7 +111,7 @@ def test_kernels_are_cast_once_before_the_loop_and_compute_the_same(monkeypatch)
     seen, denoise = set(), ClipDecoder.denoise
 
     def look(self, *args, **options):
-        kernels = (self.unet.conv_out.kernel, self.unet.time_embed.up.kernel)
+        kernels = (self.unet.conv_out.kernel, self.unet.time_embed.up.bias)
         seen.update(x.dtype for x in (*kernels, self.unet.norm_out.scale))
         return denoise(self, *args, **options)
 
