@@ -10,7 +10,7 @@ from typing import Any
 
 import dicode_jax
 from dicode_jax.cli.arguments import VIDEO_SUFFIXES
-from dicode_jax.errors import UserError
+from dicode_jax.errors import UserError, printable
 from dicode_jax.pipelines.options import MAX_CLIPS, check_seeds
 
 TOKEN_SUFFIXES = (".safetensors",)
@@ -103,7 +103,7 @@ def encode(args: argparse.Namespace) -> None:
         save_file({"tokens": tokens}, temporary, metadata=metadata)
     k, n, z = tokens.shape
     took = time.monotonic() - start
-    print(f"{args.out}: {k} keyframes x {n} tokens x {z} numbers, in {took:.1f} s")
+    _say(f"{args.out}: {k} keyframes x {n} tokens x {z} numbers, in {took:.1f} s")
 
 
 def decode(args: argparse.Namespace) -> None:
@@ -132,17 +132,17 @@ def info(args: argparse.Namespace) -> None:
             arrays = read_arrays(path)
             if "features" in arrays:
                 b, n, z = arrays["features"].shape
-                print(f"{path}: features of {b} clips, {n} x {z} each")
+                _say(f"{path}: features of {b} clips, {n} x {z} each")
             else:
                 k, n, z = arrays["tokens"].shape
-                print(f"{path}: deep tokens of {k} keyframes, {n} x {z} each: {k - 1} clips")
+                _say(f"{path}: deep tokens of {k} keyframes, {n} x {z} each: {k - 1} clips")
             return
         from dicode_jax.media import video
 
         info = video.probe(path)
         rate = f", {info.fps:.4g} frames a second" if info.fps else ""
         lasts = f", {info.duration:.2f} s" if info.duration else ""
-        print(f"{path}: a video of {info.width} x {info.height}{rate}{lasts}")
+        _say(f"{path}: a video of {info.width} x {info.height}{rate}{lasts}")
         return
     if path is None or not os.path.isdir(
         path
@@ -163,21 +163,22 @@ def _describe(folder: pathlib.Path) -> None:
         config = pipeline_class(kind).check_folder(folder)
     parts = model_card.inspect(folder)
     if kind is not None:
-        print(f"{'kind':<16} {kind}")
+        _say(f"{'kind':<16} {kind}")
     for part in parts:
-        print(f"{part.name:<16} {part.num_parameters:>13,} parameters, {', '.join(part.dtypes)}")
+        types = printable(", ".join(part.dtypes), 200)
+        _say(f"{printable(part.name, 60):<16} {part.num_parameters:>13,} parameters, {types}")
     size = sum(part.num_bytes for part in parts)
-    print(f"{'in all':<16} {sum(p.num_parameters for p in parts):>13,}, {size / 1e6:,.1f} MB")
+    _say(f"{'in all':<16} {sum(p.num_parameters for p in parts):>13,}, {size / 1e6:,.1f} MB")
     if config is not None and kind is not None:
         _describe_pipeline(folder, kind, config)
     for name in dict.fromkeys(part.metadata.get("converter") for part in parts):
         if name is not None:
-            print(f"{'converted by':<16} {name}")
-    sources = {item for part in parts for item in part.sources.items()}
+            _say(f"{'converted by':<16} {printable(name, 200)}")
+    sources = {(str(x), str(digest)) for part in parts for x, digest in part.sources.items()}
     for file, digest in sorted(sources):
-        print(f"{'source':<16} {digest}  {file}")
+        _say(f"{'source':<16} {printable(digest, 80)}  {printable(file, 200)}")
     for note in model_card.licence_notes(parts):
-        print(f"{'licence':<16} {note}")
+        _say(f"{'licence':<16} {printable(note, 200)}")
 
 
 def _kind(folder: pathlib.Path) -> str | None:
@@ -195,14 +196,14 @@ def _describe_pipeline(folder: pathlib.Path, kind: str, config) -> None:
     """Size of a clip, what goes in, and the sampling defaults."""
     size, sampling = config.frame_size, config.sampling
     h, w = (size, size) if isinstance(size, int) else size
-    print(f"{'clip':<16} {sampling.num_frames} frames of {w} x {h} at {config.fps:g} a second")
+    _say(f"{'clip':<16} {sampling.num_frames} frames of {w} x {h} at {config.fps:g} a second")
     if kind == "dicode":
         _describe_dicode(folder)
     guidance = f"guidance {sampling.guidance_scale:g}"
     steps = f"{sampling.num_inference_steps} steps of {sampling.sampler}"
-    print(f"{'sampling':<16} {steps}, {guidance}, eta {sampling.eta:g}")
+    _say(f"{'sampling':<16} {steps}, {guidance}, eta {sampling.eta:g}")
     if kind == "dicode" and (folder / "language_model").is_dir():
-        print(f"{'text':<16} {config.text_length} tokens")
+        _say(f"{'text':<16} {config.text_length} tokens")
 
 
 def _describe_dicode(folder: pathlib.Path) -> None:
@@ -213,15 +214,20 @@ def _describe_dicode(folder: pathlib.Path) -> None:
     from dicode_jax.storage.weights import CONFIG_FILE
 
     decoder = config_lib.from_json(ClipDecoderConfig, folder / "decoder" / CONFIG_FILE)
-    print(f"{'keyframe':<16} {decoder.num_tokens} deep tokens of {decoder.token_dim} numbers")
+    _say(f"{'keyframe':<16} {decoder.num_tokens} deep tokens of {decoder.token_dim} numbers")
     if (folder / "tokenizer").is_dir():
         reads = config_lib.from_json(DeepTokenizerConfig, folder / "tokenizer" / CONFIG_FILE)
         part = "the largest square" if reads.resize == "crop" else "the whole, stretched"
         smooth = ", antialiased" if reads.antialias else ""
-        print(f"{'of a frame':<16} {part}{smooth}")
+        _say(f"{'of a frame':<16} {part}{smooth}")
 
 
 # Steps that commands share
+
+
+def _say(line: str) -> None:
+    """Prints a line that may hold names of files or what a model says of itself."""
+    print(printable(line, 2000))
 
 
 def read_arrays(path: str | os.PathLike):
@@ -255,7 +261,7 @@ def read_arrays(path: str | os.PathLike):
         features = arrays["features"]
         return arrays | {"features": features if features.ndim == 3 else features[None]}
     if list(arrays) != ["tokens"]:
-        held = ", ".join(sorted(arrays)[:3]) or "nothing"
+        held = ", ".join(printable(name, 60) for name in sorted(arrays)[:3]) or "nothing"
         raise UserError(f"{path} holds {held}, not deep tokens; make them with: dicode encode")
     wanted = "deep tokens [keyframes, tokens, width] of two keyframes or more"
     return {"tokens": _floats(path, wanted, arrays["tokens"], (3,), least=2)}
@@ -426,7 +432,7 @@ def _write(args: argparse.Namespace, pipe, frames, num_clips: int, start: float,
     f, h, w, _ = frames.shape
     write_video(args.out, frames, fps=f / (num_clips * seconds))
     lasts, took = num_clips * seconds, time.monotonic() - start
-    print(f"{args.out}: {f} frames of {w} x {h}, {lasts:g} s, in {took:.1f} s")
+    _say(f"{args.out}: {f} frames of {w} x {h}, {lasts:g} s, in {took:.1f} s")
     if args.sheet is None:
         return
     clips = frames.reshape(num_clips, -1, h, w, 3)
@@ -434,7 +440,7 @@ def _write(args: argparse.Namespace, pipe, frames, num_clips: int, start: float,
     shown = [round(i * (num_clips - 1) / max(count - 1, 1)) for i in range(count)]
     labels = [label, *(f"{seconds * i:g} to {seconds * (i + 1):g} s" for i in shown[1:])]
     contact_sheet(args.sheet, [clips[i] for i in shown], labels=labels)
-    print(f"{args.sheet}: contact sheet")
+    _say(f"{args.sheet}: contact sheet")
 
 
 @contextlib.contextmanager

@@ -65,7 +65,9 @@ class Pipeline:
     ):
         self.parts, self.config, self.text = dict(parts), config, text
         self.metadata = dict(metadata or {})
-        self._split = {name: nnx.split(x) for name, x in self.parts.items() if x is not None}
+        there = {name: x for name, x in self.parts.items() if x is not None}
+        self._check_fit(config, {name: x.cfg for name, x in there.items()})
+        self._split = {name: nnx.split(x) for name, x in there.items()}
 
     @classmethod
     def from_pretrained(
@@ -128,6 +130,7 @@ class Pipeline:
         for name in cls._stored(folder):
             module, config_type = cls.part_types[name]
             configs[name] = weights.check_module(folder / name, module, config_type)
+        cls._check_fit(config, configs)
         cls._read_text(folder, configs)
         return config
 
@@ -200,6 +203,10 @@ class Pipeline:
     def _stored(cls, folder: pathlib.Path) -> list[str]:
         """Parts that a folder has or must have."""
         return [n for n in cls.part_types if n not in cls.optional or (folder / n).is_dir()]
+
+    @classmethod
+    def _check_fit(cls, config: Any, configs: Mapping[str, Any]) -> None:
+        """Raises UserError when parts of these configs do not work together as `config` says."""
 
     @classmethod
     def _read_text(cls, folder: pathlib.Path, configs: Mapping[str, Any]) -> Any:

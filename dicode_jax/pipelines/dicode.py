@@ -67,12 +67,12 @@ class GenerationConfig:
     overlap: int | None = None
 
     def __post_init__(self):
-        for name, least in (
-            ("var_scale", 0.0),
-            ("logits_temperature", 1e-6),
-            ("guidance_scale", 1.0),
+        for name, least, most in (
+            ("var_scale", 0.0, 1e6),
+            ("logits_temperature", 1e-6, 1e6),
+            ("guidance_scale", 1.0, options.MAX_GUIDANCE),
         ):
-            options.named(name, options.Real(least), getattr(self, name))
+            options.named(name, options.Real(least, most), getattr(self, name))
         for name in ("window", "overlap"):
             if getattr(self, name) is not None:
                 options.named(name, options.Whole(1), getattr(self, name))
@@ -98,7 +98,8 @@ class PipelineConfig:
     generation: GenerationConfig = GenerationConfig()
 
     def __post_init__(self):
-        options.check_frames(self.fps, self.frame_size)
+        options.check_config(self)
+        options.named("num_frames", options.Whole(1, is_even=True), self.sampling.num_frames)
         options.named("text_length", options.Whole(1), self.text_length)
 
 
@@ -133,6 +134,21 @@ class DiCoDePipeline(base.Pipeline):
         parts = {"tokenizer": tokenizer, "decoder": decoder, "language_model": language_model}
         super().__init__(parts, config=config, text=text, metadata=metadata)
         self.tokenizer, self.decoder, self.language_model = tokenizer, decoder, language_model
+
+    @classmethod
+    def _check_fit(cls, config: PipelineConfig, configs: Mapping[str, Any]) -> None:
+        if (lm := configs.get("language_model")) is None:
+            return
+        room = (lm.body.max_seq_len - config.text_length + 1) // (lm.num_tokens + 1)
+        most = min(lm.max_keyframes, max(room, 0))
+        window, overlap = config.generation.window or max(most, 1), config.generation.overlap or 0
+        if window > most:
+            raise UserError(
+                f"behind a text of {config.text_length} tokens the tables of the language model "
+                f"have room for {most} keyframes, {window} are to be in sight at once"
+            )
+        if overlap >= window:
+            raise UserError(f"overlap must be below the window of {window}, got {overlap}")
 
     @classmethod
     def _read_text(cls, folder: pathlib.Path, configs: Mapping[str, Any]) -> TextTokenizer | None:

@@ -51,7 +51,7 @@ class DivotConfig:
     sampling: SamplingConfig = SamplingConfig(fs=3, table_dtype="float16")
 
     def __post_init__(self):
-        options.check_frames(self.fps, *self.frame_size)
+        options.check_config(self)
 
 
 class DivotDetokenizer(base.Pipeline):

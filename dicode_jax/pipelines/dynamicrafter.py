@@ -63,7 +63,7 @@ class DynamiCrafterConfig:
     sampling: SamplingConfig = SamplingConfig(fs=3)
 
     def __post_init__(self):
-        options.check_frames(self.fps, *self.frame_size)
+        options.check_config(self)
 
 
 class DynamiCrafterPipeline(base.Pipeline):
@@ -92,7 +92,6 @@ class DynamiCrafterPipeline(base.Pipeline):
         metadata: Mapping[str, Mapping[str, str]] | None = None,
     ):
         super().__init__(parts, config=config, text=text, metadata=metadata)
-        _check_parts(self.parts, config)
 
     @classmethod
     def _read_text(cls, folder: pathlib.Path, configs: Mapping[str, Any]) -> ClipTokenizer:
@@ -100,6 +99,30 @@ class DynamiCrafterPipeline(base.Pipeline):
         if (folder / base.TEXT_FOLDER).is_dir():
             return ClipTokenizer.from_file(folder / base.TEXT_FOLDER, vocab_size)
         return ClipTokenizer(None, vocab_size)
+
+    @classmethod
+    def _check_fit(cls, config: DynamiCrafterConfig, configs: Mapping[str, Any]) -> None:
+        if missing := [name for name in PARTS if name not in configs]:
+            raise UserError(f"a DynamiCrafter pipeline needs {', '.join(missing)}")
+        unet, autoencoder, text, image, resampler = (configs[name] for name in PARTS)
+        step = autoencoder.downsampling * unet.downsampling
+        for wrong, line in (
+            (
+                unet.in_channels != 2 * autoencoder.embed_dim,
+                "the UNet must take two sets of latents",
+            ),
+            (
+                unet.out_channels != autoencoder.embed_dim,
+                "the UNet must give the autoencoder's latents",
+            ),
+            (resampler.embed_dim != image.embed_dim, "the resampler does not read the image tower"),
+            (unet.context_dim != resampler.output_dim, "the UNet does not read the resampler"),
+            (unet.context_dim != text.embed_dim, "the UNet does not read the text tower"),
+            (unet.text_context_len != text.max_seq_len, "the UNet expects another length of text"),
+            (any(side % step for side in config.frame_size), f"frame_size must divide by {step}"),
+        ):
+            if wrong:
+                raise UserError(f"the parts of this model do not fit together: {line}")
 
     def __call__(
         self,
@@ -236,31 +259,6 @@ class DynamiCrafterPipeline(base.Pipeline):
         if self.config.interpolation and sampling.num_frames < 2:
             raise UserError(f"num_frames must be at least 2, got {sampling.num_frames}")
         return sampling
-
-
-def _check_parts(parts: Mapping[str, Any], config: DynamiCrafterConfig) -> None:
-    """Raises UserError when the parts cannot work together."""
-    if missing := [name for name in PARTS if name not in parts]:
-        raise UserError(f"a DynamiCrafter pipeline needs {', '.join(missing)}")
-    unet, resampler, autoencoder = (
-        parts[name].cfg for name in ("unet", "resampler", "autoencoder")
-    )
-    text, image = parts["text_tower"].cfg, parts["image_tower"].cfg
-    step = autoencoder.downsampling * unet.downsampling
-    for wrong, line in (
-        (unet.in_channels != 2 * autoencoder.embed_dim, "the UNet must take two sets of latents"),
-        (
-            unet.out_channels != autoencoder.embed_dim,
-            "the UNet must give the autoencoder's latents",
-        ),
-        (resampler.embed_dim != image.embed_dim, "the resampler does not read the image tower"),
-        (unet.context_dim != resampler.output_dim, "the UNet does not read the resampler"),
-        (unet.context_dim != text.embed_dim, "the UNet does not read the text tower"),
-        (unet.text_context_len != text.max_seq_len, "the UNet expects another length of text"),
-        (any(side % step for side in config.frame_size), f"frame_size must divide by {step}"),
-    ):
-        if wrong:
-            raise UserError(f"the parts of this model do not fit together: {line}")
 
 
 @functools.partial(jax.jit, static_argnames=("size",))

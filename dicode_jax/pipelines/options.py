@@ -142,15 +142,21 @@ def check(**options: Any) -> dict[str, Any]:
     return {name: named(name, OPTIONS[name], value) for name, value in given.items()}
 
 
-def check_frames(fps: Any, *sides: Any) -> None:
-    """Checks the rate of a model's videos and the sides of its frames, of 16384 pixels at most.
+def check_config(config: Any) -> None:
+    """Checks what the configs of all pipelines hold: `frame_size`, `fps` and `sampling`.
+
+    Sides of frames have 16384 pixels at most; sampling keeps to what may be asked in a call.
 
     Raises:
-      UserError: One is impossible.
+      UserError: A value is impossible.
     """
-    check(fps=fps)
-    for side in sides:
+    size, sampling = config.frame_size, vars(config.sampling)
+    for side in size if _is_list(size) else [size]:
         named("frame_size", SIDE, side)
+    check(fps=config.fps, **{name: sampling[name] for name in OPTIONS if name in sampling})
+    named("table_dtype", OneOf(("float32", "float16")), sampling["table_dtype"])
+    if sampling["drop_tokens"] is not None:
+        named("drop_tokens", Whole(-1, 2**16), sampling["drop_tokens"])
 
 
 def check_seeds(seed: Any, count: int) -> list[int]:

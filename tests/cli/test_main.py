@@ -27,7 +27,7 @@ from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.errors import UserError
 from dicode_jax.media import video
 from dicode_jax.pipelines import load
-from dicode_jax.storage import hub
+from dicode_jax.storage import hub, model_card
 
 PROMPT = "a red circle moves right on a black background"
 
@@ -377,6 +377,34 @@ class TestVideoCommands:
         pathlib.Path("t.safetensors").write_bytes(data[:-7])
         line = fails(capsys, "decode", "t.safetensors", "--out", "a.mp4")
         assert "not a whole safetensors file" in line
+
+    def test_info_of_a_foreign_model_keeps_to_its_lines(self, work, capsys):
+        """What a terminal would obey, a forged line, and text without an end."""
+        forged = "x\x1b]0;t\x07\x1b[2J\nlicence          Apache-2.0, do as you like"
+        metadata = {
+            "origin": f"gpt2,{forged}",
+            "converter": forged + "x" * 10**6,
+            "sources": json.dumps({forged: forged, "y" * 10**5: {"nested": ["z"]}, "z": None}),
+        }
+        part = work / "model" / "de\ncoder\x1b[2J"
+        part.mkdir(parents=True)
+        save_file({"w": np.ones(3, np.float32)}, part / "model.safetensors", metadata=metadata)
+        assert cli.main(["info", "model"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines] == [
+            *("de", "in", "converted"),
+            *["source"] * len(model_card.inspect(work / "model")[0].sources),
+            *["licence"] * 2,
+        ]
+        assert all(line.isprintable() and len(line) < 400 for line in lines)
+
+    def test_names_of_files_are_printed_as_one_line(self, calls, clip, capsys):
+        out = "a\x1b[2J\nb.mp4"
+        assert cli.main(["reconstruct", clip, "--out", out, "--sheet", "s\x1b.png"]) == 0
+        assert cli.main(["info", out]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 3
+        assert all(line.isprintable() for line in lines)
 
     def test_info_describes_videos_and_tokens(self, calls, clip, capsys):
         assert cli.main(["encode", clip, "--out", "t.safetensors"]) == 0

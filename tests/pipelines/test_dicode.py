@@ -10,6 +10,8 @@ from flax import nnx
 from PIL import Image
 from tiny import NUM_FRAMES, NUM_TOKENS, TOKEN_DIM, tiny_pipeline, with_value
 
+from dicode_jax import config as config_lib
+from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.errors import UserError
 from dicode_jax.nn.rngs import sample_keys
 from dicode_jax.pipelines import dicode as pipelines_dicode
@@ -268,6 +270,10 @@ def test_long_prompt_is_cut_with_a_warning(pipe):
         (lambda p: p.decode(TOKENS, seed=[1, 2]), r"2 seeds for 1 sample\(s\)"),
         (lambda p: GenerationConfig(var_scale=float("nan")), "var_scale: "),
         (lambda p: GenerationConfig(overlap=0), "overlap: "),
+        (lambda p: GenerationConfig(var_scale=1e300), "var_scale: .* of at most 1e\\+06"),
+        (lambda p: GenerationConfig(logits_temperature=1e300), "logits_temperature: .* at most"),
+        (lambda p: GenerationConfig(guidance_scale=101.0), "guidance_scale: .* of at most 100"),
+        (lambda p: PipelineConfig(sampling=SamplingConfig(num_frames=3)), "want an even number"),
         (lambda p: PipelineConfig(fps=float("inf")), "fps: "),
         (lambda p: p.decode(np.zeros((2, 5, 8), np.float32)), r"shape \(2, 5, 8\)"),
         (
@@ -281,6 +287,41 @@ def test_mistake_is_one_clear_line(pipe, call, message):
     with pytest.raises(UserError, match=message) as caught:
         call(pipe)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text_length", "generation", "line"),
+    [
+        (65 - NUM_TOKENS - 1, {}, None),  # as long as one keyframe fits
+        (14, {"window": 3, "overlap": 2}, None),
+        (
+            49 + NUM_TOKENS,
+            {},
+            r"behind a text of \d+ tokens .* room for 0 keyframes, 1 are to be in",
+        ),
+        (2**63, {}, "room for 0 keyframes"),
+        (14, {"window": 2**63}, r"behind a text of 14 tokens .* room for \d keyframes, 92\d+ are"),
+        (14, {"window": 3, "overlap": 3}, "overlap must be below the window of 3, got 3"),
+        (14, {"overlap": 2**63}, "overlap must be below the window of"),
+    ],
+)
+def test_a_config_that_asks_more_of_the_language_model_is_refused_at_once(
+    pipe, tmp_path, text_length, generation, line
+):
+    generation = GenerationConfig(**generation)
+    config = dataclasses.replace(pipe.config, text_length=text_length, generation=generation)
+    pipe.save_pretrained(tmp_path / "model")
+    config_lib.to_json(config, tmp_path / "model/config.json")
+    for load in (
+        lambda: DiCoDePipeline.check_folder(tmp_path / "model"),
+        lambda: DiCoDePipeline.from_pretrained(tmp_path / "model"),
+        lambda: DiCoDePipeline(**pipe.parts, text=pipe.text, config=config),
+    ):
+        if line is None:
+            load()
+        else:
+            with pytest.raises(UserError, match=line):
+                load()
 
 
 SEEDS = [-1, 2**32, 2**63, 1.5, "1", None, True, [], [1], [1, 2, 3], [1, -1], [1, None], "12"]

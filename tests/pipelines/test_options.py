@@ -5,8 +5,12 @@ import math
 import numpy as np
 import pytest
 
+from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError
 from dicode_jax.pipelines import options
+from dicode_jax.pipelines.dicode import PipelineConfig
+from dicode_jax.pipelines.divot import DivotConfig
+from dicode_jax.pipelines.dynamicrafter import DynamiCrafterConfig
 
 ABOVE, BELOW = math.nextafter(1.0, 2.0), -math.nextafter(0.0, 1.0)
 BOUNDS = {  # name: (lowest, the next below, highest, the next above)
@@ -83,3 +87,34 @@ def test_a_value_is_shown_on_one_line_of_60_signs():
     assert options.shown([1, 2]) == "[1, 2]"
     assert options.shown(int("1" * 60)) == "1" * 60
     assert options.shown(int("1" * 61)) == "1" * 57 + "..."
+
+
+GOOD = {"frame_size": 64, "fps": 8.0, "sampling": {"num_frames": 16, "drop_tokens": -1}}
+
+
+@pytest.mark.parametrize("kind", [PipelineConfig, DynamiCrafterConfig, DivotConfig])
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        *(({"fps": x}, "fps: want a finite number above 0 ") for x in (0, -1, 1001)),
+        ({"fps": math.nan}, "want a finite number, got nan"),
+        *(({"frame_size": x}, "frame_size: want a whole number") for x in (0, -64, 2**14 + 1)),
+        ({"sampling": {"num_frames": 10**6}}, "num_frames: want a whole number from 1 to 256"),
+        ({"sampling": {"num_inference_steps": 10**9}}, "num_inference_steps: want a whole number"),
+        ({"sampling": {"fs": 2**63}}, "fs: want a whole number from 1 to 2147483647"),
+        ({"sampling": {"guidance_scale": -1.0}}, "guidance_scale: want a finite number above 0"),
+        ({"sampling": {"guidance_scale": 1e300}}, "guidance_scale: want a finite number above 0"),
+        ({"sampling": {"drop_tokens": -2}}, "drop_tokens: want a whole number from -1"),
+        ({"sampling": {"drop_tokens": 2**63}}, "drop_tokens: want a whole number from -1"),
+        ({"sampling": {"table_dtype": "x"}}, "table_dtype: want float32 or float16, got 'x'"),
+    ],
+)
+def test_the_config_of_a_pipeline_keeps_to_the_same_bounds(kind, changes, line):
+    def pair(data):
+        side = data["frame_size"]
+        return data | {"frame_size": side if kind is PipelineConfig else [side] * 2}
+
+    config_lib.from_dict(kind, pair(GOOD))
+    with pytest.raises(UserError, match=line) as caught:
+        config_lib.from_dict(kind, pair(GOOD | changes))
+    assert "\n" not in str(caught.value)
