@@ -105,7 +105,7 @@ def report(found: Inspection) -> list[str]:
     lines += _row("sizes", _sizes(found))
     lines += _captions(found)
     lines += _row("broken", f"{len(found.broken):,}")
-    lines += [f"  {reason}" for reason in found.broken.values()]
+    lines += [f"  {printable(reason, 500)}" for reason in found.broken.values()]
     if found.left_out:
         lines += ["left out", *(f"  {line}" for line in found.left_out)]
     return [printable(line) for line in lines]

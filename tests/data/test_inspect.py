@@ -82,6 +82,9 @@ def test_names_and_captions_of_strangers_forge_no_line(tmp_path, monkeypatch, ca
     assert all(line.isprintable() and len(line) < 500 for line in [*lines, *labels])
     assert [line for line in lines if line.startswith("broken")] == ["broken      2"]
     assert labels[0].startswith(r"a\x1b]0;mine\x07.mp4: \x1b[2Jyyy")
+    (tmp_path / "t.csv").write_text(f"path,caption\n{'x/' * 2000}a.mp4,c\n{'y' * 5000}.mp4,c\n")
+    assert cli.main(["data", "inspect", str(tmp_path / "t.csv")]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 600
 
 
 def test_a_config_file_says_what_to_look_at(folder, tmp_path, capsys):
