@@ -267,6 +267,8 @@ def resampler(
         "output_shape": None,
     }
     if image_channels is not None:
+        if image_channels < 1:
+            raise UserError(f"{keys.prefix}* makes an image, and the UNet has no channels for one")
         pixels = keys.shape("final_proj_out.weight", 2)[0] * queries // image_channels
         side = math.isqrt(pixels)
         told["output_shape"] = (side, side, image_channels)
