@@ -53,6 +53,7 @@ NOT_RUN = {
     r"convert dicode models": "tests/convert/dicode/test_command.py runs it on the official layout",
     r"to_torch|NAME": "tests/convert/test_to_torch.py and test_main.py run it",
     r"benchmarks\.": "measurements of minutes; tests/test_benchmarks.py",
+    r"tests\.fuzz": "minutes; tests/fuzz/test_doors.py tries a hundred of each",
     r"mutation_trial": "an hour; tests/test_scripts.py tries it on a toy",
 }
 LESS = {

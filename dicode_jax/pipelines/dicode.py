@@ -13,7 +13,7 @@ import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,25 +36,12 @@ from dicode_jax.models.dicode.generate import stream_keyframes
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.nn.rngs import fold, sample_keys
 from dicode_jax.pipelines import base, checks, options, painting
+from dicode_jax.pipelines.painting import Clip
 from dicode_jax.text import cut
 from dicode_jax.text.gpt import TextTokenizer
 from dicode_jax.typing import Array, Float, UInt8
 
 Progress = Callable[[str, int, int], None]  # (what, done, of how many)
-
-
-class Clip(NamedTuple):
-    """A clip of a stream.
-
-    Attributes:
-      sample: Number of the prompt or video that it is of.
-      index: Its number in the video, from 0.
-      frames: In [0, 255].
-    """
-
-    sample: int
-    index: int
-    frames: UInt8[np.ndarray, "f h w 3"]
 
 
 PARTS = {

@@ -8,7 +8,7 @@ import collections
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -19,13 +19,27 @@ from dicode_jax.errors import UserError
 from dicode_jax.pipelines import options
 from dicode_jax.runtime import memory
 from dicode_jax.runtime.sharding import ROWS, WHOLE, by_rows
-from dicode_jax.typing import PyTree
+from dicode_jax.typing import PyTree, UInt8
 
 ON_CPU = 2  # clips at once, which took the least time on two cores; more wait longer for the first
 MOST = 8  # beyond these a GPU has enough to do
 USABLE = 0.7  # of the memory that is free: programs need room to work in
 
 _T = TypeVar("_T")
+
+
+class Clip(NamedTuple):
+    """A clip of a stream.
+
+    Attributes:
+      sample: Number of the prompt or video that it is of.
+      index: Its number in the video, from 0.
+      frames: In [0, 255].
+    """
+
+    sample: int
+    index: int
+    frames: UInt8[np.ndarray, "f h w 3"]
 
 
 def program(function: Callable[..., PyTree]) -> Any:

@@ -383,7 +383,7 @@ class TestVideoCommands:
         forged = "x\x1b]0;t\x07\x1b[2J\nlicence          Apache-2.0, do as you like"
         metadata = {
             "origin": f"gpt2,{forged}",
-            "converter": forged + "x" * 10**6,
+            "converter": forged + "x" * 10**5,
             "sources": json.dumps({forged: forged, "y" * 10**5: {"nested": ["z"]}, "z": None}),
         }
         part = work / "model" / "de\ncoder\x1b[2J"

@@ -207,7 +207,7 @@ def without(key):
         ({"n_embd": 8}, checkpoint(), "is not a config of GPT-2: no 'n_layer'"),
         (CONFIG | {"n_layer": "two"}, checkpoint(), "is not a config of GPT-2"),
         (CONFIG | {"n_layer": 2.0}, checkpoint(), "num_layers"),
-        (CONFIG | {"n_layer": 10**9}, checkpoint(), "names 1000000000 layers"),
+        (CONFIG | {"n_layer": 10**9}, checkpoint(), "num_layers must be at most 1000"),
         (
             CONFIG | {"n_layer": 300},
             checkpoint(**{f"h.{i}.ln_1.bias": np.zeros(1, np.float32) for i in range(2, 300)}),

@@ -260,6 +260,14 @@ def test_a_checkpoint_without_a_place_in_the_data_is_one_line(whole_run, tmp_pat
 # Stopping
 
 
+@pytest.fixture(autouse=True)
+def terminal():
+    """The signal of a terminal that closes, which `nohup pytest` would have ignored here too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_saves_and_the_run_goes_on_exactly(number, whole_run, tmp_path):
     kill = lambda: os.kill(os.getpid(), number)  # noqa: E731
