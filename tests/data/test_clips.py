@@ -433,7 +433,7 @@ def test_whatever_a_library_raises_breaks_the_record(steady, monkeypatch, error)
 
     monkeypatch.setattr(clips, "check_index", fail)
     for read in (clips.probe, lambda r: clips.read_clip(r, PLAIN, SIZE, rng())):
-        with pytest.raises(BrokenRecord, match="^steady.mp4 cannot be read as a video") as caught:
+        with pytest.raises(BrokenRecord, match=r"^steady.mp4 cannot be read as a video") as caught:
             read(steady)
         assert str(caught.value).isprintable()
         assert len(str(caught.value)) < 300

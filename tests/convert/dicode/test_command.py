@@ -203,7 +203,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(case, models, weights, tmp_pa
     [
         (
             ("unet_config", "num_res_blocks", 10**9),
-            "num_res_blocks must be at most 100, got 1000000000",
+            "num_res_blocks must be at most 100,",
         ),
         (("unet_config", "num_head_channels", "8"), "is no configuration of DiCoDe"),
         ((None, "timesteps", 10**12), "num_timesteps must be at most 100000"),

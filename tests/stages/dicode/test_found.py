@@ -25,7 +25,7 @@ def test_a_frame_size_that_is_none_is_refused(tmp_path, size):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"frame_size": size}))
     with pytest.raises(
         UserError,
-        match=r"config.json(: frame_size: want a whole| is not valid JSON: .* is no finite) number",
+        match=r"(frame_size: want a whole|is no finite) number",
     ):
         with_sizes(dataclasses.replace(CONFIG, tokenizer=str(folder)))
 
