@@ -37,6 +37,7 @@ TIED = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.w
 _MIN_TORCH = (2, 10)  # earlier ones could be made to run code in spite of weights_only
 _CUT = 100  # characters of what may be of any length, in errors
 _MAX_NAME = 300  # characters of a key; the longest of a model is half as long
+_MAX_HEADER = 1 << 24  # bytes; 100 for each tensor
 _MAX_WRAPPERS = 8  # mappings around the weights, each in the next
 _MAX_SHARED = 8  # how many times as much as a file holds its tensors may be together, by sharing
 _REOPEN = 1 << 28  # bytes read from a memory map before it is renewed, which frees its pages
@@ -234,6 +235,10 @@ def _open_safetensors(path: pathlib.Path) -> dict[str, LazyTensor]:
         return safetensors.safe_open(path, framework="numpy")
 
     try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > _MAX_HEADER:  # the library takes six times as much, and gigabytes for it
+            raise ValueError(f"it claims {length} bytes for the names of its tensors")
         with reopen() as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
             kinds = {key: (tuple(s.get_shape()), s.get_dtype()) for key, s in slices.items()}

@@ -117,6 +117,14 @@ def test_safetensors_are_read_without_torch(tmp_path, monkeypatch):
         open_source(tmp_path / "x.bin")
 
 
+def test_a_header_of_many_names_is_refused_before_it_is_read(tmp_path):
+    header = json.dumps({f"w{i:07}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+                         for i in range(250_000)}).encode()  # fmt: skip
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(UserError, match=f"claims {len(header)} bytes for the names"):
+        open_source(tmp_path / "x.safetensors")
+
+
 @pytest.mark.parametrize("version", ["2.5.1+cpu", "2.9.1"])
 def test_an_old_torch_is_refused(version, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "__version__", version)
