@@ -2,8 +2,8 @@
 
 python -m train.tokenizer --config configs/shapes_tokenizer.py --workdir runs/tokenizer
 
-Measured: 23.2 dB on held-out clips after 2000 steps, 56 minutes on two shared CPU cores; 26.3 dB
-after 2000 more with Muon (57 minutes):
+Measured: loss 0.066 after 2000 steps, 56 minutes on two shared CPU cores; 0.031 after 2000 more
+with Muon (57 minutes):
 
 python -m train.tokenizer --config configs/shapes_tokenizer.py --workdir runs/tokenizer_muon \
     --init runs/tokenizer/model --optim.optimizer muon --optim.lr 3e-3 --num-steps 2000
