@@ -54,6 +54,7 @@ NOT_RUN = {
     r"to_torch|NAME": "tests/convert/test_to_torch.py and test_main.py run it",
     r"benchmarks\.": "measurements of minutes; tests/test_benchmarks.py",
     r"tests\.fuzz": "minutes; tests/fuzz/test_doors.py tries a hundred of each",
+    r"score_shapes": "it scores clips of 64 x 64; tests/test_scripts.py runs it on such",
     r"mutation_trial": "an hour; tests/test_scripts.py tries it on a toy",
 }
 LESS = {
