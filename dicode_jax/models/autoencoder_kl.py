@@ -66,7 +66,7 @@ class AutoencoderKLConfig:
 
     def __post_init__(self):
         check_counts(self, channel_mult=20, num_res_blocks=100)
-        if self.channels % self.num_groups:
+        if self.channels < 1 or self.channels % self.num_groups:
             raise ValueError(
                 f"channels must be a multiple of num_groups {self.num_groups}, got {self.channels}"
             )

@@ -112,7 +112,7 @@ class UNet3DConfig:
         check_counts(self, channel_mult=20, num_res_blocks=100, transformer_depth=100)
         if not self.channel_mult or self.channel_mult[0] != 1:
             raise ValueError(f"channel_mult must start with 1, got {self.channel_mult}")
-        if self.model_channels % self.num_groups:
+        if self.model_channels < 1 or self.model_channels % self.num_groups:
             raise ValueError(
                 f"model_channels ({self.model_channels}) must be a multiple of num_groups "
                 f"({self.num_groups})"

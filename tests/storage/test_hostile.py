@@ -37,7 +37,7 @@ LIES = [
     (GPT2, BODY, {"num_layers": 1000, "scan_layers": True}, "missing blocks"),
     (GPT2, BODY, {"mlp_dim": -1}, "nonnegative"),
     (AutoencoderKL, AUTOENCODER, {"num_res_blocks": 100}, "more than 1[0-9]+ arrays"),
-    (AutoencoderKL, AUTOENCODER, {"channels": 0}, "division by zero"),
+    (AutoencoderKL, AUTOENCODER, {"channels": 0}, "channels must be a multiple"),
     (AutoencoderKL, AUTOENCODER, {"z_channels": 10**19}, "shape"),
 ]
 COUNTS = [
@@ -106,7 +106,7 @@ def test_a_config_that_asks_for_other_arrays_than_there_are_is_refused_at_once(
     data = json.loads((tmp_path / weights.CONFIG_FILE).read_text())
     (tmp_path / weights.CONFIG_FILE).write_text(json.dumps(data | lie))
     call = weights.load_module if kind is Resampler else weights.check_module
-    with pytest.raises(UserError, match=f"does not fit its config.*{message}"), within(60):
+    with pytest.raises(UserError, match=f"does not fit .*{message}"), within(60):
         call(tmp_path, kind, type(config))
 
 
