@@ -121,7 +121,7 @@ class TestGenerate:
         assert cli.main(["generate", PROMPT, "--out", f"out{suffix}", "--num-clips", "3"]) == 0
         read = video.read_video(f"out{suffix}")
         assert read.frames.shape == (48, 20, 24, 3)
-        assert read.fps == pytest.approx(8, abs=0.1)
+        assert read.fps == pytest.approx(8, abs=0.1)  # a gif counts hundredths of a second
         out, err = capsys.readouterr()
         assert f"out{suffix}: 48 frames of 24 x 20, 6 s" in out
         assert not err
