@@ -221,7 +221,10 @@ def test_a_manifest_that_says_something_else_is_refused(folder, way, value):
     [
         *((("names",), None), (("names",), [1, 2]), (("names",), ["a"]), (("lengths",), [])),
         *((("lengths", "tokens"), ["x", "y"]), (("broken",), []), (("broken", "b"), {})),
-        *((("lengths", "tokens"), x) for x in ([1, -4], [1.0, 4.0], [1, 2**40], {}, "12")),
+        *(
+            (("lengths", "tokens"), x)
+            for x in ([1, -4], [1.0, 4.0], [1, 2**40], [True, True], True, {}, "", "12")
+        ),
         *((("names",), ["a", "x" * 9000]), (("bytes",), -1)),
         *((("bytes",), "1"), (("data",), [1]), (("sha256",), None)),
     ],
