@@ -15,8 +15,8 @@ from dicode_jax.diffusion.samplers import SAMPLERS
 from dicode_jax.errors import UserError
 
 MAX_SEED = 2**32 - 1  # jax drops the bits above without a word
-MAX_CLIPS, MAX_FRAMES = 1800, 256  # of an hour; all frames of a video are in memory at once
-MAX_STREAM = 10**6  # clips that come one after another
+MAX_CLIPS, MAX_FRAMES = 1800, 256  # of an hour, where all frames are in memory at once
+MAX_STREAM = 10**6  # clips that come one after another, as to a file
 # Beyond these a number is a slip of the finger.
 MAX_STEPS, MAX_GUIDANCE = 1000, 100.0
 

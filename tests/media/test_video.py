@@ -14,6 +14,7 @@ from PIL import Image
 from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.errors import UserError
 from dicode_jax.media import video
+from dicode_jax.media.writer import VIDEO_SUFFIXES
 from dicode_jax.storage import files
 
 
@@ -67,14 +68,14 @@ def test_what_is_written_reads_back(tmp_path, suffix, error):
     assert os.listdir(tmp_path) == [path.name]
 
 
-@pytest.mark.parametrize("suffix", video.VIDEO_SUFFIXES)
+@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
 def test_equal_frames_are_not_merged(tmp_path, suffix):
     frames = np.repeat(moving(1), 16, axis=0)
     video.write_video(tmp_path / f"still{suffix}", frames)
     assert video.read_video(tmp_path / f"still{suffix}").frames.shape == frames.shape
 
 
-@pytest.mark.parametrize("suffix", video.VIDEO_SUFFIXES)
+@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
 def test_odd_sizes_can_be_written(tmp_path, suffix):
     frames = moving(4, 31, 45)
     video.write_video(tmp_path / f"odd{suffix}", frames)
@@ -275,7 +276,7 @@ class TestOutput:
         with pytest.raises(UserError, match="cannot write into the folder /proc"):
             files.check_output("/proc/out.mp4", (".mp4",))
 
-    @pytest.mark.parametrize("suffix", video.VIDEO_SUFFIXES)
+    @pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
     @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
     def test_an_interruption_leaves_the_old_file(self, tmp_path, suffix, error):
         path = tmp_path / f"out{suffix}"
