@@ -241,6 +241,14 @@ def test_an_index_that_says_something_else_is_refused(folder, way, value):
             read()
 
 
+@pytest.mark.parametrize("lengths", [{}, {"codes": [1, 1]}])
+def test_an_index_without_the_lengths_of_its_schema_makes_no_manifest(folder, lengths):
+    index = encoded_cache.shard_path(folder, 0, len(SHARDS)).with_suffix(".json")
+    change(index, ("lengths",), lengths)
+    with pytest.raises(UserError, match=r"json is damaged .*; delete it and encode again"):
+        encoded_cache.write_manifest(folder, len(SHARDS), SCHEMA)
+
+
 def test_settings_are_found_by_their_names(folder):
     cache = EncodedCache(folder)
     assert (cache.setting("data.path"), cache.setting("seed")) == ("p", 0)
