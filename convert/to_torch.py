@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from convert.ar_diffusion import vae as ar_diffusion_vae
 from convert.dicode import lm as dicode_lm
 from convert.dicode import modules as dicode
 from convert.engine import archives, command, plan
@@ -96,6 +97,7 @@ KINDS: dict[type, Kind] = {
     resampler.KIND.config: _as_read(resampler.KIND, deep_tokens.RESAMPLER),
     gpt2.KIND.config: _as_read(gpt2.KIND),
     llama.KIND.config: _as_read(llama.KIND),
+    ar_diffusion_vae.KIND.config: _as_read(ar_diffusion_vae.KIND),
 }
 """Configuration of a stored module -> how it is written; the parts of DynamiCrafter included."""
 
