@@ -1,11 +1,17 @@
 """Shared by all tests: shape checks on, CPU, full float32 matmuls, and where the goldens lie."""
 
+import atexit
 import contextlib
 import importlib.metadata
 import os
 import pathlib
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else programs go to the user's own folder
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="programs-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["DICODE_CHECK_SHAPES"] = "1"
 
 import hypothesis

@@ -34,6 +34,7 @@ from dicode_jax.data.shapes_world import all_captions
 from dicode_jax.models.llama import LlamaConfig
 from dicode_jax.nn.resampler import ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs, stream
+from dicode_jax.pipelines import painting
 from dicode_jax.pipelines.dicode import DiCoDePipeline
 from dicode_jax.runtime import distributed
 from dicode_jax.runtime.sharding import ShardingConfig
@@ -249,6 +250,12 @@ def without_painting(pipe, prompt, *, num_clips=1, **_):
     )
 
 
+def without_clips(pipe, prompt, *, num_clips=1, **_):
+    """What `without_painting` gives, clip by clip."""
+    frames = without_painting(pipe, prompt, num_clips=num_clips)[0]
+    return (painting.Clip(0, i, clip) for i, clip in enumerate(np.split(frames, num_clips)))
+
+
 def without_looks(task, options, run=loop.run):
     """A run whose model nobody looks at, for which more would be compiled."""
     return run(dataclasses.replace(task, evaluate=None, sample=None), options)
@@ -307,6 +314,7 @@ def run(command):
         unittest.mock.patch.object(preflight, "fit", lambda said, config, *_: config),
         unittest.mock.patch.object(loop, "prepare", with_traced_step),
         unittest.mock.patch.object(DiCoDePipeline, "__call__", without_painting),
+        unittest.mock.patch.object(DiCoDePipeline, "stream", without_clips),
         unittest.mock.patch("sys.argv", [module, *args]),
     ):
         try:

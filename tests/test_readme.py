@@ -7,12 +7,15 @@ import tomllib
 import pytest
 from documented import PAGES
 
+from dicode_jax.media.video import read_video
+
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
 @pytest.mark.slow
 def test_python_example_makes_a_video_and_takes_it_apart(tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    code, long = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert "num_clips=1800" in long
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(compile(code, "README.md", "exec"), names)
@@ -20,6 +23,8 @@ def test_python_example_makes_a_video_and_takes_it_apart(tmp_path, monkeypatch):
     assert names["video"].shape == (1, 32, 64, 64, 3)
     assert names["tokens"].shape[0] == 3
     assert names["again"].shape == names["video"].shape[1:]
+    exec(compile(long.replace("1800", "2"), "README.md", "exec"), {})
+    assert len(read_video(tmp_path / "hour.mp4").frames) == 32
 
 
 def test_files_that_the_pages_name_exist():

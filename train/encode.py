@@ -34,7 +34,7 @@ from dicode_jax.data.sources.identity import fingerprint
 from dicode_jax.data.stream import BatchStream
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
-from dicode_jax.runtime import distributed
+from dicode_jax.runtime import compile_cache, distributed
 from dicode_jax.runtime.sharding import ShardingConfig, batch_sharding, make_mesh, replicated
 from dicode_jax.stages import parts
 from dicode_jax.stages.dicode import language_model
@@ -435,7 +435,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         said = command.parse(argv, (ARTrainConfig,), own, prog="train.encode", about=about)
         config, options, out = said.config, said.options, said.options.out
         distributed.initialize(**dataclasses.asdict(said.processes))
-        loop.use_compilation_cache()
+        compile_cache.use()
         since = time.perf_counter()
         manifest = encode(config, options)
     except UserError as error:

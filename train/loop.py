@@ -25,11 +25,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from dicode_jax import config as config_lib
 from dicode_jax.data.stream import BatchStream
 from dicode_jax.errors import Faults, UserError
-from dicode_jax.runtime import distributed
+from dicode_jax.runtime import compile_cache, distributed
 from dicode_jax.runtime.interrupts import exit_status, polite_signals
 from dicode_jax.runtime.sharding import gather_to_host, global_batch, make_mesh
 from dicode_jax.storage import folders
-from dicode_jax.storage.files import cache_folder
 from dicode_jax.training import flops
 from dicode_jax.training.checkpoint import Checkpointer
 from dicode_jax.training.logs import MetricsLog
@@ -388,7 +387,7 @@ def main(
             said = command.parse(argv, config_types, _options, prog=prog, about=_first_line(build))
             options, workdir = said.options, said.options.workdir
             distributed.initialize(**dataclasses.asdict(said.processes))
-            use_compilation_cache()
+            compile_cache.use()
             faults = Faults()
             config = settle(find_sources(said.config, faults), workdir, faults)
             if build_stage is not None:
@@ -459,15 +458,3 @@ def leave(status: int, line: str) -> int:
     if jax.distributed.is_initialized():
         os._exit(status)
     return status
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs between runs, where the environment says or the user has a place."""
-    folder = cache_folder()
-    if jax.config.jax_compilation_cache_dir or folder is None:
-        return
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    if os.access(folder, os.W_OK | os.X_OK):  # else jax would warn of each program
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -9,6 +9,7 @@ from dicode_jax.cli import data, doctor, runs
 from dicode_jax.diffusion.samplers import SAMPLERS
 from dicode_jax.errors import UserError
 from dicode_jax.pipelines.options import (
+    MAX_CLIPS,
     MAX_FRAMES,
     MAX_GUIDANCE,
     MAX_SEED,
@@ -19,7 +20,9 @@ from dicode_jax.pipelines.options import (
     number,
 )
 
-VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")  # as media.writer, which is slow to import
+# As media.writer and runtime.platform, which are slow to import.
+VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")
+ATTENTION = ("auto", "xla", "mapped", "cudnn")
 
 _EPILOG = """\
 examples:
@@ -28,6 +31,7 @@ examples:
   dicode reconstruct in.mp4 --out out.mp4
   dicode encode in.mp4 --out tokens.safetensors
   dicode decode tokens.safetensors --out out.mp4
+  dicode warmup --num-clips 300
   dicode info
   dicode data inspect videos/ --sheet sheet.png
   dicode metrics runs/ar --out curves.png
@@ -139,6 +143,23 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
     _add_model(sub)
 
     sub = command(
+        "warmup",
+        "compile ahead what generate runs",
+        "Programs are kept where `dicode doctor` says, for each model, kind of device and set of "
+        "these options; a later start with the same ones compiles nothing.",
+    )
+    sub.add_argument(
+        "--num-clips",
+        type=number(int, Whole(1, MAX_STREAM)),
+        default=2,
+        metavar="N",
+        help="clips of the longest video that will be asked for, as programs for one clip, for "
+        "several and for a window that slides differ (default: 2)",
+    )
+    _add_sampling(sub)
+    _add_model(sub)
+
+    sub = command(
         "info",
         "describe a model",
         "A video or a file of deep tokens or features can be named too.",
@@ -209,6 +230,21 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         choices=SAMPLERS,
         help="the update rule; dpm++ is of second order (default: the model's own, mostly ddim)",
     )
+    parser.add_argument(
+        "--clips-per-batch",
+        type=_clips_per_batch,
+        default="auto",
+        metavar="N",
+        help="clips that each device paints at once; 1 gives the first soonest (default: auto, as "
+        "many as are fast and fit into memory)",
+    )
+
+
+def _clips_per_batch(text: str) -> int | str:
+    try:
+        return text if text == "auto" else number(int, Whole(1, MAX_CLIPS))(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; or auto") from None
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -223,6 +259,18 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="type of weights and computing (default: float32); auto: float32 on CPUs, a half "
         "precision that the device has on others",
+    )
+    parser.add_argument(
+        "--attention",
+        choices=ATTENTION,
+        default="auto",
+        help="form of attention: one large product, a loop over heads, or NVIDIA's kernels, which "
+        "compute in half precision (default: auto, what suits device and sizes)",
+    )
+    parser.add_argument(
+        "--no-compile-cache",
+        action="store_true",
+        help="neither read nor keep compiled programs, which else make the next start faster",
     )
 
 

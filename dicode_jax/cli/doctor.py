@@ -134,11 +134,13 @@ def _video() -> str:
 
 
 def _cache() -> str:
-    from dicode_jax.storage.files import cache_folder
+    from dicode_jax.runtime import compile_cache
 
-    folder = cache_folder()
+    if given := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return f"{given}, by JAX_COMPILATION_CACHE_DIR"
+    folder = compile_cache.folder()
     if folder is None:
-        return "none, as there is no home folder: programs are compiled afresh by every training"
+        return "none, as there is no home folder: programs are compiled afresh by every command"
     there = next(place for place in (folder, *folder.parents) if os.path.exists(place))
     return f"{folder}" if os.access(there, os.W_OK) else f"none, as {there} cannot be written"
 

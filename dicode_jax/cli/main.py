@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 
-from dicode_jax.cli import data, doctor, info, runs, video
+from dicode_jax.cli import data, doctor, info, runs, video, warmup
 from dicode_jax.cli.arguments import make_parser
 from dicode_jax.errors import UserError, print_any_name
 from dicode_jax.runtime.interrupts import exit_status, polite_signals
@@ -29,6 +29,7 @@ COMMANDS = {
     "data": data.data,
     "metrics": runs.metrics,
     "export": runs.export,
+    "warmup": warmup.warmup,
     "doctor": doctor.doctor,
 }
 
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with polite_signals(), _one_line_warnings():
             args = make_parser(COMMANDS).parse_args(argv)
-            args.run(args)
+            with contextlib.ExitStack() as args.stack:  # what a command leaves when it is over
+                args.run(args)
             sys.stdout.flush()
         return 0
     except SystemExit as exit_:  # argparse: after --help, or a mistake that it has reported

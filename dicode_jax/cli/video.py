@@ -37,16 +37,16 @@ def generate(args: argparse.Namespace) -> None:
     images = [path for path in (args.image, args.last_image) if path is not None]
     _check_outputs(args, *images)
     images = [_read_image(path) for path in images]
-    folder, kind = _find(args, "dicode", "dynamicrafter")
+    folder, kind = find(args, "dicode", "dynamicrafter")
     if kind == "dynamicrafter":
         _animate(args, folder, *images)
         return
     if images:
         raise UserError(f"{folder} paints a prompt alone; --image is for DynamiCrafter")
-    pipe = _load(args, folder)
+    pipe = load(args, folder)
     start = time.monotonic()
     clips = pipe.stream(
-        args.prompt, num_clips=args.num_clips, num_frames=args.num_frames, **_sampling(args)
+        args.prompt, num_clips=args.num_clips, num_frames=args.num_frames, **sampling(args)
     )
     _write(args, pipe, (clip.frames for clip in clips), args.num_clips, start, args.prompt)
 
@@ -57,14 +57,14 @@ def _animate(args: argparse.Namespace, folder, image=None, last_image=None) -> N
         raise UserError(f"{folder} goes on from an image; name it with --image")
     if args.num_clips != 1:
         raise UserError(f"{folder} paints one clip; leave --num-clips out")
-    pipe = _load(args, folder)
+    pipe = load(args, folder)
     start = time.monotonic()
     video = pipe(
         image,
         args.prompt,
         last_image=last_image,
         num_frames=args.num_frames,
-        **_sampling(args),
+        **sampling(args),
     )
     _write(args, pipe, iter(video), 1, start, args.prompt or pathlib.Path(args.image).name)
 
@@ -73,7 +73,7 @@ def reconstruct(args: argparse.Namespace) -> None:
     """Runs `dicode reconstruct`."""
     _check_outputs(args, args.video)
     _check_video(args.video, args.keyframes)
-    pipe = _load(args, _find(args, "dicode")[0])
+    pipe = load(args, find(args, "dicode")[0])
     start = time.monotonic()
     tokens, _ = _encode_keyframes(pipe, args.video, args.keyframes)
     _decode_tokens(args, pipe, tokens, start, pathlib.Path(args.video).name)
@@ -89,7 +89,7 @@ def encode(args: argparse.Namespace) -> None:
     if os.path.exists(out):
         _check_tokens(out)
     _check_video(args.video, args.keyframes)
-    pipe = _load(args, _find(args, "dicode")[0])
+    pipe = load(args, find(args, "dicode")[0])
     start = time.monotonic()
     tokens, times = _encode_keyframes(pipe, args.video, args.keyframes)
     from safetensors.numpy import save_file
@@ -106,13 +106,13 @@ def decode(args: argparse.Namespace) -> None:
     """Runs `dicode decode`."""
     _check_outputs(args, args.tokens)
     label, arrays = pathlib.Path(args.tokens).name, read_arrays(args.tokens)
-    folder, kind = _find(args, "dicode", "divot")
+    folder, kind = find(args, "dicode", "divot")
     if (kind == "divot") != ("features" in arrays):
         held, wanted = ", ".join(arrays), "features" if kind == "divot" else "tokens"
         raise UserError(f"{label} holds {held}; {folder}, of the kind {kind!r}, decodes {wanted}")
     if kind == "divot" and args.num_frames is not None:
         raise UserError(f"{folder} paints clips of its own length; leave --num-frames out")
-    pipe = _load(args, folder)
+    pipe = load(args, folder)
     start = time.monotonic()
     if kind == "divot":
         _decode_features(args, pipe, start, label, **arrays)
@@ -201,7 +201,7 @@ def _check_outputs(args: argparse.Namespace, *sources: str) -> None:
         check_output(args.sheet, SHEET_SUFFIXES, sources=sources)
 
 
-def _find(args: argparse.Namespace, *kinds: str) -> tuple[pathlib.Path, str]:
+def find(args: argparse.Namespace, *kinds: str) -> tuple[pathlib.Path, str]:
     """Folder and kind of the model; jax is imported here and not before.
 
     Raises:
@@ -219,15 +219,27 @@ def _find(args: argparse.Namespace, *kinds: str) -> tuple[pathlib.Path, str]:
     return folder, kind
 
 
-def _load(args: argparse.Namespace, folder: pathlib.Path):
-    """The pipeline, with weights and computing of the type that is asked for.
+def load(args: argparse.Namespace, folder: pathlib.Path):
+    """The pipeline, with weights and computing of the type and form that are asked for.
 
     Raises:
-      UserError: The model is broken, or the device does not compute in that type.
+      UserError: The model is broken, or the device does not compute in that type or form.
     """
     import jax
     import jax.numpy as jnp
 
+    from dicode_jax.runtime import compile_cache, platform
+
+    if args.no_compile_cache:
+        args.stack.enter_context(compile_cache.off())
+    if args.attention != "auto":
+        args.stack.enter_context(platform.tracing_for(attention=args.attention))
+    if args.attention == "cudnn" and platform.platform() != "gpu":
+        raise UserError(
+            f"--attention cudnn is for NVIDIA's GPUs, this is a {platform.platform()}; take auto"
+        )
+    if args.attention == "cudnn" and args.dtype == "float32":
+        raise UserError("--attention cudnn computes in half precision; add --dtype bfloat16")
     if args.dtype == "float16" and jax.devices()[0].platform == "cpu":
         raise UserError("a CPU does not compute in float16; take --dtype float32 or bfloat16")
     dtype = args.dtype if args.dtype == "auto" else jnp.dtype(args.dtype)
@@ -283,7 +295,7 @@ def _encode_keyframes(pipe, path: str, mode: str):
 def _decode_tokens(args: argparse.Namespace, pipe, tokens, start: float, label: str) -> None:
     num_clips = len(tokens) - 1
     _check_clips(label, num_clips)
-    clips = pipe.decode_stream(tokens, num_frames=args.num_frames, **_sampling(args))
+    clips = pipe.decode_stream(tokens, num_frames=args.num_frames, **sampling(args))
     _write(args, pipe, (clip.frames for clip in clips), num_clips, start, label)
 
 
@@ -293,19 +305,20 @@ def _decode_features(
     """Paints a clip for each set of features, one after the other."""
     seeds = check_seeds(args.seed, len(features))
     clips = (
-        pipe(one, null_features=null_features, **_sampling(args) | {"seed": seed})[0]
+        pipe(one, null_features=null_features, **sampling(args) | {"seed": seed})[0]
         for seed, one in zip(seeds, features, strict=True)
     )
     _write(args, pipe, clips, len(features), start, label)
 
 
-def _sampling(args: argparse.Namespace) -> dict[str, Any]:
+def sampling(args: argparse.Namespace) -> dict[str, Any]:
     """What a pipeline is asked for besides its inputs."""
     return {
         "seed": args.seed,
         "num_inference_steps": args.steps,
         "guidance_scale": args.guidance_scale,
         "sampler": args.sampler,
+        "clips_per_batch": args.clips_per_batch,
     }
 
 

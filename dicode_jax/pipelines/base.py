@@ -23,7 +23,7 @@ from dicode_jax import config as config_lib
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.pipelines import checks, painting
 from dicode_jax.pipelines.load import check_kind
-from dicode_jax.runtime import sharding
+from dicode_jax.runtime import compile_cache, sharding
 from dicode_jax.storage import hub, model_card, weights
 from dicode_jax.storage.folders import new_folder
 from dicode_jax.typing import PyTree
@@ -90,6 +90,8 @@ class Pipeline:
     ) -> Self:
         """Loads a pipeline folder, a model that lies in the package, or one of the Hub.
 
+        Programs that are compiled from now on are kept, see `runtime.compile_cache`.
+
         Args:
           path_or_name: A folder, the name of a packaged model, or `owner/name` on the Hugging Face
             Hub, which is downloaded once; None for the packaged default.
@@ -105,6 +107,7 @@ class Pipeline:
           UserError: There is no such model, it is of another kind, or its files are broken or do
             not fit together.
         """
+        compile_cache.use()
         folder = hub.find_model(
             path_or_name,
             revision=revision,

@@ -130,13 +130,20 @@ class TestGenerate:
         options += " --sampler dpm++"
         argv = ["generate", PROMPT, "--out", "a.gif", *options.split(), "--model", "some"]
         assert cli.main(argv) == 0
-        given = {"seed": 5, "num_inference_steps": 20, "guidance_scale": 1.5, "sampler": "dpm++"}
+        given = {
+            "seed": 5,
+            "num_inference_steps": 20,
+            "guidance_scale": 1.5,
+            "sampler": "dpm++",
+            "clips_per_batch": "auto",
+        }
         assert calls == [("load", "some"), ("generate", PROMPT, 2, 8, given)]
         assert video.read_video("a.gif").fps == pytest.approx(4, abs=0.1)  # a clip stays 2 s long
 
     def test_leaves_defaults_to_the_model(self, calls, work):
         assert cli.main(["generate", PROMPT, "--out", "a.mp4"]) == 0
         given = {"seed": 0, "num_inference_steps": None, "guidance_scale": None, "sampler": None}
+        given["clips_per_batch"] = "auto"
         assert calls == [("load", None), ("generate", PROMPT, 1, None, given)]
 
     def test_writes_a_contact_sheet(self, calls, work, capsys):
@@ -238,6 +245,7 @@ class TestVideoCommands:
         np.testing.assert_allclose(tokens[:, 2], means, rtol=1e-6)
         assert cli.main(["decode", "t.safetensors", "--out", "out.webp", "--seed", "3"]) == 0
         given = {"seed": 3, "num_inference_steps": None, "guidance_scale": None, "sampler": None}
+        given["clips_per_batch"] = "auto"
         assert calls[-1] == ("decode", (3, 4, 3), None, given)
         assert len(video.read_video("out.webp").frames) == 32
 

@@ -42,26 +42,6 @@ def _compile_once(tmp_path_factory):
         jax.config.update(name, value)
 
 
-@pytest.mark.parametrize(
-    ("home", "kept"), [("", None), (None, None), ("a file", None), (".", ".cache/dicode_jax")]
-)
-def test_programs_are_kept_where_the_user_has_a_place(home, kept, tmp_path, monkeypatch):
-    (tmp_path / "a file").touch()
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.delenv("HOME", raising=False)
-    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])  # as in containers with -u
-    if home is not None:
-        monkeypatch.setenv("HOME", home and str(tmp_path / home))
-    earlier = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", None)
-    try:
-        loop.use_compilation_cache()
-        assert jax.config.jax_compilation_cache_dir == (kept and str(tmp_path / kept))
-    finally:
-        jax.config.update("jax_compilation_cache_dir", earlier)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
 def train(workdir, config=TINY, at=None, **options):
     """A run; `at` gives functions by number of a batch, called when the loop asks for it."""
     if longer := claim(workdir, config):

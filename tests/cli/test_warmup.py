@@ -1,0 +1,122 @@
+"""A second start compiles nothing: prompts and lengths share programs, which are kept."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from jax import monitoring
+from tiny import tiny_pipeline
+
+from dicode_jax import cli
+from dicode_jax.cli.arguments import ATTENTION, VIDEO_SUFFIXES
+from dicode_jax.media import writer
+from dicode_jax.runtime import compile_cache, platform
+
+SHORT, LONG = "a red circle", "a red circle moves right on a black background " * 2
+
+
+@pytest.fixture
+def misses(tmp_path, monkeypatch):
+    """Programs that were compiled and not found, as they are; of a cache that is empty."""
+    monkeypatch.chdir(tmp_path)
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path / "programs"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    jax.config.update("jax_disable_most_optimizations", True)  # not how well matters here
+    compile_cache.compilation_cache.reset_cache()
+    log = []
+
+    def note(event, **_):
+        if event == "/jax/compilation_cache/cache_misses":
+            log.append(event)
+
+    monitoring.register_event_listener(note)
+    yield log
+    monitoring.unregister_event_listener(note)
+    jax.config.update("jax_disable_most_optimizations", False)
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compile_cache.compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_pipeline().save_pretrained(folder)
+    return ["--model", str(folder), "--steps", "2"]
+
+
+def generate(model, prompt, num_clips, *more):
+    argv = ["generate", prompt, "--out", "a.webp", "--num-clips", str(num_clips), *model, *more]
+    assert cli.main(argv) == 0
+
+
+@pytest.mark.slow
+def test_after_a_warmup_no_prompt_and_no_length_compiles(misses, model, capsys):
+    jax.clear_caches()
+    assert cli.main(["warmup", "--num-clips", "9", *model]) == 0
+    assert misses
+    out = capsys.readouterr().out
+    assert "decode" in out
+    assert "small ones" in out
+    assert f"{pathlib.Path('programs').absolute()}: ready in" in out
+    misses.clear()
+    jax.clear_caches()  # as in another process
+    for prompt, num_clips in ((SHORT, 1), (LONG, 2), (SHORT, 5), (LONG, 9)):
+        generate(model, prompt, num_clips)
+    assert not misses
+
+
+@pytest.mark.slow
+def test_without_a_cache_nothing_is_kept_or_read(misses, model, capsys, tmp_path):
+    jax.clear_caches()
+    generate(model, SHORT, 1, "--no-compile-cache")
+    assert not list(tmp_path.glob("programs/*"))
+    assert jax.config.jax_enable_compilation_cache
+    capsys.readouterr()
+    assert cli.main(["warmup", *model, "--no-compile-cache"]) == 2
+    assert "compiled programs are not kept" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_forms_of_attention_and_batches_paint_the_same(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    from dicode_jax.media.video import read_video
+
+    found = []
+    for more in ([], ["--attention", "mapped"], ["--clips-per-batch", "1"]):
+        generate(model, SHORT, 2, *more)
+        found.append(read_video("a.webp").frames.astype(int))
+    assert np.abs(found[1] - found[0]).max() <= 1
+    assert np.abs(found[2] - found[0]).max() <= 1
+    assert platform.attention() == "auto"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--clips-per-batch 0", "from 1 to 1800, got 0; or auto"),
+        ("--clips-per-batch some", "got 'some'; or auto"),
+        ("--attention flash", "invalid choice: 'flash'"),
+        ("--attention cudnn", "--attention cudnn is for NVIDIA's GPUs, this is a cpu"),
+        ("--no-compile-cach", "unknown option --no-compile-cach; did you mean --no-compile-cache?"),
+    ],
+)
+def test_wrong_options_are_one_line(model, tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    argv = ["generate", SHORT, "--out", "a.mp4", *model[:2], *options.split()]
+    assert cli.main(argv) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert platform.attention() == "auto"
+
+
+def test_the_parser_knows_the_same_names_as_what_is_slow_to_import():
+    assert ATTENTION == platform.ATTENTION
+    assert VIDEO_SUFFIXES == writer.VIDEO_SUFFIXES
