@@ -10,7 +10,7 @@ value compiles nothing, and everything else is static.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from dicode_jax.diffusion.samplers import SAMPLERS
 from dicode_jax.diffusion.samplers.base import Denoise, Project, Sampler, per_sample_normal, sample
 from dicode_jax.diffusion.samplers.ddim import DDIM
 from dicode_jax.diffusion.samplers.dpm import DPMSolver
+from dicode_jax.diffusion.samplers.unipc import UniPC
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.diffusion.time_grid import SPACINGS, ddim_time_grid
 from dicode_jax.nn.rngs import fold
@@ -28,6 +29,10 @@ from dicode_jax.typing import Array
 
 Predict = Callable[[Array, Array, Any, Array], Array]
 """``(x [b, ...], times, condition, fs [b]) -> prediction [b, ...]``, one branch of guidance."""
+
+PredictDeep = Callable[[Array, Array, Any, Array, Any], tuple[Array, Any]]
+"""``(x, times, condition, fs, deep) -> (prediction, deep)``: `Predict` with deep features, a pytree
+of arrays ``[b, ...]``: those of an earlier step, or None, in place of which it makes them."""
 
 Guide = Callable[[Sequence[Array], Array], Array]
 """``(predictions of the branches, step) -> guided prediction``; ``step`` is traced."""
@@ -50,13 +55,19 @@ class SamplingConfig:
         guidance_rescale: see `dicode_jax.diffusion.guidance.rescale_guidance`; 0 for off.
         sampler: one of `dicode_jax.diffusion.samplers.SAMPLERS`.
         eta: 0 deterministic, 1 ancestral ("ddim") or the reverse SDE ("dpm++"); what lies between
-            is told by `DDIM` and `DPMSolver`.
+            is told by `DDIM` and `DPMSolver`. "unipc" is deterministic whatever it is.
         spacing: one of `dicode_jax.diffusion.time_grid.SPACINGS`.
         fs: frame stride, or frames per second, that the UNet is told.
         drop_tokens: zero the deep tokens 0..drop_tokens of every keyframe; None keeps all.
         batch_guidance: evaluate the branches of guidance in one batched call instead of one after
             the other, which takes less memory.
-        table_dtype: rounding of the tables of `DDIM`; "dpm++" has float64 ones.
+        table_dtype: rounding of the tables of `DDIM`; the others have float64 ones.
+        guidance_interval: where guidance begins and ends, as shares of the steps from the noisiest,
+            rounded to whole steps (Kynkäänniemi et al., arXiv 2404.07724, give noise levels). The
+            other steps evaluate the conditional branch alone, as with a scale of 1.
+        deep_cache_interval: every so many steps the whole network runs, and in between only its
+            shallow part, with the deep features of the last whole run (DeepCache, Ma et al., arXiv
+            2312.00858); 1 for off.
     """
 
     num_frames: int = 16
@@ -70,11 +81,13 @@ class SamplingConfig:
     drop_tokens: int | None = None
     batch_guidance: bool = False
     table_dtype: str = "float32"
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    deep_cache_interval: int = 1
 
     RETIRED: ClassVar = {"image_guidance_scale": (None, "guidance_scale")}
 
     def __post_init__(self):
-        for name in ("num_frames", "num_inference_steps", "fs"):
+        for name in ("num_frames", "num_inference_steps", "fs", "deep_cache_interval"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name, known in (("sampler", SAMPLERS), ("spacing", SPACINGS)):
@@ -85,6 +98,11 @@ class SamplingConfig:
                 raise ValueError(f"{name} must be in 0..1, got {getattr(self, name)}")
         if not math.isfinite(self.guidance_scale):
             raise ValueError(f"guidance_scale must be finite, got {self.guidance_scale}")
+        start, end = self.guidance_interval
+        if not 0 <= start <= end <= 1:
+            raise ValueError(
+                f"guidance_interval must ascend within 0..1, got {self.guidance_interval}"
+            )
 
     @property
     def is_guided(self) -> bool:
@@ -117,6 +135,8 @@ def make_sampler(schedule: NoiseSchedule, cfg: SamplingConfig) -> Sampler:
     """The sampler that the settings name."""
     if cfg.sampler == "ddim":
         return DDIM(schedule=schedule, eta=cfg.eta, table_dtype=cfg.table_dtype)
+    if cfg.sampler == "unipc":
+        return UniPC(schedule=schedule)
     return DPMSolver(schedule=schedule, eta=cfg.eta)
 
 
@@ -143,6 +163,34 @@ def make_guide(cfg: SamplingConfig) -> Guide:
     return join
 
 
+class Turn(NamedTuple):
+    """What one step evaluates.
+
+    Attributes:
+        num_branches: of guidance: all of them, or the first alone.
+        is_whole: the whole network runs, not only its shallow part.
+    """
+
+    num_branches: int
+    is_whole: bool
+
+
+def plan_turns(cfg: SamplingConfig, num_steps: int, num_branches: int) -> list[Turn]:
+    """What each step evaluates, ``num_steps`` of them.
+
+    Where guidance begins, the whole network runs out of turn if it last did for one branch.
+    """
+    start, end = (round(share * num_steps) for share in cfg.guidance_interval)
+    turns, age, held = [], 0, 0
+    for step in range(num_steps):
+        count, age = num_branches if start <= step < end else 1, age + 1
+        is_whole = age >= cfg.deep_cache_interval or count > held
+        if is_whole:
+            age, held = 0, count
+        turns.append(Turn(count, is_whole))
+    return turns
+
+
 def guided_denoise(
     predict: Callable[[Array, Array, Any], Array],
     branches: Sequence[Any],
@@ -150,7 +198,7 @@ def guided_denoise(
     *,
     batched: bool,
 ) -> Denoise:
-    """The guided model of a sampling loop.
+    """The guided model of a sampling loop whose steps are all alike.
 
     Args:
         predict: ``(x [b, ...], times, condition) -> prediction [b, ...]``.
@@ -159,22 +207,70 @@ def guided_denoise(
         batched: evaluate the branches in one call on ``[branches * b, ...]``, or one after the
             other, which takes less memory.
     """
-    if len(branches) == 1:
-        return lambda x, times, step: predict(x, times, branches[0]).astype(jnp.float32)
+    return _planned(_without_deep(predict), branches, guide, [Turn(len(branches), True)], batched)
+
+
+def _without_deep(predict: Callable[[Array, Array, Any], Array]) -> Callable:
+    return lambda x, times, condition, _: (predict(x, times, condition), None)
+
+
+def _planned(
+    network: Callable,
+    branches: Sequence[Any],
+    guide: Guide,
+    turns: Sequence[Turn],
+    batched: bool,
+    memory: Any = None,
+) -> Denoise:
+    """The guided model of a loop whose step i evaluates ``turns[i]``; of one turn, all steps do.
+
+    Args:
+        network: ``(x, times, condition, deep) -> (prediction, deep)``.
+        branches, guide, batched: see `guided_denoise`.
+        turns: what is evaluated; each kind is compiled once.
+        memory: deep features of all branches, ``[branches, b, ...]``; None to keep none.
+    """
+    kinds = sorted(set(turns))
+    runs = [_turn(network, branches[: kind[0]], guide, kind.is_whole, batched) for kind in kinds]
+    which = np.array([kinds.index(turn) for turn in turns])
+
+    def run(x, times, step, memory):
+        if len(runs) == 1:
+            return runs[0](x, times, step, memory)
+        return jax.lax.switch(jnp.asarray(which)[step], runs, x, times, step, memory)
+
+    return run if memory is not None else lambda x, times, step: run(x, times, step, None)[0]
+
+
+def _turn(network, branches: Sequence[Any], guide: Guide, is_whole: bool, batched: bool):
+    """``(x, times, step, memory) -> (prediction, memory)`` of the steps of one kind."""
+    count = len(branches)
     stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *branches)
 
-    def together(x, times):
-        repeat = lambda a: jnp.concatenate([a] * len(branches))  # noqa: E731
-        joined = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), stacked)
-        return jnp.split(predict(repeat(x), repeat(times), joined), len(branches))
+    def alone(x, times, deep):
+        output, deep = network(x, times, branches[0], jax.tree.map(lambda a: a[0], deep))
+        return [output], jax.tree.map(lambda a: a[None], deep)
 
-    def apart(x, times):  # a loop, so that the network is compiled once
-        return list(jax.lax.map(lambda condition: predict(x, times, condition), stacked))
+    def together(x, times, deep):
+        repeat = lambda a: jnp.concatenate([a] * count)  # noqa: E731
+        joined = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (stacked, deep))
+        output, deep = network(repeat(x), repeat(times), *joined)
+        apart = lambda a: a.reshape(count, -1, *a.shape[1:])  # noqa: E731
+        return jnp.split(output, count), jax.tree.map(apart, deep)
 
-    evaluate = together if batched else apart
+    def apart(x, times, deep):  # a loop, so that the network is compiled once
+        outputs, deep = jax.lax.map(lambda each: network(x, times, *each), (stacked, deep))
+        return list(outputs), deep
 
-    def denoise(x, times, step):
-        return guide([output.astype(jnp.float32) for output in evaluate(x, times)], step)
+    evaluate = alone if count == 1 else together if batched else apart
+
+    def denoise(x, times, step, memory):
+        deep = None if is_whole else jax.tree.map(lambda a: a[:count], memory)
+        outputs, deep = evaluate(x, times, deep)
+        outputs = [output.astype(jnp.float32) for output in outputs]
+        if is_whole:
+            memory = jax.tree.map(lambda old, new: old.at[:count].set(new), memory, deep)
+        return (outputs[0] if count == 1 else guide(outputs, step)), memory
 
     return denoise
 
@@ -190,6 +286,7 @@ def sample_guided(
     x_init: Array | None = None,
     noise: Array | None = None,
     guide: Guide | None = None,
+    predict_deep: PredictDeep | None = None,
     project: Project | None = None,
     return_trajectory: bool = False,
     use_scan: bool = True,
@@ -207,33 +304,54 @@ def sample_guided(
         x_init: starting noise instead of the keys'.
         noise: noise of every step instead of the keys'.
         guide: joins the branches instead of `make_guide`, for a scale that depends on the step.
+        predict_deep: the network where ``cfg`` has it keep deep features.
         project, return_trajectory, use_scan: see `dicode_jax.diffusion.samplers.base.sample`.
 
     Returns:
         The latents, and the states of all steps or None.
 
     Raises:
-        ValueError: neither keys nor noise, or a number of steps that the schedule cannot hold.
+        ValueError: neither keys nor noise, a number of steps that the schedule cannot hold, or deep
+            features of a network that keeps none.
     """
     if x_init is None:
         if keys is None:
             raise ValueError("sampling needs keys (one per sample) or x_init")
         x_init = per_sample_normal(keys, 0, shape)
+    x_init = x_init.astype(jnp.float32)
     fs = jnp.full((x_init.shape[0],), cfg.fs, jnp.int32)
-    denoise = guided_denoise(
-        lambda x, times, branch: predict(x, times, *branch),
-        [(condition, fs) for condition in branches],
-        make_guide(cfg) if guide is None else guide,
-        batched=cfg.batch_guidance,
-    )
+    conditions = [(condition, fs) for condition in branches]
+    grid = make_grid(schedule, cfg)
+    turns = plan_turns(cfg, len(grid) - 1, len(branches))
+    if cfg.deep_cache_interval == 1:
+        network = _without_deep(lambda x, times, branch: predict(x, times, *branch))
+        memory = None
+    elif predict_deep is None:
+        raise ValueError("this network keeps no deep features; deep_cache_interval must be 1")
+    else:
+
+        def network(x, times, branch, deep):
+            condition, fs = branch
+            return predict_deep(x, times, condition, fs, deep)
+
+        memory = _no_features(network, x_init, conditions)
+    guide = make_guide(cfg) if guide is None else guide
     return sample(
-        denoise,
+        _planned(network, conditions, guide, turns, cfg.batch_guidance, memory),
         make_sampler(schedule, cfg),
-        x_init.astype(jnp.float32),
-        make_grid(schedule, cfg),
+        x_init,
+        grid,
         keys=None if keys is None else fold(keys, 1),
         noise=noise,
         project=project,
+        memory=memory,
         return_trajectory=return_trajectory,
         use_scan=use_scan,
     )
+
+
+def _no_features(network: Callable, x: Array, branches: Sequence[Any]) -> Any:
+    """Zeros in place of the deep features of all branches, ``[branches, b, ...]``."""
+    times = jnp.zeros(x.shape[:1], jnp.int32)
+    _, deep = jax.eval_shape(lambda x: network(x, times, branches[0], None), x)
+    return jax.tree.map(lambda leaf: jnp.zeros((len(branches), *leaf.shape), leaf.dtype), deep)

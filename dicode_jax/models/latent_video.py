@@ -42,15 +42,15 @@ def sample_latents(
     if cfg.drop_tokens is not None:
         raise ValueError("drop_tokens is an option of deep tokens alone")
 
-    def predict(x, times, condition, fs):
+    def inputs(x, times, condition, fs):
         tokens, beside = condition
         if beside is not None:
             x = jnp.concatenate([x, beside.astype(x.dtype)], axis=-1)
-        return unet(x, times, tokens, fs)
+        return x, times, tokens, fs
 
     contexts = (context, null_context) if cfg.is_guided else (context,)
     latents, _ = sample_guided(
-        predict,
+        lambda *args: unet(*inputs(*args)),
         [(tokens, concat) for tokens in contexts],
         schedule,
         cfg,
@@ -58,5 +58,6 @@ def sample_latents(
         keys=keys,
         x_init=x_init,
         noise=noise,
+        predict_deep=lambda *args: unet.with_deep(*inputs(*args[:-1]), deep=args[-1]),
     )
     return latents

@@ -130,6 +130,11 @@ class UNet3DConfig:
             raise ValueError("init_attention needs head_dim: its heads have that width")
 
     @property
+    def num_shallow(self) -> int:
+        """First and last stages that run where deep features are taken from an earlier step."""
+        return 1
+
+    @property
     def downsampling(self) -> int:
         """Latents per latent of the coarsest level, along height and width."""
         return 2 ** (len(self.channel_mult) - 1)
@@ -250,6 +255,33 @@ class UNet3D(nnx.Module):
         Raises:
             ValueError: a shape does not fit the config; the message has both.
         """
+        return self._run(x, timesteps, context, fs, deterministic=deterministic, rngs=rngs)[0]
+
+    @typechecked
+    def with_deep(
+        self,
+        x: Float[Array, "b f h w c"],
+        timesteps: Int[Array, "b ..."] | Float[Array, "b ..."],
+        context: Float[Array, "b l d"],
+        fs: Int[Array, " b"] | Float[Array, " b"] | None = None,
+        *,
+        deep: Float[Array, "b f y x k"] | None = None,
+    ) -> tuple[Float[Array, "b f h w o"], Float[Array, "b f y x k"]]:
+        """Runs the network, and gives the features that its last stages read from the deep ones.
+
+        Neighbouring steps of sampling have almost the same (DeepCache, arXiv 2312.00858): given
+        those of an earlier step, only the first and the last `num_shallow` stages run.
+
+        Args:
+            x, timesteps, context, fs: as for a call.
+            deep: features of an earlier step; None computes them.
+
+        Returns:
+            The prediction, and the features that it was made with.
+        """
+        return self._run(x, timesteps, context, fs, deep=deep)
+
+    def _run(self, x, timesteps, context, fs, *, deep=None, deterministic=True, rngs=None):
         self._check(x, timesteps, context)
         embed = self._embed(timesteps, fs, batch=x.shape[0])
         text, image = self._split_context(context, num_frames=x.shape[1])
@@ -261,16 +293,22 @@ class UNet3D(nnx.Module):
 
         if not deterministic:  # `nnx.remat` holds no parameters from outside of a sampling loop
             run = checkpoint(run, self.cfg.remat, transform=nnx.remat)
-        h, skips = x, []
-        for i, stage in enumerate(self.down_stages):
+        count, h, skips = self.cfg.num_shallow, x, []
+        for i, stage in enumerate(self.down_stages if deep is None else self.down_stages[:count]):
             h = run(stage, h, embed, text, image, rngs)
             if i == 0 and self.init_attention is not None:
                 h = self.init_attention(h, text)
             skips.append(h)
-        h = run(self.mid_stage, h, embed, text, image, rngs)
-        for stage in self.up_stages:
+        if deep is None:
+            h = run(self.mid_stage, h, embed, text, image, rngs)
+            for stage in self.up_stages[:-count]:
+                h = run(stage, jnp.concatenate([h, skips.pop()], -1), embed, text, image, rngs)
+            deep = h
+        h = deep
+        for stage in self.up_stages[-count:]:
             h = run(stage, jnp.concatenate([h, skips.pop()], -1), embed, text, image, rngs)
-        return self.conv_out(nnx.silu(group_norm_per_image(self.norm_out, h))).astype(x.dtype)
+        h = self.conv_out(nnx.silu(group_norm_per_image(self.norm_out, h))).astype(x.dtype)
+        return h, deep
 
     def _embed(self, timesteps: Array, fs: Array | None, batch: int) -> Float[Array, "b g e"]:
         if timesteps.ndim == 1:

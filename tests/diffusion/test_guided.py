@@ -50,7 +50,8 @@ def test_another_value_compiles_nothing_and_gives_what_it_gives_untraced(sampler
     }.items():
         for value in values:
             after = compiled(dataclasses.replace(first, **{name: value}))
-            assert np.abs(after - before).max() > 1e-3, (name, value)
+            is_deaf = name == "eta" and sampler == "unipc"  # which adds no noise
+            assert (np.abs(after - before).max() > 1e-3) != is_deaf, (name, value)
     assert compiled._cache_size() == 1
     changes = {"guidance_scale": 2.0, "guidance_rescale": 0.2, "eta": 0.5, "fs": 24}
     other = dataclasses.replace(first, **changes)
@@ -144,6 +145,8 @@ def test_the_defaults_are_those_of_dicodes_demos():
         drop_tokens=None,
         batch_guidance=False,
         table_dtype="float32",
+        guidance_interval=(0.0, 1.0),
+        deep_cache_interval=1,
     )
 
 
@@ -172,8 +175,14 @@ def test_settings_of_older_folders_load():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sampler": "euler"}, r"sampler must be one of \('ddim', 'dpm\+\+'\), got 'euler'"),
+        (
+            {"sampler": "euler"},
+            r"sampler must be one of \('ddim', 'dpm\+\+', 'unipc'\), got 'euler'",
+        ),
         ({"fs": 0}, "fs must be at least 1, got 0"),
+        ({"guidance_interval": (0.6, 0.5)}, r"guidance_interval must ascend .*, got \(0.6, 0.5\)"),
+        ({"guidance_interval": (0.0, 1.1)}, "guidance_interval must ascend within 0..1"),
+        ({"deep_cache_interval": 0}, "deep_cache_interval must be at least 1, got 0"),
         ({"guidance_scale": float("inf")}, "guidance_scale must be finite"),
     ],
 )

@@ -1,8 +1,9 @@
 """Numbers of quality against closed forms."""
 
 import numpy as np
+import pytest
 
-from dicode_jax.evaluation.quality import psnr
+from dicode_jax.evaluation.quality import psnr, ssim
 
 
 def test_psnr_is_the_mean_of_the_decibels_of_each_image():
@@ -12,3 +13,15 @@ def test_psnr_is_the_mean_of_the_decibels_of_each_image():
     wanted = (20 * np.log10(5) + 10 * np.log10(3)) / 2
     np.testing.assert_allclose(psnr(true, other), wanted, rtol=1e-12)
     assert psnr(true, true) > 100
+
+
+def test_ssim_is_its_closed_form_on_flat_images_and_1_on_equal_ones():
+    flat = [np.full((1, 2, 12, 13, 3), level, np.uint8) for level in (50, 150)]
+    c1 = (0.01 * 255) ** 2
+    wanted = (2 * 50 * 150 + c1) / (50**2 + 150**2 + c1)
+    np.testing.assert_allclose(ssim(*flat), wanted, rtol=1e-12)
+    noise = np.random.default_rng(0).integers(0, 256, flat[0].shape, np.uint8)
+    np.testing.assert_allclose(ssim(noise, noise), 1.0, rtol=1e-12)
+    assert ssim(noise, 255 - noise) < -0.5  # the same structure, turned about
+    with pytest.raises(ValueError, match="11 x 11"):
+        ssim(noise[..., :10, :, :], noise[..., :10, :, :])

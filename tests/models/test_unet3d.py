@@ -263,3 +263,35 @@ def test_wrong_shapes_are_named(change, match):
 def test_impossible_configs_are_refused(options, match):
     with pytest.raises(ValueError, match=match):
         dataclasses.replace(TINY, **options)
+
+
+def test_deep_features_of_the_same_step_give_the_same_prediction():
+    graph, state = build(FRAMES_ALONE)
+    args = inputs()
+    whole, deep = jax.jit(lambda state, *args: nnx.merge(graph, state).with_deep(*args))(
+        state, *args
+    )
+    np.testing.assert_array_equal(whole, forward(graph)(state, *args))
+    assert deep.shape == (B, F, H, W, 8)
+    shallow = jax.jit(
+        lambda state, deep, *args: nnx.merge(graph, state).with_deep(*args, deep=deep)
+    )
+    again, same = shallow(state, deep, *args)
+    np.testing.assert_allclose(again, whole, atol=1e-5)
+    np.testing.assert_array_equal(same, deep)
+    # Both what is given and what is seen now count.
+    assert np.abs(shallow(state, deep + 1, *args)[0] - whole).max() > 1e-2
+    assert np.abs(shallow(state, deep, args[0] + 1, *args[1:])[0] - whole).max() > 1e-2
+
+
+def test_with_deep_features_no_deep_stage_runs():
+    graph, state = build(FRAMES_ALONE)
+    model = nnx.merge(graph, state)
+    _, deep = model.with_deep(*inputs())
+    del model.mid_stage
+    for stages in (model.down_stages, model.up_stages):
+        count = len(stages)
+        shallow = {0} if stages is model.down_stages else {count - 1}
+        for i in set(range(count)) - shallow:
+            stages[i] = None
+    assert np.isfinite(model.with_deep(*inputs(), deep=deep)[0]).all()

@@ -254,7 +254,10 @@ def test_long_prompt_is_cut_with_a_warning(pipe):
         (lambda p: p(PROMPTS[0], num_inference_steps=501), "501"),
         (lambda p: p(PROMPTS[0], num_inference_steps=1001), "from 1 to 1000, got 1001"),
         (lambda p: p(PROMPTS[0], guidance_scale=100.5), "guidance_scale: .* 100, got 100.5"),
-        (lambda p: p(PROMPTS[0], sampler="euler"), r"sampler: want ddim or dpm\+\+, got 'euler'"),
+        (
+            lambda p: p(PROMPTS[0], sampler="euler"),
+            r"sampler: want ddim or dpm\+\+ or unipc, got 'euler'",
+        ),
         (lambda p: p(PROMPTS[0], sampler=2), "sampler: .* got 2"),
         (lambda p: p.encode(np.zeros((1, 8, 8, 3), np.uint8)), "two keyframes"),
         (lambda p: p.encode(np.zeros((4, 8, 8, 3), np.float32)), "uint8"),

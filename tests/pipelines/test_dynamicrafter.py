@@ -198,7 +198,7 @@ def test_images_of_any_size_are_covered_without_bars(pipe, size):
         ({"prompt": 3}, "a prompt is text"),
         ({"num_inference_steps": 0}, "num_inference_steps: want .* from 1 to 1000, got 0"),
         ({"num_inference_steps": 2000}, "2000"),
-        ({"sampler": "euler"}, r"sampler: want ddim or dpm\+\+, got 'euler'"),
+        ({"sampler": "euler"}, r"sampler: want ddim or dpm\+\+ or unipc, got 'euler'"),
         ({"eta": 2.0}, "eta: want .* of at most 1, got 2"),
         ({"num_frames": 0}, "num_frames: want a whole number from 1"),
         ({"guidance_scale": float("nan")}, "guidance_scale: .* got nan"),

@@ -45,7 +45,7 @@ def test_the_last_values_are_allowed_and_the_next_are_not(name):
 def test_a_name_is_one_of_those_there_are():
     assert options.check(sampler="dpm++", eta=None) == {"sampler": "dpm++"}
     for value in ("euler", 2, ["ddim"]):
-        with pytest.raises(UserError, match=r"^sampler: want ddim or dpm\+\+, got "):
+        with pytest.raises(UserError, match=r"^sampler: want ddim or dpm\+\+ or unipc, got "):
             options.check(sampler=value)
     with pytest.raises(UserError, match="there is no option steps; there are num_clips, num_fr"):
         options.check(eta=1.0, steps=3)

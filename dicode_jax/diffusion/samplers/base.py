@@ -15,10 +15,11 @@ import numpy as np
 
 from dicode_jax.typing import Array
 
-Denoise = Callable[[Array, Array, Array], Array]
+Denoise = Callable[..., Any]
 """``(x [b, ...], times [b] or [b, f], step) -> prediction [b, ...]``, guidance included.
 
 ``step`` counts from 0 and is traced, so that guidance may be a table with an entry for each step.
+One that remembers takes its memory, a pytree, as a fourth argument, and gives it beside its result.
 """
 
 Project = Callable[[Array, Array], Array]
@@ -83,6 +84,7 @@ def sample(
     keys: Array | None = None,
     noise: Array | None = None,
     project: Project | None = None,
+    memory: Any = None,
     return_trajectory: bool = False,
     use_scan: bool = True,
 ) -> tuple[Array, Any]:
@@ -97,6 +99,7 @@ def sample(
         noise: noise for every step instead of keys, ``[steps, b, ...]``.
         project: puts in what is given (frames that are known): before step i as ``(x, i)``, and
             after the last as ``(x, steps)``.
+        memory: what ``denoise`` remembers, in front of the first step; None where it does not.
         return_trajectory: also return every intermediate state.
         use_scan: False runs the same steps in a Python loop, for a ``denoise`` that is compiled on
             its own; equal results.
@@ -121,29 +124,33 @@ def sample(
     if grid.ndim == 2:
         grid = np.broadcast_to(grid[:, None], (num_steps + 1, b, grid.shape[1]))
 
-    def body(state, inputs):
-        step, t, coefficients, step_noise = inputs
+    def body(carry, inputs):
+        (state, memory), (step, t, coefficients, step_noise) = carry, inputs
         if project is not None:
             state = state._replace(x=project(state.x, step))
         if step_noise is None and sampler.is_stochastic and keys is not None:
             step_noise = per_sample_normal(keys, step, x.shape[1:])
         times = jnp.broadcast_to(t, (b,)) if t.ndim == 0 else t
-        prediction = denoise(state.x, times, step)
+        if memory is None:
+            prediction = denoise(state.x, times, step)
+        else:
+            prediction, memory = denoise(state.x, times, step, memory)
         state = sampler.step(state, prediction, coefficients, step_noise)
         state = state._replace(x=state.x.astype(x.dtype))
-        return state, (state if return_trajectory else None)
+        return (state, memory), (state if return_trajectory else None)
 
     times, coefficients = sampler.coefficients(grid)
     steps = jax.tree.map(jnp.asarray, (np.arange(num_steps), times, coefficients, noise))
-    state = sampler.init(x)
+    carry = sampler.init(x), memory
     if use_scan:
-        state, trajectory = jax.lax.scan(body, state, steps)
+        carry, trajectory = jax.lax.scan(body, carry, steps)
     else:
         states = []
         for index in range(num_steps):
-            state, kept = body(state, jax.tree.map(lambda leaf, i=index: leaf[i], steps))
+            carry, kept = body(carry, jax.tree.map(lambda leaf, i=index: leaf[i], steps))
             states.append(kept)
         trajectory = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    state, _ = carry
     return (state.x if project is None else project(state.x, num_steps)), trajectory
 
 

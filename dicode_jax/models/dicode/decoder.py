@@ -223,11 +223,21 @@ class ClipDecoder(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b f h w c"]:
         """One network evaluation; concatenates the latent images to ``x`` where there are any."""
-        if condition.concat is not None:
-            x = jnp.concatenate([x, condition.concat.astype(x.dtype)], axis=-1)
+        x = _beside(x, condition.concat)
         return self.unet(
             x, timesteps, condition.context, fs, deterministic=deterministic, rngs=rngs
         )
+
+    def denoise_deep(
+        self, x: Array, timesteps: Array, condition: Condition, fs: Array | None, deep: Array | None
+    ) -> tuple[Array, Array]:
+        """`denoise` with the UNet's deep features, old or new; see `UNet3D.with_deep`."""
+        x = _beside(x, condition.concat)
+        return self.unet.with_deep(x, timesteps, condition.context, fs, deep=deep)
+
+
+def _beside(x: Array, concat: Array | None) -> Array:
+    return x if concat is None else jnp.concatenate([x, concat.astype(x.dtype)], axis=-1)
 
 
 def is_constant(path: tuple) -> bool:
@@ -302,6 +312,7 @@ def decode_clip(
         keys=keys,
         x_init=x_init,
         noise=noise,
+        predict_deep=denoiser.denoise_deep,
     )
     return latents
 
