@@ -7,8 +7,8 @@ Both run in turns, float32, on the cores that the process may use, with random w
 `UNet3DConditionModel` and `AutoencoderKL`, transformers' `GPT2Model` and `CLIPVisionModel`, the
 parts that these lack in plain PyTorch. Parameters and FLOPs of both are printed, since the nets are
 alike and not equal. A ratio is PyTorch's median over ours: above 1, ours is faster. The load of the
-machine is noted before and after; where it is above the cores, repeat. `unet_*` at full width and `gpt2`
-take up to 15 GB.
+machine is noted before and after; where it is above the cores, repeat. `unet_*` at full width and
+`gpt2` take up to 15 GB.
 """
 
 import argparse
