@@ -25,6 +25,8 @@ KINDS: dict[str, str] = {
     "t5": "convert.parts.t5:KIND",
     "dicode_lm": "convert.dicode.lm:from_torch",
     "dicode": "convert.dicode.modules:from_torch",
+    "ar_diffusion_dit": "convert.ar_diffusion.dit:DIT",
+    "ar_diffusion_denoiser": "convert.ar_diffusion.dit:KIND",
 }
 
 

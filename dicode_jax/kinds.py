@@ -22,6 +22,7 @@ MODULES = {
     "dicode_decoder": "models.dicode.decoder.ClipDecoderConfig",
     "dicode_language_model": "models.dicode.ar_config.DiCoDeLMConfig",
     "dicode_representation": "stages.dicode.representation_model.RepresentationConfig",
+    "ar_diffusion_denoiser": "models.ar_diffusion.dit.DenoiserConfig",
     "autoencoder_kl": "models.autoencoder_kl.AutoencoderKLConfig",
     "clip": "models.clip.CLIPConfig",
     "clip_text": "models.clip.CLIPTextConfig",

@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+ALIASES = {"ardiffusion": "ar_diffusion"}  # how a folder of fixtures calls a family of ours
 VOCABULARIES: str | None = None  # folder of published tokenizer files, from the command line
 
 RUNNERS: dict[str, Callable[["Fixture"], Iterable["Check | LeftOut"]]] = {}
@@ -151,6 +152,14 @@ class Fixture:
                 return {k: file[k] for k in file.files if k != "meta" and not k.startswith("sd/")}
         return load_file(self.path / "io.safetensors")
 
+    def npz(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of a file beside the folder's `config.json`; empty where there is none."""
+        path = self.path / f"{name}.npz"
+        if not path.is_file():
+            return {}
+        with np.load(path, allow_pickle=False) as file:
+            return {key: upcast(file[key]) for key in file.files}
+
     @property
     def num_arrays(self) -> int:
         """How many arrays it holds, weights left out; a folder may keep them in several files."""
@@ -199,11 +208,14 @@ def _meta(path: pathlib.Path) -> dict:
 
 def _kind(path: pathlib.Path) -> str:
     is_npz = path.is_file() and "meta" in np.load(path).files
-    return f"{path.parent.name}/{_meta(path)['kind'] if is_npz else path.stem}"
+    family = ALIASES.get(path.parent.name, path.parent.name)
+    return f"{family}/{_meta(path)['kind'] if is_npz else path.stem}"
 
 
 def families(root: pathlib.Path) -> list[pathlib.Path]:
-    """The folders below `root`, each of a family."""
+    """The folders below `root`, each of a family; `root` itself if it holds fixtures."""
+    if any((path / "config.json").is_file() for path in root.iterdir() if path.is_dir()):
+        return [root.resolve()]
     return [path for path in sorted(root.resolve().iterdir()) if _is_visible_folder(path)]
 
 
