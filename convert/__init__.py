@@ -23,6 +23,7 @@ KINDS: dict[str, str] = {
     "gpt2": "convert.parts.gpt2:KIND",
     "llama": "convert.parts.llama:KIND",
     "t5": "convert.parts.t5:KIND",
+    "ar_diffusion_vae": "convert.ar_diffusion.vae:KIND",
     "dicode_lm": "convert.dicode.lm:from_torch",
     "dicode": "convert.dicode.modules:from_torch",
     "ar_diffusion_dit": "convert.ar_diffusion.dit:DIT",

@@ -22,6 +22,7 @@ import numpy as np
 from flax import nnx
 
 from convert.ar_diffusion import dit as ar_diffusion_dit
+from convert.ar_diffusion import vae as ar_diffusion_vae
 from convert.dicode import lm as dicode_lm
 from convert.dicode import modules as dicode
 from convert.engine import archives, command, plan
@@ -104,6 +105,7 @@ KINDS: dict[type, Kind] = {
         extras=ar_diffusion_dit.stored_tables,
         constants=("null",),
     ),
+    ar_diffusion_vae.KIND.config: _as_read(ar_diffusion_vae.KIND),
 }
 """Configuration of a stored module -> how it is written; the parts of DynamiCrafter included."""
 

@@ -16,6 +16,7 @@ PIPELINES = {
     "dicode": "pipelines.dicode.PipelineConfig",
     "dynamicrafter": "pipelines.dynamicrafter.DynamiCrafterConfig",
     "divot": "pipelines.divot.DivotConfig",
+    "ar_diffusion": "pipelines.ar_diffusion.ARDiffusionConfig",
 }
 MODULES = {
     "dicode_tokenizer": "models.dicode.tokenizer.DeepTokenizerConfig",
@@ -23,6 +24,7 @@ MODULES = {
     "dicode_language_model": "models.dicode.ar_config.DiCoDeLMConfig",
     "dicode_representation": "stages.dicode.representation_model.RepresentationConfig",
     "ar_diffusion_denoiser": "models.ar_diffusion.dit.DenoiserConfig",
+    "ar_diffusion_frame_vae": "models.ar_diffusion.frame_vae.FrameVAEConfig",
     "autoencoder_kl": "models.autoencoder_kl.AutoencoderKLConfig",
     "clip": "models.clip.CLIPConfig",
     "clip_text": "models.clip.CLIPTextConfig",

@@ -313,6 +313,6 @@ def run(command):
             documented.execute(path)
         except SystemExit as end:
             if end.code:
-                raise documented.Wrong(f"{' '.join(words)}\n{said.getvalue()}") from end
+                raise documented.Wrong(f"{' '.join(words)}\n{said.getvalue()}{end}") from end
         except Exception as error:
             raise documented.Wrong(f"{' '.join(words)}: {error!r}") from error

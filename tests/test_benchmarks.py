@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import train_step
+from benchmarks import cpu_peers, train_step
 from dicode_jax.models.gpt2 import GPT2, GPT2Config
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.stages.registry import build_stage
@@ -39,3 +39,33 @@ def test_small_tokenizer_has_the_parts_of_the_large_one():
         paths.append({path for path, _ in nnx.to_flat_state(nnx.state(model))})
     small, large = ({path for path in found if path[1] != "vision"} for found in paths)
     assert small == large
+
+
+def test_peers_run_in_turns_and_the_warm_up_does_not_count(monkeypatch):
+    order, clock = [], [0.0]
+
+    def side(name, *seconds):
+        left = iter(seconds)
+
+        def call():
+            order.append(name)
+            clock[0] += next(left)
+
+        return cpu_peers.Side(call, parameters=len(name), flops=3)
+
+    pair = side("ours", 100.0, 1.0, 2.0, 3.0), side("theirs", 200.0, 5.0, 8.0, 4.0)
+    monkeypatch.setitem(cpu_peers.PAIRS, "vae", ("a pair", lambda: pair))
+    monkeypatch.setattr(cpu_peers.time, "perf_counter", lambda: clock[0])
+    result = cpu_peers.compare("vae", rounds=3, warm_up=1)
+    assert order == ["ours", "theirs", "theirs", "ours"] * 2
+    assert result["median_seconds"] == {"dicode_jax": 2.0, "pytorch": 5.0}
+    assert (result["ratio"], result["ratio_of_least"]) == (2.5, 4.0)
+    assert result["parameters"] == {"dicode_jax": 4, "pytorch": 6}
+    assert "2.50 (least 4.00)" in cpu_peers.row(result)
+
+
+def test_without_peers_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(cpu_peers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"torch, diffusers, transformers: pip install") as exit_:
+        cpu_peers.require_peers()
+    assert "\n" not in str(exit_.value)

@@ -139,11 +139,11 @@ def test_what_cannot_be_scored_is_one_line(score, monkeypatch, tmp_path):
     for wrong in ("--num-prompts", "--batch-size"):
         with pytest.raises(UserError, match="must be at least 1"):
             score(wrong, 0)
-    monkeypatch.setattr(Painter, "__call__", lambda self, x, **_: np.zeros((len(x), 4, 8, 8, 3)))
+    monkeypatch.setattr(Painter, "decode", lambda self, x, **_: np.zeros((len(x), 4, 8, 8, 3)))
     with pytest.raises(
         UserError, match=r"\(16, 64, 64, 3\) in the shapes world, not \(4, 8, 8, 3\)"
     ):
-        score("--num-prompts", 1)
+        score("--num-prompts", 1, "--reconstruct")
     done = run("score_shapes.py", "--model", tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")

@@ -9,17 +9,17 @@ from dicode_jax.cli import data, doctor, runs
 from dicode_jax.diffusion.samplers import SAMPLERS
 from dicode_jax.errors import UserError
 from dicode_jax.pipelines.options import (
-    MAX_CLIPS,
     MAX_FRAMES,
     MAX_GUIDANCE,
     MAX_SEED,
     MAX_STEPS,
+    MAX_STREAM,
     Real,
     Whole,
     number,
 )
 
-VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")  # as data.video, which is slow to import
+VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")  # as media.writer, which is slow to import
 
 _EPILOG = """\
 examples:
@@ -101,10 +101,10 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
     _add_video_out(sub)
     sub.add_argument(
         "--num-clips",
-        type=number(int, Whole(1, MAX_CLIPS)),
+        type=number(int, Whole(1, MAX_STREAM)),
         default=1,
         metavar="N",
-        help="clips of two seconds each (default: 1)",
+        help="clips of two seconds each, written as they are painted (default: 1)",
     )
     _add_sampling(sub)
     _add_model(sub)
@@ -167,7 +167,13 @@ def _add_video_in(parser: argparse.ArgumentParser) -> None:
 
 def _add_video_out(parser: argparse.ArgumentParser) -> None:
     known = ", ".join(VIDEO_SUFFIXES[:-1]) + " or " + VIDEO_SUFFIXES[-1]
-    parser.add_argument("--out", required=True, metavar="FILE", help=f"the video: {known}")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help=f"the video: {known}; until it is whole, its clips are in FILE with .part before the "
+        "extension, and stay there when the command is stopped",
+    )
     parser.add_argument("--sheet", metavar="FILE", help="also write a contact sheet, a .png")
 
 

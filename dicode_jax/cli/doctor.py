@@ -121,15 +121,16 @@ def _video() -> str:
     import numpy as np
 
     from dicode_jax.media import video
+    from dicode_jax.media.writer import VIDEO_SUFFIXES
 
     frames = np.zeros((2, 16, 16, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        for suffix in video.VIDEO_SUFFIXES:
+        for suffix in VIDEO_SUFFIXES:
             path = pathlib.Path(folder, f"trial{suffix}")
             video.write_video(path, frames)
             if len(video.read_video(path).frames) != len(frames):
                 raise UserError(f"a {suffix} of two frames does not hold two")
-    return f"{', '.join(video.VIDEO_SUFFIXES)} are written and read"
+    return f"{', '.join(VIDEO_SUFFIXES)} are written and read"
 
 
 def _cache() -> str:

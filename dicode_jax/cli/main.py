@@ -2,7 +2,8 @@
 
 Everything that can be checked before the model loads is checked first; jax is imported only by
 commands that compute. A mistake in what is asked gets one line on stderr and exit status 2, Ctrl-C
-gets 130, and neither leaves a half-written file.
+gets 130, and neither leaves a half-written file: of a video the clips that were painted stay, under
+a name of their own (see `media.writer`).
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 
-from dicode_jax.cli import data, doctor, runs, video
+from dicode_jax.cli import data, doctor, info, runs, video
 from dicode_jax.cli.arguments import make_parser
 from dicode_jax.errors import UserError, print_any_name
 from dicode_jax.runtime.interrupts import exit_status, polite_signals
@@ -24,7 +25,7 @@ COMMANDS = {
     "reconstruct": video.reconstruct,
     "encode": video.encode,
     "decode": video.decode,
-    "info": video.info,
+    "info": info.info,
     "data": data.data,
     "metrics": runs.metrics,
     "export": runs.export,
@@ -44,22 +45,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as exit_:  # argparse: after --help, or a mistake that it has reported
         return int(exit_.code or 0)
     except UserError as error:
-        return _fail(str(error))
+        return _fail(str(error), error)
     except KeyboardInterrupt as interrupt:
-        _fail("stopped")
+        _fail("stopped", interrupt)
         return exit_status(interrupt)
     except BrokenPipeError:  # the reader of our output is gone, as with `dicode info | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
-    except MemoryError:
-        return _fail("not enough memory; ask for fewer or smaller clips")
+    except MemoryError as error:
+        return _fail("not enough memory; ask for fewer or smaller clips", error)
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):
-            return _fail("not enough device memory; ask for fewer or smaller clips")
+            return _fail("not enough device memory; ask for fewer or smaller clips", error)
         raise
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, error: BaseException) -> int:
+    """One line of what went wrong, and of what is left of the work."""
+    message = "; ".join([message, *getattr(error, "__notes__", ())])
     print("dicode: error: " + " ".join(message.split()), file=sys.stderr)
     return EXIT_ERROR
 

@@ -1,7 +1,8 @@
-"""`dicode generate`, `reconstruct`, `encode`, `decode` and `info`: thin over the pipelines."""
+"""`dicode generate`, `reconstruct`, `encode` and `decode`: thin over the pipelines."""
 
 import argparse
 import contextlib
+import itertools
 import os
 import pathlib
 import time
@@ -22,6 +23,7 @@ CAN = {
     "dicode": "generates, reconstructs, encodes and decodes",
     "dynamicrafter": "generates, from --image",
     "divot": "decodes features",
+    "ar_diffusion": "generates, in Python for now",
 }
 """Kind of pipeline -> what the commands do with it."""
 
@@ -44,15 +46,10 @@ def generate(args: argparse.Namespace) -> None:
         raise UserError(f"{folder} paints a prompt alone; --image is for DynamiCrafter")
     pipe = _load(args, folder)
     start = time.monotonic()
-    with _progress_bar() as progress:
-        video = pipe(
-            args.prompt,
-            num_clips=args.num_clips,
-            num_frames=args.num_frames,
-            **_sampling(args),
-            progress=progress,
-        )[0]
-    _write(args, pipe, video, args.num_clips, start, args.prompt)
+    clips = pipe.stream(
+        args.prompt, num_clips=args.num_clips, num_frames=args.num_frames, **_sampling(args)
+    )
+    _write(args, pipe, (clip.frames for clip in clips), args.num_clips, start, args.prompt)
 
 
 def _animate(args: argparse.Namespace, folder, image=None, last_image=None) -> None:
@@ -69,8 +66,8 @@ def _animate(args: argparse.Namespace, folder, image=None, last_image=None) -> N
         last_image=last_image,
         num_frames=args.num_frames,
         **_sampling(args),
-    )[0]
-    _write(args, pipe, video, 1, start, args.prompt or pathlib.Path(args.image).name)
+    )
+    _write(args, pipe, iter(video), 1, start, args.prompt or pathlib.Path(args.image).name)
 
 
 def reconstruct(args: argparse.Namespace) -> None:
@@ -103,7 +100,7 @@ def encode(args: argparse.Namespace) -> None:
         save_file({"tokens": tokens}, temporary, metadata=metadata)
     k, n, z = tokens.shape
     took = time.monotonic() - start
-    _say(f"{args.out}: {k} keyframes x {n} tokens x {z} numbers, in {took:.1f} s")
+    say(f"{args.out}: {k} keyframes x {n} tokens x {z} numbers, in {took:.1f} s")
 
 
 def decode(args: argparse.Namespace) -> None:
@@ -124,109 +121,10 @@ def decode(args: argparse.Namespace) -> None:
         _decode_tokens(args, pipe, arrays["tokens"], start, label)
 
 
-def info(args: argparse.Namespace) -> None:
-    """Runs `dicode info`."""
-    path = None if args.path is None else pathlib.Path(args.path)
-    if path is not None and os.path.isfile(path):
-        if path.suffix.lower() in TOKEN_SUFFIXES:
-            arrays = read_arrays(path)
-            if "features" in arrays:
-                b, n, z = arrays["features"].shape
-                _say(f"{path}: features of {b} clips, {n} x {z} each")
-            else:
-                k, n, z = arrays["tokens"].shape
-                _say(f"{path}: deep tokens of {k} keyframes, {n} x {z} each: {k - 1} clips")
-            return
-        from dicode_jax.media import video
-
-        info = video.probe(path)
-        rate = f", {info.fps:.4g} frames a second" if info.fps else ""
-        lasts = f", {info.duration:.2f} s" if info.duration else ""
-        _say(f"{path}: a video of {info.width} x {info.height}{rate}{lasts}")
-        return
-    from dicode_jax.storage import hub, packaged
-
-    if path is None or not os.path.isdir(path):  # else it may hold parts, which are no pipeline
-        path = hub.find_model(args.path)
-    checked = [packaged.check(n) for n, p in packaged.models().items() if p.samefile(path)]
-    _describe(path)
-    if checked:
-        print(f"{'verified':<16} {checked[0]} files are as they were packaged")
-
-
-def _describe(folder: pathlib.Path) -> None:
-    """Parts, their origin, and what a pipeline does unless told otherwise, from headers alone."""
-    from dicode_jax.pipelines.load import PIPELINES, pipeline_class
-    from dicode_jax.storage import model_card
-
-    config, kind = None, _kind(folder)
-    if kind in PIPELINES:
-        config = pipeline_class(kind).check_folder(folder)
-    parts = model_card.inspect(folder)
-    if kind is not None:
-        _say(f"{'kind':<16} {kind}")
-    for part in parts:
-        types = printable(", ".join(part.dtypes), 200)
-        _say(f"{printable(part.name, 60):<16} {part.num_parameters:>13,} parameters, {types}")
-    size = sum(part.num_bytes for part in parts)
-    _say(f"{'in all':<16} {sum(p.num_parameters for p in parts):>13,}, {size / 1e6:,.1f} MB")
-    if config is not None and kind is not None:
-        _describe_pipeline(folder, kind, config)
-    for name in dict.fromkeys(part.metadata.get("converter") for part in parts):
-        if name is not None:
-            _say(f"{'converted by':<16} {printable(name, 200)}")
-    sources = {(str(x), str(digest)) for part in parts for x, digest in part.sources.items()}
-    for file, digest in sorted(sources):
-        _say(f"{'source':<16} {printable(digest, 80)}  {printable(file, 200)}")
-    for note in model_card.licence_notes(parts):
-        _say(f"{'licence':<16} {printable(note, 200)}")
-
-
-def _kind(folder: pathlib.Path) -> str | None:
-    """Of a pipeline or a single module; None for a folder of parts, and a module of old."""
-    from dicode_jax import config as config_lib
-    from dicode_jax.pipelines.load import pipeline_kind
-    from dicode_jax.storage.weights import CONFIG_FILE, WEIGHTS_FILE
-
-    if os.path.isfile(folder / WEIGHTS_FILE) and os.path.isfile(folder / CONFIG_FILE):
-        return config_lib.read_json(folder / CONFIG_FILE)[0]
-    return pipeline_kind(folder) if os.path.isfile(folder / CONFIG_FILE) else None
-
-
-def _describe_pipeline(folder: pathlib.Path, kind: str, config) -> None:
-    """Size of a clip, what goes in, and the sampling defaults."""
-    size, sampling = config.frame_size, config.sampling
-    h, w = (size, size) if isinstance(size, int) else size
-    _say(f"{'clip':<16} {sampling.num_frames} frames of {w} x {h} at {config.fps:g} a second")
-    if kind == "dicode":
-        _describe_dicode(folder)
-    guidance = f"guidance {sampling.guidance_scale:g}"
-    steps = f"{sampling.num_inference_steps} steps of {sampling.sampler}"
-    _say(f"{'sampling':<16} {steps}, {guidance}, eta {sampling.eta:g}")
-    if kind == "dicode" and (folder / "language_model").is_dir():
-        _say(f"{'text':<16} {config.text_length} tokens")
-
-
-def _describe_dicode(folder: pathlib.Path) -> None:
-    """What is read of a frame, and what a keyframe becomes."""
-    from dicode_jax import config as config_lib
-    from dicode_jax.models.dicode.decoder import ClipDecoderConfig
-    from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
-    from dicode_jax.storage.weights import CONFIG_FILE
-
-    decoder = config_lib.from_json(ClipDecoderConfig, folder / "decoder" / CONFIG_FILE)
-    _say(f"{'keyframe':<16} {decoder.num_tokens} deep tokens of {decoder.token_dim} numbers")
-    if (folder / "tokenizer").is_dir():
-        reads = config_lib.from_json(DeepTokenizerConfig, folder / "tokenizer" / CONFIG_FILE)
-        part = "the largest square" if reads.resize == "crop" else "the whole, stretched"
-        smooth = ", antialiased" if reads.antialias else ""
-        _say(f"{'of a frame':<16} {part}{smooth}")
-
-
 # Steps that commands share
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     """Prints a line that may hold names of files or what a model says of itself."""
     print(printable(line, 2000))
 
@@ -386,33 +284,20 @@ def _encode_keyframes(pipe, path: str, mode: str):
 def _decode_tokens(args: argparse.Namespace, pipe, tokens, start: float, label: str) -> None:
     num_clips = len(tokens) - 1
     _check_clips(label, num_clips)
-    with _progress_bar() as progress:
-        video = pipe.decode(
-            tokens,
-            num_frames=args.num_frames,
-            **_sampling(args),
-            progress=progress,
-        )
-    _write(args, pipe, video, num_clips, start, label)
+    clips = pipe.decode_stream(tokens, num_frames=args.num_frames, **_sampling(args))
+    _write(args, pipe, (clip.frames for clip in clips), num_clips, start, label)
 
 
 def _decode_features(
     args: argparse.Namespace, pipe, start: float, label: str, features, null_features=None
 ) -> None:
     """Paints a clip for each set of features, one after the other."""
-    import numpy as np
-
-    clips, seeds = [], check_seeds(args.seed, len(features))
-    with _progress_bar() as progress:
-        for seed, one in zip(seeds, features, strict=True):
-            progress("clips", len(clips), len(features))
-            painted = pipe(
-                one,
-                null_features=null_features,
-                **_sampling(args) | {"seed": seed},
-            )
-            clips.append(painted[0])
-    _write(args, pipe, np.concatenate(clips), len(clips), start, label)
+    seeds = check_seeds(args.seed, len(features))
+    clips = (
+        pipe(one, null_features=null_features, **_sampling(args) | {"seed": seed})[0]
+        for seed, one in zip(seeds, features, strict=True)
+    )
+    _write(args, pipe, clips, len(features), start, label)
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:
@@ -425,23 +310,40 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _write(args: argparse.Namespace, pipe, frames, num_clips: int, start: float, label: str):
-    """Writes the video and the contact sheet; a clip lasts as long as the model was made for."""
-    from dicode_jax.media.video import contact_sheet, write_video
+def _write(
+    args: argparse.Namespace, pipe, clips: Iterator[Any], num_clips: int, start: float, label: str
+) -> None:
+    """Writes clips `[f, h, w, 3]` as they come, and the contact sheet at the end.
+
+    A clip lasts as long as the model was made for. Those that the sheet shows are kept.
+    """
+    from dicode_jax.media.video import contact_sheet
+    from dicode_jax.media.writer import VideoWriter
+    from dicode_jax.storage.files import part_of
 
     seconds = pipe.config.sampling.num_frames / pipe.config.fps
-    f, h, w, _ = frames.shape
-    write_video(args.out, frames, fps=f / (num_clips * seconds))
+    rows = min(SHEET_ROWS, num_clips) if args.sheet else 0
+    wanted = {round(i * (num_clips - 1) / max(rows - 1, 1)) for i in range(rows)}
+    shown = {}
+    with _progress_bar() as progress:
+        progress("clips", 0, num_clips)
+        first = next(clips)
+        f, h, w, _ = first.shape
+        what = f"clips in {printable(part_of(args.out).name, 60)}"
+        with VideoWriter(args.out, f / seconds, keep=True) as writer:
+            for index, clip in enumerate(itertools.chain([first], clips)):
+                writer.append(clip)
+                writer.flush()
+                progress(what, index + 1, num_clips)
+                if index in wanted:
+                    shown[index] = clip
     lasts, took = num_clips * seconds, time.monotonic() - start
-    _say(f"{args.out}: {f} frames of {w} x {h}, {lasts:g} s, in {took:.1f} s")
+    say(f"{args.out}: {f * num_clips} frames of {w} x {h}, {lasts:g} s, in {took:.1f} s")
     if args.sheet is None:
         return
-    clips = frames.reshape(num_clips, -1, h, w, 3)
-    count = min(SHEET_ROWS, num_clips)
-    shown = [round(i * (num_clips - 1) / max(count - 1, 1)) for i in range(count)]
-    labels = [label, *(f"{seconds * i:g} to {seconds * (i + 1):g} s" for i in shown[1:])]
-    contact_sheet(args.sheet, [clips[i] for i in shown], labels=labels)
-    _say(f"{args.sheet}: contact sheet")
+    labels = [label, *(f"{seconds * i:g} to {seconds * (i + 1):g} s" for i in list(shown)[1:])]
+    contact_sheet(args.sheet, list(shown.values()), labels=labels)
+    say(f"{args.sheet}: contact sheet")
 
 
 @contextlib.contextmanager

@@ -244,9 +244,12 @@ def changes(folder: pathlib.Path, about: Mapping[str, Any]) -> list[str] | None:
 def write_manifest(folder: pathlib.Path, num_shards: int, schema: Schema) -> None:
     """Writes `manifest.json`, which makes a folder with a plan and finished shards a cache."""
     shards, indexes, data = [], [], hashlib.sha256()
+    lengths = {name: 0 for name, spec in schema.items() if None in spec.shape}
     for path in (shard_path(folder, i, num_shards) for i in range(num_shards)):
         index = read_index_file(path.with_suffix(".json"))
         indexes.append(index)
+        with read_as(path.with_suffix(".json")):
+            lengths = {name: held + sum(index["lengths"][name]) for name, held in lengths.items()}
         data.update(json.dumps(index.get("data"), sort_keys=True).encode())
         shards.append(
             {
@@ -257,7 +260,6 @@ def write_manifest(folder: pathlib.Path, num_shards: int, schema: Schema) -> Non
                 "index_sha256": hash_file(path.with_suffix(".json")),
             }
         )
-    varying = [name for name, spec in schema.items() if None in spec.shape]
     manifest = {
         "kind": KIND,
         "version": VERSION,
@@ -265,7 +267,7 @@ def write_manifest(folder: pathlib.Path, num_shards: int, schema: Schema) -> Non
         "data": data.hexdigest(),
         "schema": {name: spec._asdict() for name, spec in schema.items()},
         "count": sum(shard["count"] for shard in shards),
-        "lengths": {n: sum(sum(index["lengths"][n]) for index in indexes) for n in varying},
+        "lengths": lengths,
         "broken": sum(len(index["broken"]) for index in indexes),
         "shards": shards,
     }

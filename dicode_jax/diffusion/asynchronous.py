@@ -4,12 +4,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dicode_jax.diffusion.frame_schedule import FrameSchedule
 from dicode_jax.diffusion.parameterization import add_noise
 from dicode_jax.diffusion.samplers.asynchronous import AsynchronousDDIM
-from dicode_jax.diffusion.samplers.base import Denoise, sample
-from dicode_jax.typing import Array
+from dicode_jax.diffusion.samplers.base import Denoise, State
+from dicode_jax.typing import Array, PyTree
 
 
 def sample_frames(
@@ -41,39 +42,72 @@ def sample_frames(
 
     Raises:
         UserError: a frame would have to move outside of the window.
+        ValueError: there is a timestep of history, and no noise.
     """
-    frames.check()
-    denoise = windowed(denoise, frames)
     if given is not None:
         x = x.at[:, : given.shape[1]].set(given.astype(x.dtype))
-        if history_noise:
-            times = jnp.full(given.shape[:2], history_noise, jnp.int32)
-            shown = add_noise(sampler.schedule, given.astype(jnp.float32), history, times)
-            denoise = _shown(denoise, shown, times)
-    return sample(denoise, sampler, x, frames.steps, return_trajectory=return_trajectory)
+    shown = None
+    if given is not None and history_noise:
+        if history is None:
+            raise ValueError("history_noise needs history, the noise of the given frames")
+        times = jnp.full(given.shape[:2], history_noise, jnp.int32)
+        shown = add_noise(sampler.schedule, given.astype(jnp.float32), history, times), times
+    rows = row_tables(sampler, frames)
+    return run_rows(denoise, sampler, x, rows, frames.window, shown=shown, keep=return_trajectory)
 
 
-def windowed(denoise: Denoise, frames: FrameSchedule) -> Denoise:
-    """A model of windows as one of whole videos, which says nothing of frames outside."""
-    starts, size = jnp.asarray(frames.starts), frames.window
+def row_tables(sampler: AsynchronousDDIM, frames: FrameSchedule) -> PyTree:
+    """All that changes from row to row, arrays of numpy ``[rows, ...]``; cut them as you like.
 
-    def call(x, times, step):
-        if size == x.shape[1]:
+    Raises:
+        UserError: a frame would have to move outside of the window.
+    """
+    frames.check()
+    times, coefficients = sampler.coefficients(frames.steps[:, None])
+    return np.arange(len(times), dtype=np.int32), frames.starts, times, coefficients
+
+
+def run_rows(
+    denoise: Denoise,
+    sampler: AsynchronousDDIM,
+    x: Array,
+    rows: PyTree,
+    window: int,
+    *,
+    shown: tuple[Array, Array] | None = None,
+    keep: bool = False,
+) -> tuple[Array, Any]:
+    """One ``lax.scan`` over rows of `row_tables`, which may be traced.
+
+    Args:
+        denoise: the guided model; it is given ``window`` frames.
+        sampler: the update rule.
+        x: ``[b, f, ...]``, the frames as they are before the first of the rows.
+        rows: a run of rows.
+        window: frames that the network sees.
+        shown: frames ``[b, g, ...]`` and timesteps ``[b, g]`` that the network gets to see in
+            place of the first ones.
+        keep: also return the state after every row.
+    """
+    b, f = x.shape[:2]
+
+    def predict(x, times, step, at):
+        if shown is not None:
+            g = shown[0].shape[1]
+            x = x.at[:, :g].set(shown[0].astype(x.dtype))
+            times = times.at[:, :g].set(shown[1].astype(times.dtype))
+        if window == f:
             return denoise(x, times, step)
-        at = starts[step]
-        part, told = (jax.lax.dynamic_slice_in_dim(a, at, size, axis=1) for a in (x, times))
-        seen = denoise(part, told, step)
+        cut = lambda a: jax.lax.dynamic_slice_in_dim(a, at, window, axis=1)  # noqa: E731
+        seen = denoise(cut(x), cut(times), step)
         return jax.lax.dynamic_update_slice_in_dim(jnp.zeros(x.shape, seen.dtype), seen, at, 1)
 
-    return call
+    def body(state: State, row):
+        step, at, times, coefficients = row
+        prediction = predict(state.x, jnp.broadcast_to(times, (b, f)), step, at)
+        state = sampler.step(state, prediction, coefficients, None)
+        state = state._replace(x=state.x.astype(x.dtype))
+        return state, (state if keep else None)
 
-
-def _shown(denoise: Denoise, frames: Array, times: Array) -> Denoise:
-    """The model with other frames and timesteps in front."""
-
-    def call(x, told, step):
-        g = frames.shape[1]
-        x = x.at[:, :g].set(frames.astype(x.dtype))
-        return denoise(x, told.at[:, :g].set(times.astype(told.dtype)), step)
-
-    return call
+    state, states = jax.lax.scan(body, sampler.init(x), jax.tree.map(jnp.asarray, rows))
+    return state.x, states

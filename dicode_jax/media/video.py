@@ -1,4 +1,4 @@
-"""Video files in and out: what `container` and Pillow let pass, and mp4, gif and webp to write.
+"""Video files in and out: what `container` and Pillow let pass, and what `writer` writes.
 
 Frames are uint8 RGB [h, w, 3]. Files are read one frame at a time, by time and not by number, so
 that neither their length nor a variable frame rate matters.
@@ -7,19 +7,14 @@ that neither their length nor a variable frame rate matters.
 import bisect
 import contextlib
 import dataclasses
-import fractions
-import itertools
 import math
-import numbers
 import os
 import pathlib
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from typing import cast
 
 import av
 import av.error
-import av.filter
 import av.logging
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -29,16 +24,13 @@ from dicode_jax.errors import UserError
 from dicode_jax.media.container import check_complete, check_index, open_container
 from dicode_jax.media.picture import open_picture
 from dicode_jax.media.shown import Shown, shown_picture
-from dicode_jax.storage.files import atomic_path, check_output
+from dicode_jax.media.writer import DEFAULT_FPS, VideoWriter
+from dicode_jax.storage.files import atomic_path
 
-VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")
 KEYFRAME_INTERVAL = 2.0  # seconds
-DEFAULT_FPS = 8
-H264_CRF = 10  # what the original demo writes with
 
 _LONGEST_GAP = 3600.0  # seconds between two frames, beyond which the time stamps are wrong
 _WIDEST_CELL = 8  # times the height of a cell
-_LOSSLESS_PIXELS = 128 * 128  # webp frames up to this size lose nothing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,33 +164,17 @@ def write_video(
     frames: UInt8[np.ndarray, "f h w 3"] | Iterable[UInt8[np.ndarray, "h w 3"]],
     fps: float = DEFAULT_FPS,
 ) -> None:
-    """Writes .mp4 (h264, crf 10, yuv420p), .gif or .webp (both repeat for ever), by extension.
+    """Writes .mp4, .gif or .webp (both repeat for ever), by extension; see `writer.VideoWriter`.
 
-    `frames` may be a generator: one frame is held at a time, except for gif. Odd sizes get a
-    repeated row or column in mp4. The file appears when it is whole, and not at all on an error or
-    Ctrl-C.
+    `frames` may be a generator: one frame is held at a time, except for gif. The file appears when
+    it is whole, and not at all on an error or Ctrl-C.
 
     Raises:
       UserError: the path cannot be written, see `files.check_output`; or `fps` is no rate.
       ValueError: no frames, or frames that are none.
     """
-    path = check_output(path, VIDEO_SUFFIXES)
-    is_number = isinstance(fps, numbers.Real) and not isinstance(fps, bool)
-    if not (is_number and 1e-3 <= fps <= 1000):
-        raise UserError(f"fps must lie between 0.001 and 1000, got {str(fps)[:40]}")
-    frames = iter(frames)
-    try:
-        first = next(frames)
-    except StopIteration:
-        raise ValueError(f"no frames to write to {path}") from None
-    rate = fractions.Fraction(fps).limit_denominator(1001)
-    write = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp}[path.suffix.lower()]
-    checked = (_checked(frame, first.shape) for frame in itertools.chain([first], frames))
-    with atomic_path(path) as temporary:
-        try:
-            write(str(temporary), checked, rate, first.shape)
-        except av.error.FFmpegError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    with VideoWriter(path, fps) as writer:
+        writer.append(frames)
 
 
 def contact_sheet(
@@ -365,73 +341,6 @@ def _keyframes_on_grid(frames: Iterator[Frame], interval: float) -> Iterator[Fra
     rest = shown.time + lasts - (count - 1) * interval
     if count < 2 or rest > interval / 2:
         yield shown
-
-
-# Writing
-
-
-def _checked(frame: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    frame = np.asarray(frame)
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
-        raise ValueError(f"want frames uint8 [h, w, 3], got {frame.dtype} {list(frame.shape)}")
-    if frame.shape != shape:
-        raise ValueError(f"frames differ in size: {list(shape)} and {list(frame.shape)}")
-    return np.ascontiguousarray(frame)
-
-
-def _numbered(frames: Iterable[np.ndarray], rate: fractions.Fraction) -> Iterator[av.VideoFrame]:
-    for index, image in enumerate(frames):
-        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-        frame.pts, frame.time_base = index, 1 / rate
-        yield frame
-
-
-def _write_mp4(path: str, frames: Iterable[np.ndarray], rate: fractions.Fraction, shape) -> None:
-    pad = ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0))
-    even = (np.pad(frame, pad, mode="edge") for frame in frames)
-    with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": str(H264_CRF)})
-        stream.height, stream.width = shape[0] + pad[0][1], shape[1] + pad[1][1]
-        stream.pix_fmt = "yuv420p"
-        for frame in _numbered(even, rate):
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-
-
-def _write_webp(path: str, frames: Iterable[np.ndarray], rate: fractions.Fraction, shape) -> None:
-    """Whole frames, one by one: an encoder of animations would merge equal frames into one."""
-    lossless = shape[0] * shape[1] <= _LOSSLESS_PIXELS
-    options = {"lossless": "1"} if lossless else {"quality": "90"}
-    with av.open(path, "w", format="webp", options={"loop": "0"}) as container:
-        stream = container.add_stream("libwebp", rate=rate, options=options)
-        stream.height, stream.width, stream.pix_fmt = shape[0], shape[1], "bgra"
-        for frame in _numbered(frames, rate):
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-
-
-def _write_gif(path: str, frames: Iterable[np.ndarray], rate: fractions.Fraction, shape) -> None:
-    """One palette for the whole video; times alternate so that the rate holds in hundredths."""
-    graph, rgb = av.filter.Graph(), av.VideoFormat("rgb24")
-    source = graph.add_buffer(width=shape[1], height=shape[0], format=rgb, time_base=1 / rate)
-    split, palette = graph.add("split"), graph.add("palettegen", "stats_mode=full")
-    apply, sink = graph.add("paletteuse", "dither=sierra2_4a"), graph.add("buffersink")
-    source.link_to(split)
-    split.link_to(palette, 0, 0)
-    split.link_to(apply, 1, 0)
-    palette.link_to(apply, 0, 1)
-    apply.link_to(sink)
-    graph.configure()
-    for frame in _numbered(frames, rate):
-        source.push(frame)
-    source.push(None)
-    with av.open(path, "w", format="gif", options={"loop": "0"}) as container:
-        stream = container.add_stream("gif", rate=rate)
-        stream.height, stream.width, stream.pix_fmt = shape[0], shape[1], "pal8"
-        with contextlib.suppress(av.error.EOFError):
-            while True:
-                container.mux(stream.encode(cast(av.VideoFrame, sink.pull())))
-        container.mux(stream.encode(None))
 
 
 # Contact sheets

@@ -16,6 +16,7 @@ from flax import nnx
 from dicode_jax.config import check_counts
 from dicode_jax.distributions.diagonal_gaussian import DiagonalGaussian
 from dicode_jax.nn.attention import attend
+from dicode_jax.nn.conv import Conv
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.norm import GroupNorm
 from dicode_jax.nn.resnet import Downsample, ResnetBlock, Upsample, fan_in_uniform
@@ -143,9 +144,7 @@ class _Layers:
     def __init__(self, cfg: AutoencoderKLConfig, options: dict):
         self.cfg, self.options = cfg, options
         self.grouped = {"num_groups": cfg.num_groups, **options}
-        self.conv = functools.partial(
-            nnx.Conv, kernel_size=(3, 3), padding=1, kernel_init=fan_in_uniform, **options
-        )
+        self.conv = functools.partial(Conv, kernel_init=fan_in_uniform, **options)
         self.block = functools.partial(
             ResnetBlock, eps=NORM_EPS, dropout_rate=cfg.dropout, **self.grouped
         )

@@ -172,18 +172,27 @@ class PatchEmbed(nnx.Module):
     """Linear embedding of square patches, row-major: a strided convolution run as one product."""
 
     def __init__(
-        self, patch_size: int, dim: int, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs
+        self,
+        patch_size: int,
+        dim: int,
+        *,
+        use_bias: bool = False,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
     ):
         self.patch_size, self.dtype = patch_size, dtype
         init = nnx.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
         shape = (patch_size, patch_size, 3, dim)
         self.kernel = nnx.Param(init(rngs.params(), shape, param_dtype))
+        self.bias = nnx.Param(jnp.zeros((dim,), param_dtype)) if use_bias else None
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b t d"]:
         p, dtype = self.patch_size, self.dtype or images.dtype
         layout = "b (y h) (x w) c -> b (y x) (h w c)"
         patches = rearrange(images.astype(dtype), layout, h=p, w=p)
-        return patches @ rearrange(self.kernel[...].astype(dtype), "h w c d -> (h w c) d")
+        x = patches @ rearrange(self.kernel[...].astype(dtype), "h w c d -> (h w c) d")
+        return x if self.bias is None else x + self.bias[...].astype(dtype)
 
 
 class CLIPVision(nnx.Module):

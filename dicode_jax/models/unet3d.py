@@ -17,6 +17,7 @@ from einops import rearrange
 from flax import nnx
 
 from dicode_jax.config import check_counts
+from dicode_jax.nn.conv import Conv
 from dicode_jax.nn.embeddings import timestep_embedding
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.norm import GroupNorm
@@ -181,7 +182,7 @@ class UNet3D(nnx.Module):
     def __init__(self, cfg: UNet3DConfig, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs):
         self.cfg = cfg
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        conv = functools.partial(nnx.Conv, kernel_size=(3, 3), padding=1, **options)
+        conv = functools.partial(Conv, **options)
         make = _Layers(cfg, options)
         embed_dim, width, factor = make.embed_dim, cfg.model_channels, 1
         self.time_embed = TimeMLP(width, embed_dim, **options)

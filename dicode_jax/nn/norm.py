@@ -86,9 +86,3 @@ def _in_one_pass(x: Array, groups: int) -> tuple[Array, Array]:
 def layer_norm(dim: int, *, eps: float = 1e-5, **options) -> nnx.LayerNorm:
     """Layer norm whose variance is that of the centred values, as in PyTorch."""
     return nnx.LayerNorm(dim, epsilon=eps, use_fast_variance=False, **options)
-
-
-def unit(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-    """Vectors of length 1; those shorter than 1e-12 are multiplied by 1e12, as in PyTorch."""
-    length = jnp.linalg.norm(x, axis=-1, keepdims=True)
-    return x / jnp.maximum(length, 1e-12)

@@ -10,6 +10,7 @@ import functools
 import jax.numpy as jnp
 from flax import nnx
 
+from dicode_jax.nn.conv import Conv
 from dicode_jax.nn.dropout import dropout
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.norm import GroupNorm
@@ -52,9 +53,7 @@ class ResnetBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        conv = functools.partial(
-            nnx.Conv, kernel_size=(3, 3), padding=1, kernel_init=fan_in_uniform, **options
-        )
+        conv = functools.partial(Conv, kernel_init=fan_in_uniform, **options)
         self.dropout_rate = dropout_rate
         self.norm1 = GroupNorm(in_channels, eps=eps, num_groups=num_groups, **options)
         self.conv1 = conv(in_channels, out_channels)
@@ -121,13 +120,7 @@ class Downsample(nnx.Module):
         rngs: nnx.Rngs,
     ):
         pair = (padding, padding) if isinstance(padding, int) else padding
-        conv = functools.partial(
-            nnx.Conv,
-            kernel_size=(3, 3),
-            strides=2,
-            padding=(pair, pair),
-            kernel_init=fan_in_uniform,
-        )
+        conv = functools.partial(Conv, strides=2, padding=(pair, pair), kernel_init=fan_in_uniform)
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.conv = conv(channels, channels, **options) if use_conv else None
 
@@ -147,9 +140,7 @@ class Upsample(nnx.Module):
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        conv = functools.partial(
-            nnx.Conv, kernel_size=(3, 3), padding=1, kernel_init=fan_in_uniform
-        )
+        conv = functools.partial(Conv, kernel_init=fan_in_uniform)
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.conv = conv(channels, channels, **options) if use_conv else None
 

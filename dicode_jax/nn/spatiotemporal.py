@@ -13,6 +13,7 @@ from flax import nnx
 
 from dicode_jax.nn.activations import gelu
 from dicode_jax.nn.attention import attend
+from dicode_jax.nn.conv import Conv
 from dicode_jax.nn.dropout import dropout
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.norm import GroupNorm, layer_norm
@@ -50,8 +51,9 @@ class TemporalConv(nnx.Module):
             init = ZEROS if i == 3 else fan_in_uniform
             norms.append(GroupNorm(channels, eps=CONV_NORM_EPS, num_groups=num_groups, **options))
             # A 2-D convolution over (frames, pixels) is 3.6 times faster on the CPU than a 3-D one.
+            padding = ((1, 1), (0, 0))
             convs.append(
-                nnx.Conv(channels, channels, (3, 1), padding="SAME", kernel_init=init, **options)
+                Conv(channels, channels, (3, 1), padding=padding, kernel_init=init, **options)
             )
         self.norms, self.convs = nnx.List(norms), nnx.List(convs)
 

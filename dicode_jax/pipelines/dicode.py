@@ -260,7 +260,7 @@ class DiCoDePipeline(base.Pipeline):
                 for clip, pair in enumerate(itertools.pairwise(written)):
                     yield _row(*pair, one, clip)
 
-        blame = "the language model and the decoder"
+        blame = "language_model and decoder"
         return self._clips(rows(), len(seeds), num_clips, clips_per_batch, blame, **changes)
 
     def generate_tokens(
@@ -442,7 +442,7 @@ class DiCoDePipeline(base.Pipeline):
             for clip, pair in enumerate(itertools.pairwise(video))
         )
         k = videos.shape[1]
-        return self._clips(rows, len(videos), k - 1, clips_per_batch, "the decoder", **changes)
+        return self._clips(rows, len(videos), k - 1, clips_per_batch, "decoder", **changes)
 
     def _clips(
         self, rows: Iterable[Mapping], num_videos, num_clips, clips_per_batch, blame, **changes

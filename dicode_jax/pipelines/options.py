@@ -15,8 +15,8 @@ from dicode_jax.diffusion.samplers import SAMPLERS
 from dicode_jax.errors import UserError
 
 MAX_SEED = 2**32 - 1  # jax drops the bits above without a word
-MAX_CLIPS, MAX_FRAMES = 1800, 256  # of an hour; all frames of a video are in memory at once
-MAX_STREAM = 10**6  # clips that come one after another
+MAX_CLIPS, MAX_FRAMES = 1800, 256  # of an hour, where all frames are in memory at once
+MAX_STREAM = 10**6  # clips that come one after another, as to a file
 # Beyond these a number is a slip of the finger.
 MAX_STEPS, MAX_GUIDANCE = 1000, 100.0
 
@@ -123,6 +123,8 @@ OPTIONS: Mapping[str, Whole | Real | OneOf] = {
     "num_frames": Whole(1, MAX_FRAMES),
     "num_inference_steps": Whole(1, MAX_STEPS),
     "fs": Whole(1, 2**31 - 1),
+    "lag": Whole(0, MAX_STEPS),
+    "history_noise": Whole(0, MAX_STEPS - 1),
     "guidance_scale": Real(0.0, MAX_GUIDANCE, is_open=True),
     "guidance_rescale": Real(0.0, 1.0),
     "eta": Real(0.0, 1.0),

@@ -1,6 +1,7 @@
 """Output files that are checked before the work and appear only when they are whole."""
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -48,7 +49,9 @@ def check_output(
         raise UserError(f"the output folder {folder} does not exist; make it first")
     if os.path.exists(target) and not os.access(target, os.W_OK):
         raise UserError(f"{path} exists and is write-protected")
+    sources = list(sources)
     check_no_source(path, sources)
+    check_no_source(part_of(path), sources)
     trial = _temporary(target)
     try:
         _create(trial)
@@ -231,6 +234,47 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def part_of(path: str | os.PathLike) -> pathlib.Path:
+    """Where a file that grows in sight lies until it is whole: `NAME.part.SUFFIX`, beside it."""
+    target = pathlib.Path(os.path.realpath(path)) if os.path.islink(path) else pathlib.Path(path)
+    return target.with_name(f"{short(target.stem)}.part{target.suffix}")
+
+
+@contextlib.contextmanager
+def growing_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Gives `part_of(path)` to write to, in sight, which takes the place of `path` at the end.
+
+    When the block fails or is interrupted, whatever was written stays there until the next writer
+    replaces it, and whatever was at `path` stays as it was.
+
+    Raises:
+      UserError: `path` or its part is no file, or cannot be written, or another process is at it.
+    """
+    target, part = resolve_output(path), part_of(path)
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # no link, no pipe
+        with open(os.open(part, flags, 0o666), "wb") as lock:
+            if not stat.S_ISREG(os.fstat(lock.fileno()).st_mode):
+                raise UserError(f"{part} is a pipe or a device; name another file than {path}")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is writing {part}; name another file") from None
+            os.ftruncate(lock.fileno(), 0)
+            try:
+                yield part
+                os.replace(part, target)
+            finally:
+                with contextlib.suppress(OSError):
+                    if part.stat().st_size == 0:
+                        part.unlink()
+    except OSError as error:
+        named = error.filename and os.fsdecode(error.filename)
+        if named and pathlib.Path(named) not in (part, target):
+            raise
+        raise UserError(f"cannot write {part}: {error.strerror or error}") from error
 
 
 def unfinished(path: pathlib.Path) -> list[pathlib.Path]:

@@ -15,6 +15,7 @@ from convert.engine import command
 from convert.engine.plan import plan
 from convert.engine.sources import open_source
 from dicode_jax.errors import UserError
+from dicode_jax.models.ar_diffusion.frame_vae import FrameVAEConfig
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
 from dicode_jax.models.clip import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
@@ -22,6 +23,8 @@ from dicode_jax.models.dicode.decoder import ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
 from dicode_jax.models.gpt2 import GPT2, GPT2Config
 from dicode_jax.models.llama import LlamaConfig
+from dicode_jax.models.maskgit_decoder import MaskGITDecoderConfig
+from dicode_jax.models.query_tokenizer import QueryTransformerConfig
 from dicode_jax.models.unet3d import UNet3DConfig
 from dicode_jax.nn.resampler import ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs, blank
@@ -48,6 +51,14 @@ BODY = GPT2Config(num_layers=3, num_heads=2, embed_dim=6, max_seq_len=9, vocab_s
 LLAMA = LlamaConfig(
     num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, embed_dim=8, mlp_dim=10,
     vocab_size=12, max_seq_len=16, tie_embeddings=False,
+)  # fmt: skip
+SIDE = QueryTransformerConfig(patch_size=4, embed_dim=6, num_layers=2, num_heads=2)
+FRAME_VAE = FrameVAEConfig(
+    image_size=8, num_tokens=3, token_dim=2, codebook_size=7, encoder=SIDE, decoder=SIDE,
+    pixel_decoder=MaskGITDecoderConfig(
+        z_channels=5, channels=4, channel_mult=(1, 2, 2), num_res_blocks=1, num_groups=2
+    ),
+    temporal=True,
 )  # fmt: skip
 CONFIGS = {
     "tokenizer": DeepTokenizerConfig(vision=VISION, resampler=RESAMPLER),
@@ -77,6 +88,7 @@ CONFIGS = {
     "gpt2": BODY,
     "gpt2_stacked": GPT2Config(**{**vars(BODY), "scan_layers": True}),
     "llama": LLAMA,
+    "frame_vae": FRAME_VAE,
     "llama_agent": DiCoDeLMConfig(
         body=LLAMA, num_tokens=3, token_dim=5, image_token_id=11, pad_token_id=3
     ),

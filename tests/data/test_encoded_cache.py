@@ -221,7 +221,10 @@ def test_a_manifest_that_says_something_else_is_refused(folder, way, value):
     [
         *((("names",), None), (("names",), [1, 2]), (("names",), ["a"]), (("lengths",), [])),
         *((("lengths", "tokens"), ["x", "y"]), (("broken",), []), (("broken", "b"), {})),
-        *((("lengths", "tokens"), x) for x in ([1, -4], [1.0, 4.0], [1, 2**40], {}, "12")),
+        *(
+            (("lengths", "tokens"), x)
+            for x in ([1, -4], [1.0, 4.0], [1, 2**40], [True, True], True, {}, "", "12")
+        ),
         *((("names",), ["a", "x" * 9000]), (("bytes",), -1)),
         *((("bytes",), "1"), (("data",), [1]), (("sha256",), None)),
     ],
@@ -236,6 +239,14 @@ def test_an_index_that_says_something_else_is_refused(folder, way, value):
     ):
         with pytest.raises(UserError, match=r"json is damaged .*; delete it and encode again"):
             read()
+
+
+@pytest.mark.parametrize("lengths", [{}, {"codes": [1, 1]}])
+def test_an_index_without_the_lengths_of_its_schema_makes_no_manifest(folder, lengths):
+    index = encoded_cache.shard_path(folder, 0, len(SHARDS)).with_suffix(".json")
+    change(index, ("lengths",), lengths)
+    with pytest.raises(UserError, match=r"json is damaged .*; delete it and encode again"):
+        encoded_cache.write_manifest(folder, len(SHARDS), SCHEMA)
 
 
 def test_settings_are_found_by_their_names(folder):

@@ -32,7 +32,7 @@ def test_everything_is_counted_and_the_broken_are_named(folder):
     assert (found.num_records, found.num_read) == (9, 9)
     assert list(found.videos) == [f"{i}.mp4" for i in range(5)]
     lengths = [info.duration for info in found.videos.values()]
-    np.testing.assert_allclose(lengths, [0.5, 1.0, 2.0, 2.0, 3.5], atol=0.01)
+    np.testing.assert_allclose(lengths, [0.5, 1.0, 2.0, 2.0, 3.5])
     assert set(found.pictures) == {"5.png", "6.png"}
     assert set(found.broken) == {"7.mp4", "8.mp4"}
     text = "\n".join(inspect.report(found))

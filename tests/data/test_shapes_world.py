@@ -92,6 +92,7 @@ def test_a_clip_depends_on_seed_and_index_alone():
 @pytest.mark.parametrize("motion", synthetic.MOTIONS)
 def test_the_first_clip_obeys_its_motion(motion):
     for seed in range(4):
+        # Places and areas in pixels, read off soft edges.
         scene = scene_of(f"a red square {motion} on a gray background", seed)
         x, y, area = measure(scene, synthetic.render(scene)[0])
         moved = np.array([x[-1] - x[0], y[-1] - y[0]])
@@ -99,15 +100,15 @@ def test_the_first_clip_obeys_its_motion(motion):
         if motion in ("grows", "shrinks"):
             low, high = synthetic.GROWTH_RANGE
             assert low - 0.05 < (growth if motion == "grows" else 1 / growth) < high + 0.05
-            np.testing.assert_allclose(moved, 0, atol=0.1)
+            np.testing.assert_allclose(moved, 0, atol=0.05)
             continue
-        np.testing.assert_allclose(area, area[0], rtol=0.03)
+        np.testing.assert_allclose(area, area[0], rtol=0.01)
         if motion == "stays still":
             np.testing.assert_allclose(moved, 0, atol=1e-6)
         elif motion == "moves in a circle":
             steps = np.diff(np.unwrap(np.arctan2(y - scene.y, x - scene.x)))
             assert (steps > 0).all()  # clockwise on the screen
-            assert steps.sum() == pytest.approx(2 * np.pi * 0.8, abs=0.05)
+            assert steps.sum() == pytest.approx(2 * np.pi * 0.8, abs=5e-3)
         else:
             direction = synthetic._DIRECTIONS[motion]
             assert 23.9 < moved @ direction < 32.1
@@ -166,9 +167,9 @@ def test_drawing_is_anti_aliased_and_scales_with_the_frame():
     large = synthetic.render(scene, frame_size=128)[0]
     reds = np.unique(small[0, ..., 0])
     assert len(reds) > 20  # between black and red
-    np.testing.assert_allclose(measure(scene, small), measure(scene, large), rtol=0.01)
+    np.testing.assert_allclose(measure(scene, small), measure(scene, large), rtol=4e-3)
     area = measure(scene, small)[2][0]
-    assert area == pytest.approx(np.pi * scene.radius**2, rel=0.01)
+    assert area == pytest.approx(np.pi * scene.radius**2, rel=3e-3)
 
 
 @pytest.mark.parametrize("wrong", [{"num_clips": 0}, {"num_frames": 1}, {"first_clip": -1}])

@@ -54,7 +54,7 @@ def test_another_value_compiles_nothing_and_gives_what_it_gives_untraced(sampler
     assert compiled._cache_size() == 1
     changes = {"guidance_scale": 2.0, "guidance_rescale": 0.2, "eta": 0.5, "fs": 24}
     other = dataclasses.replace(first, **changes)
-    np.testing.assert_allclose(compiled(other), run(other), atol=2e-5)
+    np.testing.assert_allclose(compiled(other), run(other), atol=5e-6)
 
 
 def test_what_switches_a_part_off_is_another_program():
@@ -63,7 +63,7 @@ def test_what_switches_a_part_off_is_another_program():
         compiled(dataclasses.replace(CONFIG, **change))
     assert compiled._cache_size() == 3
     alone = dataclasses.replace(CONFIG, guidance_scale=1.0)
-    np.testing.assert_allclose(compiled(alone), run(alone, 1), atol=2e-5)
+    np.testing.assert_allclose(compiled(alone), run(alone, 1), atol=5e-6)
 
 
 def test_batched_and_separate_branches_agree():

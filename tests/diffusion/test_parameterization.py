@@ -37,10 +37,10 @@ def test_noise_gives_back_the_sample_and_the_sample_the_noise():
     schedule, t = NoiseSchedule(), jnp.array([30, 600])
     x_t = P.add_noise(schedule, X0, NOISE, t)
     x0, eps = P.x0_and_eps("eps", x_t, NOISE, *levels(schedule, t))
-    np.testing.assert_allclose(x0, X0, atol=1e-4)
+    np.testing.assert_allclose(x0, X0, atol=5e-6)
     assert eps is NOISE
     x0, eps = P.x0_and_eps("x0", x_t, X0, *levels(schedule, t))
-    np.testing.assert_allclose(eps, NOISE, atol=1e-4)
+    np.testing.assert_allclose(eps, NOISE, atol=5e-6)
     assert x0 is X0
 
 

@@ -28,7 +28,7 @@ def test_density_integrates_to_one():
     mixture = GaussianMixture.from_params(raw_params(shape=(), m=3, z=1), 3)
     x = jnp.linspace(-12, 12, 20001)
     density = jnp.exp(jax.vmap(lambda x: mixture.log_prob(x[None]))(x))
-    assert float(density.sum() * (x[1] - x[0])) == pytest.approx(1, abs=1e-3)
+    assert float(density.sum() * (x[1] - x[0])) == pytest.approx(1, abs=1e-3)  # less the tails
 
 
 def test_packed_layout_is_means_then_variances_then_logits_component_first():
@@ -67,8 +67,8 @@ def test_samples_have_the_moments_of_the_mixture():
     samples = jax.vmap(mixture.sample)(keys)
     mean = mixture.expected_value()
     second = jnp.einsum("m,mz->z", mixture.weights, mixture.variance + mixture.mean**2)
-    np.testing.assert_allclose(samples.mean(0), mean, atol=0.04)  # 20000 draws
-    np.testing.assert_allclose((samples**2).mean(0), second, atol=0.12)
+    for draws, wanted in ((samples, mean), (samples**2, second)):  # within four standard errors
+        np.testing.assert_allclose(draws.mean(0), wanted, atol=4 * draws.std() / 20000**0.5)
 
 
 def test_low_temperature_chooses_the_heaviest_component():

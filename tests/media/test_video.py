@@ -14,6 +14,7 @@ from PIL import Image
 from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.errors import UserError
 from dicode_jax.media import video
+from dicode_jax.media.writer import VIDEO_SUFFIXES
 from dicode_jax.storage import files
 
 
@@ -61,18 +62,20 @@ def test_what_is_written_reads_back(tmp_path, suffix, error):
     read = video.read_video(path)
     assert read.frames.shape == frames.shape
     assert np.abs(read.frames.astype(int) - frames).mean() <= error
-    np.testing.assert_allclose(read.times, np.arange(16) / 8, atol=0.006)
+    np.testing.assert_allclose(
+        read.times, np.arange(16) / 8, atol=0.0051
+    )  # a gif counts hundredths
     assert os.listdir(tmp_path) == [path.name]
 
 
-@pytest.mark.parametrize("suffix", video.VIDEO_SUFFIXES)
+@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
 def test_equal_frames_are_not_merged(tmp_path, suffix):
     frames = np.repeat(moving(1), 16, axis=0)
     video.write_video(tmp_path / f"still{suffix}", frames)
     assert video.read_video(tmp_path / f"still{suffix}").frames.shape == frames.shape
 
 
-@pytest.mark.parametrize("suffix", video.VIDEO_SUFFIXES)
+@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
 def test_odd_sizes_can_be_written(tmp_path, suffix):
     frames = moving(4, 31, 45)
     video.write_video(tmp_path / f"odd{suffix}", frames)
@@ -123,7 +126,9 @@ def test_a_title_in_another_encoding_does_no_harm(tmp_path, name):
     assert video.probe(path).width == 64
 
 
-@pytest.mark.parametrize("name", ["in:1.mp4", "file:a.mp4", "-b.mp4", "50%d.mp4"])
+@pytest.mark.parametrize(
+    "name", ["in:1.mp4", "file:a.mp4", "-b.mp4", "50%d.mp4", "語" * 82 + ".mp4"]
+)
 def test_a_path_is_no_address(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     video.write_video(name, moving(4))
@@ -136,7 +141,7 @@ def test_keyframes_follow_time_and_not_frame_number(tmp_path):
     frames = moving(len(times), seed=3)
     encode(tmp_path / "vfr.mkv", frames, "ffv1", "bgr0", times=times)
     read = video.read_video(tmp_path / "vfr.mkv")
-    np.testing.assert_allclose(read.times, np.array(times) / 100, atol=1e-3)
+    np.testing.assert_allclose(read.times, np.array(times) / 100)
     keyframes = list(video.iter_keyframes(tmp_path / "vfr.mkv"))
     expected = [0, 4, 7, 10]  # on screen at 0, 2 and 4 s; and the last, 1.75 s on
     for keyframe, index in zip(keyframes, expected, strict=True):
@@ -192,7 +197,7 @@ def test_a_gif_made_elsewhere_keeps_its_times(tmp_path):
     images = [Image.fromarray(frame) for frame in moving(4)]
     images[0].save(tmp_path / "p.gif", save_all=True, append_images=images[1:], duration=700)
     read = video.read_video(tmp_path / "p.gif")
-    np.testing.assert_allclose(read.times, [0, 0.7, 1.4, 2.1], atol=0.01)
+    np.testing.assert_allclose(read.times, [0, 0.7, 1.4, 2.1])
     assert len(list(video.iter_keyframes(tmp_path / "p.gif"))) == 2
 
 
@@ -271,7 +276,7 @@ class TestOutput:
         with pytest.raises(UserError, match="cannot write into the folder /proc"):
             files.check_output("/proc/out.mp4", (".mp4",))
 
-    @pytest.mark.parametrize("suffix", video.VIDEO_SUFFIXES)
+    @pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
     @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
     def test_an_interruption_leaves_the_old_file(self, tmp_path, suffix, error):
         path = tmp_path / f"out{suffix}"

@@ -41,7 +41,7 @@ def hidden(model, embeds, *args, **kwargs):
 
 
 def close(a, b):
-    np.testing.assert_allclose(a, b, atol=2e-5)
+    np.testing.assert_allclose(a, b, atol=5e-6)
 
 
 def test_later_tokens_do_not_reach_earlier_ones(model):
@@ -77,7 +77,7 @@ def test_remat_changes_no_gradient(model, scan_layers):
         loss = lambda s, g=graph: jnp.square(nnx.merge(g, s)(x)[0]).sum()  # noqa: E731
         grads.append(jax.tree.leaves(jax.grad(loss)(state)))
     for a, b in zip(*grads, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
+        np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-6)
 
 
 def test_cached_steps_under_jit_and_scan_equal_one_call(model):
@@ -173,8 +173,8 @@ def test_residual_projections_start_smaller_and_biases_at_zero():
         GPT2Config(num_layers=8, num_heads=2, embed_dim=64, vocab_size=9), rngs=nnx.Rngs(0)
     )
     block = model.blocks[3]
-    assert np.std(block.attn.qkv.kernel[...]) == pytest.approx(0.02, rel=0.1)
-    assert np.std(block.mlp.down.kernel[...]) == pytest.approx(0.005, rel=0.1)
+    assert np.std(block.attn.qkv.kernel[...]) == pytest.approx(0.02, rel=0.03)  # 12,288 draws
+    assert np.std(block.mlp.down.kernel[...]) == pytest.approx(0.005, rel=0.03)
     assert not block.mlp.up.bias[...].any()
 
 

@@ -76,7 +76,7 @@ def test_output_is_normalised_unless_it_shall_not_be():
     x = features()
     normed = build()(x)
     np.testing.assert_allclose(normed.mean(-1), 0, atol=1e-5)
-    np.testing.assert_allclose(normed.std(-1), 1, atol=1e-3)
+    np.testing.assert_allclose(normed.std(-1), 1, atol=1e-4)  # the norm adds 1e-5 below its root
     assert np.abs(build(use_norm_out=False)(x).std(-1) - 1).max() > 0.05
 
 
@@ -98,7 +98,7 @@ def test_bfloat16_compute_stays_close_to_float32():
     assert low.proj_in.kernel.dtype == jnp.float32
     y = low(features())
     assert y.dtype == jnp.bfloat16
-    np.testing.assert_allclose(y.astype(jnp.float32), build()(features()), atol=0.15)
+    np.testing.assert_allclose(y.astype(jnp.float32), build()(features()), atol=0.15)  # 8 bits
 
 
 def test_holds_parameters_only():

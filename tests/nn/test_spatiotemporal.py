@@ -51,9 +51,7 @@ def test_the_image_branch_adds_its_own_softmax_scaled_by_alpha():
     for alpha in (0.0, 0.7):
         layer.alpha[...] = jnp.asarray(alpha)
         outputs[alpha] = layer(x, text, image) - layer(x, text)
-    np.testing.assert_allclose(
-        outputs[0.7], outputs[0.0] * (1 + np.tanh(0.7)), rtol=2e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(outputs[0.7], outputs[0.0] * (1 + np.tanh(0.7)), atol=1e-6)
 
 
 def test_no_image_tokens_contribute_exactly_nothing():
@@ -84,8 +82,8 @@ def test_pooling_undoes_nearest_upsampling():
 def test_dropout_keeps_the_mean_and_zeroes_its_share():
     x = jnp.ones((100, 1000))
     y = dropout(x, 0.3, deterministic=False, rngs=nnx.Rngs(dropout=jax.random.key(0)))
-    assert abs((y == 0).mean() - 0.3) < 0.005
-    assert abs(y.mean() - 1.0) < 0.01
+    assert abs((y == 0).mean() - 0.3) < 0.005  # four standard errors of 100,000 draws
+    assert abs(y.mean() - 1.0) < 0.008
 
 
 def test_dropout_without_rngs_says_what_to_pass():

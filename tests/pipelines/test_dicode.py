@@ -167,7 +167,7 @@ def test_frames_of_another_size_are_resized_as_the_tokenizer_says(pipe, tokens_o
     small = [x.resize((16, 16), Image.Resampling.BILINEAR) for x in bands]
     frames = np.reshape(small, (2, 3, 16, 16)).transpose(0, 2, 3, 1)
     got = changed(pipe, tokenizer=tokenizer).encode(video)
-    np.testing.assert_allclose(got, tokens_of(frames / 127.5 - 1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(got, tokens_of(frames / 127.5 - 1), atol=1e-5)
 
 
 def test_keyframes_are_encoded_each_alone(pipe):

@@ -117,5 +117,5 @@ def test_a_stream_names_the_sample_that_is_no_picture(pipe):
         next(clips)
     parts = pipe.parts | {"language_model": with_value(pipe.language_model, np.nan)}
     bad = DiCoDePipeline(**parts, text=pipe.text, config=pipe.config)
-    with pytest.raises(UserError, match="weights of the language model and the decoder"):
+    with pytest.raises(UserError, match="weights of language_model and decoder"):
         next(bad.stream(PROMPTS[0]))

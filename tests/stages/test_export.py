@@ -153,7 +153,7 @@ def test_tokenizer_run_becomes_a_pipeline_with_additions_folded_in(tokenizer_run
         moved = 2.0 if name.startswith("resampler") else 0.0
         np.testing.assert_array_equal(array, start[f"tokenizer.{name}"] + np.float32(moved))
     null = np.asarray(got.tokenizer.null_tokens())
-    np.testing.assert_allclose(arrays["null_tokens"], null, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(arrays["null_tokens"], null, atol=1e-4)  # weights above 2
 
 
 @pytest.mark.slow

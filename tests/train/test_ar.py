@@ -146,7 +146,7 @@ def test_validation_runs_without_dropout_and_input_noise(config, tmp_path, monke
     inputs, deterministic = runs[1]
     assert not deterministic
     valid = np.asarray(batch["frame_mask"])
-    np.testing.assert_allclose((inputs - tokens)[valid].std(), 0.5, rtol=0.2)
+    np.testing.assert_allclose((inputs - tokens)[valid].std(), 0.5, rtol=0.1)  # 960 draws at most
 
 
 def test_sheets_show_the_first_clip_of_tokens_that_are_written_with_fixed_noise(

@@ -34,6 +34,7 @@ def test_muon_step_of_a_kernel_is_orthogonal_and_as_large_as_adams(layer):
     update = update.reshape(-1, update.shape[-1])
     singular = np.linalg.svd(update, compute_uv=False)
     assert singular.max() / singular.min() < 2  # a random gradient's: about 5
+    # Five steps of Newton-Schulz leave singular values between 0.7 and 1.2.
     np.testing.assert_allclose(np.sqrt(np.mean(update**2)), 0.2 * 0.01, rtol=0.3)
 
 
@@ -49,7 +50,7 @@ def test_muon_leaves_everything_else_to_adam(path):
     for name in path:
         update = update[name]
     sizes = np.abs(update)  # Adam's first step is lr * sign(gradient), with Nesterov times 1.48
-    np.testing.assert_allclose(sizes, 0.01 * (1 + 0.9 * 0.1 / (1 - 0.9**2)), rtol=2e-2)
+    np.testing.assert_allclose(sizes, 0.01 * (1 + 0.9 * 0.1 / (1 - 0.9**2)), rtol=1e-4)  # eps
 
 
 # One layer after another, and the same numbers as one stack.
@@ -112,7 +113,7 @@ def test_weight_decay_takes_kernels_alone(optimizer, layers):
 def test_decay_takes_the_learning_rate_times_the_weight(optimizer):
     with_decay = step(optimizer, weight_decay=0.1)["linear"]["kernel"]
     without = step(optimizer, weight_decay=0.0)["linear"]["kernel"]
-    np.testing.assert_allclose(with_decay - without, -0.01 * 0.1, rtol=1e-3)  # weights of 1
+    np.testing.assert_allclose(with_decay - without, -0.01 * 0.1, rtol=1e-5)  # weights of 1
 
 
 def test_first_steps_are_those_of_the_papers():

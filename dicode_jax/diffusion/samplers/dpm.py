@@ -47,6 +47,26 @@ class DPMCoefficients(NamedTuple):
     noise: Array
 
 
+def levels(schedule: NoiseSchedule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each timestep sqrt(a), sqrt(1 - a) and the dynamic rescale, float64; -1 is the clean."""
+    a = np.append(schedule.alphas_cumprod64, 1.0)
+    scales = schedule.scale_array[: schedule.num_timesteps].astype(np.float64)
+    return np.sqrt(a), np.sqrt(1.0 - a), np.append(scales, 1.0)
+
+
+def log_snr_steps(schedule: NoiseSchedule, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """By how much lambda grows in each step: from 0, of one of no length, to infinity.
+
+    Args:
+        schedule: the training schedule.
+        start, end: timesteps, int ``[steps, ...]``.
+    """
+    signal, spread, scales = levels(schedule)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_snr = np.log(signal * scales) - np.log(spread)  # from -inf to inf
+        return np.where(start == end, 0.0, log_snr[end] - log_snr[start])
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DPMSolver:
     """The multistep update rule of order 2.
@@ -81,13 +101,10 @@ class DPMSolver:
                 alphas_cumprod 0 and the network predicts noise.
         """
         start, end = split_grid(time_grid, self.schedule)
-        levels = np.append(self.schedule.alphas_cumprod64, 1.0)  # -1 finds the clean sample
-        check_inversion(self.schedule, start, levels[start])
-        scales = np.append(self.schedule.scale_array[: len(levels) - 1].astype(np.float64), 1.0)
-        signal, spread = np.sqrt(levels), np.sqrt(1.0 - levels)
+        signal, spread, scales = levels(self.schedule)
+        check_inversion(self.schedule, start, signal[start])
+        h = log_snr_steps(self.schedule, start, end)
         with np.errstate(divide="ignore", invalid="ignore"):
-            log_snr = np.log(signal * scales) - np.log(spread)  # from -inf to inf
-            h = np.where(start == end, 0.0, log_snr[end] - log_snr[start])
             last = np.concatenate([np.zeros_like(h[:1]), h[:-1]])
             history = np.where((last > 0) & np.isfinite(h), h / (2.0 * last), 0.0)
             if self.lower_order_final:

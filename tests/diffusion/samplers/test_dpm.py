@@ -60,7 +60,7 @@ def test_halving_the_steps_quarters_the_error_where_ddim_halves_it(parameterizat
         return errors[-1], np.log2(np.divide(errors[:-1], errors[1:]))
 
     error, order = orders(DPMSolver(schedule=schedule))
-    np.testing.assert_allclose(order, 2.0, atol=0.3)
+    np.testing.assert_allclose(order, 2.0, atol=0.3)  # of few steps, where the next term shows
     coarse_error, coarse_order = orders(DDIM(schedule=schedule, eta=0.0))
     np.testing.assert_allclose(coarse_order, 1.0, atol=0.2)
     assert error < coarse_error / 5
@@ -154,7 +154,7 @@ def test_a_traced_eta_gives_what_a_number_gives(eta):
     run = lambda eta: sample(  # noqa: E731
         lambda x, t, _: jnp.sin(x), DPMSolver(schedule=V, eta=eta), X, grid, keys=KEYS
     )[0]
-    np.testing.assert_allclose(jax.jit(run)(eta), run(eta), atol=2e-5)
+    np.testing.assert_allclose(jax.jit(run)(eta), run(eta), atol=1e-5)
 
 
 def test_a_sample_does_not_depend_on_the_batch_it_is_in():

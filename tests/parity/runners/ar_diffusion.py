@@ -25,10 +25,10 @@ from dicode_jax.diffusion.guidance import guide
 from dicode_jax.diffusion.samplers.asynchronous import AsynchronousDDIM
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.diffusion.time_grid import ddim_timesteps
+from dicode_jax.distributions.projected_gaussian import unit
 from dicode_jax.evaluation.frechet import frechet_distance
 from dicode_jax.models.ar_diffusion import dit as model_dit
 from dicode_jax.nn.embeddings import timestep_embedding
-from dicode_jax.nn.norm import unit
 from parity.harness import Check, runner
 
 NETWORK = {"atol": 3e-5}

@@ -1,0 +1,104 @@
+"""Convolutions: the form for CPUs is the convolution itself, and no other platform sees it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dicode_jax.nn.conv import Conv
+from dicode_jax.runtime.platform import tracing_for
+
+# Sides of the image, kernel, stride, padding; all small enough for the product.
+SHAPES = [
+    ((1, 1), (3, 3), 1, 1),
+    ((2, 2), (3, 3), 1, 1),
+    ((1, 4), (3, 3), 1, 1),
+    ((2, 1), (3, 3), 1, 1),
+    ((3, 1), (3, 1), 1, ((1, 1), (0, 0))),
+    ((1, 1), (3, 3), 2, 1),
+    ((2, 2), (3, 3), 2, 1),
+    ((3, 4), (3, 3), 2, 1),
+    ((4, 4), (3, 3), 2, ((0, 1), (0, 1))),
+    ((2, 3), (3, 3), 2, ((0, 1), (0, 1))),
+    ((2, 2), (5, 3), 1, ((2, 2), (1, 1))),
+]
+
+
+def build(sides, kernel, stride, padding, channels=(5, 7)):
+    conv = Conv(*channels, kernel, strides=stride, padding=padding, rngs=nnx.Rngs(0))
+    conv.bias[...] = jnp.arange(float(channels[1]))
+    return conv, jax.random.normal(jax.random.key(1), (3, 2, *sides, channels[0]))
+
+
+def convolved(x, kernel, bias, stride, padding):
+    pads = ((padding, padding),) * 2 if isinstance(padding, int) else padding
+    y = jax.lax.conv_general_dilated(
+        x.reshape(-1, *x.shape[-3:]),
+        kernel,
+        (stride, stride),
+        pads,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    y = y + bias.reshape(1, 1, 1, -1)
+    return y.reshape(*x.shape[:-3], *y.shape[1:])
+
+
+def primitives(conv, x):
+    graph, state = nnx.split(conv)
+    return str(jax.make_jaxpr(lambda state, x: nnx.merge(graph, state)(x))(state, x))
+
+
+@pytest.mark.parametrize(("sides", "kernel", "stride", "padding"), SHAPES)
+def test_the_product_is_the_convolution_with_its_gradient(sides, kernel, stride, padding):
+    conv, x = build(sides, kernel, stride, padding)
+    assert "conv_general_dilated" not in primitives(conv, x)
+    graph, state = nnx.split(conv)
+
+    def ours(x, kernel, bias):
+        leaves = jax.tree.unflatten(jax.tree.structure(state), (bias, kernel))
+        return nnx.merge(graph, leaves)(x)
+
+    def theirs(*args):
+        return convolved(*args, stride, padding)
+
+    args = x, conv.kernel[...], conv.bias[...]
+    weights = jax.random.normal(jax.random.key(2), jax.eval_shape(theirs, *args).shape)
+
+    @jax.jit
+    def both(*args):
+        results = [jax.vjp(f, *args) for f in (ours, theirs)]
+        return [(y, *pull(weights)) for y, pull in results]
+
+    for got, want in zip(*both(*args), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sides", "channels", "is_product"),
+    [
+        ((2, 2), (1, 1), True),
+        ((1, 5), (99, 99), False),
+        ((1, 5), (100, 100), True),
+        ((4, 4), (320, 320), True),
+        ((4, 4), (320, 256), False),
+        ((8, 8), (1280, 1280), True),
+        ((8, 8), (640, 640), False),
+        ((16, 16), (1280, 1280), False),
+    ],
+)
+def test_the_product_is_for_few_pixels_and_many_channels(sides, channels, is_product):
+    conv = nnx.eval_shape(lambda: Conv(*channels, rngs=nnx.Rngs(0)))
+    x = jax.ShapeDtypeStruct((2, *sides, channels[0]), jnp.float32)
+    assert ("conv_general_dilated" not in primitives(conv, x)) == is_product
+
+
+def test_elsewhere_and_in_other_types_it_is_one_convolution():
+    x = jnp.ones((2, 1, 1, 5))
+    with tracing_for(platform="gpu"):
+        traced = primitives(build((1, 1), (3, 3), 1, 1)[0], x)
+    assert traced.count("conv_general_dilated") == 1
+    assert "dot_general" not in traced
+    half = Conv(5, 7, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert "conv_general_dilated" in primitives(half, x)
+    assert "conv_general_dilated" not in primitives(Conv(5, 7, rngs=nnx.Rngs(0)), x)
