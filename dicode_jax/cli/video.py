@@ -356,8 +356,8 @@ def _write(
     from dicode_jax.media.writer import VideoWriter
     from dicode_jax.storage.files import part_of
 
-    if seconds is None:
-        seconds = pipe.config.sampling.num_frames / pipe.config.fps
+    own = pipe.config.sampling.num_frames / pipe.config.fps
+    seconds = own if seconds is None else seconds
     rows = min(SHEET_ROWS, num_clips) if args.sheet else 0
     wanted = {round(i * (num_clips - 1) / max(rows - 1, 1)) for i in range(rows)}
     shown = {}

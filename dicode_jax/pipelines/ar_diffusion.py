@@ -241,11 +241,10 @@ class ARDiffusionPipeline(base.Pipeline):
             raise UserError("give an image or a video to go on from, not both")
         wanted = "an image is uint8 [h, w, 3]" if video is None else "a video is uint8 [f, h, w, 3]"
         array = checks.as_array(image if video is None else video, wanted)
+        shape = array.shape
         array = array[None] if video is None else array
         if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8 or not array.size:
-            raise UserError(
-                f"{wanted}, got {array.dtype} {np.shape(image if video is None else video)}"
-            )
+            raise UserError(f"{wanted}, got {array.dtype} {shape}")
         h, w = array.shape[1:3]
         side = min(h, w)
         if (h, w) == (size, size):
