@@ -26,6 +26,8 @@ KINDS: dict[str, str] = {
     "ar_diffusion_vae": "convert.ar_diffusion.vae:KIND",
     "dicode_lm": "convert.dicode.lm:from_torch",
     "dicode": "convert.dicode.modules:from_torch",
+    "ar_diffusion_dit": "convert.ar_diffusion.dit:DIT",
+    "ar_diffusion_denoiser": "convert.ar_diffusion.dit:KIND",
 }
 
 

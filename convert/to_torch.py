@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from convert.ar_diffusion import dit as ar_diffusion_dit
 from convert.ar_diffusion import vae as ar_diffusion_vae
 from convert.dicode import lm as dicode_lm
 from convert.dicode import modules as dicode
@@ -32,6 +33,7 @@ from dicode_jax import config as config_lib
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
 from dicode_jax.errors import UserError
 from dicode_jax.kinds import kind_of
+from dicode_jax.models.ar_diffusion.dit import Denoiser, DenoiserConfig
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
@@ -97,6 +99,12 @@ KINDS: dict[type, Kind] = {
     resampler.KIND.config: _as_read(resampler.KIND, deep_tokens.RESAMPLER),
     gpt2.KIND.config: _as_read(gpt2.KIND),
     llama.KIND.config: _as_read(llama.KIND),
+    DenoiserConfig: Kind(
+        Denoiser,
+        ar_diffusion_dit.denoiser_rules,
+        extras=ar_diffusion_dit.stored_tables,
+        constants=("null",),
+    ),
     ar_diffusion_vae.KIND.config: _as_read(ar_diffusion_vae.KIND),
 }
 """Configuration of a stored module -> how it is written; the parts of DynamiCrafter included."""

@@ -16,12 +16,14 @@ PIPELINES = {
     "dicode": "pipelines.dicode.PipelineConfig",
     "dynamicrafter": "pipelines.dynamicrafter.DynamiCrafterConfig",
     "divot": "pipelines.divot.DivotConfig",
+    "ar_diffusion": "pipelines.ar_diffusion.ARDiffusionConfig",
 }
 MODULES = {
     "dicode_tokenizer": "models.dicode.tokenizer.DeepTokenizerConfig",
     "dicode_decoder": "models.dicode.decoder.ClipDecoderConfig",
     "dicode_language_model": "models.dicode.ar_config.DiCoDeLMConfig",
     "dicode_representation": "stages.dicode.representation_model.RepresentationConfig",
+    "ar_diffusion_denoiser": "models.ar_diffusion.dit.DenoiserConfig",
     "ar_diffusion_frame_vae": "models.ar_diffusion.frame_vae.FrameVAEConfig",
     "autoencoder_kl": "models.autoencoder_kl.AutoencoderKLConfig",
     "clip": "models.clip.CLIPConfig",

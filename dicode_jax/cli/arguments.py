@@ -15,6 +15,7 @@ from dicode_jax.pipelines.options import (
     MAX_SEED,
     MAX_STEPS,
     MAX_STREAM,
+    OPTIONS,
     Real,
     Whole,
     number,
@@ -87,7 +88,8 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
     sub = command(
         "generate",
         "paint a video for a prompt",
-        "A DynamiCrafter model goes on from an image, or paints what lies between two.",
+        "A DynamiCrafter model goes on from an image, or paints what lies between two. An "
+        "AR-Diffusion model takes a class, if it has any, and may go on from an image.",
     )
     sub.add_argument(
         "prompt",
@@ -96,7 +98,8 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         metavar="PROMPT",
         help="what to show, in quotes; with --image it can be left out",
     )
-    sub.add_argument("--image", metavar="FILE", help="the first frame, for DynamiCrafter")
+    image = "the first frame, for DynamiCrafter and AR-Diffusion"
+    sub.add_argument("--image", metavar="FILE", help=image)
     sub.add_argument(
         "--last-image",
         metavar="FILE",
@@ -109,6 +112,18 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         default=1,
         metavar="N",
         help="clips of two seconds each, written as they are painted (default: 1)",
+    )
+    sub.add_argument(
+        "--lag",
+        type=number(int, OPTIONS["lag"]),
+        metavar="N",
+        help="for AR-Diffusion: steps between the starts of neighbouring frames",
+    )
+    sub.add_argument(
+        "--history-noise",
+        type=number(int, OPTIONS["history_noise"]),
+        metavar="T",
+        help="for AR-Diffusion: timestep of the noise on the given frame (default: 0, none)",
     )
     _add_sampling(sub)
     _add_model(sub)

@@ -23,21 +23,26 @@ CAN = {
     "dicode": "generates, reconstructs, encodes and decodes",
     "dynamicrafter": "generates, from --image",
     "divot": "decodes features",
+    "ar_diffusion": "generates",
 }
 """Kind of pipeline -> what the commands do with it."""
 
 
 def generate(args: argparse.Namespace) -> None:
     """Runs `dicode generate`."""
-    if args.image is None:
-        if args.last_image is not None:
-            raise UserError("--last-image goes with --image, the first frame")
-        if not args.prompt.strip():
-            raise UserError("the prompt is empty; say what to show")
+    if args.image is None and args.last_image is not None:
+        raise UserError("--last-image goes with --image, the first frame")
     images = [path for path in (args.image, args.last_image) if path is not None]
     _check_outputs(args, *images)
     images = [_read_image(path) for path in images]
-    folder, kind = find(args, "dicode", "dynamicrafter")
+    folder, kind = find(args, "dicode", "dynamicrafter", "ar_diffusion")
+    if kind == "ar_diffusion":
+        _roll(args, folder, *images)
+        return
+    if args.lag is not None or args.history_noise is not None:
+        raise UserError(f"{folder} is no AR-Diffusion model; leave --lag and --history-noise out")
+    if not images and not args.prompt.strip():
+        raise UserError("the prompt is empty; say what to show")
     if kind == "dynamicrafter":
         _animate(args, folder, *images)
         return
@@ -67,6 +72,30 @@ def _animate(args: argparse.Namespace, folder, image=None, last_image=None) -> N
         **sampling(args),
     )
     _write(args, pipe, iter(video), 1, start, args.prompt or pathlib.Path(args.image).name)
+
+
+def _roll(args: argparse.Namespace, folder, image=None, last_image=None) -> None:
+    """Paints frame after frame of one video."""
+    if last_image is not None or args.num_clips != 1 or args.sampler is not None:
+        raise UserError(
+            f"{folder} has one sampler and goes on frame by frame; leave --sampler, --last-image "
+            "and --num-clips out, --num-frames says how many"
+        )
+    pipe = load(args, folder)
+    start = time.monotonic()
+    settings = sampling(args)
+    del settings["sampler"]
+    count = args.num_frames or pipe.config.sampling.num_frames
+    clips = pipe.stream(
+        args.prompt or None,
+        image=image,
+        num_frames=count,
+        lag=args.lag,
+        history_noise=args.history_noise,
+        **settings,
+    )
+    frames, label = (clip.frames for clip in clips), args.prompt or folder.name
+    _write(args, pipe, frames, count, start, label, seconds=1 / pipe.config.fps)
 
 
 def reconstruct(args: argparse.Namespace) -> None:
@@ -323,17 +352,25 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _write(
-    args: argparse.Namespace, pipe, clips: Iterator[Any], num_clips: int, start: float, label: str
+    args: argparse.Namespace,
+    pipe,
+    clips: Iterator[Any],
+    num_clips: int,
+    start: float,
+    label: str,
+    seconds: float | None = None,
 ) -> None:
     """Writes clips `[f, h, w, 3]` as they come, and the contact sheet at the end.
 
-    A clip lasts as long as the model was made for. Those that the sheet shows are kept.
+    A clip lasts as long as the model was made for, or so many seconds. Those that the sheet shows
+    are kept.
     """
     from dicode_jax.media.video import contact_sheet
     from dicode_jax.media.writer import VideoWriter
     from dicode_jax.storage.files import part_of
 
-    seconds = pipe.config.sampling.num_frames / pipe.config.fps
+    own = pipe.config.sampling.num_frames / pipe.config.fps
+    seconds = own if seconds is None else seconds
     rows = min(SHEET_ROWS, num_clips) if args.sheet else 0
     wanted = {round(i * (num_clips - 1) / max(rows - 1, 1)) for i in range(rows)}
     shown = {}

@@ -86,9 +86,9 @@ def sample_noise(key: Array, shape: tuple[int, ...], *, offset_strength: float =
 def diffusion_loss(
     denoise: Callable[[Array, Array], Array],
     schedule: NoiseSchedule,
-    latents: Float[Array, "b f h w c"],
+    latents: Float[Array, "b f *rest"],
     timesteps: Int[Array, " b"] | Int[Array, "b f"],
-    noise: Float[Array, "b f h w c"],
+    noise: Float[Array, "b f *rest"],
     *,
     loss_type: str = "l2",
     simple_weight: float = 1.0,
@@ -99,7 +99,7 @@ def diffusion_loss(
     Args:
         denoise: ``(x_t, timesteps) -> prediction``, the shape of ``x_t``.
         schedule: settings of the process; decides the target and the dynamic rescale.
-        latents: clean latents ``[b, f, h, w, c]``, before the dynamic rescale.
+        latents: clean latents ``[b, f, ...]``, before the dynamic rescale.
         timesteps: int ``[b]`` or ``[b, f]`` in 0..num_timesteps-1.
         noise: the shape of ``latents``.
         loss_type: see `per_sample_error`.

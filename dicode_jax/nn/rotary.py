@@ -9,6 +9,7 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from dicode_jax.typing import Array, Float, Int, typechecked
 
@@ -65,7 +66,7 @@ def rotary_tables(
     positions: Int[Array, "b t"], frequencies: Float[np.ndarray, " half"]
 ) -> tuple[Float[Array, "b t half"], Float[Array, "b t half"]]:
     """Cosines and sines of every position's angles, float32."""
-    angles = positions[..., None].astype(jnp.float32) * frequencies
+    angles = positions[..., None].astype(jnp.float32) * frequencies[None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -78,3 +79,11 @@ def apply_rotary(
     cos, sin = cos[:, :, None], sin[:, :, None]
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
+
+
+def halves_of_pairs(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    """Channels (2i, 2i + 1) as (i, i + d/2): what was trained with turned neighbours fits here.
+
+    Queries and keys in this order have the products that they had, so nothing is put back.
+    """
+    return rearrange(x, "... (half two) -> ... (two half)", two=2)

@@ -18,7 +18,7 @@ from dicode_jax.nn import kv_cache
 from dicode_jax.nn.attention import dot_product_attention
 from dicode_jax.nn.dropout import drop
 from dicode_jax.nn.rngs import split
-from dicode_jax.nn.rotary import apply_rotary
+from dicode_jax.nn.rotary import apply_rotary, halves_of_pairs
 from dicode_jax.typing import Array, Float
 
 MakeLinear = Callable[[int, int], nnx.Module]
@@ -37,6 +37,8 @@ class Attention(nnx.Module):
       scale: Of the scores; `head_dim ** -0.5` when None.
       dropout: Rate on the result, in calls with a key.
       weights_dropout: Rate on the attention weights; `dropout` when None.
+      head_norm: Makes a norm over `head_dim`, one for queries and one for keys; None for neither.
+      rotates_pairs: Rotary positions turn neighbouring channels together, see `nn.rotary`.
       linear: Makes the layers.
       last: Makes the output layer; `linear` when None.
     """
@@ -52,6 +54,8 @@ class Attention(nnx.Module):
         scale: float | None = None,
         dropout: float = 0.0,
         weights_dropout: float | None = None,
+        head_norm: Callable[[], nnx.Module] | None = None,
+        rotates_pairs: bool = False,
         linear: MakeLinear,
         last: MakeLinear | None = None,
     ):
@@ -65,6 +69,9 @@ class Attention(nnx.Module):
         else:
             self.q, self.k, self.v = (linear(dim, n) for n in (inner, inner_kv, inner_kv))
         self.out = (last or linear)(inner, dim)
+        self.has_head_norm, self.rotates_pairs = head_norm is not None, rotates_pairs
+        if head_norm is not None:
+            self.q_norm, self.k_norm = head_norm(), head_norm()
 
     def __call__(
         self,
@@ -101,7 +108,11 @@ class Attention(nnx.Module):
                 rearrange(f(x), "b t (h d) -> b t h d", d=self.head_dim)
                 for f in (self.q, self.k, self.v)
             )
+        if self.has_head_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
+            if self.rotates_pairs:
+                q, k = halves_of_pairs(q), halves_of_pairs(k)
             q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
         if past is not None:
             past = kv_cache.write(past[0], k, length), kv_cache.write(past[1], v, length)

@@ -19,6 +19,7 @@ PIPELINES = {
     "dicode": "DiCoDePipeline",
     "dynamicrafter": "DynamiCrafterPipeline",
     "divot": "DivotDetokenizer",
+    "ar_diffusion": "ARDiffusionPipeline",
 }
 """Kind, which is the name of a module here too -> class."""
 
@@ -52,7 +53,7 @@ def load(
 
     Returns:
       The pipeline of the kind that the folder's `config.json` says: `DiCoDePipeline`,
-      `DynamiCrafterPipeline` or `DivotDetokenizer`.
+      `DynamiCrafterPipeline`, `DivotDetokenizer` or `ARDiffusionPipeline`.
 
     Raises:
       UserError: There is no such model, it is no pipeline, or its files are broken or do not fit

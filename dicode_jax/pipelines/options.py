@@ -123,6 +123,8 @@ OPTIONS: Mapping[str, Whole | Real | OneOf] = {
     "num_frames": Whole(1, MAX_FRAMES),
     "num_inference_steps": Whole(1, MAX_STEPS),
     "fs": Whole(1, 2**31 - 1),
+    "lag": Whole(0, MAX_STEPS),
+    "history_noise": Whole(0, MAX_STEPS - 1),
     "guidance_scale": Real(0.0, MAX_GUIDANCE, is_open=True),
     "guidance_rescale": Real(0.0, 1.0),
     "eta": Real(0.0, 1.0),

@@ -13,6 +13,7 @@ from dicode_jax.models.t5 import T5Encoder, T5EncoderConfig
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.masks import causal_mask
 from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.nn.rotary import apply_rotary, halves_of_pairs, rotary_frequencies, rotary_tables
 from dicode_jax.nn.transformer import MLP, Attention
 
 
@@ -68,3 +69,17 @@ def test_models_of_one_config_have_one_graph(make):
     one, two = (nnx.split(nnx.eval_shape(make))[0] for _ in range(2))
     assert one == two
     assert hash(one) == hash(two)
+
+
+def test_neighbours_that_turn_together_have_the_products_of_complex_numbers():
+    rng = np.random.default_rng(0)
+    q, k = (rng.normal(size=(1, 5, 2, 6)).astype(np.float32) for _ in range(2))
+    freqs = rotary_frequencies(6, theta=100.0)
+    tables = rotary_tables(jnp.arange(5)[None], freqs)
+    got = jnp.einsum(
+        "bthd,bshd->bhts", *(apply_rotary(halves_of_pairs(jnp.asarray(x)), *tables) for x in (q, k))
+    )
+    turn = np.exp(1j * np.arange(5)[:, None] * freqs)[None, :, None]
+    pairs = [(x[..., ::2] + 1j * x[..., 1::2]) * turn for x in (q, k)]
+    want = np.einsum("bthd,bshd->bhts", pairs[0], pairs[1].conj()).real
+    np.testing.assert_allclose(got, want, atol=1e-5)

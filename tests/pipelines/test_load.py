@@ -24,6 +24,7 @@ from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.pipelines import base
 from dicode_jax.pipelines import load as load_lib
+from dicode_jax.pipelines.ar_diffusion import ARDiffusionPipeline
 from dicode_jax.pipelines.dicode import DiCoDePipeline, GenerationConfig, PipelineConfig
 from dicode_jax.pipelines.divot import DivotConfig, DivotDetokenizer
 from dicode_jax.pipelines.dynamicrafter import DynamiCrafterConfig, DynamiCrafterPipeline
@@ -34,6 +35,7 @@ CLASSES = {
     "dicode": DiCoDePipeline,
     "dynamicrafter": DynamiCrafterPipeline,
     "divot": DivotDetokenizer,
+    "ar_diffusion": ARDiffusionPipeline,
 }
 
 

@@ -18,6 +18,8 @@ BOUNDS = {  # name: (lowest, the next below, highest, the next above)
     "num_frames": (1, 0, 256, 257),
     "num_inference_steps": (1, 0, 1000, 1001),
     "fs": (1, 0, 2**31 - 1, 2**31),
+    "lag": (0, -1, 1000, 1001),
+    "history_noise": (0, -1, 999, 1000),
     "guidance_scale": (-BELOW, 0.0, 100.0, 100.1),
     "guidance_rescale": (0.0, BELOW, 1.0, ABOVE),
     "eta": (0.0, BELOW, 1.0, ABOVE),

@@ -1,0 +1,44 @@
+"""`dicode generate` with an AR-Diffusion model: frames of one video, one after the other."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_ar_diffusion import make
+
+from dicode_jax import cli
+from dicode_jax.media import video
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    make().save_pretrained(path)
+    return path
+
+
+def test_a_video_is_written_frame_by_frame(folder, tmp_path, capsys):
+    out = tmp_path / "out.gif"
+    Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(tmp_path / "first.png")
+    arguments = ["--lag", "3", "--num-frames", "4", "--history-noise", "50", "--dtype", "float32"]
+    arguments += ["--image", str(tmp_path / "first.png"), "--model", str(folder)]
+    assert cli.main(["generate", "Basketball", "--out", str(out), *arguments]) == 0
+    probed = video.probe(out)
+    assert "4 frames of 8 x 8" in capsys.readouterr().out
+    assert (probed.width, probed.height) == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["Diving"], "a prompt is the number of a class"),
+        (["0", "--num-clips", "2"], "leave --sampler, --last-image and --num-clips out"),
+        (["0", "--lag", "1"], "lag 2 at least"),
+    ],
+)
+def test_what_the_model_does_not_do_is_said_in_a_line(folder, tmp_path, capsys, arguments, words):
+    out = tmp_path / "out.mp4"
+    assert cli.main(["generate", *arguments, "--out", str(out), "--model", str(folder)]) != 0
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.strip().splitlines()) == 1
+    assert not out.exists()
