@@ -24,6 +24,8 @@ KINDS: dict[str, str] = {
     "llama": "convert.parts.llama:KIND",
     "t5": "convert.parts.t5:KIND",
     "ar_diffusion_vae": "convert.ar_diffusion.vae:KIND",
+    "ar_diffusion_discriminator": "convert.ar_diffusion.discriminator:KIND",
+    "ar_diffusion_lpips": "convert.ar_diffusion.discriminator:LPIPS_KIND",
     "dicode_lm": "convert.dicode.lm:from_torch",
     "dicode": "convert.dicode.modules:from_torch",
     "ar_diffusion_dit": "convert.ar_diffusion.dit:DIT",

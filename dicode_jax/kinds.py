@@ -31,12 +31,15 @@ MODULES = {
     "clip_vision": "models.clip.CLIPVisionConfig",
     "gpt2": "models.gpt2.GPT2Config",
     "llama": "models.llama.LlamaConfig",
+    "lpips": "models.lpips.LPIPSConfig",
+    "patch_discriminator": "models.patch_discriminator.PatchDiscriminatorConfig",
     "resampler": "nn.resampler.ResamplerConfig",
     "t5_encoder": "models.t5.T5EncoderConfig",
     "unet3d": "models.unet3d.UNet3DConfig",
 }
 TRAININGS = {
     "autoencoder_training": "stages.config.AutoencoderTrainConfig",
+    "ar_diffusion_vae_training": "stages.ar_diffusion.config.FrameVAETrainConfig",
     "representation_training": "stages.dicode.configs.RepresentationTrainConfig",
     "tokenizer_training": "stages.dicode.configs.TokenizerTrainConfig",
     "ar_training": "stages.dicode.configs.ARTrainConfig",

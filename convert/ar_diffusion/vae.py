@@ -1,4 +1,4 @@
-"""AR-Diffusion's VAEs (`TiTok_KL`, `TiTok_KL_wT`), and the TiTok-L-32 that they start from.
+"""AR-Diffusion's VAEs: `TiTok_KL`, and `TiTok_KL_wT`, whose decoder looks at earlier frames.
 
 Written against the official release (692 and 1076 keys). Sizes are found from the weights; the
 number of heads follows from the width as in the original's table.
@@ -19,7 +19,6 @@ from convert.engine.rules import (
     LINEAR,
     Rule,
     Rules,
-    Skip,
     affine,
     dense,
 )
@@ -191,19 +190,6 @@ def _count(shape: Mapping[str, tuple], pattern: str) -> int:
     """How many numbers in a row stand where the pattern has one."""
     numbers = {int(m[1]) for m in map(re.compile(pattern).match, shape) if m}
     return len(numbers)
-
-
-def titok_rules(token_dim: int) -> Rules:
-    """For the start of a training from TiTok-L-32, whose tokens are 12 wide.
-
-    `titok_weights` has cut its tokens to the width of ours; what stands for its codebook has no
-    place here.
-    """
-    return (
-        *RULES,
-        Skip(r"quantize\..*", why="TiTok's codebook: the tokens here are not quantised"),
-        Skip(r"pixel_quantize\..*", why="the soft codebook starts at random, as in the original"),
-    )
 
 
 KIND = Kind(FrameVAE, FrameVAEConfig, config_from_original, lambda source, cfg: RULES)

@@ -76,17 +76,18 @@ def _animate(args: argparse.Namespace, folder, image=None, last_image=None) -> N
 
 def _roll(args: argparse.Namespace, folder, image=None, last_image=None) -> None:
     """Paints frame after frame of one video."""
-    if last_image is not None or args.num_clips != 1 or args.sampler is not None:
+    clips = (args.num_clips, args.clips_per_batch) != (1, "auto")
+    if last_image is not None or clips or args.sampler is not None:
         raise UserError(
             f"{folder} has one sampler and goes on frame by frame; leave --sampler, --last-image "
-            "and --num-clips out, --num-frames says how many"
+            "and clips out, --num-frames says how many"
         )
     pipe = load(args, folder)
     start = time.monotonic()
     settings = sampling(args)
-    del settings["sampler"]
+    del settings["sampler"], settings["clips_per_batch"]
     count = args.num_frames or pipe.config.sampling.num_frames
-    clips = pipe.stream(
+    frames = pipe.stream(
         args.prompt or None,
         image=image,
         num_frames=count,
@@ -94,7 +95,7 @@ def _roll(args: argparse.Namespace, folder, image=None, last_image=None) -> None
         history_noise=args.history_noise,
         **settings,
     )
-    frames, label = (clip.frames for clip in clips), args.prompt or folder.name
+    frames, label = (part.frames for part in frames), args.prompt or folder.name
     _write(args, pipe, frames, count, start, label, seconds=1 / pipe.config.fps)
 
 

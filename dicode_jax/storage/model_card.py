@@ -29,6 +29,7 @@ LICENCES = {
     "open_clip": "OpenCLIP ViT-H/14 of LAION: MIT",
     "gpt2": "GPT-2: MIT, with a clause on crediting its output",
     "llama": "Llama 3.2: Community License; what is shared must say 'Built with Llama'",
+    "ar_diffusion": "AR-Diffusion: as the authors' repository says; ask them before sharing these",
     "divot": "Divot: Apache-2.0 'for academic purpose only', third-party components apart",
 }
 """Origin of weights -> what is known of their licence."""

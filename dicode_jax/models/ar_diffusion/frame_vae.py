@@ -18,16 +18,17 @@ from dicode_jax.distributions.diagonal_gaussian import DiagonalGaussian
 from dicode_jax.distributions.projected_gaussian import ProjectedGaussian, unit
 from dicode_jax.models.ar_diffusion.temporal_decoder import TemporalMix
 from dicode_jax.models.maskgit_decoder import MaskGITDecoder, MaskGITDecoderConfig
-from dicode_jax.models.query_tokenizer import (
-    INIT,
-    QueryDecoder,
-    QueryEncoder,
-    QueryTransformerConfig,
-)
+from dicode_jax.models.query_tokenizer import QueryDecoder, QueryEncoder, QueryTransformerConfig
 from dicode_jax.nn.linear import Linear
 from dicode_jax.typing import Array, Float, typechecked
 
 SHARP = nnx.initializers.variance_scaling(4.0, "fan_in", "normal")
+START_LOGVAR = -5.0
+
+
+def _quiet(key, shape, dtype):
+    """Biases of the means, zero, and of the log-variances."""
+    return jnp.zeros(shape, dtype).at[shape[0] // 2 :].set(START_LOGVAR)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,11 +79,13 @@ class FrameVAE(nnx.Module):
     def __init__(self, cfg: FrameVAEConfig, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         sizes = {"image_size": cfg.image_size, "num_tokens": cfg.num_tokens}
-        linear = functools.partial(Linear, kernel_init=INIT, **options)
         width, codes = cfg.decoder.embed_dim, cfg.codebook_size
         self.cfg = cfg
         self.encoder = QueryEncoder(cfg.encoder, **sizes, **options)
-        self.moments_proj = linear(cfg.encoder.embed_dim, 2 * cfg.token_dim)
+        # Draws start near the mean: behind noise as large as a token nothing is learned for long.
+        self.moments_proj = Linear(
+            cfg.encoder.embed_dim, 2 * cfg.token_dim, bias_init=_quiet, **options
+        )
         self.decoder = QueryDecoder(cfg.decoder, **sizes, token_dim=cfg.token_dim, **options)
         self.temporal = TemporalMix(cfg.decoder, **options) if cfg.temporal else None
         # The original starts from trained codes. At its own initial values all patches would get

@@ -8,6 +8,7 @@ frames.
 """
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 from einops import rearrange
@@ -60,7 +61,7 @@ class CoarseTemporal(nnx.Module):
         dim, self.head_dim = cfg.embed_dim, cfg.head_dim
         linear = functools.partial(Linear, dim, **options)
         self.norm_q, self.norm_k, self.norm_v = (layer_norm(dim, **options) for _ in range(3))
-        self.qkv = linear(3 * dim, kernel_init=INIT)
+        self.qkv: Any = linear(3 * dim, kernel_init=INIT)
         self.out = linear(dim, kernel_init=nnx.initializers.zeros_init())
 
     def __call__(

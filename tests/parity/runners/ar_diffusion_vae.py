@@ -11,11 +11,14 @@ import numpy as np
 from einops import rearrange
 
 from convert import from_torch
+from convert.engine.plan import below
 from dicode_jax.distributions.diagonal_gaussian import DiagonalGaussian
 from dicode_jax.models.ar_diffusion.frame_vae import FrameVAEConfig
 from dicode_jax.models.ar_diffusion.temporal_decoder import frame_mask
 from dicode_jax.models.maskgit_decoder import MaskGITDecoderConfig
+from dicode_jax.models.patch_discriminator import PatchDiscriminatorConfig
 from dicode_jax.models.query_tokenizer import QueryTransformerConfig
+from dicode_jax.stages.ar_diffusion.adversarial import discriminator_loss, generator_loss
 from parity.harness import Check, runner
 from parity.runners.unets import captured
 from parity.runners.vision import nchw, nhwc, require_all
@@ -134,3 +137,69 @@ def intermediate(model, name, outputs, num_frames):
         "pix_conv_in": "pixel_decoder.conv_in",
     }
     return nchw(outputs[paths[name]])
+
+
+LOSS = {"rtol": 1e-5}
+LOGITS = {"atol": 3e-5}
+
+
+@runner("ar_diffusion/vae_loss")
+def run_vae_loss(fixture):
+    config, inputs, want = fixture.config, fixture.npz("inputs"), fixture.npz("outputs")
+    done = {"posterior_noise"}
+    source = fixture.sibling_fixture(f"../{config['weights_from'].split()[0]}")
+    model = from_torch("ar_diffusion_vae", source.npz("weights"), vae_config(config))
+    weights = below(fixture.npz("weights"), "disc.")
+    given = config["disc"]
+    sizes = PatchDiscriminatorConfig(channels=given["ndf"], num_layers=given["n_layers"])
+    judge = from_torch("ar_diffusion_discriminator", weights, sizes)
+    names = [f"main.{3 * i}" for i in range(1, given["n_layers"] + 1)]
+    before = tuple(
+        {
+            "mean": jnp.asarray(weights[f"{name}.running_mean"]),
+            "variance": jnp.asarray(weights[f"{name}.running_var"]),
+        }
+        for name in names
+    )
+    video = nhwc(inputs["x"])
+    frames = rearrange(video, "b f h w c -> (b f) h w c")
+    noise = jnp.asarray(rearrange(want["posterior_noise"], "n c 1 l -> n l c"))
+
+    def check(name, got, **bound):
+        done.add(name)
+        return Check(name, np.asarray(got), want[name], **(bound or LOSS))
+
+    made = rearrange(model(video, noise=noise)[0], "b f h w c -> (b f) h w c")
+    yield check("x_rec", nchw(made), **VAE)
+    yield check("logits_fake_trainBN", judge(made, before, train=True)[0][:, None], **LOGITS)
+
+    options = {"noise": noise, "kl_weight": config["kl_weight"]}
+    for case, discriminator in (("before_start", None), ("gen", judge)):
+        loss, (metrics, _) = generator_loss(model, discriminator, before, video, **options)
+        yield check(f"{case}/loss", loss)
+        yield check(f"{case}/train/total_loss", loss)
+        yield check(f"{case}/train/nll_loss", metrics["nll"])
+        yield check(f"{case}/train/kl_loss", metrics["kl"])
+        yield check(f"{case}/train/rec_loss", metrics["l1"])
+        # Neither a learned variance nor, in the fixture, a perceptual term.
+        yield check(f"{case}/train/logvar", 0.0, exact=True)
+        yield check(f"{case}/train/p_loss", 0.0, exact=True)
+    yield check("gen/train/g_loss", metrics["adversarial"])
+    yield check("gen/train/d_weight", metrics["scale"], rtol=1e-4)
+    yield check("gen/train/disc_factor", 1.0, exact=True)
+
+    loss, (metrics, after) = discriminator_loss(judge, before, frames, made)
+    yield check("disc/loss", loss)
+    yield check("disc/train/disc_loss", loss)
+    yield check("disc/train/logits_real", metrics["logits_real"])
+    yield check("disc/train/logits_fake", metrics["logits_made"])
+    # A fixture may hold the statistics that the discriminator came with: how those of a batch are
+    # blended in is compared with PyTorch in the discriminator's own tests.
+    told = [want[f"disc/after_{name}.running_mean"] for name in names]
+    same = [np.array_equal(x, state["mean"]) for x, state in zip(told, before, strict=True)]
+    kept = before if all(same) else after
+    for name, state in zip(names, kept, strict=True):
+        yield check(f"disc/after_{name}.running_mean", state["mean"], atol=1e-6)
+        yield check(f"disc/after_{name}.running_var", state["variance"], atol=1e-6)
+    yield check("logits_real_evalBN", judge(frames, kept, train=False)[0][:, None], **LOGITS)
+    require_all(want, done)

@@ -1,0 +1,122 @@
+"""Stage 1 of AR-Diffusion: the frame VAE on single frames, then its temporal decoder on clips."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from dicode_jax.errors import UserError
+from dicode_jax.models.ar_diffusion.frame_vae import FrameVAE, FrameVAEConfig
+from dicode_jax.models.lpips import LPIPS, LPIPSConfig
+from dicode_jax.nn.resnet import average_pool
+from dicode_jax.nn.rngs import row_keys
+from dicode_jax.stages import parts
+from dicode_jax.stages.ar_diffusion.config import FrameVAETrainConfig
+from dicode_jax.storage import weights
+from dicode_jax.training.stage import Stage
+from dicode_jax.typing import Array, Float, UInt8
+
+
+class Trained(nnx.Module):
+    """The VAE, and LPIPS or None, which judges it and does not learn."""
+
+    def __init__(self, config: FrameVAETrainConfig, *, rngs: nnx.Rngs):
+        self.vae = FrameVAE(config.model, dtype=parts.compute_dtype(config), rngs=rngs)
+        of_lpips = config.lpips and parts.stored_config(config.lpips, LPIPSConfig)
+        self.lpips = LPIPS(of_lpips, rngs=rngs) if of_lpips else None
+
+
+def make_stage(config: FrameVAETrainConfig) -> Stage:
+    """Batches are `image` uint8 [b, h, w, 3], or `video` [b, f, h, w, 3] for the temporal part."""
+    temporal = config.model.temporal
+    name, lead = ("video", (config.data.num_frames,)) if temporal else ("image", ())
+
+    def load():
+        loaded = {}
+        if config.init is not None:
+            vae, of_vae = weights.load_module(config.init, FrameVAE, FrameVAEConfig, on_host=True)
+            _check_init(config, of_vae)
+            loaded |= parts.leaves(vae, "vae")
+        if config.lpips is not None:
+            lpips, _ = weights.load_module(config.lpips, LPIPS, LPIPSConfig, on_host=True)
+            loaded |= parts.leaves(lpips, "lpips")
+        return loaded
+
+    return Stage(
+        name="ar_diffusion_vae",
+        config=config,
+        create=lambda rngs: Trained(config, rngs=rngs),
+        load=load,
+        is_trained=lambda path, _: (
+            path[:2] == ("vae", "temporal") if temporal else path[0] == "vae"
+        ),
+        loss_fn=functools.partial(loss_fn, config),
+        batch_shapes=lambda b: {
+            name: jax.ShapeDtypeStruct(parts.image_shape(config, b, *lead), jnp.uint8)
+        },
+        export=lambda model, folder: weights.save_module(folder, model.vae, config.model),
+    )
+
+
+def to_unit(frames: UInt8[Array, "..."]) -> Float[Array, "..."]:
+    """Grey levels to [0, 1], as the frame VAE wants them."""
+    return frames.astype(jnp.float32) / 255
+
+
+def from_unit(frames: Float[Array, "..."]) -> UInt8[Array, "..."]:
+    """Pixels in [0, 1] to grey levels; what lies outside is clipped."""
+    return jnp.round(255 * jnp.clip(frames, 0, 1)).astype(jnp.uint8)
+
+
+def loss_fn(
+    config: FrameVAETrainConfig, model: Trained, batch, keys: Array
+) -> tuple[Array, dict[str, Array]]:
+    """Error of frames through drawn latents; `psnr` is the mean over frames, in dB."""
+    video = to_unit(batch["video"] if "video" in batch else batch["image"][:, None])
+    num_frames = video.shape[1]
+    each = jax.vmap(lambda key: row_keys(key, num_frames))(row_keys(keys, len(video)))
+    decoded, posterior = model.vae(video, each.reshape(-1))
+    frames, made = (
+        rearrange(x.astype(jnp.float32), "b f h w c -> (b f) h w c") for x in (video, decoded)
+    )
+    error = made - frames
+    metrics = {"l1": jnp.abs(error).mean()}
+    squares = jnp.square(error).mean((1, 2, 3))
+    loss = metrics["l1"] + config.squared_weight * squares.mean()
+    if model.lpips is not None:
+        metrics["lpips"] = model.lpips(2 * made - 1, 2 * frames - 1).mean()
+        loss += config.perceptual_weight * metrics["lpips"]
+    elif config.edge_weight:
+        metrics["edges"] = edges(error)
+        loss += config.edge_weight * metrics["edges"]
+    kl = posterior.kl().mean() / posterior.gaussian.mean[0].size
+    std = jnp.exp(0.5 * posterior.gaussian.logvar).mean()
+    psnr = -10 * jnp.log10(jnp.maximum(squares, 1e-10)).mean()
+    return loss + config.kl_weight * kl, metrics | {"psnr": psnr, "kl": kl, "std": std}
+
+
+def edges(error: Float[Array, "n h w c"], scales: int = 3) -> Float[Array, ""]:
+    """Mean absolute difference of neighbours, at full size and at `scales - 1` halvings."""
+    total = jnp.zeros(())
+    for scale in range(scales):
+        error = average_pool(error) if scale else error
+        total += jnp.abs(jnp.diff(error, axis=1)).mean() + jnp.abs(jnp.diff(error, axis=2)).mean()
+    return total / scales
+
+
+def reconstruct(model: Trained, frames: UInt8[Array, "b ... 3"]) -> UInt8[Array, "b ... 3"]:
+    """Images or clips through the directions of the means."""
+    video = to_unit(frames[:, None] if frames.ndim == 4 else frames)
+    return from_unit(model.vae(video)[0]).reshape(frames.shape)
+
+
+def _check_init(config: FrameVAETrainConfig, stored: FrameVAEConfig) -> None:
+    """Refuses a start that would lose something, or that is another model."""
+    same = {**vars(stored), "temporal": config.model.temporal} == vars(config.model)
+    if not same or (stored.temporal and not config.model.temporal):
+        raise UserError(
+            f"{config.init} holds a VAE of other sizes than the config's, or one "
+            "with a temporal part: start from the model that the config describes"
+        )

@@ -1,0 +1,128 @@
+"""Stage 1 of AR-Diffusion: its configs, what learns, where it starts and what it writes."""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dicode_jax import config as config_lib
+from dicode_jax.data.config import DataConfig
+from dicode_jax.errors import UserError
+from dicode_jax.models.ar_diffusion.frame_vae import FrameVAE, FrameVAEConfig
+from dicode_jax.models.lpips import LPIPS, LPIPSConfig
+from dicode_jax.models.maskgit_decoder import MaskGITDecoderConfig
+from dicode_jax.models.query_tokenizer import QueryTransformerConfig
+from dicode_jax.nn.rngs import blank
+from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
+from dicode_jax.stages.ar_diffusion import frame_vae
+from dicode_jax.stages.ar_diffusion.config import FrameVAETrainConfig
+from dicode_jax.stages.registry import build_stage
+from dicode_jax.storage import weights
+from dicode_jax.training.optim import OptimConfig
+from dicode_jax.training.setup import prepare
+
+FOLDER = pathlib.Path(__file__).parents[3] / "configs" / "ar_diffusion"
+FILES = sorted(p for p in FOLDER.glob("*_vae*.py") if "get_config" in p.read_text())
+SIDE = QueryTransformerConfig(patch_size=4, embed_dim=8, num_layers=1, num_heads=2)
+MODEL = FrameVAEConfig(
+    image_size=16,
+    num_tokens=3,
+    token_dim=4,
+    codebook_size=5,
+    encoder=SIDE,
+    decoder=SIDE,
+    pixel_decoder=MaskGITDecoderConfig(
+        z_channels=6, channels=4, channel_mult=(1, 1, 2), num_res_blocks=1, num_groups=2
+    ),
+)
+CONFIG = FrameVAETrainConfig(
+    model=MODEL,
+    data=DataConfig(num_frames=3),
+    optim=OptimConfig(lr=1e-2, warmup_steps=0),
+    num_steps=30,
+    batch_size=4,
+    frame_size=16,
+)
+IMAGES = np.random.default_rng(0).integers(0, 255, (4, 16, 16, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_configs_survive_json_and_build(path):
+    config = config_lib.load_config_file(path)
+    again = config_lib.from_dict(type(config), config_lib.to_dict(config))
+    assert again == config
+    model = blank(build_stage(config).create).vae
+    count = sum(x.size for x in jax.tree.leaves(nnx.state(model)))
+    released = 842_713_355 if config.model.temporal else 640_993_547
+    assert count == released
+
+
+def test_the_files_of_the_release_are_there():
+    names = {path.stem for path in FILES}
+    assert {"sky_vae", "taichi_vae", "ucf101_vae", "face_vae", "sky_vae_time"} <= names
+
+
+def test_the_loss_falls_and_the_model_is_written(tmp_path):
+    stage = build_stage(CONFIG)
+    prepared = prepare(stage, make_mesh(ShardingConfig(), jax.devices()[:1]))
+    state, losses = prepared.state, []
+    for _ in range(30):
+        state, metrics = prepared.train_step(state, {"image": jnp.asarray(IMAGES)})
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.7 * losses[0]
+    model = prepared.model_of(state)
+    stage.export(model, tmp_path / "model")
+    stored, cfg = weights.load_module(tmp_path / "model", FrameVAE, FrameVAEConfig)
+    assert cfg == MODEL
+    got = frame_vae.from_unit(stored(frame_vae.to_unit(jnp.asarray(IMAGES[:, None])))[0])[:, 0]
+    np.testing.assert_array_equal(got, frame_vae.reconstruct(model, jnp.asarray(IMAGES)))
+
+
+@pytest.fixture
+def stored(tmp_path):
+    weights.save_module(tmp_path / "vae", FrameVAE(MODEL, rngs=nnx.Rngs(5)), MODEL)
+    return str(tmp_path / "vae")
+
+
+def with_time(init):
+    model = dataclasses.replace(MODEL, temporal=True)
+    return dataclasses.replace(CONFIG, model=model, init=init)
+
+
+def test_only_the_temporal_part_learns_and_the_rest_is_what_it_started_from(stored):
+    stage = build_stage(with_time(stored))
+    prepared = prepare(stage, make_mesh(ShardingConfig(), jax.devices()[:1]))
+    video = jnp.asarray(np.stack([np.roll(IMAGES, i, axis=1) for i in range(3)], axis=1))
+    paths = {path[:2] for path, _ in nnx.to_flat_state(prepared.state.params)}
+    assert paths == {("vae", "temporal")}
+    before = prepared.model_of(prepared.state)
+    frozen = weights.load_module(stored, FrameVAE, FrameVAEConfig)[0]
+    want = frozen(frame_vae.to_unit(video))[0]  # at the start it decodes frame by frame
+    np.testing.assert_allclose(before.vae(frame_vae.to_unit(video))[0], want, atol=1e-5)
+    _, metrics = prepared.train_step(prepared.state, {"video": video})
+    assert metrics["grad_norm"] > 0
+
+
+def test_a_start_of_other_sizes_or_none_is_refused(stored):
+    with pytest.raises(ValueError, match="name its folder as init"):
+        with_time(None)
+    other = dataclasses.replace(CONFIG, init=stored, model=dataclasses.replace(MODEL, num_tokens=4))
+    with pytest.raises(UserError, match="VAE of other sizes"):
+        build_stage(other).load()
+    with pytest.raises(ValueError, match="frame_size must be the model's image_size, got 32"):
+        dataclasses.replace(CONFIG, frame_size=32)
+
+
+def test_lpips_judges_and_does_not_learn(tmp_path):
+    tiny = LPIPSConfig(widths=((4,), (6,)))
+    weights.save_module(tmp_path / "lpips", LPIPS(tiny, rngs=nnx.Rngs(3)), tiny)
+    stage = build_stage(dataclasses.replace(CONFIG, lpips=str(tmp_path / "lpips")))
+    prepared = prepare(stage, make_mesh(ShardingConfig(), jax.devices()[:1]))
+    assert {path[0] for path, _ in nnx.to_flat_state(prepared.state.params)} == {"vae"}
+    _, metrics = prepared.train_step(prepared.state, {"image": jnp.asarray(IMAGES)})
+    assert metrics["lpips"] != 0
+    assert "edges" not in metrics
