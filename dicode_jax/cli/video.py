@@ -79,8 +79,8 @@ def _roll(args: argparse.Namespace, folder, image=None, last_image=None) -> None
     clips = (args.num_clips, args.clips_per_batch) != (1, "auto")
     if last_image is not None or clips or args.sampler is not None:
         raise UserError(
-            f"{folder} has one sampler and goes on frame by frame; leave --sampler, --last-image "
-            "and clips out, --num-frames says how many"
+            f"{folder} has one sampler and goes on frame by frame; leave --sampler, --last-image, "
+            "--num-clips and --clips-per-batch out, --num-frames says how many"
         )
     pipe = load(args, folder)
     start = time.monotonic()

@@ -31,7 +31,8 @@ def test_a_video_is_written_frame_by_frame(folder, tmp_path, capsys):
     ("arguments", "words"),
     [
         (["Diving"], "a prompt is the number of a class"),
-        (["0", "--num-clips", "2"], "leave --sampler, --last-image and --num-clips out"),
+        (["0", "--num-clips", "2"], "--num-clips and --clips-per-batch out"),
+        (["0", "--clips-per-batch", "2"], "--num-clips and --clips-per-batch out"),
         (["0", "--lag", "1"], "lag 2 at least"),
     ],
 )
