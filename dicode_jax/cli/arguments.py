@@ -15,7 +15,6 @@ from dicode_jax.pipelines.options import (
     MAX_SEED,
     MAX_STEPS,
     MAX_STREAM,
-    OPTIONS,
     Real,
     Whole,
     number,
@@ -115,13 +114,13 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "--lag",
-        type=number(int, OPTIONS["lag"]),
+        type=number(int, Whole(0, MAX_STEPS)),
         metavar="N",
         help="for AR-Diffusion: steps between the starts of neighbouring frames",
     )
     sub.add_argument(
         "--history-noise",
-        type=number(int, OPTIONS["history_noise"]),
+        type=number(int, Whole(0, MAX_STEPS - 1)),
         metavar="T",
         help="for AR-Diffusion: timestep of the noise on the given frame (default: 0, none)",
     )
