@@ -397,7 +397,7 @@ def test_what_overflows_on_the_way_is_no_video_and_no_tokens(pipe, value):
         changed(pipe, language_model=bad["language_model"]).generate_tokens(PROMPTS[0])
     with pytest.raises(UserError, match="tokenizer gave NaN or infinite"):
         changed(pipe, tokenizer=bad["tokenizer"]).encode(VIDEO)
-    with pytest.raises(UserError, match=r"no picture: look at the weights of the decoder.* 7\.5"):
+    with pytest.raises(UserError, match=r"no picture: look at the weights of decoder.* 7\.5"):
         changed(pipe, decoder=bad["decoder"]).decode(TOKENS)
 
 
