@@ -55,7 +55,7 @@ NOT_RUN = {
     r"to_torch|NAME": "tests/convert/test_to_torch.py and test_main.py run it",
     r"benchmarks\.": "measurements of minutes; tests/test_benchmarks.py",
     r"tests\.fuzz": "minutes; tests/fuzz/test_doors.py tries a hundred of each",
-    r"score_(shapes|samplers)": "clips of 64 x 64; tests/test_scripts.py and test_score_samplers.py",
+    r"score_(shapes|samplers)": "clips of 64 x 64; tests/test_score_samplers.py, test_scripts.py",
     r"ar_diffusion": "tests/stages/ar_diffusion trains tiny ones, tests/convert converts them",
     r"mutation_trial": "an hour; tests/test_scripts.py tries it on a toy",
 }
