@@ -58,7 +58,7 @@ def examine(args: argparse.Namespace) -> command.Conversion:
       UserError: One is missing, damaged or of another model, or OUT is in the way.
     """
     if args.source is None and args.discriminator is None:
-        raise UserError("nothing to convert: name a checkpoint as --vae or --discriminator")
+        raise UserError("nothing to convert: name a checkpoint as SOURCE, or as --discriminator")
     if args.source is None:
         command.check_folder(args.out, overwrite=args.overwrite, sources=command.sources(args))
     else:

@@ -5,6 +5,7 @@ What is held in memory does not grow with the length of a video whose writer is 
 
 import contextlib
 import fractions
+import gc
 import numbers
 import os
 import pathlib
@@ -18,6 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dicode_jax.errors import UserError
+from dicode_jax.media.container import open_container
 from dicode_jax.storage.files import atomic_path, check_output, growing_path, part_of
 
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")
@@ -124,7 +126,8 @@ class VideoWriter:
     def _open(self, shape: tuple[int, ...]) -> "_Mp4 | _Gif | _Webp":
         make = {".mp4": _Mp4, ".gif": _Gif, ".webp": _Webp}[self._path.suffix.lower()]
         context = growing_path if self._keep else atomic_path
-        self._name = self._stack.enter_context(context(self._path))
+        name = self._stack.enter_context(context(self._path))
+        self._name = name.absolute()  # FFmpeg sees an address in `a:b.mp4`
         with self._told():
             self._format = form = make(self._name, self._rate, shape, self._keep)
             self._shape = shape
@@ -203,9 +206,13 @@ class _Mp4:
 def _lay_out(source: pathlib.Path, target: pathlib.Path) -> None:
     """The same packets in an mp4 whose index comes first and is whole."""
     options = {"movflags": "+faststart"}
-    with av.open(str(source)) as old, av.open(str(target), "w", "mp4", options=options) as new:
-        stream = new.add_stream_from_template(old.streams.video[0])
-        for packet in old.demux(old.streams.video[0]):
+    reading, writing = (
+        open_container(str(source), source),
+        av.open(str(target), "w", "mp4", options=options),
+    )
+    with reading as (old, picture), writing as new:
+        stream = new.add_stream_from_template(picture)
+        for packet in old.demux(picture):
             if packet.dts is not None:  # the last one is empty
                 packet.stream = stream
                 new.mux(packet)
@@ -260,6 +267,7 @@ class _Gif:
                 while True:
                     packets += self.stream.encode(cast(av.VideoFrame, self._graph.pull()))
             self._graph = None
+            gc.collect()  # PyAV 19's graphs and filters hold each other, and all their frames
         return packets
 
     def close(self) -> None:

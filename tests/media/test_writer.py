@@ -151,6 +151,15 @@ def test_memory_does_not_grow_with_the_length(out, suffix):
     assert grown < 12  # MB, where the frames are 37
 
 
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("name", ["a:b.mp4", "file:x.mp4", "pipe:1.mp4", "http:x.gif", "%d.webp"])
+def test_a_name_is_never_an_address_or_a_pattern(tmp_path, monkeypatch, name, keep):
+    monkeypatch.chdir(tmp_path)
+    with VideoWriter(name, 8, keep=keep) as writer:
+        writer.append(np.zeros((8, 16, 16, 3), np.uint8))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_two_processes_do_not_write_one_part(out):
     with growing_path(out(".mp4")) as part:
         part.write_text("mine")

@@ -15,6 +15,7 @@ from dicode_jax.runtime.platform import tracing_for
 
 ALLOWED = {
     "distributions/gaussian_mixture.py": {"softmax"},  # weights of components
+    "models/ar_diffusion/frame_vae.py": {"softmax"},  # weights of codes
 }
 NAMES = {"softmax", "dot_product_attention", "MultiHeadAttention"}
 
