@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import compilations
 
 from dicode_jax import config as config_lib
 from dicode_jax.diffusion.guidance import guide
@@ -41,18 +42,19 @@ def run(cfg, branches=2, **options):
 def test_another_value_compiles_nothing_and_gives_what_it_gives_untraced(sampler):
     first = dataclasses.replace(CONFIG, sampler=sampler)
     compiled = jax.jit(lambda cfg: run(cfg))
-    before = compiled(first)
-    for name, values in {
-        "guidance_scale": (2.0, 3.5),
-        "guidance_rescale": (0.2, 1.0),
-        "eta": (0.0, 0.5),
-        "fs": (1, 24),
-    }.items():
-        for value in values:
-            after = compiled(dataclasses.replace(first, **{name: value}))
-            is_deaf = name == "eta" and sampler == "unipc"  # which adds no noise
-            assert (np.abs(after - before).max() > 1e-3) != is_deaf, (name, value)
-    assert compiled._cache_size() == 1
+    with compilations("<lambda>") as programs:
+        before = compiled(first)
+        for name, values in {
+            "guidance_scale": (2.0, 3.5),
+            "guidance_rescale": (0.2, 1.0),
+            "eta": (0.0, 0.5),
+            "fs": (1, 24),
+        }.items():
+            for value in values:
+                after = compiled(dataclasses.replace(first, **{name: value}))
+                is_deaf = name == "eta" and sampler == "unipc"  # which adds no noise
+                assert (np.abs(after - before).max() > 1e-3) != is_deaf, (name, value)
+    assert len(programs) == 1
     changes = {"guidance_scale": 2.0, "guidance_rescale": 0.2, "eta": 0.5, "fs": 24}
     other = dataclasses.replace(first, **changes)
     np.testing.assert_allclose(compiled(other), run(other), atol=5e-6)
@@ -60,9 +62,10 @@ def test_another_value_compiles_nothing_and_gives_what_it_gives_untraced(sampler
 
 def test_what_switches_a_part_off_is_another_program():
     compiled = jax.jit(lambda cfg: run(cfg, 2 if cfg.is_guided else 1))
-    for change in ({}, {"guidance_scale": 1.0}, {"guidance_rescale": 0.0}):
-        compiled(dataclasses.replace(CONFIG, **change))
-    assert compiled._cache_size() == 3
+    with compilations("<lambda>") as programs:
+        for change in ({}, {"guidance_scale": 1.0}, {"guidance_rescale": 0.0}):
+            compiled(dataclasses.replace(CONFIG, **change))
+    assert len(programs) == 3
     alone = dataclasses.replace(CONFIG, guidance_scale=1.0)
     np.testing.assert_allclose(compiled(alone), run(alone, 1), atol=5e-6)
 

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from compilations import compilations
 from tiny import NUM_FRAMES, NUM_TOKENS, TOKEN_DIM, tiny_pipeline, with_value
 
 from dicode_jax.errors import UserError
@@ -84,11 +85,12 @@ def test_clips_do_not_depend_on_how_many_are_painted_at_once(pipe, tokens, video
 def test_tokens_of_a_video_begin_those_of_a_longer_one_and_compile_nothing(pipe, tokens):
     generate._begin.clear_cache()
     generate._go_on.clear_cache()
-    for clips in (1, 4, CLIPS):
-        short = pipe.generate_tokens(PROMPTS[0], num_clips=clips, seed=3)
-        np.testing.assert_array_equal(short[0], tokens[0, : clips + 1])
-    assert generate._begin._cache_size() == 2  # behind the text, and behind some keyframes
-    assert generate._go_on._cache_size() == 1
+    with compilations("_begin") as begun, compilations("_go_on") as gone_on:
+        for clips in (1, 4, CLIPS):
+            short = pipe.generate_tokens(PROMPTS[0], num_clips=clips, seed=3)
+            np.testing.assert_array_equal(short[0], tokens[0, : clips + 1])
+    assert len(begun) == 2  # behind the text, and behind some keyframes
+    assert len(gone_on) == 1
 
 
 @pytest.mark.parametrize(

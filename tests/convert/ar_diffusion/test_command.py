@@ -86,7 +86,7 @@ def test_what_fits_nowhere_is_named_and_nothing_is_written(checkpoints, tmp_path
     assert "unused source key: decoder.surplus" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert command.main(["--out", str(tmp_path / "out")]) == 2
-    assert "name a checkpoint as --vae" in capsys.readouterr().err
+    assert "name a checkpoint as SOURCE" in capsys.readouterr().err
 
 
 def test_the_discriminator_of_the_release_is_consumed_and_filled():
