@@ -29,15 +29,14 @@ def path_counts(num_timesteps: int, num_frames: int) -> tuple[np.ndarray, np.nda
     Raises:
         ValueError: there are more than a float64 holds.
     """
+    k, f = num_timesteps, num_frames
     try:
-        ends = np.array(
-            [[math.comb(t + f, f) for f in range(num_frames)] for t in range(num_timesteps)],
-            dtype=np.float64,
-        )
+        float(math.comb(k + f - 2, f - 1))  # the most of all, before the others are counted
     except OverflowError:
         raise ValueError(
             f"there are more paths of {num_frames} frames than a float64 holds; use fewer frames"
         ) from None
+    ends = np.array([[math.comb(t + i, i) for i in range(f)] for t in range(k)], dtype=np.float64)
     return ends[::-1, ::-1], ends
 
 
