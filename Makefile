@@ -102,13 +102,13 @@ test: $(VENV)/.installed-test
 	  $(BIN)/ruff format --check . ; echo "mend with: $(BIN)/ruff format ." >&2; exit 1; }
 	@$(BIN)/ruff check .
 	@$(MAKE) --no-print-directory types
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(PYTEST_ARGS)
 
 types: $(VENV)/.installed-test
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 
 quick: $(VENV)/.installed-test
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 $(QUICK) $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(QUICK) $(PYTEST_ARGS)
 
 lowest:
 	@pins=$$("$(PYTHON)" -c '$(LOWEST)') && \

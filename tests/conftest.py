@@ -36,9 +36,9 @@ PROMOTION = {"diffusion": (STRICT, RAISE), "distributions": (STRICT,), "nn": (RA
 
 
 # Rooms whose tests hold values and shapes to something else than themselves. Most of their time is
-# compilation, so they compile with few optimisations; parity, pipelines, runs and commands compile
-# as users do.
-SIMPLE = {"convert", "distributions", "evaluation", "models", "nn", "stages"}
+# compilation, so they compile with few optimisations; parity, runs and commands do as users do.
+SIMPLE = {"convert", "diffusion", "distributions", "evaluation", "models", "nn", "pipelines"}
+SIMPLE |= {"stages", "training"}
 EXACT = {"test_packed.py"}  # compares two orders of sums to the last bits
 
 
@@ -61,6 +61,14 @@ def promotion(request):
 def pytest_report_header():
     names = ("jax", "flax", "av", "numpy")
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+
+
+def pytest_collection_modifyitems(config, items):
+    """With `--dist loadgroup` a file stays on one worker, where what it compiles and makes is."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if "parity" not in item.path.parts:  # one file, whose tests share nothing
+                item.add_marker(pytest.mark.xdist_group(item.path.relative_to(TESTS).as_posix()))
 
 
 def pytest_addoption(parser):
