@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import cpu_peers, train_step
+from benchmarks import cpu_peers, host_memory, packaged, train_step
 from dicode_jax.models.gpt2 import GPT2, GPT2Config
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.stages.registry import build_stage
@@ -69,3 +69,36 @@ def test_without_peers_one_line_says_what_to_install(monkeypatch):
     with pytest.raises(SystemExit, match=r"torch, diffusers, transformers: pip install") as exit_:
         cpu_peers.require_peers()
     assert "\n" not in str(exit_.value)
+
+
+def test_a_process_is_timed_to_its_first_clip_and_its_memory_is_its_peak(tmp_path):
+    part, signal = tmp_path / "out.part.mp4", "import pathlib, sys, time; time.sleep(0.2); "
+    signal += "pathlib.Path(sys.argv[1]).touch(); x = bytearray(10**8); time.sleep(0.2); del x; "
+    done = packaged.run([sys.executable, "-c", signal + "time.sleep(0.2)", str(part)], part, {})
+    assert 0.2 <= done.first_clip <= done.seconds - 0.4
+    assert 10**8 < done.peak_bytes < 2 * 10**8
+    with pytest.raises(SystemExit, match="no such thing"):
+        packaged.run([sys.executable, "-c", "raise SystemExit('no such thing')"], part, {})
+
+
+def test_starts_are_medians_behind_one_that_compiles(monkeypatch):
+    asked, seconds = [], iter([90.0, 200.0, 3.0, 30.0, 9.0, 50.0, 4.0, 40.0])
+
+    def generate(num_clips, programs, *options):
+        asked.append((num_clips, options))
+        took = next(seconds)
+        return packaged.Run(took, took / 10, 0)
+
+    monkeypatch.setattr(packaged, "generate", generate)
+    report = packaged.measure(3, "--quality", "draft")
+    assert report["first_start"] == {"one clip": 90.0, "a minute": 200.0}
+    assert report["median"] == {"a minute's first clip": 4.0, "one clip": 4.0, "a minute": 40.0}
+    assert asked == [(count, ("--quality", "draft")) for count in [1, 30] * 4]
+
+
+def test_peaks_are_compared_behind_a_start_that_does_not_count(monkeypatch):
+    peaks = iter([900, 100, 110, 111, 121])
+    monkeypatch.setattr(host_memory, "generate", lambda *_: packaged.Run(1.0, None, next(peaks)))
+    report = host_memory.measure([5, 300], steps=2, rounds=2)
+    assert report["peak_bytes"] == {5: [100, 110], 300: [111, 121]}
+    assert report["ratio"] == 1.1

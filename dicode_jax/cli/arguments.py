@@ -15,8 +15,11 @@ from dicode_jax.pipelines.options import (
     MAX_SEED,
     MAX_STEPS,
     MAX_STREAM,
+    OPTIONS,
+    QUALITIES,
     Real,
     Whole,
+    described,
     number,
 )
 
@@ -227,6 +230,12 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         help="another seed paints another video (default: 0)",
     )
     parser.add_argument(
+        "--quality",
+        choices=QUALITIES,
+        help="; ".join(f"{name}: {described(name)}" for name in QUALITIES)
+        + " (default: standard); options beside it go before it",
+    )
+    parser.add_argument(
         "--steps",
         type=number(int, Whole(1, MAX_STEPS)),
         metavar="N",
@@ -240,9 +249,33 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "(default: the model's own)",
     )
     parser.add_argument(
+        "--guidance-interval",
+        type=number(float, Real()),
+        nargs=2,
+        action=_Checked,
+        metavar=("START", "END"),
+        help="shares of the steps between which guidance is on, as 0 0.5 for the noisier half; the "
+        "others cost half (default: the model's own, mostly 0 1)",
+    )
+    parser.add_argument(
         "--sampler",
         choices=SAMPLERS,
-        help="the update rule; dpm++ is of second order (default: the model's own, mostly ddim)",
+        help="the update rule; dpm++ and unipc are of higher order (default: the model's own, "
+        "mostly ddim)",
+    )
+    parser.add_argument(
+        "--eta",
+        type=number(float, Real(0.0, 1.0)),
+        metavar="X",
+        help="0: no fresh noise at the steps, 1: as much as ancestral sampling adds (default: the "
+        "model's own, mostly 1)",
+    )
+    parser.add_argument(
+        "--deep-cache-interval",
+        type=number(int, Whole(1, MAX_STEPS)),
+        metavar="N",
+        help="run the whole UNet every N steps and its shallow part in between (default: the "
+        "model's own, mostly 1)",
     )
     parser.add_argument(
         "--clips-per-batch",
@@ -286,6 +319,16 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="neither read nor keep compiled programs, which else make the next start faster",
     )
+
+
+class _Checked(argparse.Action):
+    """Keeps values that the rule of the option in `options.OPTIONS` takes together."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        try:
+            setattr(namespace, self.dest, OPTIONS[self.dest](values))
+        except ValueError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
 
 
 class _Version(argparse.Action):

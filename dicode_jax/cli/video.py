@@ -77,15 +77,17 @@ def _animate(args: argparse.Namespace, folder, image=None, last_image=None) -> N
 def _roll(args: argparse.Namespace, folder, image=None, last_image=None) -> None:
     """Paints frame after frame of one video."""
     clips = (args.num_clips, args.clips_per_batch) != (1, "auto")
-    if last_image is not None or clips or args.sampler is not None:
+    others = sampling(args).keys() - {"seed", "num_inference_steps", "guidance_scale"}
+    if last_image is not None or clips or others != {"clips_per_batch"}:
         raise UserError(
-            f"{folder} has one sampler and goes on frame by frame; leave --sampler, --last-image, "
-            "--num-clips and --clips-per-batch out, --num-frames says how many"
+            f"{folder} has one sampler, steered by --steps and --guidance-scale alone, and goes on "
+            "frame by frame; leave its other options, --last-image, --num-clips and "
+            "--clips-per-batch out, --num-frames says how many"
         )
     pipe = load(args, folder)
     start = time.monotonic()
     settings = sampling(args)
-    del settings["sampler"], settings["clips_per_batch"]
+    del settings["clips_per_batch"]
     count = args.num_frames or pipe.config.sampling.num_frames
     frames = pipe.stream(
         args.prompt or None,
@@ -343,13 +345,18 @@ def _decode_features(
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
     """What a pipeline is asked for besides its inputs."""
-    return {
+    options = {
         "seed": args.seed,
+        "quality": args.quality,
         "num_inference_steps": args.steps,
         "guidance_scale": args.guidance_scale,
+        "guidance_interval": args.guidance_interval,
         "sampler": args.sampler,
+        "eta": args.eta,
+        "deep_cache_interval": args.deep_cache_interval,
         "clips_per_batch": args.clips_per_batch,
     }
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _write(

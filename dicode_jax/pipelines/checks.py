@@ -39,17 +39,34 @@ def as_array(value: Any, wanted: str, dtype: Any = None) -> np.ndarray:
     return array
 
 
-def sampling_of(config: Any, schedule: NoiseSchedule, **changes: Any) -> Any:
-    """The sampling config with the options that are not None in place of its own.
+def sampling_of(
+    config: Any, schedule: NoiseSchedule, *, quality: str | None = None, **changes: Any
+) -> Any:
+    """The sampling config with a preset and the options that are not None in place of its own.
 
     Raises:
-      UserError: An option is impossible, or the sampler cannot step the schedule that way.
+      UserError: An option is impossible or would change nothing, or the sampler cannot step the
+        schedule that way.
     """
+    if unknown := sorted(changes.keys() - (options.OPTIONS.keys() & vars(config).keys())):
+        known = ", ".join(["quality", *(name for name in options.OPTIONS if name in vars(config))])
+        raise UserError(f"there is no option {unknown[0]} of sampling; there are {known}")
+    given, preset = options.check(**changes), options.preset(quality)
     try:
-        sampling = dataclasses.replace(config, **options.check(**changes))
-        make_sampler(schedule, sampling).coefficients(make_grid(schedule, sampling))
+        sampling = dataclasses.replace(config, **{**preset, **given})
+        sampler = make_sampler(schedule, sampling)
+        sampler.coefficients(make_grid(schedule, sampling))
     except ValueError as error:
         raise UserError(str(error)) from error
+    if given.get("eta") and not sampler.is_stochastic:
+        raise UserError(
+            f"eta: {sampling.sampler} adds no noise, got eta {given['eta']:g}; leave it out, or "
+            "take the sampler ddim"
+        )
+    if "guidance_interval" in given and not sampling.is_guided:
+        raise UserError(
+            "guidance_interval: guidance is off; give a guidance_scale above 1, or leave it out"
+        )
     return sampling
 
 

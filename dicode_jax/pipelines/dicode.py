@@ -13,7 +13,7 @@ import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -183,11 +183,9 @@ class DiCoDePipeline(base.Pipeline):
         num_clips: int = 1,
         num_frames: int | None = None,
         seed: int | Sequence[int] = 0,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        sampler: str | None = None,
         clips_per_batch: int | str = "auto",
         progress: Progress | None = None,
+        **changes: Unpack[options.SamplingOptions],
     ) -> UInt8[np.ndarray, "b f h w 3"]:
         """Generates a video for each prompt: what `stream` gives, gathered.
 
@@ -200,12 +198,10 @@ class DiCoDePipeline(base.Pipeline):
           num_clips: Clips of two seconds; neighbours share a keyframe.
           num_frames: Frames per clip, even; the model's default is None.
           seed: Of all randomness, 0 to 2**32 - 1; or a seed for each prompt.
-          num_inference_steps: Diffusion steps per clip; None for the model's default.
-          guidance_scale: Strength of the deep tokens; None for the model's default.
-          sampler: "ddim", or "dpm++" of second order; None for the model's default.
           clips_per_batch: Clips of all videos that each device paints at once; "auto" for as many
             as are fast and fit in the memory that is free.
           progress: Called as `(what, done, total)` while it works.
+          changes: How clips are painted, see `options.SamplingOptions`.
 
         Returns:
           Frames in [0, 255], `num_clips * num_frames` for each prompt.
@@ -213,26 +209,28 @@ class DiCoDePipeline(base.Pipeline):
         Raises:
           UserError: A prompt is empty or cannot be spelled, or an option is impossible.
         """
-        changes = {
-            "num_frames": num_frames,
-            "num_inference_steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
-            "sampler": sampler,
-        }
-        self._sampling(**changes)  # what is wrong is known before the tokens are written
+        # What is wrong is known before the tokens are written.
+        self._sampling(num_frames=num_frames, **changes)
         painting.check_clips(clips_per_batch)
         tokens = self.generate_tokens(prompt, num_clips=num_clips, seed=seed, progress=progress)
-        decoded = {"clips_per_batch": clips_per_batch, "progress": progress}
-        return self.decode(tokens, seed=seed, **decoded, **changes)
+        return self.decode(
+            tokens,
+            seed=seed,
+            num_frames=num_frames,
+            clips_per_batch=clips_per_batch,
+            progress=progress,
+            **changes,
+        )
 
     def stream(
         self,
         prompt: str | Sequence[str],
         *,
         num_clips: int = 1,
+        num_frames: int | None = None,
         seed: int | Sequence[int] = 0,
         clips_per_batch: int | str = "auto",
-        **changes: Any,
+        **changes: Unpack[options.SamplingOptions],
     ) -> Iterator[Clip]:
         """The clips of the pipeline's videos, each as soon as it is painted.
 
@@ -241,11 +239,9 @@ class DiCoDePipeline(base.Pipeline):
         prompt after the other; joined they are what the pipeline returns, within one grey level.
 
         Args:
-          prompt, seed: As for the pipeline.
+          prompt, num_frames, seed, changes: As for the pipeline.
           num_clips: Of each prompt, up to a million.
           clips_per_batch: As for the pipeline; 1 gives the first clip soonest.
-          changes: `num_frames`, `num_inference_steps`, `guidance_scale`, `sampler`, as for the
-            pipeline.
 
         Raises:
           UserError: As for the pipeline, at the call; later, when what came out is no video.
@@ -260,8 +256,9 @@ class DiCoDePipeline(base.Pipeline):
                 for clip, pair in enumerate(itertools.pairwise(written)):
                     yield _row(*pair, one, clip)
 
+        sampling = self._sampling(num_frames=num_frames, **changes)
         blame = "language_model and decoder"
-        return self._clips(rows(), len(seeds), num_clips, clips_per_batch, blame, **changes)
+        return self._clips(rows(), len(seeds), num_clips, sampling, clips_per_batch, blame)
 
     def generate_tokens(
         self,
@@ -370,18 +367,16 @@ class DiCoDePipeline(base.Pipeline):
         *,
         seed: int | Sequence[int] = 0,
         num_frames: int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        sampler: str | None = None,
         clips_per_batch: int | str = "auto",
         progress: Progress | None = None,
+        **changes: Unpack[options.SamplingOptions],
     ) -> UInt8[np.ndarray, "*b f h w 3"]:
         """Paints the clips between neighbouring keyframes: what `decode_stream` gives, gathered.
 
         Args:
           tokens: Deep tokens of two or more keyframes, of one video or of a batch.
-          seed, num_frames, num_inference_steps, guidance_scale, sampler, clips_per_batch, progress:
-            As for the pipeline; video i of a batch is painted as it is alone with its own seed.
+          seed, num_frames, clips_per_batch, progress, changes: As for the pipeline; video i of a
+            batch is painted as it is alone with its own seed.
 
         Returns:
           `(k - 1) * num_frames` frames in [0, 255].
@@ -393,10 +388,8 @@ class DiCoDePipeline(base.Pipeline):
             tokens,
             seed=seed,
             num_frames=num_frames,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
             clips_per_batch=clips_per_batch,
+            **changes,
         )
         *batch, k, _, _ = np.shape(tokens)
         if k > options.MAX_CLIPS + 1:
@@ -413,8 +406,9 @@ class DiCoDePipeline(base.Pipeline):
         tokens: Float[np.ndarray, "*b k n z"],
         *,
         seed: int | Sequence[int] = 0,
+        num_frames: int | None = None,
         clips_per_batch: int | str = "auto",
-        **changes: Any,
+        **changes: Unpack[options.SamplingOptions],
     ) -> Iterator[Clip]:
         """The clips between neighbouring keyframes, each as soon as it is painted.
 
@@ -441,14 +435,14 @@ class DiCoDePipeline(base.Pipeline):
             for video, one in zip(videos, seeds)
             for clip, pair in enumerate(itertools.pairwise(video))
         )
-        k = videos.shape[1]
-        return self._clips(rows, len(videos), k - 1, clips_per_batch, "decoder", **changes)
+        num_clips = videos.shape[1] - 1
+        sampling = self._sampling(num_frames=num_frames, **changes)
+        return self._clips(rows, len(videos), num_clips, sampling, clips_per_batch, "decoder")
 
     def _clips(
-        self, rows: Iterable[Mapping], num_videos, num_clips, clips_per_batch, blame, **changes
+        self, rows: Iterable[Mapping], num_videos, num_clips, sampling, clips_per_batch, blame
     ) -> Iterator[Clip]:
         """Clips of the rows, which are those of one video after the other."""
-        sampling = self._sampling(**changes)
         painted = self._paint(
             _decode,
             ["decoder"],

@@ -10,6 +10,7 @@ this package, so the features, and for guidance those of an all-zero clip, come 
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -70,23 +71,20 @@ class DivotDetokenizer(base.Pipeline):
         features: Float[np.ndarray, "*b l e"],
         *,
         null_features: Float[np.ndarray, "l e"] | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        eta: float | None = None,
-        sampler: str | None = None,
         clips_per_batch: int | str = "auto",
         seed: int | Sequence[int] = 0,
+        **changes: Unpack[options.SamplingOptions],
     ) -> UInt8[np.ndarray, "b f h w 3"]:
         """Paints a clip for each set of features.
 
         Args:
           features: Of Divot's video tokenizer, one clip or a batch ([64, 256] in the release).
           null_features: Those of an all-zero clip, for guidance.
-          num_inference_steps, guidance_scale, eta, sampler: None for the model's default.
           clips_per_batch: Clips that each device paints at once; "auto" for as many as are fast and
             fit in the memory that is free.
           seed: Of all randomness, 0 to 2**32 - 1; or a seed for each clip. Clip i of a call with
             `seed=s` is what it is alone with `seed=s + i`, within one grey level.
+          changes: How it is painted, see `options.SamplingOptions`.
 
         Returns:
           Frames in [0, 255].
@@ -101,12 +99,7 @@ class DivotDetokenizer(base.Pipeline):
         if features.ndim not in (2, 3) or features.shape[-1] != width or 0 in features.shape:
             raise UserError(f"{wanted}, got shape {features.shape}")
         batch = features if features.ndim == 3 else features[None]
-        sampling = self._sampling(
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            eta=eta,
-            sampler=sampler,
-        )
+        sampling = self._sampling(**changes)
         seeds = options.check_seeds(seed, len(batch))
         at_once = painting.check_clips(clips_per_batch)
         if null_features is None:

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -131,14 +131,9 @@ class DynamiCrafterPipeline(base.Pipeline):
         *,
         last_image: UInt8[np.ndarray, "*b h w 3"] | None = None,
         num_frames: int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        guidance_rescale: float | None = None,
-        eta: float | None = None,
-        sampler: str | None = None,
-        fs: int | None = None,
         clips_per_batch: int | str = "auto",
         seed: int | Sequence[int] = 0,
+        **changes: Unpack[options.SamplingOptions],
     ) -> UInt8[np.ndarray, "b f h w 3"]:
         """Paints a video for each image.
 
@@ -154,16 +149,12 @@ class DynamiCrafterPipeline(base.Pipeline):
             again makes a loop.
           num_frames: Frames of the video. Models were trained on 16; with another number every
             frame sees the image tokens of all 16, as in the original.
-          num_inference_steps: Diffusion steps.
-          guidance_scale: Strength of prompt and image tokens; 1 for none.
-          guidance_rescale: 0 to 1, see `dicode_jax.diffusion.guidance.rescale_guidance`.
-          eta: 0 for the same path from the same noise, 1 for fresh noise at every step.
-          sampler: "ddim", or "dpm++" of second order.
-          fs: Frame stride for the 256 model (1 to 6, larger for more motion), frames per second for
-            the others (smaller for more motion).
           clips_per_batch: Videos that each device paints at once; "auto" for as many as are fast
             and fit in the memory that is free.
           seed: Of all randomness, 0 to 2**32 - 1; or a seed for each image.
+          changes: How it is painted, see `options.SamplingOptions`. `fs` is the frame stride for
+            the 256 model (1 to 6, larger for more motion), frames per second for the others
+            (smaller for more motion).
 
         Returns:
           Frames in [0, 255] of the model's size.
@@ -179,12 +170,7 @@ class DynamiCrafterPipeline(base.Pipeline):
             clips_per_batch,
             "pixels",
             num_frames=num_frames,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            guidance_rescale=guidance_rescale,
-            eta=eta,
-            sampler=sampler,
-            fs=fs,
+            **changes,
         )
 
     def sample_latents(

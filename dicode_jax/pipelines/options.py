@@ -9,7 +9,7 @@ import dataclasses
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from dicode_jax.diffusion.samplers import SAMPLERS
 from dicode_jax.errors import UserError
@@ -117,8 +117,33 @@ class OneOf:
         return value
 
 
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """Two finite numbers of `low..high`, the first not above the second."""
+
+    low: float
+    high: float
+
+    def __call__(self, value: Any) -> tuple[float, float]:
+        """The numbers as Python's.
+
+        Raises:
+          ValueError: They are none of these; the message says what is wanted.
+        """
+        try:
+            start, end = map(Real(self.low, self.high), value if _is_list(value) else ())
+        except ValueError:
+            start, end = math.inf, -math.inf
+        if start > end:
+            raise ValueError(
+                f"want two numbers that ascend within {self.low:g}..{self.high:g}, got "
+                f"{shown(value)}"
+            )
+        return start, end
+
+
 SIDE = Whole(1, 2**14)  # of a frame, in pixels
-OPTIONS: Mapping[str, Whole | Real | OneOf] = {
+OPTIONS: Mapping[str, Whole | Real | OneOf | Interval] = {
     "num_clips": Whole(1, MAX_CLIPS),
     "num_frames": Whole(1, MAX_FRAMES),
     "num_inference_steps": Whole(1, MAX_STEPS),
@@ -129,8 +154,75 @@ OPTIONS: Mapping[str, Whole | Real | OneOf] = {
     "guidance_rescale": Real(0.0, 1.0),
     "eta": Real(0.0, 1.0),
     "sampler": OneOf(SAMPLERS),
+    "guidance_interval": Interval(0.0, 1.0),
+    "deep_cache_interval": Whole(1, MAX_STEPS),
     "fps": Real(0.0, 1000.0, is_open=True),
 }
+
+QUALITIES: Mapping[str, Mapping[str, Any]] = {
+    "draft": {
+        "sampler": "ddim",
+        "num_inference_steps": 10,
+        "eta": 0.0,
+        "spacing": "uniform_trailing",
+    },
+    "standard": {},
+    "best": {
+        "sampler": "ddim",
+        "num_inference_steps": 50,
+        "eta": 1.0,
+        "guidance_interval": (0.0, 1.0),
+        "deep_cache_interval": 1,
+    },
+}
+"""Preset -> the fields of `SamplingConfig` that it sets; the others are the model's own.
+
+What each costs and gives is in docs/performance.md. "best" is how the originals sample.
+"""
+
+
+class SamplingOptions(TypedDict, total=False):
+    """How a call paints; None, like an option that is left out, is what the preset says.
+
+    Attributes:
+      quality: One of `QUALITIES`; options beside it go before what it sets. "standard", the model's
+        own settings, where it is left out.
+      num_inference_steps: Diffusion steps of a clip.
+      guidance_scale: Strength of the condition (deep tokens, prompt, features); 1 for none.
+      guidance_rescale: 0 to 1, see `dicode_jax.diffusion.guidance.rescale_guidance`.
+      guidance_interval: Shares of the steps, from the noisiest, where guidance begins and ends.
+      sampler: One of `dicode_jax.diffusion.samplers.SAMPLERS`.
+      eta: 0 for the same path from the same noise, 1 for fresh noise at every step.
+      deep_cache_interval: Every so many steps the whole network runs, else its shallow part; 1 for
+        off.
+      fs: Frame stride, or frames per second, that the network is told.
+    """
+
+    quality: str | None
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    guidance_rescale: float | None
+    guidance_interval: tuple[float, float] | None
+    sampler: str | None
+    eta: float | None
+    deep_cache_interval: int | None
+    fs: int | None
+
+
+def preset(quality: Any) -> Mapping[str, Any]:
+    """What a preset sets; None is "standard".
+
+    Raises:
+      UserError: There is none of this name.
+    """
+    name = "standard" if quality is None else quality
+    return QUALITIES[named("quality", OneOf(tuple(QUALITIES)), name)]
+
+
+def described(quality: str) -> str:
+    """A preset in words."""
+    settings = ((name, shown(value)) for name, value in QUALITIES[quality].items())
+    return ", ".join(f"{name} {text}" for name, text in settings) or "the model's own settings"
 
 
 def check(**options: Any) -> dict[str, Any]:
@@ -225,7 +317,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def named(name: str, rule: Whole | Real | OneOf, value: Any) -> Any:
+def named(name: str, rule: Whole | Real | OneOf | Interval, value: Any) -> Any:
     """What `rule` makes of a value.
 
     Raises:

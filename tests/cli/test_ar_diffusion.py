@@ -33,6 +33,7 @@ def test_a_video_is_written_frame_by_frame(folder, tmp_path, capsys):
         (["Diving"], "a prompt is the number of a class"),
         (["0", "--num-clips", "2"], "--num-clips and --clips-per-batch out"),
         (["0", "--clips-per-batch", "2"], "--num-clips and --clips-per-batch out"),
+        (["0", "--quality", "draft"], "steered by --steps and --guidance-scale alone"),
         (["0", "--lag", "1"], "lag 2 at least"),
     ],
 )

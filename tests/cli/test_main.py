@@ -26,7 +26,7 @@ from dicode_jax.cli import video as video_commands
 from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.errors import UserError
 from dicode_jax.media import video
-from dicode_jax.pipelines import load
+from dicode_jax.pipelines import load, options
 from dicode_jax.pipelines.painting import Clip
 from dicode_jax.storage import hub, model_card
 
@@ -127,14 +127,19 @@ class TestGenerate:
 
     def test_passes_every_option_on(self, calls, work):
         options = "--num-clips 2 --num-frames 8 --seed 5 --steps 20 --guidance-scale 1.5"
-        options += " --sampler dpm++"
+        options += " --sampler dpm++ --quality draft --eta 0.5 --guidance-interval 0 0.5"
+        options += " --deep-cache-interval 2"
         argv = ["generate", PROMPT, "--out", "a.gif", *options.split(), "--model", "some"]
         assert cli.main(argv) == 0
         given = {
             "seed": 5,
+            "quality": "draft",
             "num_inference_steps": 20,
             "guidance_scale": 1.5,
+            "guidance_interval": (0.0, 0.5),
             "sampler": "dpm++",
+            "eta": 0.5,
+            "deep_cache_interval": 2,
             "clips_per_batch": "auto",
         }
         assert calls == [("load", "some"), ("generate", PROMPT, 2, 8, given)]
@@ -142,8 +147,7 @@ class TestGenerate:
 
     def test_leaves_defaults_to_the_model(self, calls, work):
         assert cli.main(["generate", PROMPT, "--out", "a.mp4"]) == 0
-        given = {"seed": 0, "num_inference_steps": None, "guidance_scale": None, "sampler": None}
-        given["clips_per_batch"] = "auto"
+        given = {"seed": 0, "clips_per_batch": "auto"}
         assert calls == [("load", None), ("generate", PROMPT, 1, None, given)]
 
     def test_writes_a_contact_sheet(self, calls, work, capsys):
@@ -206,6 +210,15 @@ class TestGenerate:
             (["--out", "a.mp4", "--sheet", "a.jpg"], "'.jpg'; write to one of: .png"),
             (["--out", "a.mp4", "--step", "5"], "unknown option --step; did you mean --steps?"),
             (["--out", "a.mp4", "--sampler", "dpm"], "argument --sampler: invalid choice: 'dpm'"),
+            (["--out", "a.mp4", "--quality", "good"], "argument --quality: invalid choice: 'good'"),
+            (
+                ["--out", "a.mp4", "--eta", "2"],
+                "argument --eta: want a finite number of at least 0",
+            ),
+            (
+                ["--out", "a.mp4", "--guidance-interval", "0.5", "0.2"],
+                "argument --guidance-interval: want two numbers that ascend within 0..1, got",
+            ),
             (["--out", "a.mp4", "more"], "unrecognized arguments: more"),
         ],
     )
@@ -244,8 +257,7 @@ class TestVideoCommands:
         means = frames[[0, 16, 31]].mean((1, 2))
         np.testing.assert_allclose(tokens[:, 2], means, rtol=1e-6)
         assert cli.main(["decode", "t.safetensors", "--out", "out.webp", "--seed", "3"]) == 0
-        given = {"seed": 3, "num_inference_steps": None, "guidance_scale": None, "sampler": None}
-        given["clips_per_batch"] = "auto"
+        given = {"seed": 3, "clips_per_batch": "auto"}
         assert calls[-1] == ("decode", (3, 4, 3), None, given)
         assert len(video.read_video("out.webp").frames) == 32
 
@@ -444,6 +456,13 @@ class TestShell:
         assert done.returncode == 0, done.stderr
         for command in ("generate", "reconstruct", "encode", "decode", "info"):
             assert command in done.stdout
+
+    @pytest.mark.parametrize("command", ["generate", "reconstruct", "decode", "warmup"])
+    def test_help_says_what_each_preset_is(self, capsys, command):
+        assert cli.main([command, "--help"]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        for name in options.QUALITIES:
+            assert f"{name}: {options.described(name)}" in shown
 
     def test_the_exit_status_reaches_the_shell(self, tmp_path):
         done = self.run("generate", "", "--out", "a.mp4", cwd=tmp_path, env=self.environment())

@@ -1,13 +1,17 @@
 """Options of pipelines: the last values that are allowed and the first that are not."""
 
+import dataclasses
+import functools
 import math
 
 import numpy as np
 import pytest
 
 from dicode_jax import config as config_lib
+from dicode_jax.diffusion.guided import SamplingConfig
+from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
-from dicode_jax.pipelines import options
+from dicode_jax.pipelines import checks, options
 from dicode_jax.pipelines.dicode import PipelineConfig
 from dicode_jax.pipelines.divot import DivotConfig
 from dicode_jax.pipelines.dynamicrafter import DynamiCrafterConfig
@@ -17,6 +21,7 @@ BOUNDS = {  # name: (lowest, the next below, highest, the next above)
     "num_clips": (1, 0, 1800, 1801),
     "num_frames": (1, 0, 256, 257),
     "num_inference_steps": (1, 0, 1000, 1001),
+    "deep_cache_interval": (1, 0, 1000, 1001),
     "fs": (1, 0, 2**31 - 1, 2**31),
     "lag": (0, -1, 1000, 1001),
     "history_noise": (0, -1, 999, 1000),
@@ -28,7 +33,15 @@ BOUNDS = {  # name: (lowest, the next below, highest, the next above)
 
 
 def test_every_option_has_its_bounds():
-    assert {*BOUNDS, "sampler"} == set(options.OPTIONS)
+    assert {*BOUNDS, "sampler", "guidance_interval"} == set(options.OPTIONS)
+
+
+def test_an_interval_ascends_within_its_bounds():
+    for value in ([0, 1], (0.2, 0.2), np.array([0.0, 0.5])):
+        assert options.check(guidance_interval=value)["guidance_interval"] == tuple(value)
+    for value in ((0.5, 0.2), (-0.1, 1), (0, ABOVE), (0, math.nan), (0, 0.5, 1), "01", 1, (0, "1")):
+        with pytest.raises(UserError, match=r"^guidance_interval: want two numbers that ascend"):
+            options.check(guidance_interval=value)
 
 
 @pytest.mark.parametrize("name", BOUNDS)
@@ -51,6 +64,50 @@ def test_a_name_is_one_of_those_there_are():
             options.check(sampler=value)
     with pytest.raises(UserError, match="there is no option steps; there are num_clips, num_fr"):
         options.check(eta=1.0, steps=3)
+
+
+@pytest.mark.parametrize("quality", options.QUALITIES)
+def test_presets_set_what_they_say_and_options_go_before_them(quality):
+    own = SamplingConfig(num_inference_steps=7, sampler="dpm++", guidance_scale=2.0)
+    sampling_of = functools.partial(checks.sampling_of, own, NoiseSchedule(), quality=quality)
+    found = {k: v for k, v in vars(sampling_of()).items() if v != getattr(own, k)}
+    said = options.QUALITIES[quality]
+    assert {k: vars(sampling_of())[k] for k in said} == said
+    assert found.keys() <= said.keys()
+    changed = sampling_of(num_inference_steps=3, deep_cache_interval=2, eta=None)
+    changes = {"num_inference_steps": 3, "deep_cache_interval": 2}
+    assert changed == dataclasses.replace(own, **{**said, **changes})
+
+
+def test_standard_is_the_default_and_best_is_how_the_original_samples():
+    own = SamplingConfig(num_inference_steps=7)
+    schedule = NoiseSchedule()
+    assert checks.sampling_of(own, schedule) == own
+    assert checks.sampling_of(own, schedule, quality="standard") == own
+    assert checks.sampling_of(own, schedule, quality="best") == SamplingConfig()
+    assert checks.sampling_of(own, schedule, quality="draft").num_inference_steps == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"quality": "great"}, "^quality: want draft or standard or best, got 'great'$"),
+        ({"sampler": "unipc", "eta": 0.5}, "^eta: unipc adds no noise, got eta 0.5; leave it out"),
+        ({"guidance_scale": 1.0, "guidance_interval": (0, 0.5)}, "guidance is off; give a gui"),
+        ({"lag": 2}, "^there is no option lag of sampling; there are quality, num_frames, "),
+        ({"steps": 2}, "^there is no option steps of sampling"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(changes, line):
+    with pytest.raises(UserError, match=line) as caught:
+        checks.sampling_of(SamplingConfig(), NoiseSchedule(), **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_refused_when_asked_for_may_stand_in_a_preset_or_config():
+    own = SamplingConfig(guidance_scale=1.0, guidance_interval=(0.0, 0.5))
+    for changes in ({"quality": "best", "sampler": "unipc"}, {"sampler": "unipc", "eta": 0.0}):
+        assert checks.sampling_of(own, NoiseSchedule(), **changes).sampler == "unipc"
 
 
 def test_frames_may_have_to_be_even():
@@ -105,6 +162,7 @@ GOOD = {"frame_size": 64, "fps": 8.0, "sampling": {"num_frames": 16, "drop_token
         ({"sampling": {"num_inference_steps": 10**9}}, "num_inference_steps: want a whole number"),
         ({"sampling": {"fs": 2**63}}, "fs: want a whole number from 1 to 2147483647"),
         ({"sampling": {"guidance_scale": -1.0}}, "guidance_scale: want a finite number above 0"),
+        ({"sampling": {"deep_cache_interval": 1001}}, "deep_cache_interval: want a whole number"),
         ({"sampling": {"guidance_scale": 1e300}}, "guidance_scale: want a finite number above 0"),
         ({"sampling": {"drop_tokens": -2}}, "drop_tokens: want a whole number from -1"),
         ({"sampling": {"drop_tokens": 2**63}}, "drop_tokens: want a whole number from -1"),
