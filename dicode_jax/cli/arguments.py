@@ -91,14 +91,14 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         "generate",
         "paint a video for a prompt",
         "A DynamiCrafter model goes on from an image, or paints what lies between two. An "
-        "AR-Diffusion model takes a class, if it has any, and may go on from an image.",
+        "AR-Diffusion model takes a class, if it has any, and may go on from an image or a video.",
     )
     sub.add_argument(
         "prompt",
         nargs="?",
         default="",
         metavar="PROMPT",
-        help="what to show, in quotes; with --image it can be left out",
+        help="what to show, in quotes; with --image or --video it can be left out",
     )
     image = "the first frame, for DynamiCrafter and AR-Diffusion"
     sub.add_argument("--image", metavar="FILE", help=image)
@@ -106,6 +106,11 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         "--last-image",
         metavar="FILE",
         help="the last frame, for a DynamiCrafter that interpolates; the first again for a loop",
+    )
+    sub.add_argument(
+        "--video",
+        metavar="FILE",
+        help="for AR-Diffusion: the video that it goes on from, whose frames come first",
     )
     _add_video_out(sub)
     sub.add_argument(
@@ -125,7 +130,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         "--history-noise",
         type=number(int, Whole(0, MAX_STEPS - 1)),
         metavar="T",
-        help="for AR-Diffusion: timestep of the noise on the given frame (default: 0, none)",
+        help="for AR-Diffusion: timestep of the noise on given frames (default: 0, none)",
     )
     _add_sampling(sub)
     _add_model(sub)

@@ -12,7 +12,7 @@ from typing import Any
 import dicode_jax
 from dicode_jax.cli.arguments import VIDEO_SUFFIXES
 from dicode_jax.errors import UserError, printable
-from dicode_jax.pipelines.options import MAX_CLIPS, check_seeds
+from dicode_jax.pipelines.options import MAX_CLIPS, MAX_FRAMES, check_seeds
 
 TOKEN_SUFFIXES = (".safetensors",)
 SHEET_SUFFIXES = (".png",)
@@ -32,15 +32,19 @@ def generate(args: argparse.Namespace) -> None:
     """Runs `dicode generate`."""
     if args.image is None and args.last_image is not None:
         raise UserError("--last-image goes with --image, the first frame")
+    if args.image is not None and args.video is not None:
+        raise UserError("give --image or --video to go on from, not both")
     images = [path for path in (args.image, args.last_image) if path is not None]
-    _check_outputs(args, *images)
+    _check_outputs(args, *images, *(() if args.video is None else (args.video,)))
     images = [_read_image(path) for path in images]
     folder, kind = find(args, "dicode", "dynamicrafter", "ar_diffusion")
     if kind == "ar_diffusion":
         _roll(args, folder, *images)
         return
-    if args.lag is not None or args.history_noise is not None:
-        raise UserError(f"{folder} is no AR-Diffusion model; leave --lag and --history-noise out")
+    if not {args.lag, args.history_noise, args.video} <= {None}:
+        raise UserError(
+            f"{folder} is no AR-Diffusion model; leave --lag, --history-noise and --video out"
+        )
     if not images and not args.prompt.strip():
         raise UserError("the prompt is empty; say what to show")
     if kind == "dynamicrafter":
@@ -88,10 +92,14 @@ def _roll(args: argparse.Namespace, folder, image=None, last_image=None) -> None
     start = time.monotonic()
     settings = sampling(args)
     del settings["clips_per_batch"]
-    count = args.num_frames or pipe.config.sampling.num_frames
+    given = None if args.video is None else _read_given(args.video, pipe)
+    count = args.num_frames or pipe.config.sampling.num_frames + (
+        0 if given is None else len(given)
+    )
     frames = pipe.stream(
         args.prompt or None,
         image=image,
+        video=given,
         num_frames=count,
         lag=args.lag,
         history_noise=args.history_noise,
@@ -287,6 +295,23 @@ def _read_image(path: str):
 
     with open_picture(path, path) as image:
         return np.asarray(shown_picture(image))
+
+
+def _read_given(path: str, pipe):
+    """uint8 [f, h, w, 3]: the frames of a file at the rate and in the size of the model."""
+    import numpy as np
+
+    from dicode_jax.media import video
+
+    frames = []
+    for frame in video.iter_frames_at(path, pipe.config.fps):
+        if len(frames) == MAX_FRAMES:
+            raise UserError(
+                f"{path} has more than {MAX_FRAMES} frames at {pipe.config.fps:g} a second, which "
+                "is what a video may have; cut it to its last seconds"
+            )
+        frames.append(pipe.fit_frame(frame.image))
+    return np.stack(frames)
 
 
 def _check_video(path: str, mode: str) -> None:

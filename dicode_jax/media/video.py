@@ -99,6 +99,18 @@ def read_video(path: str | os.PathLike) -> Video:
     )
 
 
+def iter_frames_at(path: str | os.PathLike, fps: float) -> Iterator[Frame]:
+    """What is on screen at 0, 1 / fps, 2 / fps ... seconds; see `iter_frames` for the errors."""
+    count, shown = 0, None
+    for frame in iter_frames(path):
+        while shown is not None and count / fps < frame.time - 1e-6:
+            yield shown
+            count += 1
+        shown = frame
+    if shown is not None and count / fps <= shown.time + 1e-6:
+        yield shown
+
+
 def iter_keyframes(
     path: str | os.PathLike, mode: str = "every", *, interval: float = KEYFRAME_INTERVAL
 ) -> Iterator[Frame]:

@@ -245,14 +245,18 @@ class ARDiffusionPipeline(base.Pipeline):
         array = array[None] if video is None else array
         if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8 or not array.size:
             raise UserError(f"{wanted}, got {array.dtype} {shape}")
-        h, w = array.shape[1:3]
-        side = min(h, w)
+        return np.stack([self.fit_frame(frame) for frame in array])
+
+    def fit_frame(self, frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "s s 3"]:
+        """The middle square in the size of the model; a frame of that size as it is."""
+        size, (h, w) = self.parts["vae"].cfg.image_size, frame.shape[:2]
         if (h, w) == (size, size):
-            return array
+            return frame
+        side = min(h, w)
         left, top = (w - side) / 2, (h - side) / 2
         box = (left, top, left + side, top + side)
-        small = [resize_square(frame, size, box, antialias=True) for frame in array]
-        return np.clip(np.round(np.stack(small)), 0, 255).astype(np.uint8)
+        small = resize_square(frame, size, box, antialias=True)
+        return np.clip(np.round(small), 0, 255).astype(np.uint8)
 
     def _video(
         self,

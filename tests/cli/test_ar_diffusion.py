@@ -1,5 +1,7 @@
 """`dicode generate` with an AR-Diffusion model: frames of one video, one after the other."""
 
+import pathlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -27,12 +29,34 @@ def test_a_video_is_written_frame_by_frame(folder, tmp_path, capsys):
     assert (probed.width, probed.height) == (8, 8)
 
 
+def test_a_video_is_gone_on_from(folder, tmp_path):
+    first = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3)).astype(np.uint8)
+    video.write_video(tmp_path / "first.webp", first, fps=25)
+    arguments = [
+        "--video",
+        str(tmp_path / "first.webp"),
+        "--num-frames",
+        "4",
+        "--model",
+        str(folder),
+    ]
+    out = tmp_path / "out.webp"
+    assert cli.main(["generate", "0", "--out", str(out), "--dtype", "float32", *arguments]) == 0
+    made = video.read_video(out)
+    assert len(made.frames) == 4
+    np.testing.assert_array_equal(made.frames[:3], first)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["Diving"], "a prompt is the number of a class"),
         (["0", "--num-clips", "2"], "--num-clips and --clips-per-batch out"),
         (["0", "--clips-per-batch", "2"], "--num-clips and --clips-per-batch out"),
+        (
+            ["0", "--video", "a.mp4", "--image", "b.png"],
+            "--image or --video to go on from, not both",
+        ),
         (["0", "--quality", "draft"], "steered by --steps and --guidance-scale alone"),
         (["0", "--lag", "1"], "lag 2 at least"),
     ],
@@ -44,3 +68,11 @@ def test_what_the_model_does_not_do_is_said_in_a_line(folder, tmp_path, capsys, 
     assert words in error
     assert len(error.strip().splitlines()) == 1
     assert not out.exists()
+
+
+@pytest.mark.parametrize("option", [["--lag", "1"], ["--history-noise", "1"], ["--video", "a.mp4"]])
+def test_other_kinds_refuse_its_options(tmp_path, capsys, option):
+    other = str(pathlib.Path(__file__).parents[1] / "old_models" / "dicode")
+    out = ["--out", str(tmp_path / "out.mp4"), "--model", other]
+    assert cli.main(["generate", "a circle", *option, *out]) == 2
+    assert "leave --lag, --history-noise and --video out" in capsys.readouterr().err

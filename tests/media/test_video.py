@@ -355,3 +355,17 @@ class TestContactSheet:
             video.contact_sheet(tmp_path / "a.png", [])
         with pytest.raises(ValueError, match="2 labels for 1 rows"):
             video.contact_sheet(tmp_path / "a.png", [moving(2)], labels=["a", "b"])
+
+
+def test_frames_at_a_rate_are_what_is_on_screen(tmp_path):
+    frames = np.repeat(np.arange(6, dtype=np.uint8), 8 * 8 * 3).reshape(6, 8, 8, 3) * 40
+    video.write_video(tmp_path / "a.webp", frames, fps=10)
+    shown = {
+        fps: [int(x.image[0, 0, 0]) // 40 for x in video.iter_frames_at(tmp_path / "a.webp", fps)]
+        for fps in (5, 10, 20)
+    }
+    assert shown == {
+        5: [0, 2, 4],
+        10: [0, 1, 2, 3, 4, 5],
+        20: [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5],
+    }
