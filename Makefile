@@ -95,20 +95,20 @@ demo: $(VENV)/.installed-core
 	    "                  $$DEMO_OUT/decoded.mp4" \
 	    "                  $$DEMO_OUT/comparison.png (above $$input, below its decoding)"
 
-# At most four workers: each needs about 1 GB.
+# At most four workers: each needs about 1 GB, later 3. A file stays on one of them, where what it compiles and makes is.
 test: $(VENV)/.installed-test
 	@if [ -n "$(TORCH)" ]; then $(BIN)/python -m pip install --quiet "$(TORCH)"; fi
 	@$(BIN)/ruff format --check --quiet . || { \
 	  $(BIN)/ruff format --check . ; echo "mend with: $(BIN)/ruff format ." >&2; exit 1; }
 	@$(BIN)/ruff check .
 	@$(MAKE) --no-print-directory types
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 types: $(VENV)/.installed-test
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 
 quick: $(VENV)/.installed-test
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(QUICK) $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(QUICK) $(PYTEST_ARGS)
 
 lowest:
 	@pins=$$("$(PYTHON)" -c '$(LOWEST)') && \

@@ -63,14 +63,6 @@ def pytest_report_header():
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
 
 
-def pytest_collection_modifyitems(config, items):
-    """With `--dist loadgroup` a file stays on one worker, where what it compiles and makes is."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if "parity" not in item.path.parts:  # one file, whose tests share nothing
-                item.add_marker(pytest.mark.xdist_group(item.path.relative_to(TESTS).as_posix()))
-
-
 def pytest_addoption(parser):
     parser.addoption(
         "--golden",
