@@ -5,9 +5,9 @@
 
 The tables of the converters, run backwards: what was trained here runs in the original code, and
 the way there and back is bitwise. SOURCE is a model folder, of which every part goes into one file,
-or a single part. Not written, as nothing here trains them and the original takes them from
-elsewhere: CLIP's text tower and the constants made with it (DiCoDe), the agent's copy of the
-resampler, tied output matrices.
+or a single part, or a folder of parts that make no model. Not written, as nothing here trains them
+and the original takes them from elsewhere: CLIP's text tower and the constants made with it
+(DiCoDe), the agent's copy of the resampler, tied output matrices.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from convert.ar_diffusion import discriminator
 from convert.ar_diffusion import dit as ar_diffusion_dit
 from convert.ar_diffusion import vae as ar_diffusion_vae
 from convert.dicode import lm as dicode_lm
@@ -106,6 +107,13 @@ KINDS: dict[type, Kind] = {
         constants=("null",),
     ),
     ar_diffusion_vae.KIND.config: _as_read(ar_diffusion_vae.KIND),
+    discriminator.KIND.config: dataclasses.replace(
+        _as_read(discriminator.KIND, discriminator.JUDGE), extras=discriminator.stored_statistics
+    ),
+    discriminator.LPIPS_KIND.config: dataclasses.replace(
+        _as_read(discriminator.LPIPS_KIND, discriminator.PERCEPTUAL),
+        extras=discriminator.stored_constants,
+    ),
 }
 """Configuration of a stored module -> how it is written; the parts of DynamiCrafter included."""
 
@@ -224,7 +232,9 @@ def examine(args: argparse.Namespace) -> Export:
     if out.exists() and not is_own(out):
         raise UserError(f"{out} was not written by this command; move it away, or name another")
     model = pathlib.Path(args.source)
-    model = model if (model / WEIGHTS_FILE).is_file() else hub.find_model(args.source)
+    is_loose = any(model.glob(f"*/{WEIGHTS_FILE}")) and not (model / CONFIG_FILE).exists()
+    if not is_loose and not (model / WEIGHTS_FILE).is_file():
+        model = hub.find_model(args.source)
     check_no_source(out, [model])
     tensors: dict[str, Any] = {}
     sources: list[Source] = []
@@ -238,9 +248,9 @@ def examine(args: argparse.Namespace) -> Export:
             raise UserError(f"two parts of {model} hold {twice[0]}")
         tensors |= part
     if args.dtype is not None:
-        buffers = set(PERSISTENT_BUFFERS)
+        keeps = lambda key, dtype: key in PERSISTENT_BUFFERS or dtype.kind == "i"  # noqa: E731
         tensors = {
-            key: (shape, dtype if key in buffers else plan.DTYPES[args.dtype], read)
+            key: (shape, dtype if keeps(key, dtype) else plan.DTYPES[args.dtype], read)
             for key, (shape, dtype, read) in tensors.items()
         }
     report = {"keys": len(tensors), "parts": [str(s.files[0].parent.name) for s in sources]}

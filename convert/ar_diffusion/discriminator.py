@@ -7,12 +7,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from convert.engine.plan import Kind
 from convert.engine.rules import CONV1X1, CONV2D, Rule, Rules, Skip, affine, dense
 from dicode_jax.errors import UserError
-from dicode_jax.models.lpips import LPIPS, LPIPSConfig
+from dicode_jax.models.lpips import LPIPS, SCALE, SHIFT, LPIPSConfig
 from dicode_jax.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 
+JUDGE, PERCEPTUAL = "discriminator.", "perceptual_loss."  # in a checkpoint of the loss
 NUM_CONVS = tuple(len(widths) for widths in LPIPSConfig().widths)
 
 
@@ -71,8 +74,33 @@ TORCHVISION_RULES: Rules = (
 )
 """`lin*` of taming's `vgg.pth` beside the keys of torchvision's VGG-16."""
 
+
+def stored_statistics(cfg: PatchDiscriminatorConfig) -> dict[str, np.ndarray]:
+    """Running statistics before any batch, under original names."""
+    out = {}
+    for i, width in enumerate(cfg.widths[1:], 1):
+        name = f"{JUDGE}main.{3 * i}"
+        out[f"{name}.running_mean"] = np.zeros(width, np.float32)
+        out[f"{name}.running_var"] = np.ones(width, np.float32)
+        out[f"{name}.num_batches_tracked"] = np.zeros((), np.int64)
+    return out
+
+
+def stored_constants(cfg: LPIPSConfig) -> dict[str, np.ndarray]:
+    """The constants that every LPIPS keeps, under original names."""
+    values = {"shift": SHIFT, "scale": SCALE}
+    return {
+        f"{PERCEPTUAL}scaling_layer.{name}": np.asarray(x, np.float32).reshape(1, 3, 1, 1)
+        for name, x in values.items()
+    }
+
+
 KIND = Kind(
     PatchDiscriminator, PatchDiscriminatorConfig, lambda x: PatchDiscriminatorConfig(**x), rules
 )
 
 LPIPS_KIND = Kind(LPIPS, LPIPSConfig, lambda x: LPIPSConfig(**x), lambda source, cfg: LPIPS_RULES)
+
+TORCHVISION_KIND = Kind(
+    LPIPS, LPIPSConfig, lambda x: LPIPSConfig(**x), lambda source, cfg: TORCHVISION_RULES
+)

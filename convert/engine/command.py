@@ -218,17 +218,19 @@ def metadata(origin: str, report: Mapping[str, Any]) -> dict[str, str]:
 def hashes(*sources: Source) -> dict[str, str]:
     """File name -> SHA-256 over several sources, each file read once.
 
+    Of two files of one name, as in folders that Accelerate wrote, the second one's has as much of
+    its path before it as tells them apart.
+
     Raises:
-      UserError: A file is damaged, or two different files have one name.
+      UserError: A file is damaged.
     """
     out: dict[str, str] = {}
-    done: set[pathlib.Path] = set()
-    for source in sources:
-        left = Source({}, tuple(path for path in source.files if path not in done))
-        for name, digest in left.sha256().items():
-            if out.setdefault(name, digest) != digest:
-                raise UserError(f"two different source files are called {name}; rename one")
-        done |= set(source.files)
+    for path in dict.fromkeys(path for source in sources for path in source.files):
+        ((name, digest),) = Source({}, (path,)).sha256().items()
+        above = list(path.resolve().parent.parts)
+        while out.get(name, digest) != digest:
+            name = f"{above.pop()}/{name}"
+        out[name] = digest
     return out
 
 

@@ -40,7 +40,8 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
-_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
+_FLOATS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
+_CODES = _FLOATS | {"int64": "I64"}
 NAMED = 50  # problems that get a nearest name: looking for it takes a while
 
 
