@@ -24,6 +24,7 @@ import documented
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tiny_ar_diffusion
 from flax import nnx
 from hugging_face_folder import draw, write_folder
 from media_files import greys, write
@@ -56,7 +57,7 @@ NOT_RUN = {
     r"benchmarks\.": "measurements of minutes; tests/test_benchmarks.py",
     r"tests\.fuzz": "minutes; tests/fuzz/test_doors.py tries a hundred of each",
     r"score_(shapes|samplers)": "clips of 64 x 64; tests/test_score_samplers.py, test_scripts.py",
-    r"ar_diffusion": "tests/stages/ar_diffusion trains tiny ones, tests/convert converts them",
+    r"ar_diffusion|runs/dit": "tests/stages/ar_diffusion, tests/convert have tiny ones",
     r"mutation_trial": "an hour; tests/test_scripts.py tries it on a toy",
 }
 LESS = {
@@ -189,8 +190,10 @@ def supply(option, path, command):
         run(f"python -m convert {family} HF_FOLDER --for-dicode --out {path}")
     elif option in ("gpt2", "llama", "convert.gpt2", "convert.llama"):
         write_body(path, is_llama=is_llama)
-    elif option in ("reconstruct", "encode"):
+    elif option in ("reconstruct", "encode", "--video"):
         write(path, greys(20, 16, 16))
+    elif path.name == "taichi":
+        tiny_ar_diffusion.make(num_classes=0).save_pretrained(path)
     elif option == "decode":
         run(f"dicode encode in.mp4 --out {path}")
     elif (
@@ -233,7 +236,7 @@ def prepare(command):
         elif not value.startswith("-") and value != "shapes":
             supply(option, pathlib.Path(value), command)
     if words[0] == "dicode" and words[1] in ("generate", "reconstruct", "encode", "decode"):
-        words += ["--steps", "1"] if words[1] != "encode" else []
+        words += ["--steps", "1"] if words[1] != "encode" and "taichi" not in command else []
         if "converted/" in command:  # what lies there has the vocabulary of the shapes world
             words[2] = "a red circle"
         if "--model" not in words:

@@ -79,6 +79,9 @@ def _kind(folder: pathlib.Path) -> str | None:
 
 def _describe_pipeline(folder: pathlib.Path, kind: str, config) -> None:
     """Size of a clip, what goes in, and the sampling defaults."""
+    if kind == "ar_diffusion":
+        _describe_ar_diffusion(folder, config)
+        return
     size, sampling = config.frame_size, config.sampling
     h, w = (size, size) if isinstance(size, int) else size
     say(f"{'clip':<16} {sampling.num_frames} frames of {w} x {h} at {config.fps:g} a second")
@@ -89,6 +92,26 @@ def _describe_pipeline(folder: pathlib.Path, kind: str, config) -> None:
     say(f"{'sampling':<16} {steps}, {guidance}, eta {sampling.eta:g}")
     if kind == "dicode" and (folder / "language_model").is_dir():
         say(f"{'text':<16} {config.text_length} tokens")
+
+
+def _describe_ar_diffusion(folder: pathlib.Path, config) -> None:
+    from dicode_jax import config as config_lib
+    from dicode_jax.models.ar_diffusion.dit import DenoiserConfig
+    from dicode_jax.models.ar_diffusion.frame_vae import FrameVAEConfig
+    from dicode_jax.storage.weights import CONFIG_FILE
+
+    vae = config_lib.from_json(FrameVAEConfig, folder / "vae" / CONFIG_FILE)
+    denoiser = config_lib.from_json(DenoiserConfig, folder / "denoiser" / CONFIG_FILE)
+    sampling, size = config.sampling, vae.image_size
+    say(f"{'video':<16} {sampling.num_frames} frames of {size} x {size} at {config.fps:g} a second")
+    say(f"{'frame':<16} {vae.num_tokens} tokens of {vae.token_dim} numbers")
+    say(f"{'window':<16} {denoiser.dit.num_frames} frames")
+    if denoiser.num_classes:
+        names = f": {', '.join(config.class_names[:8])}" if config.class_names else ""
+        more = ", ..." if len(config.class_names) > 8 else ""
+        say(f"{'classes':<16} {denoiser.num_classes}{printable(names, 200)}{more}")
+    guidance = f"guidance {sampling.guidance_scale:g}"
+    say(f"{'sampling':<16} {sampling.num_inference_steps} steps, lag {sampling.lag}, {guidance}")
 
 
 def _describe_dicode(folder: pathlib.Path) -> None:

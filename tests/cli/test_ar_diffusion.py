@@ -29,6 +29,17 @@ def test_a_video_is_written_frame_by_frame(folder, tmp_path, capsys):
     assert (probed.width, probed.height) == (8, 8)
 
 
+def test_info_says_what_it_makes(folder, capsys):
+    assert cli.main(["info", str(folder)]) == 0
+    told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert told["kind"] == "ar_diffusion"
+    assert told["video"] == "5 frames of 8 x 8 at 25 a second"
+    assert told["frame"] == "3 tokens of 4 numbers"
+    assert told["window"] == "4 frames"
+    assert told["classes"] == "3: Archery, Basketball, Crawling"
+    assert told["sampling"] == "6 steps, lag 2, guidance 2"
+
+
 def test_a_video_is_gone_on_from(folder, tmp_path):
     first = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3)).astype(np.uint8)
     video.write_video(tmp_path / "first.webp", first, fps=25)
