@@ -1,6 +1,6 @@
 """Tiny stages of both kinds, and their losses on a mesh: run in processes with several devices.
 
-python tests/sharded_training.py losses STAGE
+python tests/sharded_training.py losses STAGE [MESH ...]
 python tests/sharded_training.py averages STAGE
 python tests/sharded_training.py run INDEX COUNT COORDINATOR FOLDER
 
@@ -88,6 +88,41 @@ def tokenizer_stage(sizes, rules="fsdp"):
     return build_stage(config)
 
 
+def denoiser_stage(sizes, rules="fsdp"):
+    """AR-Diffusion's denoiser with classes, some of which are dropped."""
+    from dicode_jax.data.config import DataConfig
+    from dicode_jax.models.ar_diffusion.dit import DenoiserConfig, DiTConfig
+    from dicode_jax.stages.ar_diffusion.config import DiTTrainConfig
+    from dicode_jax.stages.registry import build_stage
+
+    dit = DiTConfig(
+        num_frames=3,
+        num_tokens=2,
+        embed_dim=32,
+        num_layers=2,
+        num_heads=2,
+        context_len=4,
+        context_dim=8,
+        scan_layers=True,
+        remat=True,
+    )
+    config = DiTTrainConfig(
+        model=DenoiserConfig(dit=dit, num_classes=50),
+        data=DataConfig(kind="cache", path="unused", num_frames=3),
+        context_dropout=0.3,
+        batch_size=16,
+        **_run_settings(sizes, rules),
+    )
+    return build_stage(config)
+
+
+MAKE = {
+    "language_model": language_model_stage,
+    "tokenizer": tokenizer_stage,
+    "denoiser": denoiser_stage,
+}
+
+
 def _run_settings(sizes, rules):
     from dicode_jax.runtime.sharding import ShardingConfig
     from dicode_jax.training.optim import OptimConfig
@@ -140,16 +175,17 @@ def make_batch(stage, step):
     return {name: draw(x) for name, x in stage.batch_shapes(stage.config.batch_size).items()}
 
 
-def losses_on_meshes(stage_name: str) -> dict:
-    """Five losses of a stage on every mesh, and what fsdp leaves whole on a device."""
+def losses_on_meshes(stage_name: str, *meshes: str) -> dict:
+    """Five losses of a stage on every mesh or some, and what fsdp leaves whole on a device."""
     import jax
 
     from dicode_jax.runtime.sharding import global_batch, make_mesh
     from dicode_jax.training.setup import prepare
 
-    make_stage = {"language_model": language_model_stage, "tokenizer": tokenizer_stage}[stage_name]
+    make_stage = MAKE[stage_name]
     report = {}
-    for name, (sizes, rules) in MESHES.items():
+    for name in meshes or MESHES:
+        sizes, rules = MESHES[name]
         stage = with_random_weights(make_stage(sizes, rules))
         devices = jax.devices()[:1] if name == "one" else None
         mesh = make_mesh(stage.config.sharding, devices)
@@ -183,7 +219,7 @@ def averages(stage_name: str) -> dict:
     from dicode_jax.training.optim import OptimConfig
     from dicode_jax.training.setup import prepare
 
-    make_stage = {"language_model": language_model_stage, "tokenizer": tokenizer_stage}[stage_name]
+    make_stage = MAKE[stage_name]
     report, whole = {}, None
     for devices, sizes, cases in ((1, (1, 1, 1), (1, 2, 4)), (8, (2, 4, 1), (2, 4))):
         for parts in cases:

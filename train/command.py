@@ -110,7 +110,9 @@ def _help_config(
     """Lists the fields of a config, or of one of each kind that the command takes, and ends."""
     configs = [config]
     if config is None:
-        known = [config_lib.load_config_file(path) for path in sorted(CONFIGS.glob("shapes_[!p]*"))]
+        paths = [p for p in CONFIGS.rglob("*.py") if "def get_config" in p.read_text("utf-8")]
+        paths.sort(key=lambda path: (not path.name.startswith("shapes_"), path))
+        known = [config_lib.load_config_file(path) for path in paths]
         configs = [next(c for c in known if isinstance(c, kind)) for kind in config_types]
     word = "-H" if set(VERBOSE) & set(args) else "--help"
     for config in configs:

@@ -1,9 +1,13 @@
-"""Runs a tokenizer over a data set once, into a cache that the language model reads.
+"""Runs a frozen encoder over a data set once, into a cache that a training reads.
+
+A language model reads deep tokens of keyframes, AR-Diffusion's denoiser latents of all frames:
 
 python -m train.encode --config configs/gpt2_small.py --tokenizer runs/tokenizer/model \
     --data.path videos/ --out cache
 python -m train.ar --config configs/gpt2_small.py --data.path cache --workdir runs/ar \
     --text-tokenizer models/gpt2_small_body
+python -m train.encode --config configs/ar_diffusion/sky_dit.py --vae runs/vae/model \
+    --data.path videos/ --out cache
 
 A shard is a fixed run of the data set. With several processes, process p of P encodes the shards
 p, p + P, ... on its own devices; they share nothing but the folder, in which process 0 writes the
@@ -20,7 +24,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import nnx
@@ -28,26 +31,22 @@ from tqdm import tqdm
 
 from dicode_jax.data import encoded_cache
 from dicode_jax.data.encoded_cache import Broken, EncodedCache, Example, Spec, shard_path
+from dicode_jax.data.examples import VideosToEncode
 from dicode_jax.data.records import ClipSource, Subset, some, told
 from dicode_jax.data.sources import open as sources
 from dicode_jax.data.sources.identity import fingerprint
 from dicode_jax.data.stream import BatchStream
 from dicode_jax.errors import UserError
-from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.runtime import compile_cache, distributed
 from dicode_jax.runtime.sharding import ShardingConfig, batch_sharding, make_mesh, replicated
-from dicode_jax.stages import parts
-from dicode_jax.stages.dicode import language_model
-from dicode_jax.stages.dicode.configs import ARTrainConfig
-from dicode_jax.stages.dicode.examples import VideosToEncode
-from dicode_jax.stages.dicode.reading import settle
 from dicode_jax.storage import weights
 from dicode_jax.training.evaluate import jit_model
 from dicode_jax.training.workdir import hold
 from train import command, loop
+from train.encoders import KINDS, Encoder, find_encoder
 from train.sources import find_sources
 
-VIDEOS_AHEAD = 16  # that are decoded while the tokenizer works
+VIDEOS_AHEAD = 16  # that are decoded while the encoder works
 MIN_READS = 100  # before which a share of broken videos says little
 POLL_SECONDS = 1.0
 
@@ -83,27 +82,24 @@ class EncodeOptions:
                 raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def encode(config: ARTrainConfig, options: EncodeOptions) -> dict[str, Any]:
+def encode(config: Any, options: EncodeOptions) -> dict[str, Any]:
     """Makes the cache, or finishes it; returns the manifest.
 
     Raises:
       UserError: Too many videos are broken, the folder holds another cache or cannot be written,
-        or data or tokenizer cannot be opened.
+        or data or encoder cannot be opened.
     """
     if config.data.kind == "cache":  # of a config that is meant for training on what is made here
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, kind="auto"))
-    config = settle(find_sources(config))
+    encoder = find_encoder(find_sources(config))
+    config = encoder.config
     source, split = open_videos(config, options)
-    tokenizer = language_model.tokenizer_config(config)
     num_shards = -(-len(source) // options.shard_size)
     about = {
-        "encoder": weights.hash_module(config.tokenizer_folder / "tokenizer"),
-        "settings": settings_of(config, options, source, split),
+        "encoder": weights.hash_module(encoder.folder),
+        "settings": settings_of(encoder, options, source, split),
     }
-    schema = {
-        "tokens": Spec("bfloat16", (None, tokenizer.num_tokens, tokenizer.token_dim)),
-        "times": Spec("float64", (None,)),
-    }
+    schema = {encoder.array: encoder.spec, "times": Spec("float64", (None,))}
     check(options.out, about)
     shards = [shard_path(options.out, i, num_shards) for i in range(num_shards)]
     with hold(options.out):
@@ -112,12 +108,12 @@ def encode(config: ARTrainConfig, options: EncodeOptions) -> dict[str, Any]:
             forget_broken(options.out, shards)
         refuse_changed(options, source, shards)
         if not encoded_cache.is_cache(options.out):
-            encode_shards(config, options, source, shards, schema)
+            encode_shards(encoder, options, source, shards, schema)
             finish(options.out, shards, schema, config.data.max_broken)
     return EncodedCache(options.out).manifest
 
 
-def open_videos(config: ARTrainConfig, options: EncodeOptions) -> tuple[ClipSource, str]:
+def open_videos(config: Any, options: EncodeOptions) -> tuple[ClipSource, str]:
     """The videos that belong into the cache, and the split that they are."""
     is_world = sources.kind_of(config.data) == "shapes"
     split = options.split or ("train" if is_world else "all")
@@ -134,15 +130,16 @@ def open_videos(config: ARTrainConfig, options: EncodeOptions) -> tuple[ClipSour
 
 
 def settings_of(
-    config: ARTrainConfig, options: EncodeOptions, source: ClipSource, split: str
+    encoder: Encoder, options: EncodeOptions, source: ClipSource, split: str
 ) -> dict[str, Any]:
-    """All that decides what the shards hold, besides the tokenizer."""
+    """All that decides what the shards hold, besides the encoder's weights."""
+    config = encoder.config
     return {
         "data": {name: getattr(config.data, name) for name in DATA_FIELDS},
         "split": split,
         "videos": len(source),
         "frame_size": config.frame_size,
-        "num_keyframes": config.num_keyframes,
+        **encoder.settings,
         "dtype": config.dtype,
         "seed": config.seed,
         "shard_size": options.shard_size,
@@ -245,13 +242,14 @@ class Tally:
 
 
 def encode_shards(
-    config: ARTrainConfig,
+    encoder: Encoder,
     options: EncodeOptions,
     source: ClipSource,
     shards: Sequence[pathlib.Path],
     schema: encoded_cache.Schema,
 ) -> None:
     """Encodes this process's shards that are not there yet."""
+    config = encoder.config
     tally, todo = Tally(config.data.max_broken), []
     for i in own(shards):
         index = encoded_cache.read_index(shards[i])
@@ -262,8 +260,8 @@ def encode_shards(
     if not todo:
         return
     ranges = [indices_of(options, source, i) for i in todo]
-    stream = open_stream(config, source, np.concatenate(ranges))
-    tokens_of = make_encoder(config)
+    stream = open_stream(encoder, source, np.concatenate(ranges))
+    run = make_encoder(encoder)
     bar = tqdm(
         total=tally.num_read + sum(map(len, ranges)),
         initial=tally.num_read,
@@ -271,12 +269,13 @@ def encode_shards(
         unit="video",
         file=sys.stderr,
     )
-    seen = Counter(keyframes=0, broken=0)
+    seen = Counter(frames=0, broken=0)
     try:
         for i, indices in zip(todo, ranges, strict=True):
             data = fingerprint(source, indices)
             read = (next_video(stream) for _ in indices)
-            videos = show(with_tokens(read, tokens_of, config.batch_size), bar, seen)
+            made = with_arrays(read, run, config.batch_size, encoder.array)
+            videos = show(made, bar, seen)
             encoded_cache.write_shard(shards[i], videos, schema, data)
             tally.add(len(indices), encoded_cache.read_index(shards[i])["broken"])
     finally:
@@ -284,16 +283,10 @@ def encode_shards(
         bar.close()
 
 
-def open_stream(config: ARTrainConfig, source: ClipSource, indices: np.ndarray) -> BatchStream:
+def open_stream(encoder: Encoder, source: ClipSource, indices: np.ndarray) -> BatchStream:
     """The videos at these indices, one by one in this order."""
-    read = VideosToEncode(
-        source=source,
-        indices=indices,
-        data=config.data,
-        frame_size=config.frame_size,
-        num_keyframes=config.num_keyframes,
-        seed=config.seed,
-    )
+    config = encoder.config
+    read = VideosToEncode(source=source, indices=indices, read=encoder.read, seed=config.seed)
     return BatchStream(
         read,
         len(indices),
@@ -308,51 +301,41 @@ def open_stream(config: ARTrainConfig, source: ClipSource, indices: np.ndarray) 
 
 
 def next_video(stream: BatchStream) -> tuple[dict[str, Any], np.ndarray, np.ndarray] | Broken:
-    """Information, keyframes uint8 [k, h, w, 3] and times of the next video."""
+    """Information, frames uint8 [k, h, w, 3] and times of the next video."""
     example = next(stream)
     info = json.loads(str(example["info"][0]))
     if "broken" in info:
         return Broken(info["name"], info["broken"])
-    return info, example["keyframes"][0], example["times"][0]
+    return info, example["frames"][0], example["times"][0]
 
 
-def make_encoder(config: ARTrainConfig) -> Callable[[np.ndarray], np.ndarray]:
-    """Keyframes uint8 [b, h, w, 3] to deep tokens bfloat16 [b, n, z], on this process's devices."""
+def make_encoder(encoder: Encoder) -> Callable[[np.ndarray], np.ndarray]:
+    """Frames uint8 [b, h, w, 3] to what is kept of them, on this process's devices."""
     mesh = make_mesh(ShardingConfig(), jax.local_devices())
-    tokenizer, _ = weights.load_module(
-        config.tokenizer_folder / "tokenizer",
-        DeepTokenizer,
-        DeepTokenizerConfig,
-        dtype=parts.compute_dtype(config),
-        on_host=True,
-    )
-    graph, state = nnx.split(tokenizer)
-    tokenizer = nnx.merge(graph, jax.device_put(state, replicated(mesh)))
-
-    def encode(tokenizer, frames):
-        return language_model.encode(tokenizer, frames[:, None])[:, 0].astype(jnp.bfloat16)
-
-    compiled, ways = jit_model(encode), mesh.size
+    graph, state = nnx.split(encoder.load())
+    module = nnx.merge(graph, jax.device_put(state, replicated(mesh)))
+    compiled, ways = jit_model(encoder.encode), mesh.size
 
     def run(frames: np.ndarray) -> np.ndarray:
         padded = np.pad(frames, ((0, -len(frames) % ways), (0, 0), (0, 0), (0, 0)))
-        tokens = compiled(tokenizer, jax.device_put(padded, batch_sharding(mesh)))
-        return np.asarray(tokens)[: len(frames)]
+        made = compiled(module, jax.device_put(padded, batch_sharding(mesh)))
+        return np.asarray(made)[: len(frames)]
 
     return run
 
 
-def with_tokens(
+def with_arrays(
     videos: Iterable[tuple | Broken],
     encode: Callable[[np.ndarray], np.ndarray],
     batch_size: int,
+    name: str,
 ) -> Iterator[Example | Broken]:
-    """Gives videos their tokens, in order; keyframes of several go through the tokenizer at once.
+    """Gives videos what is made of their frames, in order; frames of several go through at once.
 
-    Every call has `batch_size` keyframes; the last ones are filled up with zeros.
+    Every call has `batch_size` frames; the last ones are filled up with zeros.
     """
     waiting: deque = deque()
-    frames, tokens = [], []
+    frames, made = [], []
 
     def finished() -> Iterator[Example | Broken]:
         while waiting:
@@ -360,43 +343,43 @@ def with_tokens(
                 yield waiting.popleft()
                 continue
             info, times = waiting[0]
-            if len(tokens) < len(times):
+            if len(made) < len(times):
                 return
             waiting.popleft()
             yield Example(
                 name=info["name"],
                 captions=tuple(info["captions"]),
                 source=info["source"],
-                arrays={"tokens": np.stack(tokens[: len(times)]), "times": times},
+                arrays={name: np.stack(made[: len(times)]), "times": times},
             )
-            del tokens[: len(times)]
+            del made[: len(times)]
 
     for video in videos:
         if isinstance(video, Broken):
             waiting.append(video)
         else:
-            info, keyframes, times = video
+            info, own_frames, times = video
             waiting.append((info, times))
-            frames.extend(keyframes)
+            frames.extend(own_frames)
         while len(frames) >= batch_size:
-            tokens.extend(encode(np.stack(frames[:batch_size])))
+            made.extend(encode(np.stack(frames[:batch_size])))
             del frames[:batch_size]
         yield from finished()
     if frames:
         rest = np.stack(frames)
         fill = np.zeros((batch_size - len(rest), *rest.shape[1:]), rest.dtype)
-        tokens.extend(encode(np.concatenate([rest, fill]))[: len(rest)])
+        made.extend(encode(np.concatenate([rest, fill]))[: len(rest)])
     yield from finished()
 
 
 def show(videos: Iterable[Example | Broken], bar: tqdm, seen: Counter) -> Iterator:
-    """Passes videos on, counts keyframes and what is broken, and tells the bar."""
+    """Passes videos on, counts frames and what is broken, and tells the bar."""
     for video in videos:
         if isinstance(video, Broken):
             seen["broken"] += 1
             bar.write(f"left out: {video.reason}", file=sys.stderr)
         else:
-            seen["keyframes"] += len(video.arrays["times"])
+            seen["frames"] += len(video.arrays["times"])
         bar.update()
         bar.set_postfix(seen, refresh=False)
         yield video
@@ -432,7 +415,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         own = lambda _: EncodeOptions(out=tyro.MISSING)  # noqa: E731
         about = __doc__.splitlines()[0]
-        said = command.parse(argv, (ARTrainConfig,), own, prog="train.encode", about=about)
+        said = command.parse(argv, KINDS, own, prog="train.encode", about=about)
         config, options, out = said.config, said.options, said.options.out
         distributed.initialize(**dataclasses.asdict(said.processes))
         compile_cache.use()
@@ -444,7 +427,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return loop.leave(130, f"stopped; the same command goes on in {out}")
     if jax.process_index() == 0:
         print(
-            f"train.encode: {manifest['count']} videos, {manifest['lengths']['tokens']} keyframes, "
+            f"train.encode: {manifest['count']} videos, {manifest['lengths']['times']} frames, "
             f"{manifest['broken']} broken, in {out} after {time.perf_counter() - since:.0f} s"
         )
     return 0

@@ -1,5 +1,7 @@
 """AR-Diffusion on Sky-Timelapse. Not measured.
 
+python -m train.encode --config configs/ar_diffusion/sky_dit.py \
+    --vae runs/vae/model --data.path VIDEOS --out cache
 python -m train.ar_diffusion --config configs/ar_diffusion/sky_dit.py \
     --vae runs/vae/model --workdir runs/dit
 """

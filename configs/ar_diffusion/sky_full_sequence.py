@@ -1,5 +1,7 @@
 """One noise level for all frames, on Sky-Timelapse: a baseline of AR-Diffusion. Not measured.
 
+python -m train.encode --config configs/ar_diffusion/sky_full_sequence.py \
+    --vae runs/vae/model --data.path VIDEOS --out cache
 python -m train.ar_diffusion --config configs/ar_diffusion/sky_full_sequence.py \
     --vae runs/vae/model --workdir runs/dit
 """

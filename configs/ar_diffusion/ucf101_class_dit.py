@@ -2,6 +2,8 @@
 
 The class of a video is the folder that it lies in, by the names of the data set's list.
 
+python -m train.encode --config configs/ar_diffusion/ucf101_class_dit.py \
+    --vae runs/vae/model --data.path VIDEOS --out cache
 python -m train.ar_diffusion --config configs/ar_diffusion/ucf101_class_dit.py \
     --vae runs/vae/model --class-list classInd.txt --workdir runs/dit
 """

@@ -1,5 +1,7 @@
 """Diffusion forcing on UCF-101, a baseline of AR-Diffusion. Not measured.
 
+python -m train.encode --config configs/ar_diffusion/ucf101_diff_forcing.py \
+    --vae runs/vae/model --data.path VIDEOS --out cache
 python -m train.ar_diffusion --config configs/ar_diffusion/ucf101_diff_forcing.py \
     --vae runs/vae/model --workdir runs/dit
 """

@@ -35,6 +35,7 @@ from dicode_jax.storage.files import is_file_name
 _ROUNDING = 0.0051  # seconds; formats round time stamps, gif to hundredths
 _SEEK_FROM = 1.0  # seconds; an earlier frame is reached sooner by decoding from the beginning
 _LONGEST_GAP = 3600.0  # seconds between two frames, beyond which the time stamps are wrong
+_MOST_PIXELS = 2**31  # bytes of a video that is read whole
 _SCENE_CLIPS = 10  # clips of a scene, among which `clip_start="random"` chooses
 
 _Fit = Callable[[Image.Image], np.ndarray]
@@ -154,6 +155,38 @@ def read_keyframes(
     padded = np.zeros(num_keyframes, np.float32)
     padded[:k] = times
     return {"keyframes": keyframes, "frame_mask": np.arange(num_keyframes) < k, "times": padded}
+
+
+def read_whole(
+    record: Record, cfg: DataConfig, frame_size: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Reads all frames of a video that are `1 / cfg.fps` seconds or `cfg.frame_stride` apart.
+
+    Of a scene these are the frames of its first clip.
+
+    Returns:
+      `frames` uint8 [n, h, w, 3] and `times` float64 [n], seconds in the video.
+
+    Raises:
+      BrokenRecord: The file cannot be read, is a picture, or its frames need more than 2 GiB.
+    """
+    if isinstance(record.media, Scene):
+        frames = synthetic.render(record.media, num_frames=cfg.num_frames, frame_size=frame_size)
+        return {"frames": frames[0], "times": np.linspace(0, KEYFRAME_INTERVAL, cfg.num_frames)}
+    if record.is_image:
+        raise BrokenRecord(f"{record.name}: is a picture, which gives no clip")
+    with _reader(record) as reader:
+        if cfg.fps is None:
+            times = np.asarray(reader.times[:: cfg.frame_stride])
+        else:
+            times = np.minimum(np.arange(0, reader.length, 1 / cfg.fps), reader.times[-1])
+        if (size := len(times) * 3 * frame_size**2) > _MOST_PIXELS:
+            raise BrokenRecord(
+                f"{record.name}: is too long, its {len(times)} frames need {size / 2**30:.1f} GiB "
+                "at once; cut it into parts"
+            )
+        frames = reader.frames_at(times, _make_fit(cfg, frame_size, rng))
+    return {"frames": frames, "times": times.astype(np.float64)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

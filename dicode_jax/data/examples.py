@@ -4,12 +4,14 @@ Workers import this module, so it knows neither jax nor models.
 """
 
 import dataclasses
+import json
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from dicode_jax.data.clips import read_clip, read_frame
+from dicode_jax.data.clips import read_clip, read_frame, read_whole
 from dicode_jax.data.config import DataConfig
-from dicode_jax.data.records import Record
+from dicode_jax.data.records import BrokenRecord, ClipSource, Record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,3 +44,49 @@ class ClipReader:
         clip = read_clip(record, self.data, self.frame_size, rng)
         fs = clip["frame_stride"] if self.fs is None else np.asarray(self.fs, np.int32)
         return {"video": clip["video"], "fs": fs}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WholeReader:
+    """Whole videos on their way into a cache: `frames` uint8 [n, h, w, 3], `times` float64 [n]."""
+
+    data: DataConfig
+    frame_size: int
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return read_whole(record, self.data, self.frame_size, rng)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideosToEncode:
+    """Videos on their way into a cache, those at `indices`; broken ones say so.
+
+    What is read of a video depends on the seed and its own index alone.
+
+    Attributes:
+      read: Gives `frames` uint8 [k, h, w, 3] and `times` float64 [k] of a record.
+    """
+
+    source: ClipSource
+    indices: np.ndarray
+    read: Callable[[Record, np.random.Generator], Mapping[str, np.ndarray]]
+    seed: int
+
+    def __call__(self, place: int, _: np.random.Generator) -> dict[str, np.ndarray]:
+        """What `read` gives, and `info`.
+
+        `info` is JSON text: `name`, `captions` and `source`, or `name` and what is `broken`. The
+        name is the canonical one, so that a split of the cache has the sides of its data set.
+        """
+        index = int(self.indices[place])
+        name = self.source.canonical_name(index)
+        rng = np.random.default_rng((self.seed, index))
+        try:
+            record = self.source.record(index)
+            found = self.read(record, rng)
+        except BrokenRecord as error:
+            info = {"name": name, "broken": str(error)}
+            return {"info": np.array(json.dumps(info))}
+        path = getattr(record.media, "path", record.name)
+        info = {"name": name, "captions": record.captions, "source": path}
+        return {"info": np.array(json.dumps(info)), **found}

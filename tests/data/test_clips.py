@@ -92,6 +92,18 @@ def test_a_stride_takes_every_nth_frame(steady):
     assert clip["frame_stride"] == 12
 
 
+def test_a_whole_video_is_all_of_its_frames_at_a_rate_or_a_stride(steady, monkeypatch):
+    strided = dataclasses.replace(PLAIN, fps=None, frame_stride=3)
+    read = clips.read_whole(steady, strided, SIZE, rng())
+    assert number_of(read["frames"]).tolist() == list(range(0, 40, 3))
+    np.testing.assert_allclose(read["times"], np.arange(0, 40, 3) / 25, atol=1e-6)
+    read = clips.read_whole(steady, dataclasses.replace(PLAIN, fps=5.0), SIZE, rng())
+    assert number_of(read["frames"]).tolist() == [0, 5, 10, 15, 20, 25, 30, 35]
+    monkeypatch.setattr(clips, "_MOST_PIXELS", 40 * 3 * SIZE**2 - 1)
+    with pytest.raises(BrokenRecord, match=r"its 40 frames need .* GiB at once; cut it"):
+        clips.read_whole(steady, dataclasses.replace(strided, frame_stride=1), SIZE, rng())
+
+
 def test_a_random_start_is_seeded_and_reaches_every_frame(tmp_path):
     write(tmp_path / "a.mp4", greys(11))
     cfg = dataclasses.replace(PLAIN, num_frames=8, clip_start="random")

@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from dicode_jax.errors import UserError
+from dicode_jax.stages.ar_diffusion.config import DiTTrainConfig
 from dicode_jax.stages.dicode.configs import (
     ARTrainConfig,
     RepresentationTrainConfig,
@@ -85,6 +86,8 @@ def test_fields_are_listed_with_a_config_or_without(capsys):
     assert "--probe-weight" in text
     assert "--decoder.unet.model-channels" in text
     assert "Examples per step" in shown(capsys, "--help-config", "-H", kinds=KINDS)
+    text = shown(capsys, "--help-config", kinds=(DiTTrainConfig,))  # of a folder of configs
+    assert "--context-dropout" in text
 
 
 def test_help_lists_the_options_of_the_run_alone(capsys):

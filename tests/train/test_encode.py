@@ -130,7 +130,7 @@ def test_videos_keep_their_order_and_their_tokens_across_full_batches():
             yield (info, frames, np.arange(size)) if size else Broken(f"v{i}", "bad")
             first += size
 
-    found = list(encode.with_tokens(videos(), fake, 4))
+    found = list(encode.with_arrays(videos(), fake, 4, "tokens"))
     assert [video.name for video in found] == ["v0", "v1", "v2", "v3", "v4"]
     assert isinstance(found[1], Broken)
     values = [t for v in found if not isinstance(v, Broken) for t in v.arrays["tokens"][:, 0, 0]]

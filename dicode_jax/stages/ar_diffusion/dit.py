@@ -64,6 +64,24 @@ def settle(
     return config
 
 
+def settle_videos(config: DiTTrainConfig) -> DiTTrainConfig:
+    """The config as videos are encoded by it, into a cache that `settle` will take.
+
+    Raises:
+      UserError: As `settle`, or it names no VAE.
+    """
+    faults = Faults()
+    with faults.gather():
+        kind_of(config.data)
+    with faults.gather():
+        if config.vae is None:
+            raise UserError("latents are made by a VAE: name its folder (--vae MODEL)")
+        config = _with_vae(config)
+    faults.tell()
+    data = dataclasses.replace(config.data, resize=config.data.resize or "crop")
+    return dataclasses.replace(config, data=data)
+
+
 def _with_names(config: DiTTrainConfig) -> DiTTrainConfig:
     if config.class_list is None:
         return config

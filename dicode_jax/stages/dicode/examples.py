@@ -8,7 +8,6 @@ Letters: l text ids, k keyframes, n deep tokens of a keyframe, z their width.
 
 import dataclasses
 import functools
-import json
 import warnings
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +17,7 @@ from dicode_jax import config as config_lib
 from dicode_jax.data.clips import read_keyframes
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.encoded_cache import EncodedCache
-from dicode_jax.data.records import BrokenRecord, ClipSource, in_validation, name_hash
+from dicode_jax.data.records import ClipSource, Record, in_validation, name_hash
 from dicode_jax.data.sources.open import kind_of, open_source
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
@@ -98,42 +97,18 @@ class VideoExamples:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VideosToEncode:
-    """Whole videos on their way into a token cache, those at `indices`; broken ones say so.
+class KeyframeReader:
+    """Keyframes on their way into a token cache."""
 
-    What is read of a video depends on the seed and its own index alone.
-    """
-
-    source: ClipSource
-    indices: np.ndarray
     data: DataConfig
     frame_size: int
     num_keyframes: int
-    seed: int
 
-    def __call__(self, place: int, _: np.random.Generator) -> dict[str, np.ndarray]:
-        """`keyframes` uint8 [k, h, w, 3] without padding, `times` float64 [k], and `info`.
-
-        `info` is JSON text: `name`, `captions` and `source`, or `name` and what is `broken`. The
-        name is the canonical one, so that a split of the cache has the sides of its data set.
-        """
-        index = int(self.indices[place])
-        name = self.source.canonical_name(index)
-        rng = np.random.default_rng((self.seed, index))
-        try:
-            record = self.source.record(index)
-            frames = read_keyframes(record, self.data, self.frame_size, rng, self.num_keyframes)
-        except BrokenRecord as error:
-            info = {"name": name, "broken": str(error)}
-            return {"info": np.array(json.dumps(info))}
-        path = getattr(record.media, "path", record.name)
-        info = {"name": name, "captions": record.captions, "source": path}
-        mask = frames["frame_mask"]
-        return {
-            "info": np.array(json.dumps(info)),
-            "keyframes": frames["keyframes"][mask],
-            "times": frames["times"][mask].astype(np.float64),
-        }
+    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """`frames` uint8 [k, h, w, 3] without padding, and `times` float64 [k]."""
+        read = read_keyframes(record, self.data, self.frame_size, rng, self.num_keyframes)
+        mask = read["frame_mask"]
+        return {"frames": read["keyframes"][mask], "times": read["times"][mask].astype(np.float64)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,11 +4,14 @@ import ast
 import dataclasses
 import functools
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sharded_training
 from flax import nnx
 from tiny_ar_diffusion import DIT, VAE, alive
 
@@ -333,3 +336,16 @@ def test_a_video_tells_its_class(options, name, caption, wanted):
 def test_a_config_that_cannot_be_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.multi_device
+def test_eight_devices_give_the_losses_of_one():
+    """Data, fsdp and tensor axes of two devices each; noise, timesteps and dropped classes act."""
+    command = [sys.executable, sharded_training.__file__, "losses", "denoiser", "one", "all"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = sharded_training.read_report(done.stdout)
+    np.testing.assert_allclose(found["all"]["losses"], found["one"]["losses"], rtol=1e-5)
+    assert len(set(found["one"]["losses"])) == 5
+    assert not found["all"]["whole"]

@@ -18,6 +18,7 @@ from dicode_jax.data import encoded_cache
 from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.encoded_cache import Example, Spec
+from dicode_jax.data.examples import VideosToEncode
 from dicode_jax.data.records import in_validation, name_hash
 from dicode_jax.data.shapes_world import all_captions
 from dicode_jax.data.sources.array_record import pack, write_shard
@@ -165,18 +166,12 @@ def test_a_cache_has_the_sides_of_its_data_set(config, tmp_path, monkeypatch, fo
     path = data_set_with_aliases(tmp_path / "data", form)
     data = DataConfig(path=str(path), validation=0.3, clip_start="start")
     source = open_source(data, split="all")
-    to_encode = lm_examples.VideosToEncode(
-        source=source,
-        indices=np.arange(len(source)),
-        data=data,
-        frame_size=16,
-        num_keyframes=1,
-        seed=0,
-    )
+    read = lm_examples.KeyframeReader(data=data, frame_size=16, num_keyframes=1)
+    to_encode = VideosToEncode(source=source, indices=np.arange(len(source)), read=read, seed=0)
     videos = []
     for i in range(len(source)):
         example = to_encode(i, np.random.default_rng(0))
-        tokens = np.full((1, N, Z), number_of(example["keyframes"][0])).astype(ml_dtypes.bfloat16)
+        tokens = np.full((1, N, Z), number_of(example["frames"][0])).astype(ml_dtypes.bfloat16)
         info = json.loads(str(example["info"]))
         videos.append(Example(**info, arrays={"tokens": tokens}))
     assert len({video.name for video in videos}) == len(videos) == 20
