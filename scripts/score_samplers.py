@@ -23,6 +23,7 @@ from dicode_jax.diffusion.guided import SamplingConfig, make_grid, plan_turns
 from dicode_jax.errors import UserError
 from dicode_jax.evaluation import shapes
 from dicode_jax.evaluation.quality import psnr, ssim
+from dicode_jax.pipelines import options
 from dicode_jax.pipelines.dicode import DiCoDePipeline
 from dicode_jax.storage.files import atomic_path, check_output
 
@@ -37,7 +38,8 @@ GUIDED = {"guidance_scale": 2.0}
 WAYS = {
     "own": {},
     "ddim 50": {"num_inference_steps": 50, "eta": 0.0},
-    **{f"ddim {n}": _way("ddim", n) for n in (20, 10, 4)},
+    **{name: dict(options.QUALITIES[name]) for name in ("draft", "best")},
+    **{f"ddim {n}": _way("ddim", n) for n in (20, 4)},
     **{f"dpm++ {n}": _way("dpm++", n) for n in (20, 10)},
     **{f"unipc {n}": _way("unipc", n) for n in (20, 10, 8, 4)},
     "own 20": {"num_inference_steps": 20},

@@ -1,9 +1,12 @@
 """What the scores of ways of sampling are made of."""
 
 import numpy as np
+import pytest
+from source_tree import ROOT
 
 from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.diffusion.schedules import NoiseSchedule
+from dicode_jax.pipelines import options
 from scripts import score_samplers
 
 V = NoiseSchedule(zero_terminal_snr=True, parameterization="v")
@@ -26,3 +29,9 @@ def test_every_way_is_a_setting_and_its_row_is_shown():
     row = {"calls": 3, "shallow_calls": 2, "seconds": 0.5, "all": [0.5, 0.25, 0.75]}
     assert "| x | 3 + 2 | 0.50 |" in score_samplers.table({"x": row})
     assert score_samplers.table({"x": row}).endswith("0.500 (0.250 to 0.750) |")
+
+
+@pytest.mark.parametrize("name", options.QUALITIES)
+def test_the_page_says_what_each_preset_sets(name):
+    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    assert f"| `{name}` | {options.described(name)} |" in page

@@ -221,8 +221,8 @@ def preset(quality: Any) -> Mapping[str, Any]:
 
 def described(quality: str) -> str:
     """A preset in words."""
-    settings = ((name, shown(value)) for name, value in QUALITIES[quality].items())
-    return ", ".join(f"{name} {text}" for name, text in settings) or "the model's own settings"
+    settings = (f"{name} {value}" for name, value in QUALITIES[quality].items())
+    return ", ".join(settings) or "the model's own settings"
 
 
 def check(**options: Any) -> dict[str, Any]:
