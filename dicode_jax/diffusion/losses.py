@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from dicode_jax.diffusion.parameterization import add_noise, training_target
-from dicode_jax.diffusion.schedules import NoiseSchedule
+from dicode_jax.diffusion.schedules import NoiseSchedule, expand
 from dicode_jax.nn.rngs import draw, split
-from dicode_jax.typing import Array, Float, Int, typechecked
+from dicode_jax.typing import Array, Bool, Float, Int, typechecked
 
 LOSS_TYPES = ("l2", "l1")
 
@@ -93,6 +93,7 @@ def diffusion_loss(
     loss_type: str = "l2",
     simple_weight: float = 1.0,
     elbo_weight: float = 0.0,
+    clean: Bool[Array, "b f"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Noise the latents, run the network, and compare with its target.
 
@@ -104,6 +105,8 @@ def diffusion_loss(
         noise: the shape of ``latents``.
         loss_type: see `per_sample_error`.
         simple_weight, elbo_weight: weights of the plain and the variational term.
+        clean: frames that the network gets without noise, and that do not count; not all of a
+            sample. For the plain term alone.
 
     Returns:
         The scalar loss, and arrays: ``loss``, ``loss_simple``, ``loss_vlb`` (scalars),
@@ -112,8 +115,10 @@ def diffusion_loss(
     x0 = apply_dynamic_rescale(schedule, latents, timesteps)
     x_t = add_noise(schedule, x0, noise, timesteps)
     target = training_target(schedule, x0, noise, timesteps)
+    if clean is not None:
+        x_t = jnp.where(expand(clean, x0.ndim), x0, x_t)
     prediction = denoise(x_t, timesteps)
-    per_sample = per_sample_error(prediction, target, loss_type)
+    per_sample = _error_of_frames(prediction, target, loss_type, clean)
     simple = per_sample.mean()
     vlb = _weighted_bound(schedule, prediction, target, timesteps, per_sample, loss_type).mean()
     loss = simple_weight * simple
@@ -129,6 +134,16 @@ def diffusion_loss(
         "target": target,
         "prediction": prediction,
     }
+
+
+def _error_of_frames(prediction, target, loss_type, clean) -> Array:
+    """`per_sample_error` over the frames that are not clean, ``[b]``."""
+    if clean is None:
+        return per_sample_error(prediction, target, loss_type)
+    b, f = clean.shape
+    flat = (b * f, *prediction.shape[2:])
+    per_frame = per_sample_error(prediction.reshape(flat), target.reshape(flat), loss_type)
+    return jnp.mean(per_frame.reshape(b, f), axis=1, where=~clean)
 
 
 def _weighted_bound(schedule, prediction, target, timesteps, per_sample, loss_type) -> Array:
