@@ -15,6 +15,8 @@ from flax import nnx
 KINDS: dict[str, str] = {
     "unet3d": "convert.parts.unet3d:KIND",
     "autoencoder_kl": "convert.parts.autoencoder_kl:KIND",
+    "autoencoder_causal3d": "convert.landiff.vae:KIND",
+    "landiff_denoiser": "convert.landiff.dit:KIND",
     "resampler": "convert.parts.resampler:KIND",
     "image_proj": "convert.parts.resampler:IMAGE_PROJ",
     "clip": "convert.parts.clip:TOWERS",

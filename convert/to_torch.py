@@ -29,6 +29,8 @@ from convert.dicode import modules as dicode
 from convert.engine import archives, command, plan
 from convert.engine.rules import Rules, original_names, prefixed, to_numpy
 from convert.engine.sources import Source, open_source
+from convert.landiff import dit as landiff_dit
+from convert.landiff import vae as landiff_vae
 from convert.parts import autoencoder_kl, clip, deep_tokens, gpt2, llama, resampler, unet3d
 from dicode_jax import config as config_lib
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
@@ -114,6 +116,10 @@ KINDS: dict[type, Kind] = {
         _as_read(discriminator.LPIPS_KIND, discriminator.PERCEPTUAL),
         extras=discriminator.stored_constants,
     ),
+    landiff_dit.KIND.config: dataclasses.replace(
+        _as_read(landiff_dit.KIND, "model."), extras=landiff_dit.unused_norm
+    ),
+    landiff_vae.KIND.config: _as_read(landiff_vae.KIND),
 }
 """Configuration of a stored module -> how it is written; the parts of DynamiCrafter included."""
 

@@ -26,6 +26,8 @@ MODULES = {
     "ar_diffusion_denoiser": "models.ar_diffusion.dit.DenoiserConfig",
     "ar_diffusion_frame_vae": "models.ar_diffusion.frame_vae.FrameVAEConfig",
     "autoencoder_kl": "models.autoencoder_kl.AutoencoderKLConfig",
+    "autoencoder_causal3d": "models.autoencoder_causal3d.AutoencoderCausal3DConfig",
+    "landiff_denoiser": "models.landiff.dit.DenoiserConfig",
     "clip": "models.clip.CLIPConfig",
     "clip_text": "models.clip.CLIPTextConfig",
     "clip_vision": "models.clip.CLIPVisionConfig",

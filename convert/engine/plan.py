@@ -260,7 +260,9 @@ class Kind:
 
 
 def stacked_blocks(cfg: Any) -> tuple[str, ...]:
-    """The prefix of the blocks in a module whose layers are stacked, for `plan`."""
+    """The prefixes of blocks in a module whose layers are stacked, for `plan`."""
+    if hasattr(cfg, "stacks"):
+        return cfg.stacks
     body = getattr(cfg, "body", cfg)
     name = "blocks" if body is cfg else "body.blocks"
     return (name,) if getattr(body, "scan_layers", False) else ()

@@ -3,7 +3,11 @@
 Guidance: Ho and Salimans, arXiv 2207.12598. Rescale: Lin et al., arXiv 2305.08891, equations 15-16.
 """
 
+import math
+from collections.abc import Sequence
+
 import jax.numpy as jnp
+import numpy as np
 
 from dicode_jax.typing import Array, Float, typechecked
 
@@ -16,6 +20,24 @@ def guide(
 ) -> Float[Array, "*shape"]:
     """``uncond + guidance_scale (cond - uncond)``; any common shape."""
     return uncond + guidance_scale * (cond - uncond)
+
+
+def cosine_ramp(steps: Sequence[float], num_steps: int, exponent: int = 5) -> np.ndarray:
+    """Of CogVideoX's dynamic guidance, ``1 + scale * ramp``: from 0 at step 0 to 1 at the last.
+
+    Its code hands over the number of steps less the timestep, a large negative number: the ramp
+    then jumps between 0 and 1. There the last digits count, hence the host and its float64.
+
+    Args:
+        steps: where to evaluate it.
+        num_steps: where the ramp ends.
+        exponent: how late it rises; a whole number.
+
+    Returns:
+        float64, one for each of ``steps``.
+    """
+    angles = [math.pi * (float(step) / num_steps) ** exponent for step in steps]
+    return np.array([(1 - math.cos(angle)) / 2 for angle in angles])
 
 
 @typechecked

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from dicode_jax.diffusion.parameterization import add_noise, training_target
-from dicode_jax.diffusion.schedules import NoiseSchedule
+from dicode_jax.diffusion.schedules import NoiseSchedule, expand
 from dicode_jax.nn.rngs import draw, split
-from dicode_jax.typing import Array, Float, Int, typechecked
+from dicode_jax.typing import Array, Bool, Float, Int, typechecked
 
 LOSS_TYPES = ("l2", "l1")
 
@@ -94,6 +94,7 @@ def diffusion_loss(
     simple_weight: float = 1.0,
     elbo_weight: float = 0.0,
     frame_weights: Float[Array, " f"] | None = None,
+    clean: Bool[Array, "b f"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Noise the latents, run the network, and compare with its target.
 
@@ -106,6 +107,8 @@ def diffusion_loss(
         loss_type: see `per_sample_error`.
         simple_weight, elbo_weight: weights of the plain and the variational term.
         frame_weights: what the error of each frame counts, in both terms; 1 when None.
+        clean: frames that the network gets without noise, and that do not count; not all of a
+            sample. For the plain term alone.
 
     Returns:
         The scalar loss, and arrays: ``loss``, ``loss_simple``, ``loss_vlb`` (scalars),
@@ -115,10 +118,12 @@ def diffusion_loss(
     x0 = apply_dynamic_rescale(schedule, latents, timesteps)
     x_t = add_noise(schedule, x0, noise, timesteps)
     target = training_target(schedule, x0, noise, timesteps)
+    if clean is not None:
+        x_t = jnp.where(expand(clean, x0.ndim), x0, x_t)
     prediction = denoise(x_t, timesteps)
     per_frame = _per_frame_error(prediction, target, loss_type)
     weighted = per_frame if frame_weights is None else frame_weights * per_frame
-    per_sample = weighted.mean(axis=1)
+    per_sample = jnp.mean(weighted, axis=1, where=None if clean is None else ~clean)
     simple = per_sample.mean()
     bound_weights = schedule.gather("lvlb_weights", timesteps, timesteps.ndim)
     vlb = (bound_weights * (per_sample if timesteps.ndim == 1 else weighted)).mean()

@@ -77,10 +77,22 @@ def rescale_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
     Returns:
         float64 ``[num_timesteps]``; the last one is exactly 1.
     """
-    root = np.sqrt(np.cumprod(1.0 - betas))
+    return _betas_of(end_at_zero(np.sqrt(np.cumprod(1.0 - betas))) ** 2)
+
+
+def end_at_zero(root: np.ndarray) -> np.ndarray:
+    """Shifts and scales so that the last number becomes 0 and the first stays; float64."""
     first, last = root[0], root[-1]
-    root = (root - last) * (first / (first - last))
-    alphas_cumprod = root**2
+    return (root - last) * (first / (first - last))
+
+
+def shift_snr(betas: np.ndarray, factor: float) -> np.ndarray:
+    """Betas of the same process with its signal-to-noise ratio divided by ``factor``, float64."""
+    a = np.cumprod(1.0 - betas)
+    return _betas_of(a / (factor + (1 - factor) * a))
+
+
+def _betas_of(alphas_cumprod: np.ndarray) -> np.ndarray:
     alphas = np.concatenate([alphas_cumprod[:1], alphas_cumprod[1:] / alphas_cumprod[:-1]])
     return 1.0 - alphas
 
@@ -115,6 +127,7 @@ class NoiseSchedule:
         base_scale: last factor of the dynamic rescale of latents; None for off.
         turning_step: timestep from which the dynamic rescale is constant.
         v_posterior: weight of beta in the posterior variance, 0 in all published models.
+        snr_shift: divides the signal-to-noise ratio, before `zero_terminal_snr`; 1 for off.
     """
 
     num_timesteps: int = 1000
@@ -126,6 +139,7 @@ class NoiseSchedule:
     base_scale: float | None = None
     turning_step: int = 400
     v_posterior: float = 0.0
+    snr_shift: float = 1.0
 
     def __post_init__(self):
         if self.num_timesteps < 2:
@@ -144,6 +158,8 @@ class NoiseSchedule:
                 "betas must satisfy 0 < linear_start <= linear_end < 1, got "
                 f"{self.linear_start} and {self.linear_end}"
             )
+        if not 0 < self.snr_shift < math.inf:
+            raise ValueError(f"snr_shift must be positive, got {self.snr_shift}")
         if self.base_scale is not None and (self.base_scale <= 0 or self.turning_step < 1):
             raise ValueError(
                 "the dynamic rescale needs base_scale > 0 and turning_step >= 1, got "
@@ -151,14 +167,20 @@ class NoiseSchedule:
             )
 
     @functools.cached_property
-    def betas64(self) -> np.ndarray:
-        """Betas before the cast, float64."""
+    def shifted_betas64(self) -> np.ndarray:
+        """Betas before `rescale_zero_terminal_snr`, float64."""
         betas = make_betas(
             self.beta_schedule,
             self.num_timesteps,
             linear_start=self.linear_start,
             linear_end=self.linear_end,
         )
+        return betas if self.snr_shift == 1 else shift_snr(betas, self.snr_shift)
+
+    @functools.cached_property
+    def betas64(self) -> np.ndarray:
+        """Betas before the cast, float64."""
+        betas = self.shifted_betas64
         return rescale_zero_terminal_snr(betas) if self.zero_terminal_snr else betas
 
     @functools.cached_property

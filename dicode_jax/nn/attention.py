@@ -6,6 +6,7 @@ causal one, which fused kernels know by name.
 """
 
 import functools
+import math
 import warnings
 
 import jax
@@ -23,6 +24,8 @@ CUDNN_MIN_KEYS = 256
 CUDNN_MIN_SCORES = 256 * 16
 CUDNN_MAX_HEAD_DIM = 128
 MAPPED_MIN_SCORES = 2**17
+# From so many scores of all heads on they are held of one head at a time: 8 GB in float32.
+HELD_MAX_SCORES = 2**31
 
 
 @typechecked
@@ -103,7 +106,10 @@ def _form(query: Array, key: Array) -> str:
     pays = pays or wanted == "cudnn"
     if wanted in ("auto", "cudnn") and is_half and fits and pays:
         return "cudnn"
-    if wanted == "mapped" or (wanted == "auto" and on == "cpu" and t * s >= MAPPED_MIN_SCORES):
+    is_long = (on == "cpu" and t * s >= MAPPED_MIN_SCORES) or (
+        math.prod(query.shape[:3]) * s >= HELD_MAX_SCORES
+    )
+    if wanted == "mapped" or (wanted == "auto" and is_long):
         return "mapped"
     return "xla"
 

@@ -41,18 +41,18 @@ def make_blocks(
 
 def run_blocks(
     blocks: nnx.Module,
-    call: Callable[[nnx.Module, Array, Any, Any], tuple[Array, Any]],
-    x: Array,
+    call: Callable[[nnx.Module, Any, Any, Any], tuple[Any, Any]],
+    x: Any,
     *,
     cache: KVCache | None = None,
     keys: Array | None = None,
     remat: Remat = False,
-) -> tuple[Array, KVCache | None]:
+) -> tuple[Any, KVCache | None]:
     """Sends `x` through the blocks of `make_blocks`.
 
     Args:
       call: `(block, x, past, key)` to `(x, past)`; `past` is the block's `(k, v)` slots or None.
-      x: What goes into the first block.
+      x: What goes into the first block: an array `[b, ...]`, or a pytree of such.
       cache: Past keys and values, of the same form (stacked or not) as the blocks.
       keys: One random key per block, or None.
       remat: What of each block the backward pass computes again, see `nn.remat.checkpoint`.
@@ -66,7 +66,7 @@ def run_blocks(
         for i, block in enumerate(blocks):
             past = None if cache is None else (cache.k[i], cache.v[i])
             key = None if keys is None else keys[i]
-            x, past = _call(call, block, constrain(x, BATCH), past, key, remat)
+            x, past = _call(call, block, _by_batch(x), past, key, remat)
             pasts.append(past)
         if cache is None:
             return x, None
@@ -78,13 +78,17 @@ def run_blocks(
     # The compiler would rather split x as it finds the weights split, and keep the whole batch.
     def body(x, layer):
         state, past, key = layer
-        x, past = call(nnx.merge(graph, state), constrain(x, BATCH), past, key)
-        return constrain(x, BATCH), past
+        x, past = call(nnx.merge(graph, state), _by_batch(x), past, key)
+        return _by_batch(x), past
 
     body = checkpoint(body, remat, prevent_cse=False)
     past = None if cache is None else (cache.k, cache.v)
     x, past = jax.lax.scan(body, x, (state, past, keys))
     return x, None if cache is None else dataclasses.replace(cache, k=past[0], v=past[1])
+
+
+def _by_batch(x: Any) -> Any:
+    return jax.tree.map(lambda leaf: constrain(leaf, BATCH), x)
 
 
 def _call(call, block, x, past, key, remat):

@@ -18,20 +18,28 @@ class Modulation(nnx.Module):
     """`Linear(SiLU(condition))` in `count` equal parts; all zero before training.
 
     Args:
-      dim: Width of the condition and of each part.
+      dim: Width of the condition.
       count: Number of parts; 6 for shift, scale and gate of attention and of the feed-forward.
+      part_dim: Width of each part; `dim` when None.
     """
 
     def __init__(
-        self, dim: int, count: int, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs
+        self,
+        dim: int,
+        count: int,
+        *,
+        part_dim: int | None = None,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
     ):
         self.count = count
         zeros = nnx.initializers.zeros_init()
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.linear = Linear(dim, count * dim, kernel_init=zeros, **options)
+        self.linear = Linear(dim, count * (part_dim or dim), kernel_init=zeros, **options)
 
-    def __call__(self, condition: Float[Array, "... d"]) -> list[Float[Array, "... d"]]:
-        """The parts, each of the condition's shape."""
+    def __call__(self, condition: Float[Array, "... d"]) -> list[Float[Array, "... p"]]:
+        """The parts, each of the condition's leading axes."""
         return jnp.split(self.linear(jax.nn.silu(condition)), self.count, axis=-1)
 
 

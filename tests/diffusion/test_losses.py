@@ -47,6 +47,24 @@ def test_equal_levels_for_all_frames_equal_one_level_per_sample():
         np.testing.assert_allclose(once[name], frames[name], rtol=1e-6)
 
 
+def test_clean_frames_reach_the_network_without_noise_and_do_not_count():
+    schedule = NoiseSchedule(parameterization="v")
+    clean = jnp.array([[True, False], [False, False], [False, True]])
+    seen = []
+
+    def denoise(x, t):
+        seen.append(x)
+        return jnp.where(clean[..., None, None, None], 1e3, 0.0) * jnp.ones_like(x)
+
+    loss, metrics = losses.diffusion_loss(denoise, schedule, LATENTS, T, NOISE, clean=clean)
+    np.testing.assert_array_equal(seen[0][clean], LATENTS[clean])
+    assert not np.any(np.isclose(seen[0][~clean], LATENTS[~clean]).all(axis=-1))
+    power = jnp.square(metrics["target"]).mean((2, 3, 4))  # [b, f]
+    want = [power[0, 1], power[1].mean(), power[2, 0]]
+    np.testing.assert_allclose(metrics["loss_per_sample"], want, rtol=1e-6)
+    np.testing.assert_allclose(loss, np.mean(want), rtol=1e-6)
+
+
 def test_offset_noise_shifts_whole_images():
     key = jax.random.key(3)
     plain = losses.sample_noise(key, LATENTS.shape)

@@ -134,6 +134,11 @@ def test_bound_weights_repeat_the_second_entry_and_are_one_for_velocity():
     assert (NoiseSchedule(parameterization="v").table("lvlb_weights") == 1).all()
 
 
+def test_a_shift_divides_the_signal_to_noise_ratio_everywhere():
+    a, b = NoiseSchedule().alphas_cumprod64, NoiseSchedule(snr_shift=3.0).alphas_cumprod64
+    np.testing.assert_allclose(b / (1 - b) * 3, a / (1 - a), rtol=1e-9)
+
+
 def test_scale_array_falls_to_base_scale_and_stays():
     schedule = NoiseSchedule(num_timesteps=30, base_scale=0.4, turning_step=10)
     scales = schedule.scale_array
@@ -164,6 +169,7 @@ def test_gather_takes_a_level_per_sample_or_per_frame():
         ({"parameterization": "score"}, "'score'"),
         ({"linear_start": 0.5, "linear_end": 0.1}, "linear_start"),
         ({"base_scale": -1.0}, "base_scale"),
+        ({"snr_shift": 0.0}, "snr_shift"),
     ],
 )
 def test_impossible_settings_are_refused_with_the_value(options, message):

@@ -79,6 +79,9 @@ def test_every_form_equals_a_calculation_by_hand(form, causal):
         ("xla", "gpu", (16, 16, 64), jnp.bfloat16),
         ("xla", "gpu", (1, 512, 64), jnp.bfloat16),
         ("mapped", "cpu", (1024, 1024, 64), jnp.float32),
+        ("cudnn", "gpu", (20_000, 20_000, 64), jnp.bfloat16),
+        ("mapped", "gpu", (20_000, 20_000, 64), jnp.float32),  # or 9.6 GB of scores
+        ("mapped", "tpu", (20_000, 20_000, 64), jnp.bfloat16),
         ("xla", "cpu", (256, 256, 64), jnp.float32),
         ("xla", "tpu", (1024, 1024, 64), jnp.bfloat16),
     ],

@@ -67,6 +67,50 @@ def log_snr_steps(schedule: NoiseSchedule, start: np.ndarray, end: np.ndarray) -
         return np.where(start == end, 0.0, log_snr[end] - log_snr[start])
 
 
+def update_factors(
+    h: np.ndarray,
+    alpha_end: np.ndarray,
+    sigma_start: np.ndarray,
+    sigma_end: np.ndarray,
+    eta: float | Array,
+) -> dict[str, Any]:
+    """``history``, ``x``, ``x0`` and ``noise`` of `DPMCoefficients`, each ``[steps, ...]``.
+
+    Args:
+        h: by how much lambda grows in each step, from 0 to infinity.
+        alpha_end: factor of the clean sample where a step ends.
+        sigma_start, sigma_end: factors of the noise where it starts and ends.
+        eta: see `DPMSolver`.
+    """
+    xp = namespace(eta)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        last = np.concatenate([np.zeros_like(h[:1]), h[:-1]])
+        history = np.where((last > 0) & np.isfinite(h), h / (2.0 * last), 0.0)
+        eta_h = xp.where(eta > 0, eta * h, 0.0)  # 0 times infinity is 0 here
+    return {
+        "history": history,
+        "x": sigma_end / sigma_start * xp.exp(-eta_h),
+        "x0": -alpha_end * xp.expm1(-h - eta_h),
+        "noise": sigma_end * xp.sqrt(-xp.expm1(-2.0 * eta_h)),
+    }
+
+
+def update(
+    parameterization: str,
+    state: State,
+    prediction: Array,
+    coefficients: DPMCoefficients,
+    noise: Array | None,
+) -> State:
+    """One update, see `DPMSolver.step`; noise is added where there is some."""
+    x, prediction = state.x.astype(jnp.float32), prediction.astype(jnp.float32)
+    c = DPMCoefficients(*(expand(value, x.ndim) for value in coefficients))
+    x0, _ = x0_and_eps(parameterization, x, prediction, c.signal, c.spread)
+    x0 = x0 * c.x0_scale
+    new_x = c.x * x + c.x0 * (x0 + c.history * (x0 - state.x0))
+    return State(new_x if noise is None else new_x + c.noise * noise, x0)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DPMSolver:
     """The multistep update rule of order 2.
@@ -104,23 +148,11 @@ class DPMSolver:
         signal, spread, scales = levels(self.schedule)
         check_inversion(self.schedule, start, signal[start])
         h = log_snr_steps(self.schedule, start, end)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            last = np.concatenate([np.zeros_like(h[:1]), h[:-1]])
-            history = np.where((last > 0) & np.isfinite(h), h / (2.0 * last), 0.0)
-            if self.lower_order_final:
-                history[-1] = 0.0
-            xp = namespace(self.eta)
-            eta_h = xp.where(self.eta > 0, self.eta * h, 0.0)  # 0 times infinity is 0 here
-        values: dict[str, Any] = {
-            "signal": signal[start],
-            "spread": spread[start],
-            "x0_scale": 1.0 / scales[start],
-            "history": history,
-            "x": spread[end] / spread[start] * xp.exp(-eta_h),
-            "x0": -(signal * scales)[end] * xp.expm1(-h - eta_h),
-            "noise": spread[end] * xp.sqrt(-xp.expm1(-2.0 * eta_h)),
-        }
-        return start, DPMCoefficients(**values)
+        factors = update_factors(h, (signal * scales)[end], spread[start], spread[end], self.eta)
+        if self.lower_order_final:
+            factors["history"][-1] = 0.0
+        given = {"signal": signal[start], "spread": spread[start], "x0_scale": 1.0 / scales[start]}
+        return start, DPMCoefficients(**given, **factors)
 
     def init(self, x: Array) -> State:
         """The starting sample; the first step has no use for the estimate, of weight 0."""
@@ -140,11 +172,5 @@ class DPMSolver:
         Returns:
             The next sample, and the clean estimate without dynamic rescale, float32.
         """
-        x, prediction = state.x.astype(jnp.float32), prediction.astype(jnp.float32)
-        c = DPMCoefficients(*(expand(value, x.ndim) for value in coefficients))
-        x0, _ = x0_and_eps(self.schedule.parameterization, x, prediction, c.signal, c.spread)
-        x0 = x0 * c.x0_scale
-        new_x = c.x * x + c.x0 * (x0 + c.history * (x0 - state.x0))
-        if noise is not None and self.is_stochastic:
-            new_x = new_x + c.noise * noise
-        return State(new_x, x0)
+        noise = noise if self.is_stochastic else None
+        return update(self.schedule.parameterization, state, prediction, coefficients, noise)

@@ -1,0 +1,155 @@
+"""Latents of a window with LanDiff's denoiser: dynamic guidance, SDE-DPM-Solver++(2M), a prefix."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dicode_jax.diffusion.guidance import cosine_ramp, guide
+from dicode_jax.diffusion.guided import guided_denoise
+from dicode_jax.diffusion.samplers.base import per_sample_normal, sample
+from dicode_jax.diffusion.samplers.subsampled import SubsampledDPM, subsampled_time_grid
+from dicode_jax.models.landiff.dit import Denoiser
+from dicode_jax.nn.rngs import fold
+from dicode_jax.typing import Array, Float
+
+RAMPS = ("released", "smooth")
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WindowSampling:
+    """How a window is sampled; a pytree, whose guidance scale is traced unless it is 0.
+
+    Attributes:
+      num_inference_steps: Sampling steps.
+      guidance_scale: The most by which guidance exceeds 1; 0 for the conditional branch alone.
+      ramp: "released" as the release has it, where guidance jumps between 1 and 1 + scale from step
+        to step; "smooth", from 1 at the first step up.
+      ramp_steps: Steps of the ramp; `num_inference_steps` when None.
+      ramp_exponent: How late it rises.
+      batch_guidance: Evaluate both branches in one call, which takes more memory.
+
+    Raises:
+      ValueError: A number is out of range, or the ramp has no such name.
+    """
+
+    num_inference_steps: int = 50
+    guidance_scale: float = 6.0
+    ramp: str = "released"
+    ramp_steps: int | None = None
+    ramp_exponent: int = 5
+    batch_guidance: bool = False
+
+    def __post_init__(self):
+        for name in ("num_inference_steps", "ramp_steps", "ramp_exponent"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale must not be negative, got {self.guidance_scale}")
+        if self.ramp not in RAMPS:
+            raise ValueError(f"ramp must be one of {', '.join(RAMPS)}, got {self.ramp!r}")
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the unconditional branch runs at all."""
+        return isinstance(self.guidance_scale, jax.Array) or self.guidance_scale != 0
+
+    def tree_flatten(self):
+        static = dict(vars(self))
+        scale = static.pop("guidance_scale")
+        if not self.is_guided:
+            return (), (("guidance_scale", scale), *static.items())
+        return (scale,), tuple(static.items())
+
+    @classmethod
+    def tree_unflatten(cls, static, values):
+        config = object.__new__(cls)  # the scale may be a tracer, which cannot be checked
+        vars(config).update(static, **dict(zip(("guidance_scale",), values)))
+        return config
+
+
+def guidance_ramp(cfg: WindowSampling, timesteps: np.ndarray) -> np.ndarray:
+    """Of guidance `1 + guidance_scale * ramp` at each visited timestep, float64 in 0..1."""
+    count = cfg.ramp_steps or cfg.num_inference_steps
+    steps = np.arange(len(timesteps)) if cfg.ramp == "smooth" else len(timesteps) - timesteps
+    return cosine_ramp(steps.tolist(), count, cfg.ramp_exponent)
+
+
+def sample_window(
+    denoiser: Denoiser,
+    context: Float[Array, "b l e"],
+    semantic: Float[Array, "#b f h w c"],
+    cfg: WindowSampling,
+    *,
+    keys: Array | None,
+    prefix: Float[Array, "b p h w c"] | None = None,
+    x_init: Float[Array, "b f h w c"] | None = None,
+    noise: Float[Array, "s b f h w c"] | None = None,
+    return_trajectory: bool = False,
+) -> tuple[Float[Array, "b f h w c"], Any]:
+    """Samples scaled latents, float32. Pure: jit it with ``cfg`` as an argument.
+
+    Args:
+      denoiser: The network.
+      context: Encoded text; guidance moves away from zeros.
+      semantic: See `Denoiser.semantic_latents`; its frames are those of the window. One row may
+        serve all samples.
+      cfg: Settings.
+      keys: One per sample, `[b]`; a sample depends on its key alone.
+      prefix: The first latents of the window, which are known: the network sees them clean in every
+        step, and they come back as they are.
+      x_init: Starting noise instead of the keys'.
+      noise: Noise of every step instead of the keys'; that of the last is not used.
+      return_trajectory: Also return the states behind all steps.
+
+    Returns:
+      The latents, and the states or None. Weights or prompts out of range give numbers that are not
+      finite, which the caller must look for.
+
+    Raises:
+      ValueError: Neither keys nor noise, too many steps, or a prefix that is no beginning.
+    """
+    if x_init is None:
+        if keys is None:
+            raise ValueError("sampling needs keys (one per sample) or x_init")
+        x_init = per_sample_normal(keys, 0, semantic.shape[1:])
+    num_known = 0 if prefix is None else prefix.shape[1]
+    wanted = (x_init.shape[0], num_known, *x_init.shape[2:])
+    if prefix is not None and (prefix.shape != wanted or not 0 < num_known < x_init.shape[1]):
+        raise ValueError(
+            f"a prefix leaves at least one frame of a window {x_init.shape}, got {prefix.shape}"
+        )
+    schedule = denoiser.cfg.schedule
+    grid = subsampled_time_grid(cfg.num_inference_steps, schedule.num_timesteps)
+    semantic = jnp.broadcast_to(semantic, x_init.shape)
+    branches = [(context, semantic)]
+    if cfg.is_guided:
+        branches.append((jnp.zeros_like(context), semantic))
+    ramp = jnp.asarray(guidance_ramp(cfg, grid[:-1]), jnp.float32)
+
+    def join(outputs, step):
+        return guide(*outputs, 1.0 + cfg.guidance_scale * ramp[step])
+
+    def put_prefix(x, step):
+        return x.at[:, :num_known].set(prefix.astype(x.dtype))
+
+    return sample(
+        guided_denoise(
+            lambda x, times, condition: denoiser(x, times, *condition),
+            branches,
+            join,
+            batched=cfg.batch_guidance,
+        ),
+        SubsampledDPM(schedule=schedule),
+        x_init.astype(jnp.float32),
+        grid,
+        keys=None if keys is None else fold(keys, 1),
+        noise=noise,
+        project=None if prefix is None else put_prefix,
+        return_trajectory=return_trajectory,
+    )
