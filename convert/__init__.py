@@ -30,6 +30,7 @@ KINDS: dict[str, str] = {
     "dicode": "convert.dicode.modules:from_torch",
     "ar_diffusion_dit": "convert.ar_diffusion.dit:DIT",
     "ar_diffusion_denoiser": "convert.ar_diffusion.dit:KIND",
+    "landiff_language_model": "convert.landiff.language_model:KIND",
 }
 
 

@@ -25,6 +25,7 @@ MODULES = {
     "dicode_representation": "stages.dicode.representation_model.RepresentationConfig",
     "ar_diffusion_denoiser": "models.ar_diffusion.dit.DenoiserConfig",
     "ar_diffusion_frame_vae": "models.ar_diffusion.frame_vae.FrameVAEConfig",
+    "landiff_language_model": "models.landiff.language_model.LanguageModelConfig",
     "autoencoder_kl": "models.autoencoder_kl.AutoencoderKLConfig",
     "clip": "models.clip.CLIPConfig",
     "clip_text": "models.clip.CLIPTextConfig",
