@@ -29,6 +29,8 @@ from convert.engine import archives, command, plan
 from convert.engine.rules import Rules, original_names, piece_of, prefixed, to_numpy
 from convert.engine.sources import Source, open_source
 from convert.landiff import language_model as landiff_lm
+from convert.landiff import semantic_tokenizer as landiff_tokenizer
+from convert.landiff import theia
 from convert.parts import autoencoder_kl, clip, deep_tokens, gpt2, llama, resampler, unet3d
 from dicode_jax import config as config_lib
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
@@ -110,6 +112,12 @@ KINDS: dict[type, Kind] = {
     ),
     ar_diffusion_vae.KIND.config: _as_read(ar_diffusion_vae.KIND),
     landiff_lm.KIND.config: _as_read(landiff_lm.KIND),
+    theia.KIND.config: _as_read(theia.KIND),
+    landiff_tokenizer.KIND.config: dataclasses.replace(
+        _as_read(landiff_tokenizer.KIND),
+        extras=landiff_tokenizer.stored_beside,
+        copies={landiff_tokenizer.CODES: landiff_tokenizer.AVERAGES},
+    ),
 }
 """Configuration of a stored module -> how it is written; the parts of DynamiCrafter included."""
 

@@ -1,6 +1,7 @@
 """What all conversion commands share: options, a whole or absent output, errors on one line."""
 
 import argparse
+import collections
 import dataclasses
 import functools
 import json
@@ -218,15 +219,22 @@ def metadata(origin: str, report: Mapping[str, Any]) -> dict[str, str]:
 def hashes(*sources: Source) -> dict[str, str]:
     """File name -> SHA-256 over several sources, each file read once.
 
+    Files of one name have that of their folder in front.
+
     Raises:
-      UserError: A file is damaged, or two different files have one name.
+      UserError: A file is damaged, or two different files have one name in folders of one name.
     """
+    paths = {path for source in sources for path in source.files}
+    names = collections.Counter(path.name for path in paths)
     out: dict[str, str] = {}
     done: set[pathlib.Path] = set()
     for source in sources:
         left = Source({}, tuple(path for path in source.files if path not in done))
-        for name, digest in left.sha256().items():
-            if out.setdefault(name, digest) != digest:
+        digests = left.sha256()
+        for path in left.files:
+            is_alone = names[path.name] == 1
+            name = path.name if is_alone else f"{path.parent.name}/{path.name}"
+            if out.setdefault(name, digests[path.name]) != digests[path.name]:
                 raise UserError(f"two different source files are called {name}; rename one")
         done |= set(source.files)
     return out
