@@ -32,6 +32,9 @@ KINDS: dict[str, str] = {
     "dicode": "convert.dicode.modules:from_torch",
     "ar_diffusion_dit": "convert.ar_diffusion.dit:DIT",
     "ar_diffusion_denoiser": "convert.ar_diffusion.dit:KIND",
+    "landiff_language_model": "convert.landiff.language_model:KIND",
+    "landiff_semantic_tokenizer": "convert.landiff.semantic_tokenizer:KIND",
+    "landiff_theia": "convert.landiff.theia:KIND",
 }
 
 

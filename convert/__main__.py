@@ -13,6 +13,7 @@ COMMANDS = {
     "dicode": ("convert.dicode.command", "the official files of DiCoDe to a pipeline"),
     "dynamicrafter": ("convert.dynamicrafter", "DynamiCrafter 256, 512, 512_interp or 1024"),
     "ar_diffusion": ("convert.ar_diffusion.command", "VAE and discriminator of AR-Diffusion"),
+    "landiff": ("convert.landiff.command", "LanDiff's language model, tokenizer, text encoders"),
     "divot": ("convert.divot", "Divot's de-tokenizer to a clip decoder"),
     "open_clip": ("convert.open_clip", "any ViT of OpenCLIP"),
     "gpt2": ("convert.gpt2", "Hugging Face's GPT-2 to the body of a language model"),

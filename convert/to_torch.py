@@ -27,9 +27,12 @@ from convert.ar_diffusion import vae as ar_diffusion_vae
 from convert.dicode import lm as dicode_lm
 from convert.dicode import modules as dicode
 from convert.engine import archives, command, plan
-from convert.engine.rules import Rules, original_names, prefixed, to_numpy
+from convert.engine.rules import Rules, original_names, piece_of, prefixed, to_numpy
 from convert.engine.sources import Source, open_source
 from convert.landiff import dit as landiff_dit
+from convert.landiff import language_model as landiff_lm
+from convert.landiff import semantic_tokenizer as landiff_tokenizer
+from convert.landiff import theia
 from convert.landiff import vae as landiff_vae
 from convert.parts import autoencoder_kl, clip, deep_tokens, gpt2, llama, resampler, unet3d
 from dicode_jax import config as config_lib
@@ -58,12 +61,14 @@ class Kind:
       rules: The converter's table for a configuration.
       extras: Buffers that the original keeps beside its parameters.
       constants: Paths that have no original name.
+      copies: Original key that is written twice -> its other name.
     """
 
     module: type
     rules: Callable[[Any], Rules]
     extras: Callable[[Any], Mapping[str, np.ndarray]] = lambda cfg: {}
     constants: tuple[str, ...] = ()
+    copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def _schedule(cfg: ClipDecoderConfig) -> dict[str, np.ndarray]:
@@ -120,6 +125,13 @@ KINDS: dict[type, Kind] = {
         _as_read(landiff_dit.KIND, "model."), extras=landiff_dit.unused_norm
     ),
     landiff_vae.KIND.config: _as_read(landiff_vae.KIND),
+    landiff_lm.KIND.config: _as_read(landiff_lm.KIND),
+    theia.KIND.config: _as_read(theia.KIND),
+    landiff_tokenizer.KIND.config: dataclasses.replace(
+        _as_read(landiff_tokenizer.KIND),
+        extras=landiff_tokenizer.stored_beside,
+        copies={landiff_tokenizer.CODES: landiff_tokenizer.AVERAGES},
+    ),
 }
 """Configuration of a stored module -> how it is written; the parts of DynamiCrafter included."""
 
@@ -149,21 +161,39 @@ def original_state_dict(
         )
     rules = kind.rules(cfg)
     keep = _Last(source)
+    pieces: dict[str, dict[int, Any]] = {}
     out: dict[str, Any] = {}
     for path, names in plan.by_target(shapes, plan.stacked_blocks(cfg)).items():
         if path in kind.constants:
             continue
         for i, name in enumerate(names):
             key, rule = next(original_names(rules, name), (None, None))
-            if key is None or key in out:
+            piece, count = (0, 1) if key is None else piece_of(rule, name)
+            own = pieces.setdefault(key or "", {})
+            if key is None or piece in own:
                 raise UserError(f"{name} has no name of its own in the original code")
             index, layer = (None, shapes[path]) if name == path else (i, shapes[path][1:])
             like = rule.layout.inverse(np.broadcast_to(np.uint8(0), layer)).shape
             read = lambda p=path, i=index, r=rule: r.layout.inverse(keep(p, i))  # noqa: E731
-            out[key] = (like, source[path].dtype, read)
+            own[piece] = (like, source[path].dtype, read)
+            if len(own) == count:
+                out[key] = _joined([own[j] for j in range(count)], getattr(rule, "axis", 0))
+    if absent := sorted(pieces.keys() - out.keys()):
+        raise UserError(f"{absent[0]} is not whole: the weights lack a piece of it")
+    out |= {other: out[key] for key, other in kind.copies.items()}
     for key, array in kind.extras(cfg).items():
         out[key] = (array.shape, array.dtype, lambda a=array: a)
     return out
+
+
+def _joined(pieces: list[tuple], axis: int) -> tuple:
+    """One tensor of the original out of the pieces that a `Split` made of it."""
+    if len(pieces) == 1:
+        return pieces[0]
+    (shape, dtype, _), reads = pieces[0], [read for *_, read in pieces]
+    size = sum(like[axis] for like, *_ in pieces)
+    whole = (*shape[:axis], size, *shape[axis + 1 :])
+    return whole, dtype, lambda: np.concatenate([read() for read in reads], axis=axis)
 
 
 class _Last:

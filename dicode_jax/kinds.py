@@ -25,6 +25,8 @@ MODULES = {
     "dicode_representation": "stages.dicode.representation_model.RepresentationConfig",
     "ar_diffusion_denoiser": "models.ar_diffusion.dit.DenoiserConfig",
     "ar_diffusion_frame_vae": "models.ar_diffusion.frame_vae.FrameVAEConfig",
+    "landiff_language_model": "models.landiff.language_model.LanguageModelConfig",
+    "landiff_semantic_tokenizer": "models.landiff.semantic_tokenizer.SemanticTokenizerConfig",
     "autoencoder_kl": "models.autoencoder_kl.AutoencoderKLConfig",
     "autoencoder_causal3d": "models.autoencoder_causal3d.AutoencoderCausal3DConfig",
     "landiff_denoiser": "models.landiff.dit.DenoiserConfig",
@@ -38,6 +40,7 @@ MODULES = {
     "resampler": "nn.resampler.ResamplerConfig",
     "t5_encoder": "models.t5.T5EncoderConfig",
     "unet3d": "models.unet3d.UNet3DConfig",
+    "vit": "models.vit.ViTConfig",
 }
 TRAININGS = {
     "autoencoder_training": "stages.config.AutoencoderTrainConfig",

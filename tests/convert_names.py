@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convert.engine.rules import original_names
+from convert.engine.rules import original_names, piece_of
 from dicode_jax.storage import weights
 
 MANIFESTS = pathlib.Path(__file__).parent / "manifests"
@@ -16,11 +16,16 @@ MANIFESTS = pathlib.Path(__file__).parent / "manifests"
 
 def state_dict(module, rules, prefix=""):
     """The arrays of a module under original names and in original layouts."""
-    out = {}
+    pieces = {}
     for path, array in weights.named_arrays(module).items():
         name, rule = next(original_names(rules, path))
-        out[prefix + name] = np.array(rule.layout.inverse(np.asarray(array)), order="C")
-    return out
+        piece, _ = piece_of(rule, path)
+        own = pieces.setdefault(prefix + name, (getattr(rule, "axis", 0), {}))[1]
+        own[piece] = np.array(rule.layout.inverse(np.asarray(array)), order="C")
+    return {
+        name: own[0] if len(own) == 1 else np.concatenate([own[i] for i in sorted(own)], axis)
+        for name, (axis, own) in pieces.items()
+    }
 
 
 def read_manifest(name):

@@ -179,8 +179,8 @@ def examine(args: argparse.Namespace) -> command.Conversion:
 def _check_options(args: argparse.Namespace) -> None:
     if all(x is None for x in (args.source, args.dit, args.discriminator, args.lpips, args.vgg)):
         raise UserError(
-            "nothing to convert: name a checkpoint as --vae, --dit, --discriminator, or as --vgg "
-            "and --lpips"
+            "nothing to convert: name a checkpoint as SOURCE (the VAE), --dit, --discriminator, or "
+            "two as --vgg and --lpips"
         )
     if (args.vgg is None) != (args.lpips is None):
         raise UserError("LPIPS is VGG-16 and its heads: give both --vgg and --lpips")

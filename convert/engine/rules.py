@@ -180,6 +180,14 @@ def original_names(rules: Rules, path: str) -> Iterator[tuple[str, Rule | Split]
                     yield key, rule
 
 
+def piece_of(rule: Rule | Split, path: str) -> tuple[int, int]:
+    """Which piece of a rule's source a target path is, and of how many."""
+    if isinstance(rule, Rule):
+        return 0, 1
+    fits = [_template(target).fullmatch(path) is not None for target in rule.targets]
+    return fits.index(True), len(fits)
+
+
 @functools.cache
 def _template(target: str) -> re.Pattern:
     """`a.{0}.b.{1}` as a pattern with the groups `g0` and `g1`."""

@@ -2,7 +2,8 @@
 
 Grattafiori et al., "The Llama 3 Herd of Models" (arXiv 2407.21783), and the 1B and 3B models of
 Llama 3.2: pre-norm blocks with RMSNorm, rotary positions with stretched low frequencies, grouped
-queries and a gated feed-forward part; no biases and no dropout.
+queries and a gated feed-forward part; no biases and no dropout. Fields of the config make LanDiff's
+body (arXiv 2503.04606) of it: tanh-GELU, a last LayerNorm, and rotation of neighbouring channels.
 """
 
 import dataclasses
@@ -13,12 +14,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dicode_jax.config import check_counts
+from dicode_jax.nn.activations import tanh_gelu
 from dicode_jax.nn.causal_body import CausalBody
 from dicode_jax.nn.layer_stack import make_blocks
 from dicode_jax.nn.linear import Linear
+from dicode_jax.nn.norm import layer_norm
 from dicode_jax.nn.remat import Remat
 from dicode_jax.nn.rotary import RotaryScaling, rotary_frequencies, rotary_tables
 from dicode_jax.nn.transformer import MLP, Attention, Block
+
+_ACTIVATIONS = {"silu": nnx.silu, "tanh_gelu": tanh_gelu}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,10 @@ class LlamaConfig:
       norm_eps: Epsilon of every norm.
       rope_theta: Base of the rotary frequencies.
       rope_scaling: Stretch of the low frequencies; None for none.
+      rotates_pairs: Rotary positions turn neighbouring channels together, see `nn.rotary`.
+      activation: Of the gate in the feed-forward part.
+      last_norm: "rms", or "layer": with mean and bias and, like the output matrix behind it, in
+        float32 whatever the blocks compute in.
       tie_embeddings: `logits` uses the token table; otherwise there is an output matrix.
       scan_layers: Keep the blocks' parameters stacked on a leading axis and `lax.scan` over them:
         the program stays small for deep models. On CPU a loop runs faster.
@@ -46,7 +55,7 @@ class LlamaConfig:
         True), or a policy between, see `nn.remat`.
 
     Raises:
-      ValueError: A size is not positive, or sizes do not divide each other.
+      ValueError: A size is not positive, sizes do not divide each other, or a name is unknown.
     """
 
     kind: Literal["llama"] = "llama"
@@ -61,6 +70,9 @@ class LlamaConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 500_000.0
     rope_scaling: RotaryScaling | None = RotaryScaling()
+    rotates_pairs: bool = False
+    activation: Literal["silu", "tanh_gelu"] = "silu"
+    last_norm: Literal["rms", "layer"] = "rms"
     tie_embeddings: bool = True
     scan_layers: bool = False
     remat: Remat = False
@@ -82,6 +94,11 @@ class LlamaConfig:
             )
         if self.width_of_head < 1 or self.width_of_head % 2:
             raise ValueError(f"the width of a head must be even, got {self.width_of_head}")
+        for name, known in (("activation", tuple(_ACTIVATIONS)), ("last_norm", ("rms", "layer"))):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
 
     @property
     def width_of_head(self) -> int:
@@ -100,9 +117,16 @@ def make_block(cfg: LlamaConfig, *, dtype=None, param_dtype=jnp.float32, rngs: n
             num_heads=cfg.num_heads,
             head_dim=cfg.width_of_head,
             num_kv_heads=cfg.num_kv_heads,
+            rotates_pairs=cfg.rotates_pairs,
             linear=linear,
         ),
-        lambda: MLP(cfg.embed_dim, cfg.mlp_dim, activation=nnx.silu, gated=True, linear=linear),
+        lambda: MLP(
+            cfg.embed_dim,
+            cfg.mlp_dim,
+            activation=_ACTIVATIONS[cfg.activation],
+            gated=True,
+            linear=linear,
+        ),
     )
 
 
@@ -120,7 +144,11 @@ class Llama(CausalBody):
             rngs=rngs,
         )
         self.blocks = make_blocks(make_block, cfg, rngs=rngs, **kwargs)
-        self.final_norm = nnx.RMSNorm(cfg.embed_dim, epsilon=cfg.norm_eps, rngs=rngs, **kwargs)
+        if cfg.last_norm == "layer":
+            kwargs["dtype"] = jnp.float32
+            self.final_norm = layer_norm(cfg.embed_dim, eps=cfg.norm_eps, rngs=rngs, **kwargs)
+        else:
+            self.final_norm = nnx.RMSNorm(cfg.embed_dim, epsilon=cfg.norm_eps, rngs=rngs, **kwargs)
         if not cfg.tie_embeddings:
             self.head = _linear(cfg.embed_dim, cfg.vocab_size, rngs=rngs, **kwargs)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from dicode_jax.nn.dropout import drop
-from dicode_jax.nn.masks import causal_mask
+from dicode_jax.nn.masks import LabelMask, causal_mask
 from dicode_jax.runtime import platform
 from dicode_jax.typing import Array, Bool, Float, typechecked
 
@@ -26,6 +26,7 @@ CUDNN_MAX_HEAD_DIM = 128
 MAPPED_MIN_SCORES = 2**17
 # From so many scores of all heads on they are held of one head at a time: 8 GB in float32.
 HELD_MAX_SCORES = 2**31
+BLOCKED_SCORES = 2**25  # at once with a mask of labels: 128 MiB
 
 
 @typechecked
@@ -34,7 +35,7 @@ def dot_product_attention(
     key: Float[Array, "b s g d"],
     value: Float[Array, "b s g d"],
     *,
-    mask: Bool[Array, "#b #h #t s"] | None = None,
+    mask: Bool[Array, "#b #h #t s"] | LabelMask | None = None,
     causal: bool = False,
     bias: Float[Array, "#b h t s"] | None = None,
     scale: float | None = None,
@@ -47,7 +48,8 @@ def dot_product_attention(
 
     Args:
       mask: True where a query may look at a key. A row without any True is a uniform average over
-        the keys (a finite mask value, no NaN).
+        the keys (a finite mask value, no NaN). One of labels is made for a block of queries at a
+        time, and so are the scores.
       causal: Query `i` looks at the keys `0 .. i`; instead of a mask.
       bias: Added to the scores after they were scaled.
       scale: Multiplies the scores; `d ** -0.5` by default.
@@ -58,8 +60,8 @@ def dot_product_attention(
       The weighted values; zeros when there are no keys at all (`s == 0`).
 
     Raises:
-      ValueError: Dropout together with a bias or with fewer heads of keys than of queries, or
-        both a mask and `causal`.
+      ValueError: Dropout together with a bias or with fewer heads of keys than of queries, both a
+        mask and `causal`, or a mask of labels with any of the others.
     """
     if key.shape[1] == 0:
         return jnp.zeros_like(query)
@@ -70,6 +72,10 @@ def dot_product_attention(
     if has_dropout and (bias is not None or has_groups):
         raise ValueError("attention with dropout takes no bias and equal numbers of heads")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if isinstance(mask, LabelMask):
+        if has_dropout or has_groups or bias is not None:
+            raise ValueError("attention by labels takes no dropout, bias or groups of heads")
+        return _blocked(query, key, value, mask, scale)
     if not has_dropout and mask is None and bias is None:
         form = _form(query, key)
         if form == "cudnn":
@@ -157,6 +163,27 @@ def _mapped(query, key, value, scale, causal):
 
     heads = tuple(rearrange(x, "b t h d -> (b h) t d") for x in (query, key, value))
     return rearrange(jax.lax.map(attend_one, heads), "(b h) t d -> b t h d", b=len(query))
+
+
+def _blocked(query, key, value, mask: LabelMask, scale):
+    """One block of queries after another, each with its own part of the mask and all keys."""
+    b, t, h, _ = query.shape
+    size = max(1, min(t, BLOCKED_SCORES // (b * h * key.shape[1])))
+
+    @jax.checkpoint  # or the scores of all blocks are kept for the gradient
+    def attend_some(part):
+        q, labels = part
+        seen = LabelMask(labels, mask.keys, mask.sees).dense()[None, None]
+        return _deferred(q, key, value, seen, scale, 0.0, None)
+
+    if size == t:
+        return attend_some((query, mask.queries))
+    left = -t % size
+    labels = jnp.pad(mask.queries, ((0, left), (0, 0)))
+    query = jnp.pad(query, ((0, 0), (0, left), (0, 0), (0, 0)))
+    parts = rearrange(query, "b (n t) h d -> n b t h d", t=size)
+    out = jax.lax.map(attend_some, (parts, rearrange(labels, "(n t) l -> n t l", t=size)))
+    return rearrange(out, "n b t h d -> b (n t) h d")[:, :t]
 
 
 def _deferred(query, key, value, mask, scale, rate, rng):

@@ -4,9 +4,35 @@ Masks are made here and handed to the model, which never builds one for padding 
 them with `&`: `causal_mask(t) & key_mask(valid)`.
 """
 
+import dataclasses
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 
 from dicode_jax.typing import Array, Bool, Int, typechecked
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LabelMask:
+    """Who sees whom by what positions are called: a mask that attention makes block by block.
+
+    It stands for `sees(queries[:, None], keys[None])`, which for a long sequence is too large.
+
+    Attributes:
+      queries: Labels of the queries, `[t, n]`.
+      keys: Labels of the keys, `[s, n]`.
+      sees: `(labels [..., n], labels [..., n])`, which broadcast, to bool `[...]`.
+    """
+
+    queries: Int[Array, "t n"]
+    keys: Int[Array, "s n"]
+    sees: Callable[[Array, Array], Array] = dataclasses.field(metadata={"static": True})
+
+    def dense(self) -> Bool[Array, "t s"]:
+        """The whole mask."""
+        return self.sees(self.queries[:, None], self.keys[None])
 
 
 def causal_mask(

@@ -56,12 +56,23 @@ class TimestepEmbedder(nnx.Module):
     Args:
       dim: Width of the vectors.
       sinusoid_dim: Width of the sinusoids.
+      hidden_dim: Width between the layers; `dim` when None.
       linear: Makes the layers.
+      last: Makes the second one; `linear` when None.
     """
 
-    def __init__(self, dim: int, *, sinusoid_dim: int = 256, linear: MakeLinear):
+    def __init__(
+        self,
+        dim: int,
+        *,
+        sinusoid_dim: int = 256,
+        hidden_dim: int | None = None,
+        linear: MakeLinear,
+        last: MakeLinear | None = None,
+    ):
         self.sinusoid_dim = sinusoid_dim
-        self.first, self.last = linear(sinusoid_dim, dim), linear(dim, dim)
+        self.first = linear(sinusoid_dim, hidden_dim or dim)
+        self.last = (last or linear)(hidden_dim or dim, dim)
 
     def __call__(self, timesteps: Int[Array, "..."] | Float[Array, "..."]) -> Float[Array, "... d"]:
         """Vectors for timesteps as they are, 0 to some hundreds; any number of axes."""

@@ -6,6 +6,7 @@ channel `i + d/2` (Meta's files interleave the pairs; Hugging Face's do not). An
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +69,21 @@ def rotary_tables(
     """Cosines and sines of every position's angles, float32."""
     angles = positions[..., None].astype(jnp.float32) * frequencies[None, None]
     return jnp.cos(angles), jnp.sin(angles)
+
+
+@typechecked
+def axial_tables(
+    positions: Int[Array, "t axes"], frequencies: Sequence[np.ndarray]
+) -> tuple[Float[Array, "1 t half"], Float[Array, "1 t half"]]:
+    """The same for positions on several axes, each of which turns channels of its own.
+
+    Args:
+      positions: One number for each axis.
+      frequencies: Of each axis, see `rotary_frequencies`; their channels stand side by side.
+    """
+    parts = [rotary_tables(positions[None, :, i], freqs) for i, freqs in enumerate(frequencies)]
+    cos, sin = (jnp.concatenate(tables, axis=-1) for tables in zip(*parts, strict=True))
+    return cos, sin
 
 
 @typechecked

@@ -17,6 +17,7 @@ from flax import nnx
 from dicode_jax.nn import kv_cache
 from dicode_jax.nn.attention import dot_product_attention
 from dicode_jax.nn.dropout import drop
+from dicode_jax.nn.masks import LabelMask
 from dicode_jax.nn.rngs import split
 from dicode_jax.nn.rotary import apply_rotary, halves_of_pairs
 from dicode_jax.typing import Array, Float
@@ -76,7 +77,7 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b t d"],
-        mask: Array | None = None,
+        mask: Array | LabelMask | None = None,
         past: Past | None = None,
         length: Array | int = 0,
         *,
@@ -88,7 +89,8 @@ class Attention(nnx.Module):
         """Attends; `past` holds this layer's slots, into which new keys and values are written.
 
         Args:
-          mask: `[b|1, 1, t, s]`, where `s` is `t` without a past and the number of slots with one.
+          mask: `[b|1, 1, t, s]`, where `s` is `t` without a past and the number of slots with one;
+            or one of labels.
           past: `(k, v)`, each `[b, s, g, head_dim]`, or None. Keys are stored turned.
           length: Slots already in use.
           causal: Every position sees itself and those before it; without a mask and a past.

@@ -30,6 +30,9 @@ LICENCES = {
     "gpt2": "GPT-2: MIT, with a clause on crediting its output",
     "llama": "Llama 3.2: Community License; what is shared must say 'Built with Llama'",
     "ar_diffusion": "AR-Diffusion: as the authors' repository says; ask them before sharing these",
+    "landiff": "LanDiff: as the authors' repository says; ask them before sharing these",
+    "t5": "T5 v1.1 and flan-T5: Apache-2.0",
+    "theia": "Theia: as its own model card says; ask its authors before sharing these",
     "divot": "Divot: Apache-2.0 'for academic purpose only', third-party components apart",
 }
 """Origin of weights -> what is known of their licence."""

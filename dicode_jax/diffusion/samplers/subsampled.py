@@ -6,6 +6,7 @@ inverted at the level of training that is nearest.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -89,8 +90,12 @@ class SubsampledDPM:
         factors = update_factors(np.diff(log_snr), signal[1:], spread[:-1], spread[1:], eta=1.0)
         known = self.schedule.alphas_cumprod64[self.nearest(signal[:-1])]
         check_inversion(self.schedule, start, known)
-        given = {"signal": np.sqrt(known), "spread": np.sqrt(1.0 - known)}
-        return start, DPMCoefficients(**given, x0_scale=np.ones(len(start)), **factors)
+        given: dict[str, Any] = {
+            "signal": np.sqrt(known),
+            "spread": np.sqrt(1.0 - known),
+            "x0_scale": np.ones(len(start)),
+        }
+        return start, DPMCoefficients(**given, **factors)
 
     def init(self, x: Array) -> State:
         """The starting sample, and no estimate yet."""

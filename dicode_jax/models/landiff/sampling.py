@@ -133,10 +133,10 @@ def sample_window(
     ramp = jnp.asarray(guidance_ramp(cfg, grid[:-1]), jnp.float32)
 
     def join(outputs, step):
-        return guide(*outputs, 1.0 + cfg.guidance_scale * ramp[step])
+        return guide(outputs[0], outputs[1], 1.0 + cfg.guidance_scale * ramp[step])
 
     def put_prefix(x, step):
-        return x.at[:, :num_known].set(prefix.astype(x.dtype))
+        return x if prefix is None else x.at[:, :num_known].set(prefix.astype(x.dtype))
 
     return sample(
         guided_denoise(

@@ -1,0 +1,190 @@
+"""The release of LanDiff: what writes semantic tokens and reads them, to a folder of models.
+
+    python -m convert landiff LanDiff --flan-t5 flan-t5-xxl --out models/landiff [--theia DIR]
+
+SOURCE is the release's folder as it is. flan-T5 XXL, the language model's text encoder, and Theia
+are not in it: both are published by their own names. Theia is needed to begin from a video, and
+for nothing else. Not converted yet: the diffusion model and its autoencoder.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from convert.engine import command
+from convert.engine.plan import below
+from convert.engine.rules import to_numpy
+from convert.engine.sources import Source, open_source
+from convert.engine.yaml import reading, typed
+from convert.landiff import language_model, semantic_tokenizer, theia
+from convert.parts import hugging_face, t5
+from dicode_jax.errors import UserError, printable
+from dicode_jax.storage.files import atomic_path, read_small
+
+ORIGIN = "landiff"
+LANGUAGE_MODEL, TOKENIZER = "llm", "tokenizer"  # folders of the release
+DIFFUSION, BASE = "diffusion", "CogVideoX-2b-sat"
+PAINTER_TEXT = f"{BASE}/t5-v1_1-xxl"
+DEEPSPEED = "mp_rank_00_model_states.pt"
+VOCABULARY = "spiece.model"
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """The words of a T5, kept as they are published."""
+
+    content: bytes
+
+    def save(self, folder: pathlib.Path) -> None:
+        """Writes the file into a folder."""
+        with atomic_path(folder / VOCABULARY) as temporary:
+            temporary.write_bytes(self.content)
+
+
+def iteration(folder: pathlib.Path) -> pathlib.Path:
+    """The checkpoint of DeepSpeed that `latest` in a folder names.
+
+    Raises:
+      UserError: It names none.
+    """
+    name = read_small(folder / "latest", 200).decode("utf-8", "replace").strip()
+    if pathlib.PurePath(name).name != name or name in ("", ".."):
+        raise UserError(f"{folder / 'latest'} names no folder beside it: {printable(name, 60)!r}")
+    return folder / name / DEEPSPEED
+
+
+def choose_tokenizer(
+    alone: Mapping[str, Any], diffusion: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], str | None]:
+    """The tokenizer that the release paints with, and a line if it is not the one that lies alone.
+
+    Args:
+      alone: The tokenizer's own file.
+      diffusion: The file of the diffusion model, which may hold a copy.
+    """
+    at = next((key.find(semantic_tokenizer.COPY) for key in diffusion if _is_copied(key)), None)
+    if at is None:
+        return alone, None
+    key = next(filter(_is_copied, diffusion))
+    copy = below(diffusion, key[: at + len(semantic_tokenizer.COPY)])
+    other = [k for k in copy if k not in alone or not _same(copy[k], alone[k])]
+    if not other:
+        return copy, None
+    return copy, (
+        f"the diffusion model's copy of the tokenizer differs from {TOKENIZER}/ in {len(other)} of "
+        f"{len(copy)} tensors ({sorted(other)[0]}); it is taken, as the release paints with it"
+    )
+
+
+def _is_copied(key: str) -> bool:
+    return semantic_tokenizer.COPY in key
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two tensors are equal in the narrower of their types."""
+    if tuple(one.shape) != tuple(other.shape):
+        return False
+    left, right = to_numpy(one), to_numpy(other)
+    narrow = min(left.dtype, right.dtype, key=lambda kind: kind.itemsize)
+    return np.array_equal(left.astype(narrow), right.astype(narrow))
+
+
+def plan_text(folder: pathlib.Path) -> tuple[Source, command.Part, Vocabulary]:
+    """A T5 in a folder of Hugging Face, and its vocabulary.
+
+    Raises:
+      UserError: Something is missing, damaged or of another model.
+    """
+    original = hugging_face.read_config(folder)
+    with reading(f"{folder / 'config.json'} is not a config of T5"):
+        cfg = typed(t5.config_from_original(original))
+    source, words = open_source(folder), folder / VOCABULARY
+    if not words.is_file():
+        raise UserError(f"no {VOCABULARY} in {folder}: it holds the words of the text encoder")
+    made = command.Part(t5.KIND.plan(source, cfg), cfg, "t5")
+    return source, made, Vocabulary(read_small(words, 1 << 24))
+
+
+def examine(args: argparse.Namespace) -> command.Conversion:
+    """What is in the folders that the options name.
+
+    Raises:
+      UserError: One is missing, damaged or of another model, or OUT is in the way.
+    """
+    if args.flan_t5 is None:
+        raise UserError("flan-T5 XXL is not in the release: name its folder by --flan-t5")
+    command.check_folder(args.out, overwrite=args.overwrite, sources=command.sources(args))
+    root = pathlib.Path(args.source)
+    if not root.is_dir():
+        raise UserError(f"{root} is no folder; want the release of LanDiff as it is")
+    parts, assumed, notes, text = {}, {}, [], {}
+    sources: list[Source] = []
+
+    def add(name: str, kind, tensors, finder, origin: str) -> None:
+        told = finder(tensors)
+        assumed[name] = told.assumed
+        parts[name] = command.Part(kind.plan(tensors, told.config), told.config, origin)
+
+    sources.append(source := open_source(root / LANGUAGE_MODEL))
+    add("language_model", language_model.KIND, source, language_model.find_config, ORIGIN)
+
+    sources.append(alone := open_source(root / TOKENIZER))
+    diffusion: Mapping[str, Any] = {}
+    if (root / DIFFUSION).is_dir():
+        sources.append(diffusion := open_source(iteration(root / DIFFUSION)))
+    tokenizer, note = choose_tokenizer(alone, diffusion)
+    notes += [note] if note else []
+    kind, finder = semantic_tokenizer.KIND, semantic_tokenizer.find_config
+    add("semantic_tokenizer", kind, tokenizer, finder, ORIGIN)
+
+    # The painter's own parts join here: its transformer and control branch, which lie in
+    # `diffusion` and in BASE/transformer, and the autoencoder in BASE/vae.
+
+    folders = {"text_encoder": pathlib.Path(args.flan_t5), "painter_text": root / PAINTER_TEXT}
+    for name, folder in folders.items():
+        source, parts[name], text[name] = plan_text(folder)
+        sources.append(source)
+    if args.theia is not None:
+        sources.append(source := open_source(args.theia))
+        add("features", theia.KIND, source, theia.find_config, "theia")
+    else:
+        notes.append("without --theia there is no beginning from a video: Theia is not in SOURCE")
+    lines = [line for part in parts.values() for line in part.plan.problems]
+    lines += [x for p in folders for x in t5.KIND.check(parts[p].plan.source, parts[p].config)]
+    return command.Conversion(
+        origin=ORIGIN,
+        sources=sources,
+        reads=command.sources(args),
+        parts=parts,
+        text=text,
+        report={
+            "assumed": assumed,
+            "notes": notes,
+            "parts": {name: part.plan.report() for name, part in parts.items()},
+        },
+        problems=lines,
+        summary="\n".join([f"wrote {args.out}: {', '.join(parts)} of LanDiff", *notes]),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and gives its exit status."""
+    options = command.parser(
+        "convert.landiff",
+        __doc__,
+        source="the folder of the release",
+        reads=("flan_t5", "theia"),
+        dtype="bfloat16",
+    )
+    options.add_argument("--flan-t5", metavar="DIR", help="flan-T5 XXL of Hugging Face")
+    options.add_argument("--theia", metavar="DIR", help="theia-base-patch16-224-cddsv")
+    return command.run(examine, options, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
