@@ -14,6 +14,7 @@ from dicode_jax.nn.masks import causal_mask
 from dicode_jax.runtime.platform import tracing_for
 
 ALLOWED = {
+    "distributions/categorical.py": {"softmax"},  # chances of tokens
     "distributions/gaussian_mixture.py": {"softmax"},  # weights of components
     "models/ar_diffusion/frame_vae.py": {"softmax"},  # weights of codes
 }

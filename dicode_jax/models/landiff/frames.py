@@ -8,6 +8,7 @@ does.
 import dataclasses
 
 import jax
+import jax.core
 import numpy as np
 
 

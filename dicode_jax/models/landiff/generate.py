@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -229,8 +230,9 @@ def _begin(graph, state, text, text_valid, numbers, start, size, is_guided) -> D
     t = prompt.shape[1] - 1
     mask = causal_mask(t, size) & key_mask(valid)
     positions = positions_from_valid(valid)[:, :t]
-    _, cache = lm.body(prompt[:, :t], positions, mask, cache)
-    return Draft(cache, prompt[:, t:], valid)
+    _, filled = lm.body(prompt[:, :t], positions, mask, cache)
+    assert filled is not None
+    return Draft(filled, prompt[:, t:], valid)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "plan"), donate_argnames=("draft",))
@@ -247,6 +249,7 @@ def _go_on(
         here = jax.lax.dynamic_slice_in_dim(positions, at, 1, axis=1)
         mask = causal_mask(1, plan.size, offset=at) & key_mask(draft.valid)
         hidden, cache = lm.body(draft.last, here, mask, draft.cache)
+        assert cache is not None
         logits = lm.body.logits(hidden)[:, 0]
         drawn = _draw(next_logits(logits, inputs, plan), inputs, plan, index)
         token = jnp.where(wanted == CODE, drawn, wanted)

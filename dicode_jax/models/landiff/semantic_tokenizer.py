@@ -301,9 +301,9 @@ class SemanticDecoder(nnx.Module):
         used = jnp.full((cfg.num_places + count, 1), cache.length + cfg.num_places + count - 1)
         mask = LabelMask(used, jnp.arange(most)[:, None], sees_in_decoder)
         x = self._with_masks(self.token_embed(tokens), cfg.num_places)
-        x, cache = self.transformer(x, mask, jnp.concatenate([at, number]), cache)
-        assert cache is not None
-        return self.head(x[:, : cfg.num_places]), cache
+        x, filled = self.transformer(x, mask, jnp.concatenate([at, number]), cache)
+        assert filled is not None
+        return self.head(x[:, : cfg.num_places]), filled
 
 
 class SemanticTokenizer(nnx.Module):
@@ -351,7 +351,8 @@ class SemanticTokenizer(nnx.Module):
             return first
 
         def step(cache, item):
-            features, cache = self.decoder.decode_frame(*item, cache)
+            tokens, frame = item
+            features, cache = self.decoder.decode_frame(tokens, frame, cache)
             return cache, features[:, 0]
 
         rest = rearrange(rest, "b (f n) e -> f b n e", f=num_frames - 1)
