@@ -51,7 +51,7 @@ NOT_RUN = {
     r"^make ": "makes environments; .ci/run and tests/test_ci.py are for it",
     r"--coordinator": "several processes; tests/runtime/test_distributed.py starts them",
     r"--sharding|/shared/": "a pod; the same command without a mesh is run",
-    r"dynamicrafter|open_clip|divot|dc512": "tests/convert has the tiny checkpoints, and runs this",
+    r"dynamicrafter|open_clip|divot|landiff|dc512": "tests/convert runs this on tiny checkpoints",
     r"convert dicode models": "tests/convert/dicode/test_command.py runs it on the official layout",
     r"to_torch|NAME": "tests/convert/test_to_torch.py and test_main.py run it",
     r"benchmarks\.": "measurements of minutes; tests/test_benchmarks.py",

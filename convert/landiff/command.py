@@ -1,10 +1,10 @@
-"""The release of LanDiff: what writes semantic tokens and reads them, to a folder of models.
+"""The release of LanDiff, to a folder of models: what writes semantic tokens and what paints them.
 
     python -m convert landiff LanDiff --flan-t5 flan-t5-xxl --out models/landiff [--theia DIR]
 
 SOURCE is the release's folder as it is. flan-T5 XXL, the language model's text encoder, and Theia
 are not in it: both are published by their own names. Theia is needed to begin from a video, and
-for nothing else. Not converted yet: the diffusion model and its autoencoder.
+for nothing else. A release without its painter gives the language side alone, and a note.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from convert.engine.plan import below
 from convert.engine.rules import to_numpy
 from convert.engine.sources import Source, open_source
 from convert.engine.yaml import reading, typed
-from convert.landiff import language_model, semantic_tokenizer, theia
+from convert.landiff import dit, language_model, semantic_tokenizer, theia, vae
 from convert.parts import hugging_face, t5
 from dicode_jax.errors import UserError, printable
 from dicode_jax.storage.files import atomic_path, read_small
@@ -30,6 +30,8 @@ ORIGIN = "landiff"
 LANGUAGE_MODEL, TOKENIZER = "llm", "tokenizer"  # folders of the release
 DIFFUSION, BASE = "diffusion", "CogVideoX-2b-sat"
 PAINTER_TEXT = f"{BASE}/t5-v1_1-xxl"
+TRANSFORMER, AUTOENCODER = f"{BASE}/transformer", f"{BASE}/vae/3d-vae.pt"
+PAINTER = (DIFFUSION, TRANSFORMER, AUTOENCODER)  # what paints, besides its text encoder
 DEEPSPEED = "mp_rank_00_model_states.pt"
 VOCABULARY = "spiece.model"
 
@@ -142,8 +144,18 @@ def examine(args: argparse.Namespace) -> command.Conversion:
     kind, finder = semantic_tokenizer.KIND, semantic_tokenizer.find_config
     add("semantic_tokenizer", kind, tokenizer, finder, ORIGIN)
 
-    # The painter's own parts join here: its transformer and control branch, which lie in
-    # `diffusion` and in BASE/transformer, and the autoencoder in BASE/vae.
+    if missing := [name for name in PAINTER if not (root / name).exists()]:
+        if len(missing) < len(PAINTER):
+            raise UserError(
+                f"{root} has not all that paints: {', '.join(missing)} is missing; get it, or take "
+                "the others away to convert the language side alone"
+            )
+        notes.append(f"the painter is not in SOURCE: want {', '.join(PAINTER)}")
+    else:
+        sources.append(main := open_source(iteration(root / TRANSFORMER)))
+        add("denoiser", dit.KIND, dit.join(main, diffusion), dit.find_config, ORIGIN)
+        sources.append(source := open_source(root / AUTOENCODER))
+        add("vae", vae.KIND, source, vae.find_config, ORIGIN)
 
     folders = {"text_encoder": pathlib.Path(args.flan_t5), "painter_text": root / PAINTER_TEXT}
     for name, folder in folders.items():

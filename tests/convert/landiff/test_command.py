@@ -8,10 +8,14 @@ import pytest
 from convert_names import read_manifest, shapes_only, state_dict
 from safetensors.numpy import save_file
 from tiny import random_module
+from tiny_landiff import TINY, TINY_VAE
 
-from convert.landiff import command, language_model, semantic_tokenizer
+from convert.engine.found import Found
+from convert.landiff import command, dit, language_model, semantic_tokenizer, vae
 from convert.parts import t5
 from dicode_jax.errors import UserError
+from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3D
+from dicode_jax.models.landiff.dit import Denoiser, DenoiserConfig
 from dicode_jax.models.landiff.frames import FrameTokens
 from dicode_jax.models.landiff.language_model import (
     RELEASED_BODY,
@@ -87,6 +91,38 @@ def test_the_release_becomes_models_that_load(release, tmp_path, capsys):
     assert (out / "painter_text/spiece.model").read_bytes() == command.PAINTER_TEXT.encode()
     report = json.loads((out / "conversion.json").read_text())
     assert report["parts"]["language_model"]["used"] == 24
+
+
+@pytest.mark.torch
+def test_the_painter_is_converted_from_its_three_files(release, tmp_path, monkeypatch, capsys):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(dit, "find_config", lambda _: Found(TINY, {}))  # sizes are fixed there
+    of_dit = state_dict(random_module(lambda: Denoiser(TINY, rngs=ShapeRngs())), dit.rules(TINY))
+    of_dit |= {k.removeprefix("model."): v for k, v in dit.unused_norm(TINY).items()}
+    levels = {"encoder_mult": (1, 1, 2), "decoder_mult": (1, 1, 2), "time_factor": 4}
+    cfg = dataclasses.replace(TINY_VAE, **levels)
+    autoencoder = random_module(lambda: AutoencoderCausal3D(cfg, rngs=ShapeRngs()))
+    of_vae = state_dict(autoencoder, vae.RULES)
+    main = {dit.ALONE + k.removeprefix(dit.MAIN): v for k, v in of_dit.items() if dit.MAIN in k}
+    control = {"model." + k: v for k, v in of_dit.items() if dit.MAIN not in k}
+    for folder, tensors in ((command.TRANSFORMER, main), (command.DIFFUSION, control)):
+        (release / folder / "7").mkdir(parents=True)
+        (release / folder / "latest").write_text("7")
+        tensors = {key: torch.from_numpy(np.array(value)) for key, value in tensors.items()}
+        torch.save({"module": tensors}, release / folder / "7" / command.DEEPSPEED)
+    status, out = convert(release, tmp_path)
+    assert status == 2
+    assert "CogVideoX-2b-sat/vae/3d-vae.pt is missing" in capsys.readouterr().err
+    (release / command.AUTOENCODER).parent.mkdir()
+    tensors = {key: torch.from_numpy(np.array(value)) for key, value in of_vae.items()}
+    torch.save({"state_dict": tensors}, release / command.AUTOENCODER)
+    status, out = convert(release, tmp_path)
+    assert status == 0
+    denoiser, stored = weights.load_module(out / "denoiser", Denoiser, DenoiserConfig)
+    assert stored == TINY
+    key = f"{dit.CONTROL}semantic_conditioner.conv_out.bias"
+    np.testing.assert_array_equal(denoiser.semantic.to_latents.bias[...], of_dit[key])
+    assert weights.load_module(out / "vae", AutoencoderCausal3D, type(cfg))[1] == cfg
 
 
 def test_the_painter_s_copy_of_the_tokenizer_wins_and_is_spoken_of(release):
