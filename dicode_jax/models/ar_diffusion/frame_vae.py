@@ -156,14 +156,18 @@ class FrameVAE(nnx.Module):
         key: Array | None = None,
         *,
         noise: Float[Array, "n l c"] | None = None,
+        token_noise: float | None = None,
     ) -> tuple[Float[Array, "b f h w 3"], ProjectedGaussian]:
         """Frames through drawn latents, or through the directions of the means, and the posterior.
 
         Args:
             key: one, or keys [b f], one for each frame; without key and noise nothing is drawn.
             noise: standard normal numbers in place of a key.
+            token_noise: standard deviation of draws around the directions of the means; None draws
+                from the posterior.
         """
         posterior = self.posterior(rearrange(video, "b f h w c -> (b f) h w c"))
         draw = key is not None or noise is not None
-        latents = posterior.sample(key, noise=noise) if draw else posterior.mode()
+        drawn = posterior if token_noise is None else posterior.around(token_noise)
+        latents = drawn.sample(key, noise=noise) if draw else posterior.mode()
         return self.decode(rearrange(latents, "(b f) l c -> b f l c", b=len(video))), posterior

@@ -77,7 +77,7 @@ def loss_fn(
     video = to_unit(batch["video"] if "video" in batch else batch["image"][:, None])
     num_frames = video.shape[1]
     each = jax.vmap(lambda key: row_keys(key, num_frames))(row_keys(keys, len(video)))
-    decoded, posterior = model.vae(video, each.reshape(-1))
+    decoded, posterior = model.vae(video, each.reshape(-1), token_noise=config.token_noise)
     frames, made = (
         rearrange(x.astype(jnp.float32), "b f h w c -> (b f) h w c") for x in (video, decoded)
     )
