@@ -40,6 +40,7 @@ MODULES = {
 TRAININGS = {
     "autoencoder_training": "stages.config.AutoencoderTrainConfig",
     "ar_diffusion_vae_training": "stages.ar_diffusion.config.FrameVAETrainConfig",
+    "ar_diffusion_dit_training": "stages.ar_diffusion.config.DiTTrainConfig",
     "representation_training": "stages.dicode.configs.RepresentationTrainConfig",
     "tokenizer_training": "stages.dicode.configs.TokenizerTrainConfig",
     "ar_training": "stages.dicode.configs.ARTrainConfig",

@@ -125,7 +125,7 @@ def _encode_missing(
     starts, order, shards = range(0, count, size), stream.indices(count), {}
     for i, start in enumerate(starts):
         part = fingerprint(source, np.unique(order[start : start + size]))
-        if "text_ids" not in schema:
+        if not {"text_ids", "classes"} & schema.keys():
             del part["captions"]
         shards[shard_path(folder, i, len(starts))] = part
     stale = encoded_cache.stale(shards)

@@ -93,6 +93,7 @@ def diffusion_loss(
     loss_type: str = "l2",
     simple_weight: float = 1.0,
     elbo_weight: float = 0.0,
+    frame_weights: Float[Array, " f"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Noise the latents, run the network, and compare with its target.
 
@@ -104,18 +105,23 @@ def diffusion_loss(
         noise: the shape of ``latents``.
         loss_type: see `per_sample_error`.
         simple_weight, elbo_weight: weights of the plain and the variational term.
+        frame_weights: what the error of each frame counts, in both terms; 1 when None.
 
     Returns:
         The scalar loss, and arrays: ``loss``, ``loss_simple``, ``loss_vlb`` (scalars),
-        ``loss_per_sample`` ``[b]``, ``x0``, ``x_t``, ``target``, ``prediction``.
+        ``loss_per_sample`` ``[b]``, ``loss_per_frame`` ``[b, f]`` before its weights, ``x0``,
+        ``x_t``, ``target``, ``prediction``.
     """
     x0 = apply_dynamic_rescale(schedule, latents, timesteps)
     x_t = add_noise(schedule, x0, noise, timesteps)
     target = training_target(schedule, x0, noise, timesteps)
     prediction = denoise(x_t, timesteps)
-    per_sample = per_sample_error(prediction, target, loss_type)
+    per_frame = _per_frame_error(prediction, target, loss_type)
+    weighted = per_frame if frame_weights is None else frame_weights * per_frame
+    per_sample = weighted.mean(axis=1)
     simple = per_sample.mean()
-    vlb = _weighted_bound(schedule, prediction, target, timesteps, per_sample, loss_type).mean()
+    bound_weights = schedule.gather("lvlb_weights", timesteps, timesteps.ndim)
+    vlb = (bound_weights * (per_sample if timesteps.ndim == 1 else weighted)).mean()
     loss = simple_weight * simple
     if elbo_weight:
         loss = loss + elbo_weight * vlb
@@ -124,6 +130,7 @@ def diffusion_loss(
         "loss_simple": simple,
         "loss_vlb": vlb,
         "loss_per_sample": per_sample,
+        "loss_per_frame": per_frame,
         "x0": x0,
         "x_t": x_t,
         "target": target,
@@ -131,12 +138,9 @@ def diffusion_loss(
     }
 
 
-def _weighted_bound(schedule, prediction, target, timesteps, per_sample, loss_type) -> Array:
-    """Per-sample error times the variational weight of its timestep(s), ``[b]``."""
-    weights = schedule.gather("lvlb_weights", timesteps, timesteps.ndim)
-    if timesteps.ndim == 1:
-        return weights * per_sample
-    b, f = timesteps.shape
+def _per_frame_error(prediction: Array, target: Array, loss_type: str) -> Array:
+    """`per_sample_error` of each frame, ``[b, f]``."""
+    b, f = prediction.shape[:2]
     flat = (b * f, *prediction.shape[2:])
-    per_frame = per_sample_error(prediction.reshape(flat), target.reshape(flat), loss_type)
-    return (weights * per_frame.reshape(b, f)).mean(axis=1)
+    error = per_sample_error(prediction.reshape(flat), target.reshape(flat), loss_type)
+    return error.reshape(b, f)

@@ -3,8 +3,8 @@
 from typing import Any
 
 from dicode_jax.stages import autoencoder
-from dicode_jax.stages.ar_diffusion import frame_vae
-from dicode_jax.stages.ar_diffusion.config import FrameVAETrainConfig
+from dicode_jax.stages.ar_diffusion import dit, frame_vae
+from dicode_jax.stages.ar_diffusion.config import DiTTrainConfig, FrameVAETrainConfig
 from dicode_jax.stages.config import AutoencoderTrainConfig
 from dicode_jax.stages.dicode import configs, language_model, representation, tokenizer
 from dicode_jax.training.stage import Stage
@@ -14,6 +14,7 @@ __all__ = ["build_stage"]
 _STAGES = {
     AutoencoderTrainConfig: autoencoder.make_stage,
     FrameVAETrainConfig: frame_vae.make_stage,
+    DiTTrainConfig: dit.make_stage,
     configs.RepresentationTrainConfig: representation.make_stage,
     configs.TokenizerTrainConfig: tokenizer.make_stage,
     configs.ARTrainConfig: language_model.make_stage,

@@ -2,7 +2,10 @@
 
 import dataclasses
 import math
+from typing import Literal
 
+from dicode_jax.diffusion.timesteps import check_mode
+from dicode_jax.models.ar_diffusion.dit import DenoiserConfig
 from dicode_jax.models.ar_diffusion.frame_vae import FrameVAEConfig
 from dicode_jax.stages.config import RunConfig
 
@@ -50,4 +53,82 @@ class FrameVAETrainConfig(RunConfig):
         if self.model.temporal and self.init is None:
             raise ValueError(
                 "the temporal decoder goes on from a trained frame VAE: name its folder as init"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiTTrainConfig(RunConfig):
+    """Training of the denoiser on latents of single frames.
+
+    `data.path` is a cache of latents (of `train.encode`), or videos, of which the first
+    `cached_clips` clips are encoded beside the run.
+
+    Attributes:
+      model: Transformer, classes and noise.
+      vae: `model` folder of a trained frame VAE, whose latents are learned; None for a cache alone,
+        without sample sheets and without a VAE beside the exported denoiser.
+      init: `model` folder of an earlier run, or a converted model, whose denoiser is gone on from,
+        with a new optimiser; None starts fresh.
+      cached_clips: Clips that are encoded once and kept.
+      clip_step: Frames between the starts of the clips of a cached video.
+      timesteps: How noisy the frames of a clip are: "fopp" and "uniform_paths" never less than the
+        one before, "independent" (diffusion forcing), or "shared", the same for all.
+      frame_weight_rise: Frame i of f counts 1 + i / f times this.
+      context_dropout: Share of clips that see the null context, which guidance moves away from.
+      train_context: Whether contexts learn; False keeps what they were drawn as, and their
+        gradients out of the clip norm.
+      class_names: Names of the classes, in order; empty where they only have numbers.
+      class_list: File with these names in their place, one a line, with or without a number before
+        it, as UCF-101's `classInd.txt`.
+      class_of: What tells the class of a video, a name or number: its caption, in which the name
+        may also be a part, or the folder that it lies in.
+      sample_steps: Steps of each frame, in sample sheets and by default in what is exported.
+      sample_lag: Rows between the starts of neighbouring frames.
+      sample_guidance: Guidance scale; 1 for none.
+    """
+
+    model: DenoiserConfig = DenoiserConfig()
+    vae: str | None = None
+    init: str | None = None
+    cached_clips: int = 0
+    clip_step: int = 1
+    timesteps: Literal["fopp", "uniform_paths", "independent", "shared"] = "fopp"
+    frame_weight_rise: float = 0.0
+    context_dropout: float = 0.0
+    train_context: bool = True
+    class_names: tuple[str, ...] = ()
+    class_list: str | None = None
+    class_of: Literal["caption", "folder"] = "caption"
+    sample_steps: int = 50
+    sample_lag: int = 5
+    sample_guidance: float = 2.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_mode(self.timesteps)
+        model = self.model
+        if self.data.num_frames != model.dit.num_frames:
+            raise ValueError(
+                f"clips have the frames of the model's window: data.num_frames is "
+                f"{self.data.num_frames}, model.dit.num_frames {model.dit.num_frames}"
+            )
+        if not 0 <= self.context_dropout < 1:
+            raise ValueError(f"context_dropout must be in [0, 1), got {self.context_dropout}")
+        if self.frame_weight_rise < 0:
+            raise ValueError(
+                f"frame_weight_rise must not be negative, got {self.frame_weight_rise}"
+            )
+        if self.cached_clips < 0 or self.clip_step < 1:
+            raise ValueError("cached_clips must not be negative, clip_step at least 1")
+        if self.class_names and len(self.class_names) != model.num_classes:
+            raise ValueError(
+                f"class_names has {len(self.class_names)} names for {model.num_classes} classes "
+                "(model.num_classes)"
+            )
+        if len({name.casefold() for name in self.class_names}) != len(self.class_names):
+            raise ValueError("class_names has a name twice")
+        if not 0 <= self.sample_lag <= self.sample_steps <= model.schedule.num_timesteps:
+            raise ValueError(
+                f"want sample_lag <= sample_steps <= {model.schedule.num_timesteps}, got "
+                f"{self.sample_lag} and {self.sample_steps}"
             )

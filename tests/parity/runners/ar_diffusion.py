@@ -29,6 +29,7 @@ from dicode_jax.distributions.projected_gaussian import unit
 from dicode_jax.evaluation.frechet import frechet_distance
 from dicode_jax.models.ar_diffusion import dit as model_dit
 from dicode_jax.nn.embeddings import timestep_embedding
+from dicode_jax.stages.ar_diffusion import dit as stage_dit
 from parity.harness import Check, runner
 
 NETWORK = {"atol": 3e-5}
@@ -331,11 +332,10 @@ def run_training(fixture):
     tx = optax.multi_transform({"trained": adam, "fixed": optax.set_to_zero()}, labels)
 
     @jax.jit
-    def gradients(params, x0, t, noise):
+    def gradients(params, latents, t, noise):
         def loss(params):
-            model = nnx.merge(graph, params)
-            call = functools.partial(model, context=model.contexts(jnp.zeros(len(x0), jnp.int32)))
-            return losses.diffusion_loss(call, model.cfg.schedule, x0, t, noise)[0]
+            classes = jnp.zeros(len(latents), jnp.int32)
+            return stage_dit.denoising_loss(nnx.merge(graph, params), latents, classes, t, noise)[0]
 
         return jax.value_and_grad(loss)(params)
 
@@ -344,9 +344,8 @@ def run_training(fixture):
         found = {name: [] for name in ("loss", "grad_norm_before_clip", "ema_decay")}
         small = jax.tree.map(lambda p: jnp.zeros(p.shape, bool), start)
         for n in range(config["steps"]):
-            x0 = unit(0.5 * jnp.asarray(inputs["x0"][n]))
-            rest = [jnp.asarray(inputs[name][n]) for name in ("t", "noise")]
-            loss, grads = gradients(params, x0, *rest)
+            batch = [jnp.asarray(inputs[name][n]) for name in ("x0", "t", "noise")]
+            loss, grads = gradients(params, *batch)
             if kept is not None and variant == "as_released":
                 grads["context"] = grads["context"].replace(grads["context"][...] + kept)
             norm = optax.global_norm(grads)

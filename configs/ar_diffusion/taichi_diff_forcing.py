@@ -1,0 +1,12 @@
+"""Diffusion forcing on TaiChi-HD, a baseline of AR-Diffusion. Not measured.
+
+python -m train.ar_diffusion --config configs/ar_diffusion/taichi_diff_forcing.py \
+    --vae runs/vae/model --workdir runs/dit
+"""
+
+from configs.ar_diffusion import released_dit
+from dicode_jax.stages.ar_diffusion.config import DiTTrainConfig
+
+
+def get_config() -> DiTTrainConfig:
+    return released_dit.baseline("taichi", "independent")
