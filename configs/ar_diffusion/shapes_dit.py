@@ -1,4 +1,4 @@
-"""Denoiser of the small AR-Diffusion: 16 frames of the shapes world from a caption.
+"""Denoiser of the small AR-Diffusion: 16 frames of the shapes world from a caption. Not measured.
 
 python -m train.ar_diffusion --config configs/ar_diffusion/shapes_dit.py --workdir runs/dit
 

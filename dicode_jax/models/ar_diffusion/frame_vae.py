@@ -136,17 +136,20 @@ class FrameVAE(nnx.Module):
                 f"latents must have {cfg.num_tokens} tokens of {cfg.token_dim} channels, got "
                 f"{latents.shape[2]} of {latents.shape[3]}"
             )
-        images = self.pixel_decoder(self.soft_codes(latents))
+        images = self.pixel_decoder(self.soft_codes(self.logits(latents)))
         return rearrange(images, "(b f) h w c -> b f h w c", b=len(latents))
 
-    def soft_codes(self, latents: Float[Array, "b f l c"]) -> Float[Array, "n y x z"]:
-        """What the pixel decoder gets: for each patch a mean of codes."""
+    def logits(self, latents: Float[Array, "b f l c"]) -> Float[Array, "n y x k"]:
+        """Which codes each patch is made of."""
         mix = None
         if self.temporal is not None:
             sizes = {"num_frames": latents.shape[1], "num_tokens": latents.shape[2]}
             mix = functools.partial(self.temporal, **sizes)
         tokens = unit(rearrange(latents, "b f l c -> (b f) l c"))
-        logits = self.code_logits(jnp.tanh(self.code_up(self.decoder(tokens, mix))))
+        return self.code_logits(jnp.tanh(self.code_up(self.decoder(tokens, mix))))
+
+    def soft_codes(self, logits: Float[Array, "n y x k"]) -> Float[Array, "n y x z"]:
+        """What the pixel decoder gets: for each patch a mean of codes."""
         weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
         return self.codebook(weights.astype(logits.dtype))
 
@@ -156,18 +159,14 @@ class FrameVAE(nnx.Module):
         key: Array | None = None,
         *,
         noise: Float[Array, "n l c"] | None = None,
-        token_noise: float | None = None,
     ) -> tuple[Float[Array, "b f h w 3"], ProjectedGaussian]:
         """Frames through drawn latents, or through the directions of the means, and the posterior.
 
         Args:
             key: one, or keys [b f], one for each frame; without key and noise nothing is drawn.
             noise: standard normal numbers in place of a key.
-            token_noise: standard deviation of draws around the directions of the means; None draws
-                from the posterior.
         """
         posterior = self.posterior(rearrange(video, "b f h w c -> (b f) h w c"))
         draw = key is not None or noise is not None
-        drawn = posterior if token_noise is None else posterior.around(token_noise)
-        latents = drawn.sample(key, noise=noise) if draw else posterior.mode()
+        latents = posterior.sample(key, noise=noise) if draw else posterior.mode()
         return self.decode(rearrange(latents, "(b f) l c -> b f l c", b=len(video))), posterior

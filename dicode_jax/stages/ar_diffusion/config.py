@@ -29,6 +29,9 @@ class FrameVAETrainConfig(RunConfig):
       token_noise: Standard deviation of the noise on the unit vectors that the decoder learns from,
         in place of the posterior's own, which then learns by `kl_weight` alone; None draws from the
         posterior, as the release does.
+      logit_weight: Weight of the mean square of the codes' logits, from which their mean for each
+        patch is taken off. A patch whose logits have run away gets one code whatever happens, and
+        no gradient through it; the release starts from trained codes and has none.
     """
 
     model: FrameVAEConfig = FrameVAEConfig()
@@ -40,6 +43,7 @@ class FrameVAETrainConfig(RunConfig):
     edge_weight: float = 1.0
     kl_weight: float = 0.0
     token_noise: float | None = None
+    logit_weight: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
