@@ -13,7 +13,6 @@ from PIL import Image
 from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.errors import UserError
 from dicode_jax.media.video import read_video, write_video
-from dicode_jax.pipelines.dicode import DiCoDePipeline
 from scripts import mutants, mutation_trial, score_shapes
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -68,6 +67,8 @@ def test_compared_videos_are_shown_at_equal_times(tmp_path):
 class Painter:
     """Paints what the captions say, but grey for the last; from keyframes with an error of 10."""
 
+    kind = "dicode"
+
     def __init__(self):
         self.scenes = [synthetic.scene_at(1007, i, "test") for i in range(3)]
         self.clips = [synthetic.render(scene)[0] for scene in self.scenes]
@@ -101,7 +102,7 @@ def score(monkeypatch, capsys):
 
 def test_clips_are_scored_by_what_their_captions_say(score, monkeypatch, tmp_path):
     painter = Painter()
-    monkeypatch.setattr(DiCoDePipeline, "from_pretrained", lambda model: painter)
+    monkeypatch.setattr(score_shapes, "load", lambda model: painter)
     words = ("--num-prompts", 3, "--batch-size", 2, "--seed", 7, "--steps", 4)
     found = score(*words, "--sheet", tmp_path / "s.png")
     captions = [scene.caption for scene in painter.scenes]
@@ -123,6 +124,18 @@ def test_clips_are_scored_by_what_their_captions_say(score, monkeypatch, tmp_pat
     assert found["psnr"] == pytest.approx(20 * np.log10(255 / 10), abs=0.005)  # two decimals
 
 
+def test_a_lag_is_for_models_that_have_one_and_keyframes_for_the_others(score, monkeypatch):
+    painter = Painter()
+    monkeypatch.setattr(score_shapes, "load", lambda model: painter)
+    with pytest.raises(UserError, match="--lag is for AR-Diffusion"):
+        score("--lag", 3)
+    painter.kind = "ar_diffusion"
+    score("--num-prompts", 1, "--lag", 3, "--seed", 7)
+    assert painter.calls[0][1]["lag"] == 3
+    with pytest.raises(UserError, match="--reconstruct is for DiCoDe"):
+        score("--reconstruct")
+
+
 @pytest.mark.slow
 def test_the_packaged_model_paints_as_closely_as_its_page_says(score):
     page = (ROOT / "dicode_jax/assets/shapes/README.md").read_text()
@@ -135,7 +148,7 @@ def test_the_packaged_model_paints_as_closely_as_its_page_says(score):
 
 
 def test_what_cannot_be_scored_is_one_line(score, monkeypatch, tmp_path):
-    monkeypatch.setattr(DiCoDePipeline, "from_pretrained", lambda model: Painter())
+    monkeypatch.setattr(score_shapes, "load", lambda model: Painter())
     for wrong in ("--num-prompts", "--batch-size"):
         with pytest.raises(UserError, match="must be at least 1"):
             score(wrong, 0)

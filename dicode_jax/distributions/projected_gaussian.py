@@ -39,6 +39,12 @@ class ProjectedGaussian:
         """The direction of the mean."""
         return unit(self.gaussian.mean)
 
+    def around(self, std: float) -> "ProjectedGaussian":
+        """The same directions, and draws around them with noise of this size in each number."""
+        mode = self.mode()
+        logvar = jnp.full_like(mode, 2 * jnp.log(std))
+        return ProjectedGaussian(DiagonalGaussian(mean=mode, logvar=logvar))
+
     def kl(self) -> Float[Array, " b"]:
         """Divergence of the Gaussian, before its draws are scaled, from the standard normal."""
         return self.gaussian.kl()

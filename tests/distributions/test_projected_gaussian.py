@@ -19,6 +19,14 @@ def test_draws_are_the_gaussian_s_own_scaled_to_length_one():
         np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+def test_noise_of_a_fixed_size_lies_around_the_directions_whatever_the_posterior_s_own():
+    outer = ProjectedGaussian(DiagonalGaussian.from_moments(MOMENTS))
+    noise = jax.random.normal(jax.random.key(1), (3, 5, 4))
+    got = outer.around(0.25).sample(noise=noise)
+    np.testing.assert_allclose(got, unit(outer.mode() + 0.25 * noise), atol=1e-6)
+    np.testing.assert_allclose(outer.around(0.0).sample(noise=noise), outer.mode(), atol=1e-6)
+
+
 def test_the_divergence_stays_that_of_the_raw_mean():
     inner = DiagonalGaussian.from_moments(MOMENTS)
     outer = ProjectedGaussian(inner)

@@ -10,6 +10,7 @@ earlier frames learn of later ones.
 
 import dataclasses
 import functools
+import math
 from typing import Literal
 
 import jax.numpy as jnp
@@ -246,6 +247,10 @@ class DenoiserConfig:
     Attributes:
       dit: The transformer.
       num_classes: Classes, each with a context; 0 for one context that all videos share.
+      class_parts: How many values each part of what a class says has (colours, shapes), whose
+        product is `num_classes`; the last part counts fastest. Each value has context tokens of
+        its own, and a class those of its values, so that it need not be seen to be known. Empty
+        where classes have nothing in common.
       null: What guidance moves away from: "zero", a context of zeros; "first", that of class 0;
         or "own", a context that stands for no class. The first two are those of the released
         models without and with classes, of which the first was never trained.
@@ -257,6 +262,7 @@ class DenoiserConfig:
 
     dit: DiTConfig = DiTConfig()
     num_classes: int = 0
+    class_parts: tuple[int, ...] = ()
     null: Null = "own"
     schedule: NoiseSchedule = NoiseSchedule(
         linear_start=1e-4, linear_end=2e-2, parameterization="x0"
@@ -269,22 +275,34 @@ class DenoiserConfig:
             raise ValueError(f"null must be one of {', '.join(NULLS)}, got {self.null!r}")
         if self.null == "first" and not self.num_classes:
             raise ValueError("null='first' is the context of class 0, and there are no classes")
+        if parts := self.class_parts:
+            if min(parts) < 1 or math.prod(parts) != self.num_classes:
+                raise ValueError(
+                    f"class_parts must multiply to num_classes {self.num_classes}, got {parts}"
+                )
+            if self.dit.context_len % len(parts):
+                raise ValueError(
+                    f"context_len {self.dit.context_len} must be a multiple of the number of "
+                    f"class_parts, {len(parts)}"
+                )
 
 
 class Denoiser(nnx.Module):
     """The transformer and the contexts that it was trained with.
 
     `context` is `[l, e]` without classes; with them `[num_classes + 1, l, e]`, of which the last is
-    the own null context. Without classes that is a parameter `null`, `[l, e]`.
+    the own null context. Without classes that is a parameter `null`, `[l, e]`, and with
+    `class_parts` too, where `context` is `[sum(class_parts), l / len(class_parts), e]`.
     """
 
     def __init__(self, cfg: DenoiserConfig, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs):
         self.cfg, self.dtype = cfg, dtype
         shape = (cfg.dit.context_len, cfg.dit.context_dim)
-        rows = (cfg.num_classes + 1,) if cfg.num_classes else ()
+        rows, parts = (cfg.num_classes + 1,) if cfg.num_classes else (), cfg.class_parts
+        of_each = (sum(parts), shape[0] // len(parts), shape[1]) if parts else (*rows, *shape)
         draw = nnx.initializers.normal(0.1)
-        self.context = nnx.Param(draw(rngs.params(), (*rows, *shape), param_dtype))
-        if cfg.null == "own" and not cfg.num_classes:
+        self.context = nnx.Param(draw(rngs.params(), of_each, param_dtype))
+        if cfg.null == "own" and (parts or not cfg.num_classes):
             self.null = nnx.Param(draw(rngs.params(), shape, param_dtype))
         self.dit = DiT(cfg.dit, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
@@ -298,16 +316,25 @@ class Denoiser(nnx.Module):
             context = jnp.broadcast_to(self.context[...], (len(classes), *self.context.shape))
             null = jnp.broadcast_to(self.null_context(), context.shape)
         else:
-            context, null = self.context[...][classes], self.null_context()[None]
+            context, null = self._of_classes(classes), self.null_context()[None]
         return jnp.where((classes < 0)[:, None, None], null, context)
 
     def null_context(self) -> Float[Array, "l e"]:
         """What guidance moves away from."""
-        if self.cfg.null == "zero":
-            return jnp.zeros(self.context.shape[-2:], self.context.dtype)
-        if self.cfg.num_classes:
-            return self.context[0 if self.cfg.null == "first" else self.cfg.num_classes]
-        return self.null[...]
+        cfg = self.cfg
+        if cfg.null == "zero":
+            return jnp.zeros((cfg.dit.context_len, cfg.dit.context_dim), self.context.dtype)
+        if cfg.null == "first":
+            return self._of_classes(jnp.zeros(1, jnp.int32))[0]
+        return self.null[...] if hasattr(self, "null") else self.context[cfg.num_classes]
+
+    def _of_classes(self, classes: Int[Array, " b"]) -> Float[Array, "b l e"]:
+        parts = self.cfg.class_parts
+        if not parts:
+            return self.context[...][classes]
+        values = jnp.stack(jnp.unravel_index(jnp.maximum(classes, 0), parts), axis=1)
+        first = np.cumsum((0, *parts[:-1]))
+        return rearrange(self.context[...][values + first], "b p l e -> b (p l) e")
 
 
 def _gated(x, gate):

@@ -136,17 +136,20 @@ class FrameVAE(nnx.Module):
                 f"latents must have {cfg.num_tokens} tokens of {cfg.token_dim} channels, got "
                 f"{latents.shape[2]} of {latents.shape[3]}"
             )
-        images = self.pixel_decoder(self.soft_codes(latents))
+        images = self.pixel_decoder(self.soft_codes(self.logits(latents)))
         return rearrange(images, "(b f) h w c -> b f h w c", b=len(latents))
 
-    def soft_codes(self, latents: Float[Array, "b f l c"]) -> Float[Array, "n y x z"]:
-        """What the pixel decoder gets: for each patch a mean of codes."""
+    def logits(self, latents: Float[Array, "b f l c"]) -> Float[Array, "n y x k"]:
+        """Which codes each patch is made of."""
         mix = None
         if self.temporal is not None:
             sizes = {"num_frames": latents.shape[1], "num_tokens": latents.shape[2]}
             mix = functools.partial(self.temporal, **sizes)
         tokens = unit(rearrange(latents, "b f l c -> (b f) l c"))
-        logits = self.code_logits(jnp.tanh(self.code_up(self.decoder(tokens, mix))))
+        return self.code_logits(jnp.tanh(self.code_up(self.decoder(tokens, mix))))
+
+    def soft_codes(self, logits: Float[Array, "n y x k"]) -> Float[Array, "n y x z"]:
+        """What the pixel decoder gets: for each patch a mean of codes."""
         weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
         return self.codebook(weights.astype(logits.dtype))
 

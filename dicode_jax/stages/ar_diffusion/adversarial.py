@@ -47,7 +47,7 @@ def generator_loss(
     frames = rearrange(video, "b f h w c -> (b f) h w c")
     posterior = vae.posterior(frames)
     latents = rearrange(posterior.sample(noise=noise), "(b f) l c -> b f l c", b=len(video))
-    features = vae.pixel_decoder.features(vae.soft_codes(latents))
+    features = vae.pixel_decoder.features(vae.soft_codes(vae.logits(latents)))
     graph, last = nnx.split(vae.pixel_decoder.conv_out)
 
     def error_of(made):

@@ -1,6 +1,7 @@
 """What the trainings of AR-Diffusion are told."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from dicode_jax.diffusion.timesteps import check_mode
@@ -25,6 +26,12 @@ class FrameVAETrainConfig(RunConfig):
       edge_weight: Weight of the absolute error of differences between neighbours, at full, half and
         quarter size; without `lpips` alone.
       kl_weight: Weight of the KL term, averaged over latent numbers; 0 in the release.
+      token_noise: Standard deviation of the noise on the unit vectors that the decoder learns from,
+        in place of the posterior's own, which then learns by `kl_weight` alone; None draws from the
+        posterior, as the release does.
+      logit_weight: Weight of the mean square of the codes' logits, from which their mean for each
+        patch is taken off. A patch whose logits have run away gets one code whatever happens, and
+        no gradient through it; the release starts from trained codes and has none.
     """
 
     model: FrameVAEConfig = FrameVAEConfig()
@@ -35,9 +42,13 @@ class FrameVAETrainConfig(RunConfig):
     perceptual_weight: float = 1.0
     edge_weight: float = 1.0
     kl_weight: float = 0.0
+    token_noise: float | None = None
+    logit_weight: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
+        if self.token_noise is not None and not 0 <= self.token_noise < math.inf:
+            raise ValueError(f"token_noise must not be negative, got {self.token_noise}")
         if self.frame_size != self.model.image_size:
             raise ValueError(
                 f"frame_size must be the model's image_size, got {self.frame_size} and "

@@ -75,12 +75,13 @@ def loss_fn(
 ) -> tuple[Array, dict[str, Array]]:
     """Error of frames through drawn latents; `psnr` is the mean over frames, in dB."""
     video = to_unit(batch["video"] if "video" in batch else batch["image"][:, None])
-    num_frames = video.shape[1]
-    each = jax.vmap(lambda key: row_keys(key, num_frames))(row_keys(keys, len(video)))
-    decoded, posterior = model.vae(video, each.reshape(-1))
-    frames, made = (
-        rearrange(x.astype(jnp.float32), "b f h w c -> (b f) h w c") for x in (video, decoded)
-    )
+    (b, f), vae = video.shape[:2], model.vae
+    each = jax.vmap(lambda key: row_keys(key, f))(row_keys(keys, b)).reshape(-1)
+    frames = rearrange(video, "b f h w c -> (b f) h w c")
+    posterior = vae.posterior(frames)
+    drawn = posterior if config.token_noise is None else posterior.around(config.token_noise)
+    logits = vae.logits(rearrange(drawn.sample(each), "(b f) l c -> b f l c", b=b))
+    made = vae.pixel_decoder(vae.soft_codes(logits)).astype(jnp.float32)
     error = made - frames
     metrics = {"l1": jnp.abs(error).mean()}
     squares = jnp.square(error).mean((1, 2, 3))
@@ -91,6 +92,10 @@ def loss_fn(
     elif config.edge_weight:
         metrics["edges"] = edges(error)
         loss += config.edge_weight * metrics["edges"]
+    if config.logit_weight:
+        centred = logits.astype(jnp.float32) - logits.mean(-1, keepdims=True)
+        metrics["logits"] = jnp.square(centred).mean()
+        loss += config.logit_weight * metrics["logits"]
     kl = posterior.kl().mean() / posterior.gaussian.mean[0].size
     std = jnp.exp(0.5 * posterior.gaussian.logvar).mean()
     psnr = -10 * jnp.log10(jnp.maximum(squares, 1e-10)).mean()

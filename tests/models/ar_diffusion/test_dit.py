@@ -103,6 +103,33 @@ def test_contexts_are_rows_and_minus_one_is_the_null_context(num_classes, null, 
     np.testing.assert_array_equal(got[1], want)
 
 
+def test_a_class_has_the_contexts_of_its_parts():
+    dit = dataclasses.replace(TINY, context_len=6)
+    cfg = DenoiserConfig(dit=dit, num_classes=12, class_parts=(2, 3, 2))
+    model = Denoiser(cfg, rngs=nnx.Rngs(0))
+    table = model.context[...]
+    assert table.shape == (7, 2, 7)
+    assert model.null.shape == (6, 7)
+    classes = [(1, 0, 1), (0, 2, 0), (1, 2, 1)]
+    got = model.contexts(jnp.array([i * 6 + j * 2 + k for i, j, k in classes] + [-1]))
+    for row, (i, j, k) in zip(got, classes, strict=False):
+        np.testing.assert_array_equal(row, table[np.array([i, 2 + j, 5 + k])].reshape(6, 7))
+    np.testing.assert_array_equal(got[-1], model.null[...])
+    first = dataclasses.replace(cfg, null="first")
+    np.testing.assert_array_equal(
+        Denoiser(first, rngs=nnx.Rngs(0)).null_context(), table[np.array([0, 2, 5])].reshape(6, 7)
+    )
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [((2, 3), "must multiply to num_classes 12"), ((4, 3), "context_len 5 must be a multiple")],
+)
+def test_parts_that_do_not_make_the_classes_are_refused(parts, words):
+    with pytest.raises(ValueError, match=words):
+        DenoiserConfig(dit=TINY, num_classes=12, class_parts=parts)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
