@@ -42,11 +42,25 @@ SIMPLE |= {"stages", "training"}
 EXACT = {"test_packed.py"}  # compares two orders of sums to the last bits
 
 
+MUCH = 3e9  # bytes that a worker may hold between files
+
+
+def resident():
+    """Bytes of this process in memory, 0 where the system does not say."""
+    with contextlib.suppress(OSError):
+        pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGESIZE")
+    return 0
+
+
 @pytest.fixture(autouse=True, scope="module")
 def compilation(request):
     is_simple = request.path.relative_to(TESTS).parts[0] in SIMPLE
     is_simple &= request.path.name not in EXACT
     jax.config.update("jax_disable_most_optimizations", is_simple)
+    yield
+    if resident() > MUCH:  # compiled programs, of files that are done
+        jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)
