@@ -426,8 +426,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return loop.leave(130, f"stopped; the same command goes on in {out}")
     if jax.process_index() == 0:
+        frames = "keyframes" if "tokens" in manifest["schema"] else "frames"
         print(
-            f"train.encode: {manifest['count']} videos, {manifest['lengths']['times']} frames, "
+            f"train.encode: {manifest['count']} videos, {manifest['lengths']['times']} {frames}, "
             f"{manifest['broken']} broken, in {out} after {time.perf_counter() - since:.0f} s"
         )
     return 0
