@@ -1,5 +1,6 @@
 # make demo    a prompt to a video, and a video through the tokenizer and back
-# make test    lint, types and all tests
+# make test    lint, types and all tests but the long ones
+# make long    the tests that `make test` leaves out, of which shorter ones hold most
 # make quick   the tests of what a change breaks first, about five minutes on two cores
 # make types   what pyright finds in the library, which is nothing
 # make lowest  demo and quick with exactly the lower bounds of pyproject.toml; wants the oldest Python, 3.11
@@ -50,7 +51,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test types quick lowest audit clean
+.PHONY: help demo test long types quick lowest audit clean
 
 help:
 	@sed -n '1,15s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -106,6 +107,10 @@ test: $(VENV)/.installed-test
 
 types: $(VENV)/.installed-test
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
+
+# The tests that `make test` leaves out.
+long: $(VENV)/.installed-test
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --long -m long $(PYTEST_ARGS)
 
 quick: $(VENV)/.installed-test
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(QUICK) $(PYTEST_ARGS)

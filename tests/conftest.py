@@ -77,7 +77,15 @@ def pytest_report_header():
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
 
 
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("long"):
+        left = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in set(left)]
+
+
 def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="run the tests marked long too")
     parser.addoption(
         "--golden",
         default=str(GOLDEN),

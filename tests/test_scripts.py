@@ -137,6 +137,7 @@ def test_a_lag_is_for_models_that_have_one_and_keyframes_for_the_others(score, m
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_packaged_model_paints_as_closely_as_its_page_says(score):
     page = (ROOT / "dicode_jax/assets/shapes/README.md").read_text()
     ((words, level),) = re.findall(

@@ -48,6 +48,7 @@ def test_what_works_is_said_and_nobody_is_asked(capsys, monkeypatch):
     assert "not asked" in said["hub"]
 
 
+@pytest.mark.long
 def test_a_flipped_bit_of_a_packaged_model_is_found(capsys, copy):
     assert cli.main(["info"]) == 0
     assert "verified         8 files" in capsys.readouterr().out

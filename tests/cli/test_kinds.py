@@ -124,6 +124,7 @@ def test_features_of_one_clip_without_guidance_need_nothing_else(work, divot_fol
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_kind_paints_with_the_sampler_that_is_asked_for(work, divot_folder):
     for argv in (
         ["generate", "a red circle grows", "--model", DICODE],
@@ -139,6 +140,7 @@ def test_every_kind_paints_with_the_sampler_that_is_asked_for(work, divot_folder
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "auto"])
+@pytest.mark.long
 def test_every_kind_computes_in_the_type_that_is_asked_for(work, divot_folder, monkeypatch, dtype):
     loaded = []
     monkeypatch.setattr(base, "auto_dtype", lambda: jnp.bfloat16)

@@ -57,6 +57,7 @@ def generate(model, prompt, num_clips, *more):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_after_a_warmup_no_prompt_and_no_length_compiles(misses, model, capsys):
     jax.clear_caches()
     assert cli.main(["warmup", "--num-clips", "9", *model]) == 0
@@ -84,6 +85,7 @@ def test_without_a_cache_nothing_is_kept_or_read(misses, model, capsys, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_forms_of_attention_and_batches_paint_the_same(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     from dicode_jax.media.video import read_video

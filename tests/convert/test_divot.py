@@ -151,6 +151,7 @@ def test_weights_that_are_no_numbers_are_refused_at_load(converted, tmp_path, pa
         DivotDetokenizer.from_pretrained(tmp_path / "model")
 
 
+@pytest.mark.long
 def test_a_clip_comes_from_its_own_features():
     unet = dataclasses.replace(
         TINY["unet"],

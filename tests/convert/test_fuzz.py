@@ -114,6 +114,7 @@ def clip():
     suffix=st.sampled_from([".bin", ".safetensors"]),
     dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
 )
+@pytest.mark.long
 def test_clip_is_valid_or_refused_on_one_line(clip, changes, wrapper, damage, suffix, dtype):
     from safetensors.torch import save_file
 

@@ -60,6 +60,7 @@ def test_a_prompt_becomes_a_video_that_the_seed_decides(folder, work, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_encode_and_decode_are_reconstruct(folder, work):
     scene = synthetic.scene_at(0, 3)
     video.write_video("in.mp4", synthetic.render(scene, 2, frame_size=40).reshape(-1, 40, 40, 3))

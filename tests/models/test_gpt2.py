@@ -65,6 +65,7 @@ def test_scan_over_layers_equals_the_loop_with_and_without_cache(model):
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.long
 def test_remat_changes_no_gradient(model, scan_layers):
     x = model.embed_tokens(IDS)
     model = with_scan_layers(model, scan_layers)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from dicode_jax.models.lpips import LPIPS, LPIPSConfig
@@ -25,6 +26,7 @@ def test_equal_images_are_at_distance_zero_and_each_pair_counts_alone():
     np.testing.assert_allclose(mixed[1:], 0.0, atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_black_picture_has_a_finite_gradient():
     model = LPIPS(TINY, rngs=nnx.Rngs(0))
     zeros = jnp.zeros((1, 16, 16, 3))

@@ -70,6 +70,7 @@ def frames_alone():
     return lambda *args: call(state, *args)
 
 
+@pytest.mark.long
 def test_one_timestep_for_all_frames_equals_the_same_timestep_per_frame(tiny):
     x, timesteps, context, fs = inputs()
     per_frame = jnp.broadcast_to(timesteps[:, None], (B, F))
@@ -135,6 +136,7 @@ def test_text_alone_leaves_the_image_branch_out(frames_alone):
     np.testing.assert_allclose(frames_alone(x, timesteps, context[:, :2], fs), expected, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_video_does_not_depend_on_its_batch(tiny):
     args = inputs(b=3)
     together = tiny(*args)
@@ -157,6 +159,7 @@ def test_a_new_model_predicts_zero_and_its_residual_blocks_add_nothing():
     np.testing.assert_array_equal(block(x, jnp.ones((1, 1, 32))), x)
 
 
+@pytest.mark.long
 def test_remat_changes_neither_loss_nor_gradients():
     x, timesteps, context, fs = inputs()
     small = dataclasses.replace(

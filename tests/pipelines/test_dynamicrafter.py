@@ -142,6 +142,7 @@ def test_fs_enters(pipe, images, latents):
     assert (apart(other, latents) > 1e-5).all()
 
 
+@pytest.mark.long
 def test_the_sampler_changes_the_video(pipe, images):
     ddim, dpm = (
         pipe.sample_latents(images[0], "cat", num_inference_steps=4, eta=0.0, sampler=sampler)

@@ -124,13 +124,17 @@ def test_constrain_does_nothing_without_a_mesh():
 
 
 STAGES = ("language_model", "tokenizer")
+MESHES = {"tokenizer": ("one", "fsdp", "all")}  # which compiles for longest; else every mesh
 
 
 def reports(command):
     """What `sharded_training.py` finds in processes with eight emulated devices, one per stage."""
-    pipe = subprocess.PIPE
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    meshes = MESHES if command == "losses" else {}
     processes = [
-        subprocess.Popen([sys.executable, SCRIPT, command, stage], stdout=pipe, stderr=pipe)
+        subprocess.Popen(
+            [sys.executable, SCRIPT, command, stage, *meshes.get(stage, ())], **options
+        )
         for stage in STAGES
     ]
     report = {}
@@ -156,7 +160,7 @@ def in_parts():
 @pytest.mark.parametrize("stage", STAGES)
 def test_parts_of_a_batch_give_the_update_of_the_whole_on_one_device_and_on_eight(in_parts, stage):
     whole = in_parts[stage]["1 devices, 1 parts"]
-    assert len(in_parts[stage]) == 5
+    assert len(in_parts[stage]) == (5 if stage == "language_model" else 3)
     for case, found in in_parts[stage].items():
         np.testing.assert_allclose(found["loss"], whole["loss"], rtol=1e-6, err_msg=case)
         assert found["differs"] < 2e-6, case  # of the largest number; float32 rounds to 6e-8
@@ -174,8 +178,10 @@ def test_validation_on_eight_devices_in_small_batches_is_that_of_one_device(in_p
 
 @pytest.mark.slow
 @pytest.mark.multi_device
-@pytest.mark.parametrize("mesh", ["data", "fsdp", "all"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("stage", "mesh"),
+    [("language_model", "data"), *((s, m) for s in STAGES for m in ("fsdp", "all"))],
+)
 def test_eight_devices_give_the_losses_of_one(on_meshes, stage, mesh):
     one, eight = on_meshes[stage]["one"], on_meshes[stage][mesh]
     np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-5)
@@ -189,4 +195,5 @@ def test_eight_devices_give_the_losses_of_one(on_meshes, stage, mesh):
 def test_fsdp_leaves_no_large_parameter_whole(on_meshes, stage):
     assert on_meshes[stage]["fsdp"]["large"] > 10
     assert on_meshes[stage]["fsdp"]["whole"] == []
-    assert on_meshes[stage]["data"]["whole"] != []
+    if stage == "language_model":
+        assert on_meshes[stage]["data"]["whole"] != []

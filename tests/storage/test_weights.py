@@ -63,6 +63,7 @@ def test_half_precision_storage_is_read_on_the_host_too(tmp_path):
             np.testing.assert_array_equal(array, want[name])
 
 
+@pytest.mark.long
 def test_stacked_blocks_are_single_ones_on_a_device_and_stay_stacked_on_the_host(tmp_path):
     body = GPT2Config(num_layers=3, num_heads=1, embed_dim=4, max_seq_len=6, vocab_size=5)
     body = dataclasses.replace(body, scan_layers=True)

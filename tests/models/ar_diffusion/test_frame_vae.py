@@ -111,6 +111,7 @@ def test_clips_of_a_batch_do_not_mix(temporal):
     np.testing.assert_allclose(decode(model, z), one, atol=1e-5)
 
 
+@pytest.mark.long
 def test_recomputing_blocks_changes_no_gradient(vae):
     side = QueryTransformerConfig(**vars(SIDE) | {"remat": True})
     cfg = FrameVAEConfig(**TINY | {"encoder": side, "decoder": side})

@@ -95,6 +95,7 @@ def test_fast_layout_equals_explicit_masks_for_a_valid_prefix():
     close(fast.pred[valid], slow.pred[slow.valid])
 
 
+@pytest.mark.long
 def test_gradients_of_both_layouts_agree():
     graph, state = nnx.split(build())
     fast = jax.grad(lambda s: nnx.merge(graph, s).loss(TEXT, TOKENS).loss)(state)

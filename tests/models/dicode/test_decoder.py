@@ -105,6 +105,7 @@ def test_a_model_trained_with_remat_paints(decoder):
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.long
 def test_kernels_are_cast_once_before_the_loop_and_compute_the_same(monkeypatch):
     decoder = build(dtype=jnp.bfloat16)
     before = decoder.unet.conv_out.kernel[...]

@@ -58,6 +58,7 @@ def close(a, b):
 
 
 @pytest.mark.parametrize("loss", ["gmm", "cosine"])
+@pytest.mark.long
 def test_training_forward_on_the_result_predicts_what_was_generated(loss):
     lm = build(loss=loss)
     tokens, seen = observed(lm, TEXT, num_keyframes=3, do_sample=False)
@@ -93,6 +94,7 @@ def test_a_sample_does_not_depend_on_its_batch(lm):
     assert np.abs(other - both).max() > 1e-2
 
 
+@pytest.mark.long
 def test_one_prompt_gives_the_same_tokens_where_it_runs_as_two_rows(lm, monkeypatch):
     options = {"num_keyframes": 2, "keys": KEYS[:1], "var_scale": 1.0, "prefix": TOKENS[:1]}
     want = generate(lm, TEXT[:1], **options)
@@ -107,6 +109,7 @@ def test_one_prompt_gives_the_same_tokens_where_it_runs_as_two_rows(lm, monkeypa
     close(got, want)
 
 
+@pytest.mark.long
 def test_guidance_moves_away_from_the_empty_prompt(lm):
     close(greedy(lm, 2, guidance_scale=jnp.asarray(1.0)), greedy(lm, 2))
     tokens, seen = observed(lm, TEXT, num_keyframes=1, do_sample=False, guidance_scale=3.0)
@@ -174,6 +177,7 @@ def test_scanned_layers_generate_the_same(lm):
     close(greedy(other, 2), greedy(lm, 2))
 
 
+@pytest.mark.long
 def test_outputs_are_in_the_scale_of_the_tokenizer():
     plain, scaled = build(), build(pre_normalizer=(1.0, 2.0, 3.0, 4.0))
     want = greedy(plain, 2) * jnp.arange(1.0, 5.0)[:, None]

@@ -94,6 +94,7 @@ def each_alone(model, rows, added=0.0):
     [{}, {"body": LLAMA}, {"loss": "cosine"}],
     ids=["gmm", "llama", "cosine"],
 )
+@pytest.mark.long
 def test_loss_is_the_mean_over_tokens_of_the_videos_alone(options):
     model = build(**options)
     rows = list(videos())
@@ -147,6 +148,7 @@ def test_length_of_the_row_and_room_for_keyframes_change_nothing():
 
 
 @pytest.mark.parametrize("balance", [False, True])
+@pytest.mark.long
 def test_parts_of_a_packed_batch_and_padded_videos_give_one_update(balance):
     """Rows hold 6 and 5 keyframes, and 3 and 2 videos: no part is as heavy as the other."""
     model, rows = build(balance_samples=balance), list(videos())

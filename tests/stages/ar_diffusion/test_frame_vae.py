@@ -130,6 +130,7 @@ def with_time(init):
     return dataclasses.replace(CONFIG, model=model, init=init)
 
 
+@pytest.mark.long
 def test_only_the_temporal_part_learns_and_the_rest_is_what_it_started_from(stored):
     stage = build_stage(with_time(stored))
     prepared = prepare(stage, make_mesh(ShardingConfig(), jax.devices()[:1]))
@@ -154,6 +155,7 @@ def test_a_start_of_other_sizes_or_none_is_refused(stored):
         dataclasses.replace(CONFIG, frame_size=32)
 
 
+@pytest.mark.long
 def test_lpips_judges_and_does_not_learn(tmp_path):
     tiny = LPIPSConfig(widths=((4,), (6,)))
     weights.save_module(tmp_path / "lpips", LPIPS(tiny, rngs=nnx.Rngs(3)), tiny)

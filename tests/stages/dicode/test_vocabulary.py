@@ -80,6 +80,7 @@ def test_a_learnt_vocabulary_is_the_same_for_the_same_captions_in_any_order():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_spells_its_captions_and_so_does_its_model(videos, pipe_folder, tmp_path, caplog):
     run, out = tmp_path / "run", tmp_path / "model"
     reader = shutil.copytree(pipe_folder, tmp_path / "reader", ignore=only_the_tokenizer)
