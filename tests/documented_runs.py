@@ -218,6 +218,8 @@ def prepare(command):
     words = documented.words_of(command)
     for i, word in enumerate(words[:-1]):
         words[i + 1] = LESS.get(word, words[i + 1]) if "dicode" not in words[:1] else words[i + 1]
+    if "taichi" in command and "--num-frames" in words:  # a video of its length is another program
+        words[words.index("--num-frames") + 1] = "6"
     named = dict(itertools.pairwise(words))
     for option, value in named.items():
         if option == "--config":

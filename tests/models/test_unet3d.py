@@ -212,6 +212,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.long
 def test_every_option_keeps_the_shape_of_the_output(name):
     cfg = dataclasses.replace(TINY, **OPTIONS[name])
     dtype = jnp.bfloat16 if name == "bfloat16" else None

@@ -103,6 +103,7 @@ def test_saved_pipeline_gives_the_same_video(pipe, videos, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_weights_are_kept_in_the_type_that_is_asked_for(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
     half = DiCoDePipeline.from_pretrained(
