@@ -11,7 +11,7 @@ Not trained to its end yet. What fails from scratch, at batch 16:
   saturated, hence no gradient through it. AdamW at 1e-3, on kernels drawn
   2.8 times as wide, falls the same way after 16 dB at step 160.
 
-Hence token_noise and logit_weight. A step takes about 0.4 s of one core.
+Hence token_noise and logit_weight, under which it was seen for 198 steps: 16.7 dB at step 160.
 """
 
 from dicode_jax.models.ar_diffusion.frame_vae import FrameVAEConfig
