@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import dicode_jax
-from dicode_jax.cli.arguments import VIDEO_SUFFIXES
+from dicode_jax.cli.arguments import LANDIFF, VIDEO_SUFFIXES
 from dicode_jax.errors import UserError, printable
 from dicode_jax.pipelines.options import MAX_CLIPS, MAX_FRAMES, check_seeds
 
@@ -24,8 +24,11 @@ CAN = {
     "dynamicrafter": "generates, from --image",
     "divot": "decodes features",
     "ar_diffusion": "generates",
+    "landiff": "generates, reconstructs, encodes and decodes",
 }
 """Kind of pipeline -> what the commands do with it."""
+BY_KIND: dict[str, Any] = {}
+"""Kind -> a module above this one, which has itself put in, with a function for each command."""
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -37,7 +40,10 @@ def generate(args: argparse.Namespace) -> None:
     images = [path for path in (args.image, args.last_image) if path is not None]
     _check_outputs(args, *images, *(() if args.video is None else (args.video,)))
     images = [_read_image(path) for path in images]
-    folder, kind = find(args, "dicode", "dynamicrafter", "ar_diffusion")
+    folder, kind = find(args, "dicode", "dynamicrafter", "ar_diffusion", "landiff")
+    if kind in BY_KIND:
+        BY_KIND[kind].generate(args, folder, *images)
+        return
     if kind == "ar_diffusion":
         _roll(args, folder, *images)
         return
@@ -57,7 +63,7 @@ def generate(args: argparse.Namespace) -> None:
     clips = pipe.stream(
         args.prompt, num_clips=args.num_clips, num_frames=args.num_frames, **sampling(args)
     )
-    _write(args, pipe, (clip.frames for clip in clips), args.num_clips, start, args.prompt)
+    write(args, pipe, (clip.frames for clip in clips), args.num_clips, start, args.prompt)
 
 
 def _animate(args: argparse.Namespace, folder, image=None, last_image=None) -> None:
@@ -75,7 +81,7 @@ def _animate(args: argparse.Namespace, folder, image=None, last_image=None) -> N
         num_frames=args.num_frames,
         **sampling(args),
     )
-    _write(args, pipe, iter(video), 1, start, args.prompt or pathlib.Path(args.image).name)
+    write(args, pipe, iter(video), 1, start, args.prompt or pathlib.Path(args.image).name)
 
 
 def _roll(args: argparse.Namespace, folder, image=None, last_image=None) -> None:
@@ -92,7 +98,7 @@ def _roll(args: argparse.Namespace, folder, image=None, last_image=None) -> None
     start = time.monotonic()
     settings = sampling(args)
     del settings["clips_per_batch"]
-    given = None if args.video is None else _read_given(args.video, pipe)
+    given = None if args.video is None else read_given(args.video, pipe)
     count = args.num_frames or pipe.config.sampling.num_frames + (
         0 if given is None else len(given)
     )
@@ -106,14 +112,18 @@ def _roll(args: argparse.Namespace, folder, image=None, last_image=None) -> None
         **settings,
     )
     frames, label = (part.frames for part in frames), args.prompt or folder.name
-    _write(args, pipe, frames, count, start, label, seconds=1 / pipe.config.fps)
+    write(args, pipe, frames, count, start, label, seconds=1 / pipe.config.fps)
 
 
 def reconstruct(args: argparse.Namespace) -> None:
     """Runs `dicode reconstruct`."""
     _check_outputs(args, args.video)
     _check_video(args.video, args.keyframes)
-    pipe = load(args, find(args, "dicode")[0])
+    folder, kind = find(args, "dicode", "landiff")
+    if kind in BY_KIND:
+        BY_KIND[kind].reconstruct(args, folder)
+        return
+    pipe = load(args, folder)
     start = time.monotonic()
     tokens, _ = _encode_keyframes(pipe, args.video, args.keyframes)
     _decode_tokens(args, pipe, tokens, start, pathlib.Path(args.video).name)
@@ -129,7 +139,11 @@ def encode(args: argparse.Namespace) -> None:
     if os.path.exists(out):
         _check_tokens(out)
     _check_video(args.video, args.keyframes)
-    pipe = load(args, find(args, "dicode")[0])
+    folder, kind = find(args, "dicode", "landiff")
+    if kind in BY_KIND:
+        BY_KIND[kind].encode(args, folder)
+        return
+    pipe = load(args, folder)
     start = time.monotonic()
     tokens, times = _encode_keyframes(pipe, args.video, args.keyframes)
     from safetensors.numpy import save_file
@@ -146,12 +160,16 @@ def decode(args: argparse.Namespace) -> None:
     """Runs `dicode decode`."""
     _check_outputs(args, args.tokens)
     label, arrays = pathlib.Path(args.tokens).name, read_arrays(args.tokens)
-    folder, kind = find(args, "dicode", "divot")
-    if (kind == "divot") != ("features" in arrays):
-        held, wanted = ", ".join(arrays), "features" if kind == "divot" else "tokens"
+    folder, kind = find(args, "dicode", "divot", "landiff")
+    wanted = {"divot": "features", "landiff": "semantic_tokens"}.get(kind, "tokens")
+    if wanted not in arrays:
+        held = ", ".join(arrays)
         raise UserError(f"{label} holds {held}; {folder}, of the kind {kind!r}, decodes {wanted}")
     if kind == "divot" and args.num_frames is not None:
         raise UserError(f"{folder} paints clips of its own length; leave --num-frames out")
+    if kind in BY_KIND:
+        BY_KIND[kind].decode(args, folder, arrays[wanted])
+        return
     pipe = load(args, folder)
     start = time.monotonic()
     if kind == "divot":
@@ -173,7 +191,7 @@ def read_arrays(path: str | os.PathLike):
 
     Returns:
       `tokens` float32 [k, n, z]; or `features` [b, l, e] and, if the file has them,
-      `null_features` [l, e].
+      `null_features` [l, e]; or `semantic_tokens` int [n].
 
     Raises:
       UserError: there is no such file, or it holds neither features nor the deep tokens of two
@@ -198,6 +216,14 @@ def read_arrays(path: str | os.PathLike):
         arrays = {n: _floats(path, f"{n} [l, e]", x, wanted[n]) for n, x in arrays.items()}
         features = arrays["features"]
         return arrays | {"features": features if features.ndim == 3 else features[None]}
+    if list(arrays) == ["semantic_tokens"]:
+        tokens = arrays["semantic_tokens"]
+        if tokens.dtype.kind not in "iu" or tokens.ndim != 1 or not tokens.size:
+            raise UserError(
+                f"{path} holds an array {tokens.dtype} {list(tokens.shape)}; want semantic tokens, "
+                "whole numbers [n]"
+            )
+        return arrays
     if list(arrays) != ["tokens"]:
         held = ", ".join(printable(name, 60) for name in sorted(arrays)[:3]) or "nothing"
         raise UserError(f"{path} holds {held}, not deep tokens; make them with: dicode encode")
@@ -223,13 +249,13 @@ def _floats(path: pathlib.Path, wanted: str, array, ndims: tuple[int, ...], leas
 
 
 def _check_tokens(path: pathlib.Path) -> None:
-    """Refuses to replace anything but deep tokens: weights have the same extension."""
+    """Refuses to replace anything but tokens: weights have the same extension."""
     message = f"{path} is there, and is no file of deep tokens; name another"
     try:
         arrays = read_arrays(path)
     except UserError as error:
         raise UserError(message) from error
-    if "tokens" not in arrays:
+    if not arrays.keys() & {"tokens", "semantic_tokens"}:
         raise UserError(message)
 
 
@@ -256,10 +282,13 @@ def find(args: argparse.Namespace, *kinds: str) -> tuple[pathlib.Path, str]:
         raise UserError(
             f"{folder} is of the kind {kind!r} and does not {args.command}; it {CAN[kind]}"
         )
+    given = [name for name in LANDIFF if getattr(args, name, None) not in (None, False)]
+    if kind != "landiff" and given:
+        raise UserError(f"{folder} is no LanDiff model; leave --{given[0].replace('_', '-')} out")
     return folder, kind
 
 
-def load(args: argparse.Namespace, folder: pathlib.Path):
+def load(args: argparse.Namespace, folder: pathlib.Path, how: dict[str, Any] | None = None):
     """The pipeline, with weights and computing of the type and form that are asked for.
 
     Raises:
@@ -283,7 +312,8 @@ def load(args: argparse.Namespace, folder: pathlib.Path):
     if args.dtype == "float16" and jax.devices()[0].platform == "cpu":
         raise UserError("a CPU does not compute in float16; take --dtype float32 or bfloat16")
     dtype = args.dtype if args.dtype == "auto" else jnp.dtype(args.dtype)
-    return dicode_jax.load(folder, dtype=dtype, param_dtype=dtype)
+    options = {"how": how} if how else {}
+    return dicode_jax.load(folder, dtype=dtype, param_dtype=dtype, **options)
 
 
 def _read_image(path: str):
@@ -297,7 +327,7 @@ def _read_image(path: str):
         return np.asarray(shown_picture(image))
 
 
-def _read_given(path: str, pipe):
+def read_given(path: str, pipe):
     """uint8 [f, h, w, 3]: the frames of a file at the rate and in the size of the model."""
     import numpy as np
 
@@ -353,7 +383,7 @@ def _decode_tokens(args: argparse.Namespace, pipe, tokens, start: float, label: 
     num_clips = len(tokens) - 1
     _check_clips(label, num_clips)
     clips = pipe.decode_stream(tokens, num_frames=args.num_frames, **sampling(args))
-    _write(args, pipe, (clip.frames for clip in clips), num_clips, start, label)
+    write(args, pipe, (clip.frames for clip in clips), num_clips, start, label)
 
 
 def _decode_features(
@@ -365,7 +395,7 @@ def _decode_features(
         pipe(one, null_features=null_features, **sampling(args) | {"seed": seed})[0]
         for seed, one in zip(seeds, features, strict=True)
     )
-    _write(args, pipe, clips, len(features), start, label)
+    write(args, pipe, clips, len(features), start, label)
 
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
@@ -384,7 +414,7 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _write(
+def write(
     args: argparse.Namespace,
     pipe,
     clips: Iterator[Any],
@@ -392,38 +422,41 @@ def _write(
     start: float,
     label: str,
     seconds: float | None = None,
+    fps: float | None = None,
 ) -> None:
     """Writes clips `[f, h, w, 3]` as they come, and the contact sheet at the end.
 
-    A clip lasts as long as the model was made for, or so many seconds. Those that the sheet shows
-    are kept.
+    A clip lasts as long as the model was made for, or so many seconds, or as its frames at `fps`.
+    Those that the sheet shows are kept.
     """
     from dicode_jax.media.video import contact_sheet
     from dicode_jax.media.writer import VideoWriter
     from dicode_jax.storage.files import part_of
 
-    own = pipe.config.sampling.num_frames / pipe.config.fps
-    seconds = own if seconds is None else seconds
+    if seconds is None and fps is None:
+        seconds = pipe.config.sampling.num_frames / pipe.config.fps
     rows = min(SHEET_ROWS, num_clips) if args.sheet else 0
     wanted = {round(i * (num_clips - 1) / max(rows - 1, 1)) for i in range(rows)}
-    shown = {}
+    shown, starts = {}, [0]  # frames before each clip
     with _progress_bar() as progress:
         progress("clips", 0, num_clips)
         first = next(clips)
         f, h, w, _ = first.shape
+        seconds = f / fps if seconds is None else seconds
         what = f"clips in {printable(part_of(args.out).name, 60)}"
         with VideoWriter(args.out, f / seconds, keep=True) as writer:
             for index, clip in enumerate(itertools.chain([first], clips)):
                 writer.append(clip)
                 writer.flush()
+                starts.append(starts[-1] + len(clip))
                 progress(what, index + 1, num_clips)
                 if index in wanted:
                     shown[index] = clip
-    lasts, took = num_clips * seconds, time.monotonic() - start
-    say(f"{args.out}: {f * num_clips} frames of {w} x {h}, {lasts:g} s, in {took:.1f} s")
+    times, took = [count * seconds / f for count in starts], time.monotonic() - start
+    say(f"{args.out}: {starts[-1]} frames of {w} x {h}, {times[-1]:g} s, in {took:.1f} s")
     if args.sheet is None:
         return
-    labels = [label, *(f"{seconds * i:g} to {seconds * (i + 1):g} s" for i in list(shown)[1:])]
+    labels = [label, *(f"{times[i]:g} to {times[i + 1]:g} s" for i in list(shown)[1:])]
     contact_sheet(args.sheet, list(shown.values()), labels=labels)
     say(f"{args.sheet}: contact sheet")
 

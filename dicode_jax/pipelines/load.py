@@ -3,6 +3,7 @@
 import importlib
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ PIPELINES = {
     "dynamicrafter": "DynamiCrafterPipeline",
     "divot": "DivotDetokenizer",
     "ar_diffusion": "ARDiffusionPipeline",
+    "landiff": "LanDiffPipeline",
 }
 """Kind, which is the name of a module here too -> class."""
 
@@ -37,6 +39,7 @@ def load(
     *,
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
+    how: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Any:
     """Loads a model of any kind: a folder, a model of the package, or one of the Hub.
@@ -49,11 +52,12 @@ def load(
         device, in weights and computing: float32 on CPUs, bfloat16 on accelerators, float16 on
         those that have no bfloat16.
       param_dtype: Type of the weights in memory.
+      how: What the kind of pipeline takes besides in `from_pretrained`.
       options: Of `hub.find_model`: `cache_dir`, `local_files_only`, `token`.
 
     Returns:
       The pipeline of the kind that the folder's `config.json` says: `DiCoDePipeline`,
-      `DynamiCrafterPipeline`, `DivotDetokenizer` or `ARDiffusionPipeline`.
+      `DynamiCrafterPipeline`, `DivotDetokenizer`, `ARDiffusionPipeline` or `LanDiffPipeline`.
 
     Raises:
       UserError: There is no such model, it is no pipeline, or its files are broken or do not fit
@@ -61,7 +65,7 @@ def load(
     """
     folder = hub.find_model(path_or_name, revision=revision, **options)
     return pipeline_class(pipeline_kind(folder)).from_pretrained(
-        folder, dtype=dtype, param_dtype=param_dtype
+        folder, dtype=dtype, param_dtype=param_dtype, **(how or {})
     )
 
 
