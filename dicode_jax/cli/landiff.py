@@ -37,7 +37,7 @@ def generate(args: argparse.Namespace, folder: pathlib.Path, image=None, last_im
     scale = settings.get("guidance_scale", pipe.config.sampling.guidance_scale)
     size = pipe.cache_bytes(args.num_clips, is_guided=scale != 1)
     shared.say(f"the language model takes {size / 1e9:.3g} GB for what it has written")
-    label = args.prompt or pathlib.Path(args.image or args.video).name
+    label = args.prompt or pathlib.Path(str(args.image or args.video)).name
     _write(args, pipe, clips, args.num_clips, start, label)
 
 
@@ -135,8 +135,7 @@ def _settings(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _load(args: argparse.Namespace, folder: pathlib.Path):
-    how = {"offload": True} if getattr(args, "offload", None) else {}
-    return shared.load(args, folder, how)
+    return shared.load(args, folder, {"offload": True} if args.offload else None)
 
 
 def _refuse_keyframes(args: argparse.Namespace, folder: pathlib.Path) -> None:

@@ -312,8 +312,9 @@ def load(args: argparse.Namespace, folder: pathlib.Path, how: dict[str, Any] | N
     if args.dtype == "float16" and jax.devices()[0].platform == "cpu":
         raise UserError("a CPU does not compute in float16; take --dtype float32 or bfloat16")
     dtype = args.dtype if args.dtype == "auto" else jnp.dtype(args.dtype)
-    options = {"how": how} if how else {}
-    return dicode_jax.load(folder, dtype=dtype, param_dtype=dtype, **options)
+    if how is None:
+        return dicode_jax.load(folder, dtype=dtype, param_dtype=dtype)
+    return dicode_jax.load(folder, dtype=dtype, param_dtype=dtype, how=how)
 
 
 def _read_image(path: str):
@@ -433,8 +434,6 @@ def write(
     from dicode_jax.media.writer import VideoWriter
     from dicode_jax.storage.files import part_of
 
-    if seconds is None and fps is None:
-        seconds = pipe.config.sampling.num_frames / pipe.config.fps
     rows = min(SHEET_ROWS, num_clips) if args.sheet else 0
     wanted = {round(i * (num_clips - 1) / max(rows - 1, 1)) for i in range(rows)}
     shown, starts = {}, [0]  # frames before each clip
@@ -442,7 +441,8 @@ def write(
         progress("clips", 0, num_clips)
         first = next(clips)
         f, h, w, _ = first.shape
-        seconds = f / fps if seconds is None else seconds
+        if seconds is None:
+            seconds = f / fps if fps else pipe.config.sampling.num_frames / pipe.config.fps
         what = f"clips in {printable(part_of(args.out).name, 60)}"
         with VideoWriter(args.out, f / seconds, keep=True) as writer:
             for index, clip in enumerate(itertools.chain([first], clips)):

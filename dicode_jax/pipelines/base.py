@@ -128,7 +128,7 @@ class Pipeline:
     @classmethod
     def _load_parts(
         cls, folder: pathlib.Path, *, dtype: Any, param_dtype: Any
-    ) -> tuple[dict[str, nnx.Module], dict[str, Any]]:
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The modules of a folder, and what else the pipeline is told; takes `how` as well."""
         types = {"dtype": dtype, "param_dtype": param_dtype}
         return {name: cls._load_part(folder, name, **types) for name in cls._stored(folder)}, {}

@@ -110,7 +110,7 @@ class LanDiffPipeline(base.Pipeline):
         param_dtype: Any,
         offload: bool = False,
         devices: Sequence[Any] | None = None,
-    ) -> tuple[dict[str, nnx.Module], dict[str, Any]]:
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """See `from_pretrained`.
 
         Args:
@@ -257,6 +257,9 @@ class LanDiffPipeline(base.Pipeline):
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made))
 
     def _sampling(self, **changes: Any) -> LanDiffSamplingConfig:
+        known = vars(self.config.sampling)
+        if unknown := sorted(changes.keys() - known.keys()):
+            raise UserError(f"there is no option {unknown[0]}; there are {', '.join(known)}")
         given = options.check(**changes)
         if {"top_k", "top_p"} <= given.keys():
             raise UserError("top_k and top_p exclude each other; give one of them")

@@ -137,7 +137,7 @@ def test_a_clip_that_is_not_finite_is_refused_and_not_shown_black(pipe):
         ({"num_inference_steps": 1}, "must be in 2..1000, got 1"),
         ({"history_noise": 1000}, "history_noise"),
         ({"carry": "pixels"}, "carry: want latents or frames"),
-        ({"eta": 1.0, "lag": 1}, "lag"),
+        ({"eta": 1.0}, "there is no option eta; there are num_clips, guidance_scale"),
         ({"seed": -1}, "seed"),
         ({"image": np.zeros((2, 2, 3))}, "an image is uint8"),
         ({"image": np.zeros((2, 2, 3), np.uint8), "video": video(1)}, "not both"),
