@@ -136,17 +136,21 @@ class FrameVAE(nnx.Module):
                 f"latents must have {cfg.num_tokens} tokens of {cfg.token_dim} channels, got "
                 f"{latents.shape[2]} of {latents.shape[3]}"
             )
-        images = self.pixel_decoder(self.soft_codes(self.logits(latents)))
+        images = self.pixel_decoder(self.soft_codes(self.logits(self.patches(latents))))
         return rearrange(images, "(b f) h w c -> b f h w c", b=len(latents))
 
-    def logits(self, latents: Float[Array, "b f l c"]) -> Float[Array, "n y x k"]:
-        """Which codes each patch is made of."""
+    def patches(self, latents: Float[Array, "b f l c"]) -> Float[Array, "n y x d"]:
+        """What the transformer makes of the latents' directions, one vector for each patch."""
         mix = None
         if self.temporal is not None:
             sizes = {"num_frames": latents.shape[1], "num_tokens": latents.shape[2]}
             mix = functools.partial(self.temporal, **sizes)
         tokens = unit(rearrange(latents, "b f l c -> (b f) l c"))
-        return self.code_logits(jnp.tanh(self.code_up(self.decoder(tokens, mix))))
+        return self.decoder(tokens, mix)
+
+    def logits(self, patches: Float[Array, "n y x d"]) -> Float[Array, "n y x k"]:
+        """Which codes each patch is made of."""
+        return self.code_logits(jnp.tanh(self.code_up(patches)))
 
     def soft_codes(self, logits: Float[Array, "n y x k"]) -> Float[Array, "n y x z"]:
         """What the pixel decoder gets: for each patch a mean of codes."""
