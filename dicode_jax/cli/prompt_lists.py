@@ -224,7 +224,7 @@ class Manifest:
             self._folder.mkdir(exist_ok=True)
             self._is_new = not os.path.lexists(self._path)
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-            self._file = open(os.open(self._path, flags, 0o666), "r+b", buffering=0)  # noqa: SIM115
+            self._file = open(os.open(self._path, flags, 0o666), "r+b", buffering=0)
         except OSError as error:
             where = error.filename or self._path
             raise UserError(f"cannot write {where}: {error.strerror or error}") from error

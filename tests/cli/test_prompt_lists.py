@@ -144,7 +144,7 @@ def test_videos_of_other_settings_and_of_strangers_are_not_replaced(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a_0.mp4"]
     (tmp_path / "a_0.mp4").unlink()
     paint_all(tasks, tmp_path, SETTINGS, paint)
-    with pytest.raises(UserError, match="made with other settings, as manifest.jsonl"):
+    with pytest.raises(UserError, match=r"made with other settings, as manifest\.jsonl"):
         paint_all(tasks, tmp_path, SETTINGS | {"model": "other"}, paint)
     assert painted == ["a_0.mp4"]
     with Manifest(tmp_path), pytest.raises(UserError, match="another process is writing"):
