@@ -282,7 +282,9 @@ def load(args: argparse.Namespace, folder: pathlib.Path):
         raise UserError("--attention cudnn computes in half precision; add --dtype bfloat16")
     if args.dtype == "float16" and jax.devices()[0].platform == "cpu":
         raise UserError("a CPU does not compute in float16; take --dtype float32 or bfloat16")
-    dtype = args.dtype if args.dtype == "auto" else jnp.dtype(args.dtype)
+    if args.dtype == "auto":
+        return dicode_jax.load(folder)
+    dtype = jnp.dtype(args.dtype)
     return dicode_jax.load(folder, dtype=dtype, param_dtype=dtype)
 
 
