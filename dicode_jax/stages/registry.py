@@ -8,6 +8,8 @@ from dicode_jax.stages.ar_diffusion.config import DiTTrainConfig, FrameVAETrainC
 from dicode_jax.stages.config import AutoencoderTrainConfig
 from dicode_jax.stages.dicode import configs, language_model, representation, tokenizer
 from dicode_jax.stages.landiff import language_model as landiff_lm
+from dicode_jax.stages.landiff import vae3d
+from dicode_jax.stages.landiff.config import VAE3DTrainConfig
 from dicode_jax.stages.landiff.generation_config import LMTrainConfig
 from dicode_jax.training.stage import Stage
 
@@ -18,6 +20,7 @@ _STAGES = {
     FrameVAETrainConfig: frame_vae.make_stage,
     DiTTrainConfig: dit.make_stage,
     LMTrainConfig: landiff_lm.make_stage,
+    VAE3DTrainConfig: vae3d.make_stage,
     configs.RepresentationTrainConfig: representation.make_stage,
     configs.TokenizerTrainConfig: tokenizer.make_stage,
     configs.ARTrainConfig: language_model.make_stage,

@@ -11,10 +11,10 @@ from dicode_jax.errors import UserError
 from dicode_jax.models.ar_diffusion.frame_vae import FrameVAE, FrameVAEConfig
 from dicode_jax.models.lpips import LPIPS, LPIPSConfig
 from dicode_jax.nn.linear import Linear
-from dicode_jax.nn.resnet import average_pool
 from dicode_jax.nn.rngs import row_keys
 from dicode_jax.stages import parts
 from dicode_jax.stages.ar_diffusion.config import FrameVAETrainConfig
+from dicode_jax.stages.pixel_losses import edges
 from dicode_jax.storage import weights
 from dicode_jax.training.stage import Stage
 from dicode_jax.typing import Array, Float, UInt8
@@ -111,15 +111,6 @@ def loss_fn(
     std = jnp.exp(0.5 * posterior.gaussian.logvar).mean()
     psnr = -10 * jnp.log10(jnp.maximum(squares, 1e-10)).mean()
     return loss + config.kl_weight * kl, metrics | {"psnr": psnr, "kl": kl, "std": std}
-
-
-def edges(error: Float[Array, "n h w c"], scales: int = 3) -> Float[Array, ""]:
-    """Mean absolute difference of neighbours, at full size and at `scales - 1` halvings."""
-    total = jnp.zeros(())
-    for scale in range(scales):
-        error = average_pool(error) if scale else error
-        total += jnp.abs(jnp.diff(error, axis=1)).mean() + jnp.abs(jnp.diff(error, axis=2)).mean()
-    return total / scales
 
 
 def reconstruct(model: Trained, frames: UInt8[Array, "b ... 3"]) -> UInt8[Array, "b ... 3"]:
