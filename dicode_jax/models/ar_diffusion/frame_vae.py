@@ -122,10 +122,15 @@ class FrameVAE(nnx.Module):
         return rearrange(mean, "(b f) l c -> b f l c", b=len(video))
 
     @typechecked
-    def decode(self, latents: Float[Array, "b f l c"]) -> Float[Array, "b f h w 3"]:
+    def decode(
+        self, latents: Float[Array, "b f l c"], only: Array | None = None
+    ) -> Float[Array, "b g h w 3"]:
         """Frames, not clipped to [0, 1]; only the directions of the latents count.
 
         A frame does not depend on later ones, nor without `temporal` on any other.
+
+        Args:
+            only: number of the one frame that is painted, which may be traced; None for all.
 
         Raises:
             ValueError: the latents are of another number or width of tokens than the config's.
@@ -136,7 +141,10 @@ class FrameVAE(nnx.Module):
                 f"latents must have {cfg.num_tokens} tokens of {cfg.token_dim} channels, got "
                 f"{latents.shape[2]} of {latents.shape[3]}"
             )
-        images = self.pixel_decoder(self.soft_codes(self.logits(latents)))
+        logits = rearrange(self.logits(latents), "(b f) y x k -> b f y x k", b=len(latents))
+        if only is not None:
+            logits = jax.lax.dynamic_slice_in_dim(logits, only, 1, axis=1)
+        images = self.pixel_decoder(self.soft_codes(rearrange(logits, "b f y x k -> (b f) y x k")))
         return rearrange(images, "(b f) h w c -> b f h w c", b=len(latents))
 
     def logits(self, latents: Float[Array, "b f l c"]) -> Float[Array, "n y x k"]:
