@@ -1,6 +1,7 @@
 """The command line does its work through the pipeline, and every mistake costs one line."""
 
 import dataclasses
+import gc
 import json
 import os
 import pathlib
@@ -160,6 +161,18 @@ class TestGenerate:
     def test_our_own_warnings_are_one_line_and_others_are_not_shown(self, calls, work, capsys):
         assert cli.main(["generate", "red " * 99, "--out", "a.mp4"]) == 0
         assert capsys.readouterr().err == "dicode: warning: too long for data\n"
+
+    def test_cycles_are_looked_for_seldom_and_as_before_afterwards(self, calls, work, monkeypatch):
+        before, inside = gc.get_threshold(), []
+
+        def stream(self, *_, **__):
+            inside.append(gc.get_threshold())
+            return self._paint(1, 8)
+
+        monkeypatch.setattr(StubPipeline, "stream", stream)
+        assert cli.main(["generate", PROMPT, "--out", "out.gif"]) == 0
+        assert inside[0][0] > 10 * before[0]
+        assert gc.get_threshold() == before
 
     @pytest.mark.parametrize("prompt", ["", "  \n"])
     def test_an_empty_prompt_is_refused_before_the_model_loads(self, calls, work, capsys, prompt):
