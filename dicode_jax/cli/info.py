@@ -5,7 +5,8 @@ import os
 import pathlib
 
 from dicode_jax.cli import landiff
-from dicode_jax.cli.video import TOKEN_SUFFIXES, read_arrays, say
+from dicode_jax.cli.token_files import read_arrays
+from dicode_jax.cli.video import TOKEN_SUFFIXES, say
 from dicode_jax.errors import printable
 
 

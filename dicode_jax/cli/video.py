@@ -1,6 +1,7 @@
 """`dicode generate`, `reconstruct`, `encode` and `decode`: thin over the pipelines."""
 
 import argparse
+import collections
 import contextlib
 import itertools
 import os
@@ -10,9 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import dicode_jax
-from dicode_jax.cli.arguments import LANDIFF, VIDEO_SUFFIXES
+from dicode_jax.cli.arguments import CLIP_FRAMES, LANDIFF, VIDEO_SUFFIXES
+from dicode_jax.cli.token_files import check_tokens, read_arrays
 from dicode_jax.errors import UserError, printable
-from dicode_jax.pipelines.options import MAX_CLIPS, MAX_FRAMES, check_seeds
+from dicode_jax.pipelines.options import MAX_CLIPS, MAX_FRAMES, check_seeds, named
 
 TOKEN_SUFFIXES = (".safetensors",)
 SHEET_SUFFIXES = (".png",)
@@ -51,6 +53,7 @@ def generate(args: argparse.Namespace) -> None:
         raise UserError(
             f"{folder} is no AR-Diffusion model; leave --lag, --history-noise and --video out"
         )
+    check_clip_frames(args)
     if not images and not args.prompt.strip():
         raise UserError("the prompt is empty; say what to show")
     if kind == "dynamicrafter":
@@ -63,7 +66,7 @@ def generate(args: argparse.Namespace) -> None:
     clips = pipe.stream(
         args.prompt, num_clips=args.num_clips, num_frames=args.num_frames, **sampling(args)
     )
-    write(args, pipe, (clip.frames for clip in clips), args.num_clips, start, args.prompt)
+    _write(args, pipe, (clip.frames for clip in clips), args.num_clips, start, args.prompt)
 
 
 def _animate(args: argparse.Namespace, folder, image=None, last_image=None) -> None:
@@ -81,24 +84,15 @@ def _animate(args: argparse.Namespace, folder, image=None, last_image=None) -> N
         num_frames=args.num_frames,
         **sampling(args),
     )
-    write(args, pipe, iter(video), 1, start, args.prompt or pathlib.Path(args.image).name)
+    _write(args, pipe, iter(video), 1, start, args.prompt or pathlib.Path(args.image).name)
 
 
 def _roll(args: argparse.Namespace, folder, image=None, last_image=None) -> None:
     """Paints frame after frame of one video."""
-    clips = (args.num_clips, args.clips_per_batch) != (1, "auto")
-    others = sampling(args).keys() - {"seed", "num_inference_steps", "guidance_scale"}
-    if last_image is not None or clips or others != {"clips_per_batch"}:
-        raise UserError(
-            f"{folder} has one sampler, steered by --steps and --guidance-scale alone, and goes on "
-            "frame by frame; leave its other options, --last-image, --num-clips and "
-            "--clips-per-batch out, --num-frames says how many"
-        )
+    settings = roll_settings(args, folder, last_image is not None or args.num_clips != 1)
     pipe = load(args, folder)
     start = time.monotonic()
-    settings = sampling(args)
-    del settings["clips_per_batch"]
-    given = None if args.video is None else read_given(args.video, pipe)
+    given = None if args.video is None else _read_given(args.video, pipe)
     count = args.num_frames or pipe.config.sampling.num_frames + (
         0 if given is None else len(given)
     )
@@ -112,7 +106,27 @@ def _roll(args: argparse.Namespace, folder, image=None, last_image=None) -> None
         **settings,
     )
     frames, label = (part.frames for part in frames), args.prompt or folder.name
-    write(args, pipe, frames, count, start, label, seconds=1 / pipe.config.fps)
+    row = pipe.parts["denoiser"].cfg.dit.num_frames
+    _write(args, pipe, frames, count, start, label, seconds=1 / pipe.config.fps, together=row)
+
+
+def roll_settings(
+    args: argparse.Namespace, folder: pathlib.Path, more: bool = False
+) -> dict[str, Any]:
+    """Options of sampling of an AR-Diffusion model.
+
+    Raises:
+      UserError: One is asked for that it does not have, or `more` of them.
+    """
+    settings = sampling(args)
+    others = settings.keys() - {"seed", "num_inference_steps", "guidance_scale"}
+    if more or others != {"clips_per_batch"} or settings.pop("clips_per_batch") != "auto":
+        raise UserError(
+            f"{folder} has one sampler, steered by --steps and --guidance-scale alone, and goes on "
+            "frame by frame; leave its other options, --last-image, --num-clips and "
+            "--clips-per-batch out, --num-frames says how many"
+        )
+    return settings
 
 
 def reconstruct(args: argparse.Namespace) -> None:
@@ -137,7 +151,7 @@ def encode(args: argparse.Namespace) -> None:
 
     out = check_output(args.out, TOKEN_SUFFIXES, sources=[args.video])
     if os.path.exists(out):
-        _check_tokens(out)
+        check_tokens(out)
     _check_video(args.video, args.keyframes)
     folder, kind = find(args, "dicode", "landiff")
     if kind in BY_KIND:
@@ -186,85 +200,18 @@ def say(line: str) -> None:
     print(printable(line, 2000))
 
 
-def read_arrays(path: str | os.PathLike):
-    """Reads a file that can be decoded: what `dicode encode` wrote, or features for Divot.
-
-    Returns:
-      `tokens` float32 [k, n, z]; or `features` [b, l, e] and, if the file has them,
-      `null_features` [l, e]; or `semantic_tokens` int [n].
-
-    Raises:
-      UserError: there is no such file, or it holds neither features nor the deep tokens of two
-        keyframes or more.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    path = pathlib.Path(path)
-    if not os.path.isfile(path):
-        raise UserError(f"there is no file {path}")
-    try:
-        arrays = load_file(path)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"{path} is not a whole safetensors file; make one with: dicode encode"
-        ) from error
-    if set(arrays) - {"null_features"} == {"features"}:
-        wanted = {"features": (2, 3), "null_features": (2,)}
-        arrays = {n: _floats(path, f"{n} [l, e]", x, wanted[n]) for n, x in arrays.items()}
-        features = arrays["features"]
-        return arrays | {"features": features if features.ndim == 3 else features[None]}
-    if list(arrays) == ["semantic_tokens"]:
-        tokens = arrays["semantic_tokens"]
-        if tokens.dtype.kind not in "iu" or tokens.ndim != 1 or not tokens.size:
-            raise UserError(
-                f"{path} holds an array {tokens.dtype} {list(tokens.shape)}; want semantic tokens, "
-                "whole numbers [n]"
-            )
-        return arrays
-    if list(arrays) != ["tokens"]:
-        held = ", ".join(printable(name, 60) for name in sorted(arrays)[:3]) or "nothing"
-        raise UserError(f"{path} holds {held}, not deep tokens; make them with: dicode encode")
-    wanted = "deep tokens [keyframes, tokens, width] of two keyframes or more"
-    return {"tokens": _floats(path, wanted, arrays["tokens"], (3,), least=2)}
-
-
-def _floats(path: pathlib.Path, wanted: str, array, ndims: tuple[int, ...], least: int = 1):
-    """The array as float32.
-
-    Raises:
-      UserError: It is of another type or of other dimensions, or holds NaN or infinity.
-    """
-    import numpy as np
-
-    is_wanted = array.dtype.kind == "f" and array.ndim in ndims and array.size
-    if not is_wanted or len(array) < least:
-        raise UserError(f"{path} holds an array {array.dtype} {list(array.shape)}; want {wanted}")
-    array = array.astype(np.float32)
-    if not np.isfinite(array).all():
-        raise UserError(f"{path} holds numbers that are not finite")
-    return array
-
-
-def _check_tokens(path: pathlib.Path) -> None:
-    """Refuses to replace anything but tokens: weights have the same extension."""
-    message = f"{path} is there, and is no file of deep tokens; name another"
-    try:
-        arrays = read_arrays(path)
-    except UserError as error:
-        raise UserError(message) from error
-    if not arrays.keys() & {"tokens", "semantic_tokens"}:
-        raise UserError(message)
-
-
 def _check_outputs(args: argparse.Namespace, *sources: str) -> None:
     from dicode_jax.storage.files import check_output
 
     check_output(args.out, VIDEO_SUFFIXES, sources=sources)
     if args.sheet is not None:
         check_output(args.sheet, SHEET_SUFFIXES, sources=sources)
+
+
+def check_clip_frames(args: argparse.Namespace) -> None:
+    """Refuses lengths that a video of AR-Diffusion can have, and a clip cannot."""
+    if args.num_frames is not None:
+        named("argument --num-frames", CLIP_FRAMES, args.num_frames)
 
 
 def find(args: argparse.Namespace, *kinds: str) -> tuple[pathlib.Path, str]:
@@ -311,10 +258,11 @@ def load(args: argparse.Namespace, folder: pathlib.Path, how: dict[str, Any] | N
         raise UserError("--attention cudnn computes in half precision; add --dtype bfloat16")
     if args.dtype == "float16" and jax.devices()[0].platform == "cpu":
         raise UserError("a CPU does not compute in float16; take --dtype float32 or bfloat16")
-    dtype = args.dtype if args.dtype == "auto" else jnp.dtype(args.dtype)
-    if how is None:
-        return dicode_jax.load(folder, dtype=dtype, param_dtype=dtype)
-    return dicode_jax.load(folder, dtype=dtype, param_dtype=dtype, how=how)
+    how = {} if how is None else {"how": how}
+    if args.dtype == "auto":
+        return dicode_jax.load(folder, **how)
+    dtype = jnp.dtype(args.dtype)
+    return dicode_jax.load(folder, dtype=dtype, param_dtype=dtype, **how)
 
 
 def _read_image(path: str):
@@ -328,7 +276,7 @@ def _read_image(path: str):
         return np.asarray(shown_picture(image))
 
 
-def read_given(path: str, pipe):
+def _read_given(path: str, pipe):
     """uint8 [f, h, w, 3]: the frames of a file at the rate and in the size of the model."""
     import numpy as np
 
@@ -384,7 +332,7 @@ def _decode_tokens(args: argparse.Namespace, pipe, tokens, start: float, label: 
     num_clips = len(tokens) - 1
     _check_clips(label, num_clips)
     clips = pipe.decode_stream(tokens, num_frames=args.num_frames, **sampling(args))
-    write(args, pipe, (clip.frames for clip in clips), num_clips, start, label)
+    _write(args, pipe, (clip.frames for clip in clips), num_clips, start, label)
 
 
 def _decode_features(
@@ -396,7 +344,7 @@ def _decode_features(
         pipe(one, null_features=null_features, **sampling(args) | {"seed": seed})[0]
         for seed, one in zip(seeds, features, strict=True)
     )
-    write(args, pipe, clips, len(features), start, label)
+    _write(args, pipe, clips, len(features), start, label)
 
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
@@ -415,7 +363,7 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def write(
+def _write(
     args: argparse.Namespace,
     pipe,
     clips: Iterator[Any],
@@ -424,19 +372,23 @@ def write(
     label: str,
     seconds: float | None = None,
     fps: float | None = None,
+    together: int = 1,
 ) -> None:
     """Writes clips `[f, h, w, 3]` as they come, and the contact sheet at the end.
 
     A clip lasts as long as the model was made for, or so many seconds, or as its frames at `fps`.
-    Those that the sheet shows are kept.
+    Those that the sheet shows are kept, so many of them together in a row.
     """
+    import numpy as np
+
     from dicode_jax.media.video import contact_sheet
     from dicode_jax.media.writer import VideoWriter
     from dicode_jax.storage.files import part_of
 
-    rows = min(SHEET_ROWS, num_clips) if args.sheet else 0
-    wanted = {round(i * (num_clips - 1) / max(rows - 1, 1)) for i in range(rows)}
-    shown, starts = {}, [0]  # frames before each clip
+    runs = -(-num_clips // together)
+    rows = min(SHEET_ROWS, runs) if args.sheet else 0
+    wanted = {round(i * (runs - 1) / max(rows - 1, 1)) for i in range(rows)}
+    shown, starts = collections.defaultdict(list), [0]  # frames before each clip
     with _progress_bar() as progress:
         progress("clips", 0, num_clips)
         first = next(clips)
@@ -450,14 +402,15 @@ def write(
                 writer.flush()
                 starts.append(starts[-1] + len(clip))
                 progress(what, index + 1, num_clips)
-                if index in wanted:
-                    shown[index] = clip
+                if index // together in wanted:
+                    shown[index // together * together].append(clip)
     times, took = [count * seconds / f for count in starts], time.monotonic() - start
     say(f"{args.out}: {starts[-1]} frames of {w} x {h}, {times[-1]:g} s, in {took:.1f} s")
     if args.sheet is None:
         return
-    labels = [label, *(f"{times[i]:g} to {times[i + 1]:g} s" for i in list(shown)[1:])]
-    contact_sheet(args.sheet, list(shown.values()), labels=labels)
+    spans = [(times[i], times[i + len(shown[i])]) for i in list(shown)[1:]]
+    labels = [label, *(f"{start:g} to {end:g} s" for start, end in spans)]
+    contact_sheet(args.sheet, [np.concatenate(row) for row in shown.values()], labels=labels)
     say(f"{args.sheet}: contact sheet")
 
 

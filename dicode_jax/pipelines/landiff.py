@@ -117,7 +117,7 @@ class LanDiffPipeline(base.Pipeline):
           offload: Load each part when it runs and free it then, for devices that hold one alone.
           devices: Over which all parts are split; None for all local ones.
         """
-        if jnp.float16 in (dtype, param_dtype):
+        if any(x is not None and jnp.dtype(x) == jnp.float16 for x in (dtype, param_dtype)):
             raise UserError("T5 overflows in float16; take bfloat16 or float32")
         devices = list(jax.local_devices() if devices is None else devices)
         names = cls._stored(folder)

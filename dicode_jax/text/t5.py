@@ -60,10 +60,10 @@ class T5Tokenizer:
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer):
-        pad_id, end_id = map(tokenizer.token_to_id, (PAD, END))
+        pad_id, end_id = tokenizer.token_to_id(PAD), tokenizer.token_to_id(END)
         if pad_id is None or end_id is None:
-            missing = PAD if pad_id is None else END
-            raise UserError(f"the vocabulary has no {missing}, so it is none of T5's kind")
+            mark = PAD if pad_id is None else END
+            raise UserError(f"the vocabulary has no {mark}, so it is none of T5's kind")
         guard.check(tokenizer)
         tokenizer.no_padding()
         tokenizer.no_truncation()
