@@ -393,10 +393,9 @@ def _write(
         progress("clips", 0, num_clips)
         first = next(clips)
         f, h, w, _ = first.shape
-        if seconds is None:
-            seconds = f / fps if fps else pipe.config.sampling.num_frames / pipe.config.fps
+        rate = fps or f / (seconds or pipe.config.sampling.num_frames / pipe.config.fps)
         what = f"clips in {printable(part_of(args.out).name, 60)}"
-        with VideoWriter(args.out, f / seconds, keep=True) as writer:
+        with VideoWriter(args.out, rate, keep=True) as writer:
             for index, clip in enumerate(itertools.chain([first], clips)):
                 writer.append(clip)
                 writer.flush()
@@ -404,7 +403,7 @@ def _write(
                 progress(what, index + 1, num_clips)
                 if index // together in wanted:
                     shown[index // together * together].append(clip)
-    times, took = [count * seconds / f for count in starts], time.monotonic() - start
+    times, took = [count / rate for count in starts], time.monotonic() - start
     say(f"{args.out}: {starts[-1]} frames of {w} x {h}, {times[-1]:g} s, in {took:.1f} s")
     if args.sheet is None:
         return
