@@ -74,11 +74,9 @@ def reconstruct(args: argparse.Namespace, folder: pathlib.Path) -> None:
     _paint(args, pipe, tokens, settings, start, pathlib.Path(args.video).name)
 
 
-def warm_up(args: argparse.Namespace, pipe, prompt: str) -> None:
-    """Runs a clip, and the second of a longer video."""
-    settings = {k: v for k, v in shared.sampling(args).items() if k in OTHERS[:3]}
-    clips = min(args.num_clips, 2)
-    for _ in pipe.stream(prompt, num_clips=clips, **settings):
+def warm_up(args: argparse.Namespace, folder: pathlib.Path, pipe, prompt: str) -> None:
+    """Runs a clip, and the second of a longer video; the cache of `generate` has its length."""
+    for _ in pipe.stream(prompt, num_clips=min(args.num_clips, 2), **_settings(args, folder)):
         pass
 
 

@@ -39,8 +39,6 @@ from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizer, Sema
 from dicode_jax.models.landiff.streaming import Window, num_latents, windows, written_frames
 from dicode_jax.models.t5 import T5Encoder, T5EncoderConfig
 from dicode_jax.models.vit import ViT, ViTConfig
-from dicode_jax.nn.layer_stack import without_scan
-from dicode_jax.nn.rngs import blank
 from dicode_jax.pipelines import base, checks, options, shelf
 from dicode_jax.pipelines.landiff_config import LanDiffConfig, LanDiffSamplingConfig
 from dicode_jax.pipelines.painting import Clip
@@ -91,7 +89,15 @@ class LanDiffPipeline(base.Pipeline):
     # Loading and saving
 
     @classmethod
-    def _types(cls, folder: pathlib.Path, name: str) -> tuple[type, type]:
+    def _skipped(cls, folder: pathlib.Path, name: str) -> tuple[str, ...]:
+        """Tokens are made of features alone, so that without these their encoder has no use."""
+        has_use = name != "semantic_tokenizer" or (folder / "features").is_dir()
+        return () if has_use else ("encoder.",)
+
+    @classmethod
+    def _types(cls, folder: pathlib.Path, name: str) -> tuple[Any, type]:
+        if name == "semantic_tokenizer" and cls._skipped(folder, name):
+            return functools.partial(SemanticTokenizer, has_encoder=False), PARTS[name][1]
         if name != "features":
             return PARTS[name]
         kind, _ = config_lib.read_json(folder / name / CONFIG_FILE)
@@ -121,18 +127,16 @@ class LanDiffPipeline(base.Pipeline):
             raise UserError("T5 overflows in float16; take bfloat16 or float32")
         devices = list(jax.local_devices() if devices is None else devices)
         names = cls._stored(folder)
-        sizes = {name: shelf.part_bytes(folder / name, param_dtype) for name in names}
+        skipped = {name: cls._skipped(folder, name) for name in names}
+        sizes = {n: shelf.part_bytes(folder / n, param_dtype, skipped[n]) for n in names}
         shelf.check_room(sizes, devices, offload=offload)
         load = functools.partial(cls._load_part, folder, dtype=dtype, param_dtype=param_dtype)
         if not offload and len(devices) == 1:
             return {name: load(name) for name in names}, {}
         if not offload:
             return {n: shelf.spread(load(n, on_host=True), devices) for n in names}, {}
-        parts = {}
-        for name in names:
-            module, config_type = cls._types(folder, name)
-            config = config_lib.from_json(config_type, folder / name / CONFIG_FILE)
-            parts[name] = blank(module, without_scan(config), dtype=dtype, param_dtype=param_dtype)
+        types = {"dtype": dtype, "param_dtype": param_dtype}
+        parts = {n: shelf.outline(folder / n, *cls._types(folder, n), **types) for n in names}
         return parts, {"shelf": shelf.OnDisk(load)}
 
     @classmethod
@@ -178,12 +182,10 @@ class LanDiffPipeline(base.Pipeline):
         }
         if "features" in configs:
             found = configs["features"]
-
             sides = dit.height * vae.downsampling, dit.width * vae.downsampling
             want = tuple(side // found.patch_size for side in sides)
             pairs["grid of features"] = (tokenizer.grid, want)
             pairs["width of the encoder's features"] = (tokenizer.feature_dim, found.embed_dim)
-
         for what, (ours, theirs) in pairs.items():
             if ours != theirs:
                 raise UserError(f"the parts do not fit: {what} are {ours} and {theirs}")

@@ -99,6 +99,22 @@ def test_text_to_video_needs_no_encoder_of_frames(pipe):
     pipe.stream(PROMPT)  # is begun by whoever reads it
 
 
+def test_without_features_the_tokenizer_s_encoder_is_neither_read_nor_missed(pipe, tmp_path):
+    kept = {name: pipe.parts[name] for name in ("text_encoder", "language_model", "denoiser")}
+    kept |= {name: pipe.parts[name] for name in ("vae", "semantic_tokenizer")}
+    LanDiffPipeline(kept, config=pipe.config, text=pipe.text).save_pretrained(tmp_path / "a")
+    LanDiffPipeline.check_folder(tmp_path / "a")
+    loaded = LanDiffPipeline.from_pretrained(tmp_path / "a")
+    assert loaded.parts["semantic_tokenizer"].encoder is None
+    with pytest.raises(ValueError, match="has no encoder"):
+        loaded.parts["semantic_tokenizer"].encode(jnp.zeros((1, 1, 2, 3, 8)))
+    loaded.save_pretrained(tmp_path / "b")
+    LanDiffPipeline.check_folder(tmp_path / "b")
+    a, b = (shelf.part_bytes(tmp_path / x / "semantic_tokenizer", jnp.float32) for x in "ab")
+    assert b < a
+    assert b == shelf.part_bytes(tmp_path / "a/semantic_tokenizer", jnp.float32, ("encoder.",))
+
+
 def test_one_warning_says_which_words_are_lost(pipe):
     words = "a large red circle moves in a circle on a black background a"
     long = f"{words} {words}"
