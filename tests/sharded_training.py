@@ -158,7 +158,30 @@ def landiff_diffusion_stage(sizes, rules="fsdp"):
     return build_stage(config)
 
 
+def frame_vae_stage(sizes, rules="fsdp"):
+    """AR-Diffusion's frame VAE and its discriminator, which take turns."""
+    from tiny_ar_diffusion import VAE
+
+    from dicode_jax.models.patch_discriminator import PatchDiscriminatorConfig
+    from dicode_jax.stages.ar_diffusion.config import FrameVAETrainConfig
+    from dicode_jax.stages.registry import build_stage
+    from dicode_jax.training.optim import OptimConfig
+
+    settings = _run_settings(sizes, rules)
+    settings["optim"] = OptimConfig(optimizer="sgd", lr=0.05, warmup_steps=0, schedule="constant")
+    config = FrameVAETrainConfig(
+        model=VAE,
+        frame_size=VAE.image_size,
+        disc_start=1,
+        discriminator=PatchDiscriminatorConfig(channels=4, num_layers=1),
+        batch_size=8,
+        **settings,
+    )
+    return build_stage(config)
+
+
 MAKE = {
+    "frame_vae": frame_vae_stage,
     "language_model": language_model_stage,
     "tokenizer": tokenizer_stage,
     "denoiser": denoiser_stage,
