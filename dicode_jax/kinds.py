@@ -48,6 +48,7 @@ TRAININGS = {
     "ar_diffusion_dit_training": "stages.ar_diffusion.config.DiTTrainConfig",
     "landiff_lm_training": "stages.landiff.generation_config.LMTrainConfig",
     "landiff_diffusion_training": "stages.landiff.generation_config.DiffusionTrainConfig",
+    "landiff_vae_training": "stages.landiff.config.VAE3DTrainConfig",
     "representation_training": "stages.dicode.configs.RepresentationTrainConfig",
     "tokenizer_training": "stages.dicode.configs.TokenizerTrainConfig",
     "ar_training": "stages.dicode.configs.ARTrainConfig",

@@ -1,6 +1,7 @@
 """`dicode generate`, `reconstruct`, `encode` and `decode`: thin over the pipelines."""
 
 import argparse
+import collections
 import contextlib
 import itertools
 import os
@@ -10,9 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import dicode_jax
-from dicode_jax.cli.arguments import VIDEO_SUFFIXES
+from dicode_jax.cli.arguments import CLIP_FRAMES, VIDEO_SUFFIXES
 from dicode_jax.errors import UserError, printable
-from dicode_jax.pipelines.options import MAX_CLIPS, MAX_FRAMES, check_seeds
+from dicode_jax.pipelines.options import MAX_CLIPS, MAX_FRAMES, check_seeds, named
 
 TOKEN_SUFFIXES = (".safetensors",)
 SHEET_SUFFIXES = (".png",)
@@ -45,6 +46,7 @@ def generate(args: argparse.Namespace) -> None:
         raise UserError(
             f"{folder} is no AR-Diffusion model; leave --lag, --history-noise and --video out"
         )
+    check_clip_frames(args)
     if not images and not args.prompt.strip():
         raise UserError("the prompt is empty; say what to show")
     if kind == "dynamicrafter":
@@ -80,18 +82,9 @@ def _animate(args: argparse.Namespace, folder, image=None, last_image=None) -> N
 
 def _roll(args: argparse.Namespace, folder, image=None, last_image=None) -> None:
     """Paints frame after frame of one video."""
-    clips = (args.num_clips, args.clips_per_batch) != (1, "auto")
-    others = sampling(args).keys() - {"seed", "num_inference_steps", "guidance_scale"}
-    if last_image is not None or clips or others != {"clips_per_batch"}:
-        raise UserError(
-            f"{folder} has one sampler, steered by --steps and --guidance-scale alone, and goes on "
-            "frame by frame; leave its other options, --last-image, --num-clips and "
-            "--clips-per-batch out, --num-frames says how many"
-        )
+    settings = roll_settings(args, folder, last_image is not None or args.num_clips != 1)
     pipe = load(args, folder)
     start = time.monotonic()
-    settings = sampling(args)
-    del settings["clips_per_batch"]
     given = None if args.video is None else _read_given(args.video, pipe)
     count = args.num_frames or pipe.config.sampling.num_frames + (
         0 if given is None else len(given)
@@ -106,7 +99,27 @@ def _roll(args: argparse.Namespace, folder, image=None, last_image=None) -> None
         **settings,
     )
     frames, label = (part.frames for part in frames), args.prompt or folder.name
-    _write(args, pipe, frames, count, start, label, seconds=1 / pipe.config.fps)
+    row = pipe.parts["denoiser"].cfg.dit.num_frames
+    _write(args, pipe, frames, count, start, label, seconds=1 / pipe.config.fps, together=row)
+
+
+def roll_settings(
+    args: argparse.Namespace, folder: pathlib.Path, more: bool = False
+) -> dict[str, Any]:
+    """Options of sampling of an AR-Diffusion model.
+
+    Raises:
+      UserError: One is asked for that it does not have, or `more` of them.
+    """
+    settings = sampling(args)
+    others = settings.keys() - {"seed", "num_inference_steps", "guidance_scale"}
+    if more or others != {"clips_per_batch"} or settings.pop("clips_per_batch") != "auto":
+        raise UserError(
+            f"{folder} has one sampler, steered by --steps and --guidance-scale alone, and goes on "
+            "frame by frame; leave its other options, --last-image, --num-clips and "
+            "--clips-per-batch out, --num-frames says how many"
+        )
+    return settings
 
 
 def reconstruct(args: argparse.Namespace) -> None:
@@ -241,6 +254,12 @@ def _check_outputs(args: argparse.Namespace, *sources: str) -> None:
         check_output(args.sheet, SHEET_SUFFIXES, sources=sources)
 
 
+def check_clip_frames(args: argparse.Namespace) -> None:
+    """Refuses lengths that a video of AR-Diffusion can have, and a clip cannot."""
+    if args.num_frames is not None:
+        named("argument --num-frames", CLIP_FRAMES, args.num_frames)
+
+
 def find(args: argparse.Namespace, *kinds: str) -> tuple[pathlib.Path, str]:
     """Folder and kind of the model; jax is imported here and not before.
 
@@ -282,7 +301,9 @@ def load(args: argparse.Namespace, folder: pathlib.Path):
         raise UserError("--attention cudnn computes in half precision; add --dtype bfloat16")
     if args.dtype == "float16" and jax.devices()[0].platform == "cpu":
         raise UserError("a CPU does not compute in float16; take --dtype float32 or bfloat16")
-    dtype = args.dtype if args.dtype == "auto" else jnp.dtype(args.dtype)
+    if args.dtype == "auto":
+        return dicode_jax.load(folder)
+    dtype = jnp.dtype(args.dtype)
     return dicode_jax.load(folder, dtype=dtype, param_dtype=dtype)
 
 
@@ -392,21 +413,25 @@ def _write(
     start: float,
     label: str,
     seconds: float | None = None,
+    together: int = 1,
 ) -> None:
     """Writes clips `[f, h, w, 3]` as they come, and the contact sheet at the end.
 
     A clip lasts as long as the model was made for, or so many seconds. Those that the sheet shows
-    are kept.
+    are kept, so many of them together in a row.
     """
+    import numpy as np
+
     from dicode_jax.media.video import contact_sheet
     from dicode_jax.media.writer import VideoWriter
     from dicode_jax.storage.files import part_of
 
     own = pipe.config.sampling.num_frames / pipe.config.fps
     seconds = own if seconds is None else seconds
-    rows = min(SHEET_ROWS, num_clips) if args.sheet else 0
-    wanted = {round(i * (num_clips - 1) / max(rows - 1, 1)) for i in range(rows)}
-    shown = {}
+    runs = -(-num_clips // together)
+    rows = min(SHEET_ROWS, runs) if args.sheet else 0
+    wanted = {round(i * (runs - 1) / max(rows - 1, 1)) for i in range(rows)}
+    shown = collections.defaultdict(list)
     with _progress_bar() as progress:
         progress("clips", 0, num_clips)
         first = next(clips)
@@ -417,14 +442,15 @@ def _write(
                 writer.append(clip)
                 writer.flush()
                 progress(what, index + 1, num_clips)
-                if index in wanted:
-                    shown[index] = clip
+                if index // together in wanted:
+                    shown[index // together * together].append(clip)
     lasts, took = num_clips * seconds, time.monotonic() - start
     say(f"{args.out}: {f * num_clips} frames of {w} x {h}, {lasts:g} s, in {took:.1f} s")
     if args.sheet is None:
         return
-    labels = [label, *(f"{seconds * i:g} to {seconds * (i + 1):g} s" for i in list(shown)[1:])]
-    contact_sheet(args.sheet, list(shown.values()), labels=labels)
+    spans = [(seconds * i, seconds * (i + len(shown[i]))) for i in list(shown)[1:]]
+    labels = [label, *(f"{start:g} to {end:g} s" for start, end in spans)]
+    contact_sheet(args.sheet, [np.concatenate(row) for row in shown.values()], labels=labels)
     say(f"{args.sheet}: contact sheet")
 
 

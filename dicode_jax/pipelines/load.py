@@ -35,11 +35,14 @@ def load(
     path_or_name: str | os.PathLike | None = None,
     revision: str | None = None,
     *,
-    dtype: Any = None,
-    param_dtype: Any = jnp.float32,
+    dtype: Any = "auto",
+    param_dtype: Any = None,
     **options: Any,
 ) -> Any:
     """Loads a model of any kind: a folder, a model of the package, or one of the Hub.
+
+        pipe = dicode_jax.load()
+        pipe("a red circle moves right on a black background").save("circle.mp4")
 
     Args:
       path_or_name: A folder, the name of a packaged model, or `owner/name` on the Hugging Face Hub,
@@ -48,7 +51,8 @@ def load(
       dtype: Computing type; None for that of the parameters and inputs, "auto" for what suits the
         device, in weights and computing: float32 on CPUs, bfloat16 on accelerators, float16 on
         those that have no bfloat16.
-      param_dtype: Type of the weights in memory.
+      param_dtype: Type of the weights in memory; None for what "auto" says, else float32. One that
+        is given goes before "auto", which then leaves the computing type to it.
       options: Of `hub.find_model`: `cache_dir`, `local_files_only`, `token`.
 
     Returns:
@@ -60,8 +64,11 @@ def load(
         together.
     """
     folder = hub.find_model(path_or_name, revision=revision, **options)
+    is_auto = isinstance(dtype, str) and dtype == "auto"
+    if is_auto and param_dtype is not None:
+        dtype = None
     return pipeline_class(pipeline_kind(folder)).from_pretrained(
-        folder, dtype=dtype, param_dtype=param_dtype
+        folder, dtype=dtype, param_dtype=jnp.float32 if param_dtype is None else param_dtype
     )
 
 

@@ -60,16 +60,16 @@ class T5Tokenizer:
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer):
-        for mark in (PAD, END):
-            if tokenizer.token_to_id(mark) is None:
-                raise UserError(f"the vocabulary has no {mark}, so it is none of T5's kind")
+        pad_id, end_id = tokenizer.token_to_id(PAD), tokenizer.token_to_id(END)
+        if pad_id is None or end_id is None:
+            mark = PAD if pad_id is None else END
+            raise UserError(f"the vocabulary has no {mark}, so it is none of T5's kind")
         guard.check(tokenizer)
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.add_special_tokens([PAD, END])
         self._tokenizer = tokenizer
-        self.pad_id: int = tokenizer.token_to_id(PAD)
-        self.end_id: int = tokenizer.token_to_id(END)
+        self.pad_id, self.end_id = pad_id, end_id
         self._unknown_id = tokenizer.token_to_id(UNKNOWN)
         self._is_closed = isinstance(tokenizer.model, models.WordLevel)
         self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)

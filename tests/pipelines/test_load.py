@@ -98,8 +98,13 @@ def test_old_dynamicrafter_folder_paints():
 
 def test_the_types_that_are_asked_for_reach_the_pipeline(monkeypatch):
     monkeypatch.setattr(DiCoDePipeline, "from_pretrained", lambda *args, **options: (args, options))
-    got = dicode_jax.load(OLD / "dicode", dtype="auto", param_dtype=np.float16)
-    assert got == ((OLD / "dicode",), {"dtype": "auto", "param_dtype": np.float16})
+    for asked, told in (
+        ({}, {"dtype": "auto", "param_dtype": jnp.float32}),  # which "auto" overrules
+        ({"dtype": None}, {"dtype": None, "param_dtype": jnp.float32}),
+        ({"param_dtype": np.float16}, {"dtype": None, "param_dtype": np.float16}),
+        ({"dtype": "bfloat16", "param_dtype": np.float16},) * 2,
+    ):
+        assert dicode_jax.load(OLD / "dicode", **asked) == ((OLD / "dicode",), told)
 
 
 @pytest.mark.parametrize(
