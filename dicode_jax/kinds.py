@@ -17,6 +17,7 @@ PIPELINES = {
     "dynamicrafter": "pipelines.dynamicrafter.DynamiCrafterConfig",
     "divot": "pipelines.divot.DivotConfig",
     "ar_diffusion": "pipelines.ar_diffusion.ARDiffusionConfig",
+    "landiff": "pipelines.landiff_config.LanDiffConfig",
 }
 MODULES = {
     "dicode_tokenizer": "models.dicode.tokenizer.DeepTokenizerConfig",

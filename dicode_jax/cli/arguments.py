@@ -4,6 +4,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from dicode_jax.cli import data, doctor, runs
 from dicode_jax.diffusion.samplers import SAMPLERS
@@ -17,6 +18,7 @@ from dicode_jax.pipelines.options import (
     MAX_STREAM,
     OPTIONS,
     QUALITIES,
+    OneOf,
     Real,
     Whole,
     described,
@@ -25,6 +27,18 @@ from dicode_jax.pipelines.options import (
 
 # As media.writer and runtime.platform, which are slow to import.
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")
+LANDIFF = {
+    "motion_score": ("X", "how much moves, mostly from 0 to 1"),
+    "temperature": ("X", "of drawing tokens; below 1 keeps closer to what is likely"),
+    "top_k": ("N", "draw from the N likeliest tokens alone"),
+    "top_p": ("X", "draw from the likeliest tokens that make up so much together"),
+    "caption": ("TEXT", "what the painter is told besides the tokens"),
+    "diffusion_guidance_scale": ("X", "by how much the painter's guidance exceeds 1 at most"),
+    "ramp": (None, "how that guidance changes: as the release has it, or smoothly up"),
+    "carry": (None, "what a further clip goes on from: latents, or frames encoded anew"),
+    "offload": (None, "load one part after the other, for a device that cannot hold all"),
+}
+"""Options that LanDiff alone has: what their value is called, and what they do."""
 CLIP_FRAMES = Whole(2, MAX_FRAMES, is_even=True)
 ATTENTION = ("auto", "xla", "mapped", "cudnn")
 
@@ -101,7 +115,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         metavar="PROMPT",
         help="what to show, in quotes; with --image or --video it can be left out",
     )
-    image = "the first frame, for DynamiCrafter and AR-Diffusion"
+    image = "the first frame, for DynamiCrafter, AR-Diffusion and LanDiff"
     sub.add_argument("--image", metavar="FILE", help=image)
     sub.add_argument(
         "--last-image",
@@ -111,7 +125,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
     sub.add_argument(
         "--video",
         metavar="FILE",
-        help="for AR-Diffusion: the video that it goes on from, whose frames come first",
+        help="for AR-Diffusion and LanDiff: the video to go on from, whose frames come first",
     )
     _add_video_out(sub)
     sub.add_argument(
@@ -126,9 +140,10 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         "--history-noise",
         type=number(int, Whole(0, MAX_STEPS - 1)),
         metavar="T",
-        help="for AR-Diffusion: timestep of the noise on frames that are done or given, as the "
-        "others see them (default: the model's own, mostly 0, none)",
+        help="for AR-Diffusion and LanDiff: timestep of the noise on frames that are done or "
+        "given, as the others see them (default: the model's own, mostly 0, none)",
     )
+    _add_landiff(sub, "motion_score", "temperature", "top_k", "top_p")
     _add_sampling(sub, Whole(1, MAX_STREAM), "; of the video, any number, for AR-Diffusion")
     _add_model(sub)
 
@@ -139,6 +154,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
     )
     _add_video_in(sub)
     _add_video_out(sub)
+    _add_landiff(sub, "caption")
     _add_sampling(sub)
     _add_model(sub)
 
@@ -158,6 +174,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         "tokens", metavar="TOKENS", help="a file that `dicode encode` wrote, or one of features"
     )
     _add_video_out(sub)
+    _add_landiff(sub, "caption")
     _add_sampling(sub)
     _add_model(sub)
 
@@ -301,6 +318,18 @@ def _add_sampling(
     )
 
 
+def _add_landiff(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Options that LanDiff alone has: some, and those of all painting."""
+    for name in (*names, "diffusion_guidance_scale", "ramp", "carry"):
+        rule, (metavar, text) = OPTIONS.get(name), LANDIFF[name]
+        known: dict[str, Any] = {"metavar": metavar}
+        if isinstance(rule, OneOf):
+            known = {"choices": rule.names}
+        elif isinstance(rule, Whole | Real):
+            known["type"] = number(int if isinstance(rule, Whole) else float, rule)
+        parser.add_argument(f"--{name.replace('_', '-')}", help=f"for LanDiff: {text}", **known)
+
+
 def _clips_per_batch(text: str) -> int | str:
     try:
         return text if text == "auto" else number(int, Whole(1, MAX_CLIPS))(text)
@@ -327,6 +356,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="form of attention: one large product, a loop over heads, or NVIDIA's kernels, which "
         "compute in half precision (default: auto, what suits device and sizes)",
+    )
+    parser.add_argument(
+        "--offload",
+        action="store_true",
+        help=f"for LanDiff: {LANDIFF['offload'][1]}",
     )
     parser.add_argument(
         "--no-compile-cache",
