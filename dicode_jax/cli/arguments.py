@@ -41,6 +41,8 @@ LANDIFF = {
 """Options that LanDiff alone has: what their value is called, and what they do."""
 CLIP_FRAMES = Whole(2, MAX_FRAMES, is_even=True)
 ATTENTION = ("auto", "xla", "mapped", "cudnn")
+SUITES = {"shapes": 128, "reconstruction": 64, "long": 16}
+"""Suite of `dicode evaluate` -> how many clips or videos, unless told otherwise."""
 
 _EPILOG = """\
 examples:
@@ -50,6 +52,7 @@ examples:
   dicode encode in.mp4 --out tokens.safetensors
   dicode decode tokens.safetensors --out out.mp4
   dicode warmup --num-clips 300
+  dicode evaluate runs/model --suite shapes --out found
   dicode info
   dicode data inspect videos/ --sheet sheet.png
   dicode metrics runs/ar --out curves.png
@@ -207,10 +210,53 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         metavar="PATH",
         help="a model folder, a packaged name or owner/name on the Hub (default: the packaged one)",
     )
+    _add_evaluate(command)
     data.add_parsers(command)
     runs.add_parsers(command)
     doctor.add_parsers(command)
     return parser
+
+
+def _add_evaluate(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sub = command(
+        "evaluate",
+        "measure how good a model is",
+        "shapes: whether clips of captions that no training saw obey them, in all and in every "
+        "frame; reconstruction: how near clips come to the true ones when they are taken apart and "
+        "painted again, beside what needs no model; long: how videos of a minute hold together. "
+        "Numbers with 95 % intervals go to results.json and report.md. Painted videos are kept in "
+        "the folder too: an evaluation that was stopped goes on when it is asked for again.",
+    )
+    sub.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a model folder, a packaged name or owner/name on the Hub (default: the packaged one)",
+    )
+    sub.add_argument("--suite", choices=SUITES, default="shapes", help="(default: shapes)")
+    sub.add_argument("--out", required=True, metavar="DIR", help="the folder for what is found")
+    sub.add_argument(
+        "--num",
+        type=number(int, Whole(1, 100_000)),
+        metavar="N",
+        help="clips or videos (default: " + ", ".join(f"{n} {s}" for s, n in SUITES.items()) + ")",
+    )
+    sub.add_argument(
+        "--num-clips",
+        type=number(int, Whole(2, MAX_CLIPS)),
+        metavar="N",
+        help="of each long video, of two seconds each (default: 30; 8 of AR-Diffusion)",
+    )
+    sub.add_argument(
+        "--lpips",
+        metavar="DIR",
+        help="LPIPS's converted weights, for the suite reconstruction",
+    )
+    sub.add_argument(
+        "--lag", type=number(int, Whole(0, MAX_STEPS)), metavar="N", help="of AR-Diffusion"
+    )
+    _add_sampling(sub)
+    _add_computing(sub)
 
 
 def _add_video_in(parser: argparse.ArgumentParser) -> None:
@@ -343,6 +389,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a model folder, a packaged name or owner/name on the Hub (default: the packaged one)",
     )
+    _add_computing(parser)
+
+
+def _add_computing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16", "auto"),

@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 
-from dicode_jax.cli import data, doctor, info, runs, video, warmup
+from dicode_jax.cli import data, doctor, evaluate, info, runs, video, warmup
 from dicode_jax.cli.arguments import make_parser
 from dicode_jax.errors import UserError, print_any_name
 from dicode_jax.runtime.interrupts import exit_status, polite_signals
@@ -26,6 +26,7 @@ COMMANDS = {
     "reconstruct": video.reconstruct,
     "encode": video.encode,
     "decode": video.decode,
+    "evaluate": evaluate.evaluate,
     "info": info.info,
     "data": data.data,
     "metrics": runs.metrics,

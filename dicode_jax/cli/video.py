@@ -316,7 +316,7 @@ def _encode_keyframes(pipe, path: str, mode: str):
     from dicode_jax.media import video
 
     times = []
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
 
         def images():
             for frame in video.iter_keyframes(path, mode):
@@ -389,7 +389,7 @@ def _write(
     rows = min(SHEET_ROWS, runs) if args.sheet else 0
     wanted = {round(i * (runs - 1) / max(rows - 1, 1)) for i in range(rows)}
     shown, starts = collections.defaultdict(list), [0]  # frames before each clip
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
         progress("clips", 0, num_clips)
         first = next(clips)
         f, h, w, _ = first.shape
@@ -415,7 +415,7 @@ def _write(
 
 
 @contextlib.contextmanager
-def _progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
+def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
     """Gives `progress(what, done, total)`: a bar on a terminal, nothing elsewhere."""
     from tqdm import tqdm
 
