@@ -20,10 +20,10 @@ TOKEN_FORMAT = "dicode_jax deep tokens"
 
 SHEET_ROWS = 24
 CAN = {
-    "dicode": "generates, reconstructs, encodes and decodes",
-    "dynamicrafter": "generates, from --image",
+    "dicode": "generates, continues, interpolates, reconstructs, encodes and decodes",
+    "dynamicrafter": "generates from --image, and interpolates",
     "divot": "decodes features",
-    "ar_diffusion": "generates",
+    "ar_diffusion": "generates and continues",
 }
 """Kind of pipeline -> what the commands do with it."""
 
@@ -41,23 +41,75 @@ def generate(args: argparse.Namespace) -> None:
     if kind == "ar_diffusion":
         _roll(args, folder, *images)
         return
-    if not {args.lag, args.history_noise, args.video} <= {None}:
-        raise UserError(
-            f"{folder} is no AR-Diffusion model; leave --lag, --history-noise and --video out"
-        )
-    if not images and not args.prompt.strip():
+    if not {args.lag, args.history_noise} <= {None}:
+        raise UserError(f"{folder} is no AR-Diffusion model; leave --lag and --history-noise out")
+    if not images and args.video is None and not args.prompt.strip():
         raise UserError("the prompt is empty; say what to show")
     if kind == "dynamicrafter":
         _animate(args, folder, *images)
         return
-    if images:
-        raise UserError(f"{folder} paints a prompt alone; --image is for DynamiCrafter")
+    if images or args.video is not None:
+        go_on(args, folder, *images)
+        return
     pipe = load(args, folder)
     start = time.monotonic()
     clips = pipe.stream(
         args.prompt, num_clips=args.num_clips, num_frames=args.num_frames, **sampling(args)
     )
     _write(args, pipe, (clip.frames for clip in clips), args.num_clips, start, args.prompt)
+
+
+def go_on(args: argparse.Namespace, folder, image=None, last_image=None) -> None:
+    """Paints what follows an image or a video, or lies between two images, with deep tokens."""
+    import numpy as np
+
+    if args.num_clips > MAX_CLIPS:
+        raise UserError(f"behind an image or a video at most {MAX_CLIPS} clips are painted at once")
+    pipe = load(args, folder)
+    start = time.monotonic()
+    given = None if args.video is None else _read_given(args.video, pipe)
+    with _progress_bar() as progress:
+        video = pipe(
+            args.prompt,
+            image=image,
+            last_image=last_image,
+            video=given,
+            num_clips=args.num_clips,
+            num_frames=args.num_frames,
+            progress=progress,
+            **sampling(args),
+        )
+    label = args.prompt or pathlib.Path(str(args.image or args.video)).name
+    frames = [] if given is None else [given]
+    new = np.split(np.asarray(video[0])[0 if given is None else len(given) :], args.num_clips)
+    _write_frames(args, pipe, video[0], [*frames, *new], start, label)
+
+
+def _write_frames(args, pipe, video, runs, start: float, label: str) -> None:
+    """Writes a video that is in memory, and runs of its frames as a sheet."""
+    from dicode_jax.media.sheet import contact_sheet
+    from dicode_jax.media.writer import VideoWriter
+
+    f, h, w, _ = video.shape
+    with VideoWriter(args.out, video.fps, record=record(args, pipe)) as writer:
+        writer.append(video.frames)
+    took = time.monotonic() - start
+    say(f"{args.out}: {f} frames of {w} x {h}, {f / video.fps:g} s, in {took:.1f} s")
+    if args.sheet is not None:
+        rows = runs[:SHEET_ROWS]
+        contact_sheet(args.sheet, rows, labels=[label, *[""] * (len(rows) - 1)])
+        say(f"{args.sheet}: contact sheet")
+
+
+def record(args: argparse.Namespace, pipe) -> dict[str, Any]:
+    """What an mp4 says of how the command made it."""
+    names = ("command", "prompt", "num_clips", "num_frames", "lag", "history_noise", "keyframes")
+    told = {name: getattr(args, name, None) for name in names}
+    for name in ("image", "last_image", "video", "tokens"):  # files, of which the name is enough
+        if isinstance(path := getattr(args, name, None), str):
+            told[name] = pathlib.Path(path).name
+    settings = {name: x for name, x in sampling(args).items() if name != "clips_per_batch"}
+    return pipe.record(**{name: x for name, x in told.items() if x is not None}, **settings)
 
 
 def _animate(args: argparse.Namespace, folder, image=None, last_image=None) -> None:
@@ -69,8 +121,8 @@ def _animate(args: argparse.Namespace, folder, image=None, last_image=None) -> N
     pipe = load(args, folder)
     start = time.monotonic()
     video = pipe(
-        image,
         args.prompt,
+        image=image,
         last_image=last_image,
         num_frames=args.num_frames,
         **sampling(args),
@@ -414,7 +466,8 @@ def _write(
         first = next(clips)
         f, h, w, _ = first.shape
         what = f"clips in {printable(part_of(args.out).name, 60)}"
-        with VideoWriter(args.out, f / seconds, keep=True) as writer:
+        made = record(args, pipe)
+        with VideoWriter(args.out, f / seconds, keep=True, record=made) as writer:
             for index, clip in enumerate(itertools.chain([first], clips)):
                 writer.append(clip)
                 writer.flush()

@@ -52,7 +52,7 @@ def _animate(args: argparse.Namespace, pipe) -> None:
 
     image = np.zeros((*pipe.config.frame_size, 3), np.uint8)
     last = image if pipe.config.interpolation else None
-    pipe(image, last_image=last, num_frames=args.num_frames, **sampling(args))
+    pipe(image=image, last_image=last, num_frames=args.num_frames, **sampling(args))
 
 
 @contextlib.contextmanager
