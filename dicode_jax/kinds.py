@@ -46,6 +46,8 @@ TRAININGS = {
     "autoencoder_training": "stages.config.AutoencoderTrainConfig",
     "ar_diffusion_vae_training": "stages.ar_diffusion.config.FrameVAETrainConfig",
     "ar_diffusion_dit_training": "stages.ar_diffusion.config.DiTTrainConfig",
+    "landiff_lm_training": "stages.landiff.generation_config.LMTrainConfig",
+    "landiff_vae_training": "stages.landiff.config.VAE3DTrainConfig",
     "representation_training": "stages.dicode.configs.RepresentationTrainConfig",
     "tokenizer_training": "stages.dicode.configs.TokenizerTrainConfig",
     "ar_training": "stages.dicode.configs.ARTrainConfig",

@@ -25,6 +25,7 @@ from dicode_jax.pipelines.options import (
 
 # As media.writer and runtime.platform, which are slow to import.
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")
+CLIP_FRAMES = Whole(2, MAX_FRAMES, is_even=True)
 ATTENTION = ("auto", "xla", "mapped", "cudnn")
 
 _EPILOG = """\
@@ -124,19 +125,15 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         metavar="N",
         help="clips of two seconds each, written as they are painted (default: 1)",
     )
-    sub.add_argument(
-        "--lag",
-        type=number(int, Whole(0, MAX_STEPS)),
-        metavar="N",
-        help="for AR-Diffusion: steps between the starts of neighbouring frames",
-    )
+    _add_lag(sub)
     sub.add_argument(
         "--history-noise",
         type=number(int, Whole(0, MAX_STEPS - 1)),
         metavar="T",
-        help="for AR-Diffusion: timestep of the noise on given frames (default: 0, none)",
+        help="for AR-Diffusion: timestep of the noise on frames that are done or given, as the "
+        "others see them (default: the model's own, mostly 0, none)",
     )
-    _add_sampling(sub)
+    _add_sampling(sub, Whole(1, MAX_STREAM), "; of the video, any number, for AR-Diffusion")
     _add_model(sub)
 
     sub = command(
@@ -201,7 +198,8 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         help="clips of the longest video that will be asked for, as programs for one clip, for "
         "several and for a window that slides differ (default: 2)",
     )
-    _add_sampling(sub)
+    _add_lag(sub)
+    _add_sampling(sub, Whole(1, MAX_STREAM))
     _add_model(sub)
 
     sub = command(
@@ -283,12 +281,23 @@ def _add_video_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sheet", metavar="FILE", help="also write a contact sheet, a .png")
 
 
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
+def _add_lag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lag",
+        type=number(int, Whole(0, MAX_STEPS)),
+        metavar="N",
+        help="for AR-Diffusion: steps between the starts of neighbouring frames",
+    )
+
+
+def _add_sampling(
+    parser: argparse.ArgumentParser, frames: Whole = CLIP_FRAMES, more: str = ""
+) -> None:
     parser.add_argument(
         "--num-frames",
-        type=number(int, Whole(2, MAX_FRAMES, is_even=True)),
+        type=number(int, frames),
         metavar="N",
-        help="frames per clip, an even number (default: the model's own, mostly 16)",
+        help=f"frames per clip, an even number{more} (default: the model's own, mostly 16)",
     )
     parser.add_argument(
         "--seed",

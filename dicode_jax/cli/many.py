@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from dicode_jax.cli import generate as one
 from dicode_jax.cli import prompt_lists, video
 from dicode_jax.errors import UserError
 from dicode_jax.pipelines.options import MAX_CLIPS
@@ -16,7 +17,7 @@ _OF_FILES = {"image": None, "last_image": None, "video": None}
 def generate(args: argparse.Namespace) -> None:
     """Runs `dicode generate`: one video, or a folder of videos."""
     if args.prompts is None and args.num_videos_per_prompt is None:
-        video.generate(args)
+        one.generate(args)
         return
     if args.prompts is not None and args.prompt:
         raise UserError("give one prompt, or a file of them with --prompts, not both")
@@ -75,10 +76,10 @@ def _settings(args: argparse.Namespace, kind: str) -> dict[str, Any]:
 def continue_(args: argparse.Namespace) -> None:
     """Runs `dicode continue`."""
     vars(args).update(_OF_FILES | {"video": args.video})
-    video.generate(args)
+    one.generate(args)
 
 
 def interpolate(args: argparse.Namespace) -> None:
     """Runs `dicode interpolate`."""
     vars(args).update(_OF_FILES | {"image": args.image, "last_image": args.last_image})
-    video.generate(args)
+    one.generate(args)

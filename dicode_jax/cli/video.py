@@ -1,6 +1,7 @@
-"""`dicode generate`, `reconstruct`, `encode` and `decode`: thin over the pipelines."""
+"""`dicode reconstruct`, `encode` and `decode`, and the steps that all share that paint."""
 
 import argparse
+import collections
 import contextlib
 import itertools
 import os
@@ -28,142 +29,9 @@ CAN = {
 """Kind of pipeline -> what the commands do with it."""
 
 
-def generate(args: argparse.Namespace) -> None:
-    """Runs `dicode generate`."""
-    if args.image is None and args.last_image is not None:
-        raise UserError("--last-image goes with --image, the first frame")
-    if args.image is not None and args.video is not None:
-        raise UserError("give --image or --video to go on from, not both")
-    images = [path for path in (args.image, args.last_image) if path is not None]
-    _check_outputs(args, *images, *(() if args.video is None else (args.video,)))
-    images = [_read_image(path) for path in images]
-    folder, kind = find(args, "dicode", "dynamicrafter", "ar_diffusion")
-    if kind == "ar_diffusion":
-        _roll(args, folder, *images)
-        return
-    if not {args.lag, args.history_noise} <= {None}:
-        raise UserError(f"{folder} is no AR-Diffusion model; leave --lag and --history-noise out")
-    if not images and args.video is None and not args.prompt.strip():
-        raise UserError("the prompt is empty; say what to show")
-    if kind == "dynamicrafter":
-        _animate(args, folder, *images)
-        return
-    if images or args.video is not None:
-        go_on(args, folder, *images)
-        return
-    pipe = load(args, folder)
-    start = time.monotonic()
-    clips = pipe.stream(
-        args.prompt, num_clips=args.num_clips, num_frames=args.num_frames, **sampling(args)
-    )
-    _write(args, pipe, (clip.frames for clip in clips), args.num_clips, start, args.prompt)
-
-
-def go_on(args: argparse.Namespace, folder, image=None, last_image=None) -> None:
-    """Paints what follows an image or a video, or lies between two images, with deep tokens."""
-    import numpy as np
-
-    if args.num_clips > MAX_CLIPS:
-        raise UserError(f"behind an image or a video at most {MAX_CLIPS} clips are painted at once")
-    pipe = load(args, folder)
-    start = time.monotonic()
-    given = None if args.video is None else _read_given(args.video, pipe)
-    with _progress_bar() as progress:
-        video = pipe(
-            args.prompt,
-            image=image,
-            last_image=last_image,
-            video=given,
-            num_clips=args.num_clips,
-            num_frames=args.num_frames,
-            progress=progress,
-            **sampling(args),
-        )
-    label = args.prompt or pathlib.Path(str(args.image or args.video)).name
-    frames = [] if given is None else [given]
-    new = np.split(np.asarray(video[0])[0 if given is None else len(given) :], args.num_clips)
-    _write_frames(args, pipe, video[0], [*frames, *new], start, label)
-
-
-def _write_frames(args, pipe, video, runs, start: float, label: str) -> None:
-    """Writes a video that is in memory, and runs of its frames as a sheet."""
-    from dicode_jax.media.sheet import contact_sheet
-    from dicode_jax.media.writer import VideoWriter
-
-    f, h, w, _ = video.shape
-    with VideoWriter(args.out, video.fps, record=record(args, pipe)) as writer:
-        writer.append(video.frames)
-    took = time.monotonic() - start
-    say(f"{args.out}: {f} frames of {w} x {h}, {f / video.fps:g} s, in {took:.1f} s")
-    if args.sheet is not None:
-        rows = runs[:SHEET_ROWS]
-        contact_sheet(args.sheet, rows, labels=[label, *[""] * (len(rows) - 1)])
-        say(f"{args.sheet}: contact sheet")
-
-
-def record(args: argparse.Namespace, pipe) -> dict[str, Any]:
-    """What an mp4 says of how the command made it."""
-    names = ("command", "prompt", "num_clips", "num_frames", "lag", "history_noise", "keyframes")
-    told = {name: getattr(args, name, None) for name in names}
-    for name in ("image", "last_image", "video", "tokens"):  # files, of which the name is enough
-        if isinstance(path := getattr(args, name, None), str):
-            told[name] = pathlib.Path(path).name
-    settings = {name: x for name, x in sampling(args).items() if name != "clips_per_batch"}
-    return pipe.record(**{name: x for name, x in told.items() if x is not None}, **settings)
-
-
-def _animate(args: argparse.Namespace, folder, image=None, last_image=None) -> None:
-    """Paints what follows an image, or lies between two."""
-    if image is None:
-        raise UserError(f"{folder} goes on from an image; name it with --image")
-    if args.num_clips != 1:
-        raise UserError(f"{folder} paints one clip; leave --num-clips out")
-    pipe = load(args, folder)
-    start = time.monotonic()
-    video = pipe(
-        args.prompt,
-        image=image,
-        last_image=last_image,
-        num_frames=args.num_frames,
-        **sampling(args),
-    )
-    _write(args, pipe, iter(video), 1, start, args.prompt or pathlib.Path(args.image).name)
-
-
-def _roll(args: argparse.Namespace, folder, image=None, last_image=None) -> None:
-    """Paints frame after frame of one video."""
-    clips = (args.num_clips, args.clips_per_batch) != (1, "auto")
-    others = sampling(args).keys() - {"seed", "num_inference_steps", "guidance_scale"}
-    if last_image is not None or clips or others != {"clips_per_batch"}:
-        raise UserError(
-            f"{folder} has one sampler, steered by --steps and --guidance-scale alone, and goes on "
-            "frame by frame; leave its other options, --last-image, --num-clips and "
-            "--clips-per-batch out, --num-frames says how many"
-        )
-    pipe = load(args, folder)
-    start = time.monotonic()
-    settings = sampling(args)
-    del settings["clips_per_batch"]
-    given = None if args.video is None else _read_given(args.video, pipe)
-    count = args.num_frames or pipe.config.sampling.num_frames + (
-        0 if given is None else len(given)
-    )
-    frames = pipe.stream(
-        args.prompt or None,
-        image=image,
-        video=given,
-        num_frames=count,
-        lag=args.lag,
-        history_noise=args.history_noise,
-        **settings,
-    )
-    frames, label = (part.frames for part in frames), args.prompt or folder.name
-    _write(args, pipe, frames, count, start, label, seconds=1 / pipe.config.fps)
-
-
 def reconstruct(args: argparse.Namespace) -> None:
     """Runs `dicode reconstruct`."""
-    _check_outputs(args, args.video)
+    check_outputs(args, args.video)
     _check_video(args.video, args.keyframes)
     pipe = load(args, find(args, "dicode")[0])
     start = time.monotonic()
@@ -196,7 +64,7 @@ def encode(args: argparse.Namespace) -> None:
 
 def decode(args: argparse.Namespace) -> None:
     """Runs `dicode decode`."""
-    _check_outputs(args, args.tokens)
+    check_outputs(args, args.tokens)
     label, arrays = pathlib.Path(args.tokens).name, read_arrays(args.tokens)
     folder, kind = find(args, "dicode", "divot")
     if (kind == "divot") != ("features" in arrays):
@@ -285,7 +153,8 @@ def _check_tokens(path: pathlib.Path) -> None:
         raise UserError(message)
 
 
-def _check_outputs(args: argparse.Namespace, *sources: str) -> None:
+def check_outputs(args: argparse.Namespace, *sources: str) -> None:
+    """Refuses a video or a sheet that cannot be written, or that is one of the files read."""
     from dicode_jax.storage.files import check_output
 
     check_output(args.out, VIDEO_SUFFIXES, sources=sources)
@@ -340,7 +209,7 @@ def load(args: argparse.Namespace, folder: pathlib.Path):
     return dicode_jax.load(folder, dtype=dtype, param_dtype=dtype)
 
 
-def _read_image(path: str):
+def read_image(path: str):
     """uint8 [h, w, 3] of a picture, as it is to be shown."""
     import numpy as np
 
@@ -351,7 +220,7 @@ def _read_image(path: str):
         return np.asarray(shown_picture(image))
 
 
-def _read_given(path: str, pipe):
+def read_given(path: str, pipe):
     """uint8 [f, h, w, 3]: the frames of a file at the rate and in the size of the model."""
     import numpy as np
 
@@ -391,7 +260,7 @@ def _encode_keyframes(pipe, path: str, mode: str):
     from dicode_jax.media import video
 
     times = []
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
 
         def images():
             for frame in video.iter_keyframes(path, mode):
@@ -407,7 +276,7 @@ def _decode_tokens(args: argparse.Namespace, pipe, tokens, start: float, label: 
     num_clips = len(tokens) - 1
     _check_clips(label, num_clips)
     clips = pipe.decode_stream(tokens, num_frames=args.num_frames, **sampling(args))
-    _write(args, pipe, (clip.frames for clip in clips), num_clips, start, label)
+    write(args, pipe, (clip.frames for clip in clips), num_clips, start, label)
 
 
 def _decode_features(
@@ -419,7 +288,7 @@ def _decode_features(
         pipe(one, null_features=null_features, **sampling(args) | {"seed": seed})[0]
         for seed, one in zip(seeds, features, strict=True)
     )
-    _write(args, pipe, clips, len(features), start, label)
+    write(args, pipe, clips, len(features), start, label)
 
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
@@ -438,7 +307,7 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _write(
+def write(
     args: argparse.Namespace,
     pipe,
     clips: Iterator[Any],
@@ -446,22 +315,26 @@ def _write(
     start: float,
     label: str,
     seconds: float | None = None,
+    together: int = 1,
 ) -> None:
     """Writes clips `[f, h, w, 3]` as they come, and the contact sheet at the end.
 
     A clip lasts as long as the model was made for, or so many seconds. Those that the sheet shows
-    are kept.
+    are kept, so many of them together in a row.
     """
+    import numpy as np
+
     from dicode_jax.media.video import contact_sheet
     from dicode_jax.media.writer import VideoWriter
     from dicode_jax.storage.files import part_of
 
     own = pipe.config.sampling.num_frames / pipe.config.fps
     seconds = own if seconds is None else seconds
-    rows = min(SHEET_ROWS, num_clips) if args.sheet else 0
-    wanted = {round(i * (num_clips - 1) / max(rows - 1, 1)) for i in range(rows)}
-    shown = {}
-    with _progress_bar() as progress:
+    runs = -(-num_clips // together)
+    rows = min(SHEET_ROWS, runs) if args.sheet else 0
+    wanted = {round(i * (runs - 1) / max(rows - 1, 1)) for i in range(rows)}
+    shown = collections.defaultdict(list)
+    with progress_bar() as progress:
         progress("clips", 0, num_clips)
         first = next(clips)
         f, h, w, _ = first.shape
@@ -472,19 +345,47 @@ def _write(
                 writer.append(clip)
                 writer.flush()
                 progress(what, index + 1, num_clips)
-                if index in wanted:
-                    shown[index] = clip
+                if index // together in wanted:
+                    shown[index // together * together].append(clip)
     lasts, took = num_clips * seconds, time.monotonic() - start
     say(f"{args.out}: {f * num_clips} frames of {w} x {h}, {lasts:g} s, in {took:.1f} s")
     if args.sheet is None:
         return
-    labels = [label, *(f"{seconds * i:g} to {seconds * (i + 1):g} s" for i in list(shown)[1:])]
-    contact_sheet(args.sheet, list(shown.values()), labels=labels)
+    spans = [(seconds * i, seconds * (i + len(shown[i]))) for i in list(shown)[1:]]
+    labels = [label, *(f"{start:g} to {end:g} s" for start, end in spans)]
+    contact_sheet(args.sheet, [np.concatenate(row) for row in shown.values()], labels=labels)
     say(f"{args.sheet}: contact sheet")
 
 
+def write_frames(args, pipe, video, runs, start: float, label: str) -> None:
+    """Writes a video that is in memory, and runs of its frames as a sheet."""
+    from dicode_jax.media.sheet import contact_sheet
+    from dicode_jax.media.writer import VideoWriter
+
+    f, h, w, _ = video.shape
+    with VideoWriter(args.out, video.fps, record=record(args, pipe)) as writer:
+        writer.append(video.frames)
+    took = time.monotonic() - start
+    say(f"{args.out}: {f} frames of {w} x {h}, {f / video.fps:g} s, in {took:.1f} s")
+    if args.sheet is not None:
+        rows = runs[:SHEET_ROWS]
+        contact_sheet(args.sheet, rows, labels=[label, *[""] * (len(rows) - 1)])
+        say(f"{args.sheet}: contact sheet")
+
+
+def record(args: argparse.Namespace, pipe) -> dict[str, Any]:
+    """What an mp4 says of how the command made it."""
+    names = ("command", "prompt", "num_clips", "num_frames", "lag", "history_noise", "keyframes")
+    told = {name: getattr(args, name, None) for name in names}
+    for name in ("image", "last_image", "video", "tokens"):  # files, of which the name is enough
+        if isinstance(path := getattr(args, name, None), str):
+            told[name] = pathlib.Path(path).name
+    settings = {name: x for name, x in sampling(args).items() if name != "clips_per_batch"}
+    return pipe.record(**{name: x for name, x in told.items() if x is not None}, **settings)
+
+
 @contextlib.contextmanager
-def _progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
+def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
     """Gives `progress(what, done, total)`: a bar on a terminal, nothing elsewhere."""
     from tqdm import tqdm
 

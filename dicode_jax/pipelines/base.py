@@ -410,22 +410,41 @@ class Pipeline:
         Raises:
           UserError: A clip is not finite.
         """
-        mesh, rows = self._mesh(count), iter(rows)
-        modules = self._of(*parts, mesh=mesh)
-        rest = {"shared": (sampling, *shared), "static": tuple(static.items())}
-        if clips_per_batch is None:
-            first = next(rows)
-            rows = itertools.chain([first], rows)
-            device = jax.local_devices()[0] if self.devices is None else self.devices[0]
-            clips_per_batch = painting.clips_that_fit(run, first, self._of(*parts), device, **rest)
-        num_devices = 1 if mesh is None else mesh.size
-        size = min(clips_per_batch, -(-count // num_devices)) * num_devices
+        rows, rest = iter(rows), {"shared": (sampling, *shared), "static": tuple(static.items())}
+        first = next(rows)
+        modules, mesh, size = self._batches(run, parts, first, count, clips_per_batch, **rest)
+        rows = itertools.chain([first], rows)
         place = None if mesh is None else NamedSharding(mesh, sharding.ROWS)
         call = lambda batch: run(*modules, batch, mesh=mesh, **rest)  # noqa: E731
         painted = painting.paint(call, rows, size, place)
         for i, (pixels, is_finite) in enumerate(painted):
             checks.check_painted(is_finite, i // clips, blame, sampling)
             yield pixels
+
+    def _batches(
+        self,
+        run: Any,
+        parts: Sequence[str],
+        row: PyTree,
+        count: int,
+        clips_per_batch: int | None,
+        **rest: Any,
+    ) -> tuple[tuple[tuple, tuple], Mesh | None, int]:
+        """The modules of a program, where they lie, and the rows of a micro-batch on all devices.
+
+        Args:
+          run, parts, clips_per_batch: As for `_paint`.
+          row: One of the rows.
+          count: How many there are.
+          rest: What the program takes besides.
+        """
+        mesh = self._mesh(count)
+        if clips_per_batch is None:
+            device = jax.local_devices()[0] if self.devices is None else self.devices[0]
+            clips_per_batch = painting.clips_that_fit(run, row, self._of(*parts), device, **rest)
+        num_devices = 1 if mesh is None else mesh.size
+        size = min(clips_per_batch, -(-count // num_devices)) * num_devices
+        return self._of(*parts, mesh=mesh), mesh, size
 
 
 def _version() -> str:

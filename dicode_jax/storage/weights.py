@@ -223,10 +223,9 @@ def load_module(
         path, leaf = flat[name]
         stored_as = param_dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
         for place, part in unstack(path, array) if is_stacked else [(path, array)]:
-            if on_host:
-                part = part.astype(stored_as, copy=False)
-            else:  # finished before the next is read
-                part = jax.block_until_ready(jnp.asarray(part).astype(stored_as))
+            part = part.astype(stored_as, copy=False)  # jax would compile a program for each shape
+            if not on_host:  # finished before the next is read
+                part = jax.block_until_ready(jax.device_put(part))
             state.append((place, leaf.replace(part)))
         del array, part
     return nnx.merge(graph, nnx.from_flat_state(state)), config

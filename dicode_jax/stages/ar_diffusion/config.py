@@ -32,6 +32,9 @@ class FrameVAETrainConfig(RunConfig):
       logit_weight: Weight of the mean square of the codes' logits, from which their mean for each
         patch is taken off. A patch whose logits have run away gets one code whatever happens, and
         no gradient through it; the release starts from trained codes and has none.
+      patch_weight: Weight of the squared error of pixels that one linear layer, not exported, reads
+        off the transformer's patches. It trains the tokens while the codes still mean nothing; the
+        release, which starts from trained codes, has none.
     """
 
     model: FrameVAEConfig = FrameVAEConfig()
@@ -44,11 +47,17 @@ class FrameVAETrainConfig(RunConfig):
     kl_weight: float = 0.0
     token_noise: float | None = None
     logit_weight: float = 0.0
+    patch_weight: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
         if self.token_noise is not None and not 0 <= self.token_noise < math.inf:
             raise ValueError(f"token_noise must not be negative, got {self.token_noise}")
+        if self.patch_weight < 0 or (self.patch_weight and self.model.temporal):
+            raise ValueError(
+                "patch_weight must not be negative, and 0 for the temporal decoder, got "
+                f"{self.patch_weight}"
+            )
         if self.frame_size != self.model.image_size:
             raise ValueError(
                 f"frame_size must be the model's image_size, got {self.frame_size} and "

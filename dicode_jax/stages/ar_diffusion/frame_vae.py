@@ -10,20 +10,24 @@ from flax import nnx
 from dicode_jax.errors import UserError
 from dicode_jax.models.ar_diffusion.frame_vae import FrameVAE, FrameVAEConfig
 from dicode_jax.models.lpips import LPIPS, LPIPSConfig
-from dicode_jax.nn.resnet import average_pool
+from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.rngs import row_keys
 from dicode_jax.stages import parts
 from dicode_jax.stages.ar_diffusion.config import FrameVAETrainConfig
+from dicode_jax.stages.pixel_losses import edges
 from dicode_jax.storage import weights
 from dicode_jax.training.stage import Stage
 from dicode_jax.typing import Array, Float, UInt8
 
 
 class Trained(nnx.Module):
-    """The VAE, and LPIPS or None, which judges it and does not learn."""
+    """The VAE, what reads its patches or None, and LPIPS or None, which does not learn."""
 
     def __init__(self, config: FrameVAETrainConfig, *, rngs: nnx.Rngs):
         self.vae = FrameVAE(config.model, dtype=parts.compute_dtype(config), rngs=rngs)
+        side = config.model.decoder
+        pixels = 3 * side.patch_size**2
+        self.patch_head = Linear(side.embed_dim, pixels, rngs=rngs) if config.patch_weight else None
         of_lpips = config.lpips and parts.stored_config(config.lpips, LPIPSConfig)
         self.lpips = LPIPS(of_lpips, rngs=rngs) if of_lpips else None
 
@@ -50,7 +54,7 @@ def make_stage(config: FrameVAETrainConfig) -> Stage:
         create=lambda rngs: Trained(config, rngs=rngs),
         load=load,
         is_trained=lambda path, _: (
-            path[:2] == ("vae", "temporal") if temporal else path[0] == "vae"
+            path[:2] == ("vae", "temporal") if temporal else path[0] != "lpips"
         ),
         loss_fn=functools.partial(loss_fn, config),
         batch_shapes=lambda b: {
@@ -80,12 +84,19 @@ def loss_fn(
     frames = rearrange(video, "b f h w c -> (b f) h w c")
     posterior = vae.posterior(frames)
     drawn = posterior if config.token_noise is None else posterior.around(config.token_noise)
-    logits = vae.logits(rearrange(drawn.sample(each), "(b f) l c -> b f l c", b=b))
+    patches = vae.patches(rearrange(drawn.sample(each), "(b f) l c -> b f l c", b=b))
+    logits = vae.logits(patches)
     made = vae.pixel_decoder(vae.soft_codes(logits)).astype(jnp.float32)
     error = made - frames
     metrics = {"l1": jnp.abs(error).mean()}
     squares = jnp.square(error).mean((1, 2, 3))
     loss = metrics["l1"] + config.squared_weight * squares.mean()
+    if model.patch_head is not None:
+        p = config.model.decoder.patch_size
+        read = model.patch_head(patches).astype(jnp.float32)
+        read = rearrange(read, "n y x (p q c) -> n (y p) (x q) c", p=p, q=p)
+        metrics["patches"] = jnp.square(read - frames).mean()
+        loss += config.patch_weight * metrics["patches"]
     if model.lpips is not None:
         metrics["lpips"] = model.lpips(2 * made - 1, 2 * frames - 1).mean()
         loss += config.perceptual_weight * metrics["lpips"]
@@ -100,15 +111,6 @@ def loss_fn(
     std = jnp.exp(0.5 * posterior.gaussian.logvar).mean()
     psnr = -10 * jnp.log10(jnp.maximum(squares, 1e-10)).mean()
     return loss + config.kl_weight * kl, metrics | {"psnr": psnr, "kl": kl, "std": std}
-
-
-def edges(error: Float[Array, "n h w c"], scales: int = 3) -> Float[Array, ""]:
-    """Mean absolute difference of neighbours, at full size and at `scales - 1` halvings."""
-    total = jnp.zeros(())
-    for scale in range(scales):
-        error = average_pool(error) if scale else error
-        total += jnp.abs(jnp.diff(error, axis=1)).mean() + jnp.abs(jnp.diff(error, axis=2)).mean()
-    return total / scales
 
 
 def reconstruct(model: Trained, frames: UInt8[Array, "b ... 3"]) -> UInt8[Array, "b ... 3"]:

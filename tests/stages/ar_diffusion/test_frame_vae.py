@@ -1,6 +1,7 @@
 """Stage 1 of AR-Diffusion: its configs, what learns, where it starts and what it writes."""
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -112,11 +113,33 @@ def test_logits_of_codes_weigh_by_their_spread_over_the_codes():
         keys = jax.random.split(jax.random.key(1), 4)
         losses = [frame_vae.loss_fn(c, model, batch, keys)[0] for c in (plain, weighed)]
         latents = model.vae.posterior(frame_vae.to_unit(batch["image"])).mode()
-        return losses, model.vae.logits(latents[:, None])
+        return losses, model.vae.logits(model.vae.patches(latents[:, None]))
 
     (without, with_weight), logits = run(state)
     spread = np.var(np.asarray(logits, np.float64), axis=-1).mean()
     np.testing.assert_allclose(with_weight - without, 0.25 * spread, rtol=1e-4)
+
+
+def test_pixels_read_off_the_patches_weigh_and_are_not_exported(tmp_path):
+    quiet = dataclasses.replace(CONFIG, token_noise=0.0)
+    read = dataclasses.replace(quiet, patch_weight=0.5)
+    stage = build_stage(read)
+    model = frame_vae.Trained(read, rngs=nnx.Rngs(0))
+    kernel = model.patch_head.kernel
+    kernel[...] = jnp.zeros_like(kernel[...])
+    model.patch_head.bias[...] += 0.25  # whatever the patches hold
+    batch, keys = {"image": jnp.asarray(IMAGES)}, jax.random.split(jax.random.key(1), 4)
+    without, with_weight = (
+        jax.jit(functools.partial(frame_vae.loss_fn, config))(model, batch, keys)[0]
+        for config in (quiet, read)
+    )
+    want = np.square(0.25 - IMAGES / 255.0).mean()
+    np.testing.assert_allclose(with_weight - without, 0.5 * want, rtol=1e-4)
+    assert stage.is_trained(("patch_head", "kernel"), None)
+    stage.export(model, tmp_path / "model")
+    weights.load_module(tmp_path / "model", FrameVAE, FrameVAEConfig)
+    with pytest.raises(ValueError, match="patch_weight must not be negative, and 0 for the temp"):
+        dataclasses.replace(with_time("x"), patch_weight=1.0)
 
 
 @pytest.fixture
