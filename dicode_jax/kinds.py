@@ -13,7 +13,7 @@ VERSION = 1
 CONFIG_FILE = "config.json"
 
 PIPELINES = {
-    "dicode": "pipelines.dicode.PipelineConfig",
+    "dicode": "pipelines.dicode_config.PipelineConfig",
     "dynamicrafter": "pipelines.dynamicrafter.DynamiCrafterConfig",
     "divot": "pipelines.divot.DivotConfig",
     "ar_diffusion": "pipelines.ar_diffusion.ARDiffusionConfig",

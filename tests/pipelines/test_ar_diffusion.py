@@ -32,7 +32,7 @@ def pipe():
 def near(got, want):
     """Other sums in another batch, and a step of a grey level between."""
     assert got.shape == want.shape
-    assert np.abs(got.astype(int) - want).max() <= 1
+    assert np.abs(np.asarray(got, int) - want).max() <= 1
 
 
 def test_videos_depend_on_class_and_seed_alone(pipe):
