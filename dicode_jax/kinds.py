@@ -13,7 +13,7 @@ VERSION = 1
 CONFIG_FILE = "config.json"
 
 PIPELINES = {
-    "dicode": "pipelines.dicode.PipelineConfig",
+    "dicode": "pipelines.dicode_config.PipelineConfig",
     "dynamicrafter": "pipelines.dynamicrafter.DynamiCrafterConfig",
     "divot": "pipelines.divot.DivotConfig",
     "ar_diffusion": "pipelines.ar_diffusion.ARDiffusionConfig",
@@ -49,6 +49,7 @@ TRAININGS = {
     "ar_diffusion_dit_training": "stages.ar_diffusion.config.DiTTrainConfig",
     "landiff_lm_training": "stages.landiff.generation_config.LMTrainConfig",
     "landiff_vae_training": "stages.landiff.config.VAE3DTrainConfig",
+    "landiff_diffusion_training": "stages.landiff.generation_config.DiffusionTrainConfig",
     "representation_training": "stages.dicode.configs.RepresentationTrainConfig",
     "tokenizer_training": "stages.dicode.configs.TokenizerTrainConfig",
     "ar_training": "stages.dicode.configs.ARTrainConfig",

@@ -14,15 +14,20 @@ README = pathlib.Path(__file__).parents[1] / "README.md"
 
 @pytest.mark.slow
 def test_python_example_makes_a_video_and_takes_it_apart(tmp_path, monkeypatch):
-    code, long = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    text = README.read_text(encoding="utf-8")
+    first, picture, batch, long = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert "num_clips=1800" in long
     monkeypatch.chdir(tmp_path)
     names = {}
-    exec(compile(code, "README.md", "exec"), names)
-    assert (tmp_path / "circle.mp4").stat().st_size > 0
+    exec(compile(first + picture, "README.md", "exec"), names)
     assert names["video"].shape == (1, 32, 64, 64, 3)
+    lengths = {"circle": 32, "from_picture": 16, "between": 16, "longer": 48}
+    for name, length in lengths.items():
+        assert len(read_video(tmp_path / f"{name}.mp4")) == length
+    exec(compile(batch, "README.md", "exec"), names)
+    assert names["frames"].shape == (4, 16, 64, 64, 3)
     assert names["tokens"].shape[0] == 3
-    assert names["again"].shape == names["video"].shape[1:]
+    assert names["again"].shape == (32, 64, 64, 3)
     exec(compile(long.replace("1800", "2"), "README.md", "exec"), {})
     assert len(read_video(tmp_path / "hour.mp4").frames) == 32
 

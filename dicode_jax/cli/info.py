@@ -3,6 +3,8 @@
 import argparse
 import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from dicode_jax.cli import landiff
 from dicode_jax.cli.token_files import read_arrays
@@ -27,10 +29,15 @@ def info(args: argparse.Namespace) -> None:
             return
         from dicode_jax.media import video
 
+        if path.suffix.lower() == ".png":
+            _tell(path, video.read_record(path))
+            return
         info = video.probe(path)
         rate = f", {info.fps:.4g} frames a second" if info.fps else ""
         lasts = f", {info.duration:.2f} s" if info.duration else ""
         say(f"{path}: a video of {info.width} x {info.height}{rate}{lasts}")
+        if info.record is not None:
+            _tell(path, info.record)
         return
     from dicode_jax.storage import hub, packaged
 
@@ -40,6 +47,15 @@ def info(args: argparse.Namespace) -> None:
     _describe(path)
     if checked:
         print(f"{'verified':<16} {checked[0]} files are as they were packaged")
+
+
+def _tell(path: pathlib.Path, record: Mapping[str, Any] | None) -> None:
+    """How a file was made, as it says itself."""
+    if record is None:
+        say(f"{path}: a picture that does not say how it was made")
+        return
+    for name, value in record.items():
+        say(f"  {printable(name, 60):<20} {printable(value, 500)}")
 
 
 def _describe(folder: pathlib.Path) -> None:

@@ -22,7 +22,7 @@ def generate(args: argparse.Namespace, folder: pathlib.Path, image=None, last_im
     if image is None and args.video is None and not args.prompt.strip():
         raise UserError("the prompt is empty; say what to show")
     settings, pipe, start = _settings(args, folder), _load(args, folder), time.monotonic()
-    given = None if args.video is None else shared._read_given(args.video, pipe)
+    given = None if args.video is None else shared.read_given(args.video, pipe)
     if given is not None and (count := pipe.given_frames(len(given))) < len(given):
         shared.say(f"{args.video}: goes on from the last {count} of its {len(given)} frames")
         given = given[-count:]
@@ -36,7 +36,7 @@ def generate(args: argparse.Namespace, folder: pathlib.Path, image=None, last_im
     )
     scale = settings.get("guidance_scale", pipe.config.sampling.guidance_scale)
     size = pipe.cache_bytes(args.num_clips, is_guided=scale != 1)
-    shared.say(f"the language model takes {size / 1e9:.3g} GB for what it has written")
+    shared.say(f"the language model takes {size / 1e6:.4g} MB for what it has written")
     label = args.prompt or pathlib.Path(str(args.image or args.video)).name
     _write(args, pipe, clips, args.num_clips, start, label)
 
@@ -133,7 +133,7 @@ def _settings(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _load(args: argparse.Namespace, folder: pathlib.Path):
-    return shared.load(args, folder, {"offload": True} if args.offload else None)
+    return shared.load(args, folder, {"offload": True} if getattr(args, "offload", False) else None)
 
 
 def _refuse_keyframes(args: argparse.Namespace, folder: pathlib.Path) -> None:
@@ -143,7 +143,7 @@ def _refuse_keyframes(args: argparse.Namespace, folder: pathlib.Path) -> None:
 
 def _whole_video(args: argparse.Namespace, pipe):
     """The frames of a file at the model's rate, as many of the first ones as can be coded."""
-    frames = shared._read_given(args.video, pipe)
+    frames = shared.read_given(args.video, pipe)
     count = pipe.coded_frames(len(frames))
     if count < len(frames):
         shared.say(f"{args.video}: the first {count} of its {len(frames)} frames")
@@ -157,7 +157,7 @@ def _paint(args: argparse.Namespace, pipe, tokens, settings, start: float, label
 
 def _write(args: argparse.Namespace, pipe, clips, count: int, start: float, label: str) -> None:
     frames = (clip.frames for clip in clips)
-    shared._write(args, pipe, frames, count, start, label, fps=pipe.config.fps)
+    shared.write(args, pipe, frames, count, start, label, fps=pipe.config.fps)
 
 
 shared.BY_KIND["landiff"] = sys.modules[__name__]

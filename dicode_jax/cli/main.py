@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 
-from dicode_jax.cli import data, doctor, info, runs, video, warmup
+from dicode_jax.cli import completion, data, doctor, evaluate, info, many, runs, video, warmup
 from dicode_jax.cli.arguments import make_parser
 from dicode_jax.errors import UserError, print_any_name
 from dicode_jax.runtime.interrupts import exit_status, polite_signals
@@ -22,16 +22,20 @@ from dicode_jax.runtime.interrupts import exit_status, polite_signals
 EXIT_ERROR = 2
 
 COMMANDS = {
-    "generate": video.generate,
+    "generate": many.generate,
+    "continue": many.continue_,
+    "interpolate": many.interpolate,
     "reconstruct": video.reconstruct,
     "encode": video.encode,
     "decode": video.decode,
+    "evaluate": evaluate.evaluate,
     "info": info.info,
     "data": data.data,
     "metrics": runs.metrics,
     "export": runs.export,
     "warmup": warmup.warmup,
     "doctor": doctor.doctor,
+    "completion": lambda args: completion.completion(args, make_parser(COMMANDS)),
 }
 
 

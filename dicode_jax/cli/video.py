@@ -1,4 +1,4 @@
-"""`dicode generate`, `reconstruct`, `encode` and `decode`: thin over the pipelines."""
+"""`dicode reconstruct`, `encode` and `decode`, and the steps that all share that paint."""
 
 import argparse
 import collections
@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import dicode_jax
-from dicode_jax.cli.arguments import CLIP_FRAMES, LANDIFF, VIDEO_SUFFIXES
+from dicode_jax.cli.arguments import LANDIFF, VIDEO_SUFFIXES
 from dicode_jax.cli.token_files import check_tokens, read_arrays
 from dicode_jax.errors import UserError, printable
-from dicode_jax.pipelines.options import MAX_CLIPS, MAX_FRAMES, check_seeds, named
+from dicode_jax.pipelines.options import MAX_CLIPS, MAX_FRAMES, check_seeds
 
 TOKEN_SUFFIXES = (".safetensors",)
 SHEET_SUFFIXES = (".png",)
@@ -22,116 +22,20 @@ TOKEN_FORMAT = "dicode_jax deep tokens"
 
 SHEET_ROWS = 24
 CAN = {
-    "dicode": "generates, reconstructs, encodes and decodes",
-    "dynamicrafter": "generates, from --image",
+    "dicode": "generates, continues, interpolates, reconstructs, encodes and decodes",
+    "dynamicrafter": "generates from --image, and interpolates",
     "divot": "decodes features",
-    "ar_diffusion": "generates",
-    "landiff": "generates, reconstructs, encodes and decodes",
+    "ar_diffusion": "generates and continues",
+    "landiff": "generates, continues, reconstructs, encodes and decodes",
 }
 """Kind of pipeline -> what the commands do with it."""
 BY_KIND: dict[str, Any] = {}
 """Kind -> a module above this one, which has itself put in, with a function for each command."""
 
 
-def generate(args: argparse.Namespace) -> None:
-    """Runs `dicode generate`."""
-    if args.image is None and args.last_image is not None:
-        raise UserError("--last-image goes with --image, the first frame")
-    if args.image is not None and args.video is not None:
-        raise UserError("give --image or --video to go on from, not both")
-    images = [path for path in (args.image, args.last_image) if path is not None]
-    _check_outputs(args, *images, *(() if args.video is None else (args.video,)))
-    images = [_read_image(path) for path in images]
-    folder, kind = find(args, "dicode", "dynamicrafter", "ar_diffusion", "landiff")
-    if kind in BY_KIND:
-        BY_KIND[kind].generate(args, folder, *images)
-        return
-    if kind == "ar_diffusion":
-        _roll(args, folder, *images)
-        return
-    if not {args.lag, args.history_noise, args.video} <= {None}:
-        raise UserError(
-            f"{folder} is no AR-Diffusion model; leave --lag, --history-noise and --video out"
-        )
-    check_clip_frames(args)
-    if not images and not args.prompt.strip():
-        raise UserError("the prompt is empty; say what to show")
-    if kind == "dynamicrafter":
-        _animate(args, folder, *images)
-        return
-    if images:
-        raise UserError(f"{folder} paints a prompt alone; --image is for DynamiCrafter")
-    pipe = load(args, folder)
-    start = time.monotonic()
-    clips = pipe.stream(
-        args.prompt, num_clips=args.num_clips, num_frames=args.num_frames, **sampling(args)
-    )
-    _write(args, pipe, (clip.frames for clip in clips), args.num_clips, start, args.prompt)
-
-
-def _animate(args: argparse.Namespace, folder, image=None, last_image=None) -> None:
-    """Paints what follows an image, or lies between two."""
-    if image is None:
-        raise UserError(f"{folder} goes on from an image; name it with --image")
-    if args.num_clips != 1:
-        raise UserError(f"{folder} paints one clip; leave --num-clips out")
-    pipe = load(args, folder)
-    start = time.monotonic()
-    video = pipe(
-        image,
-        args.prompt,
-        last_image=last_image,
-        num_frames=args.num_frames,
-        **sampling(args),
-    )
-    _write(args, pipe, iter(video), 1, start, args.prompt or pathlib.Path(args.image).name)
-
-
-def _roll(args: argparse.Namespace, folder, image=None, last_image=None) -> None:
-    """Paints frame after frame of one video."""
-    settings = roll_settings(args, folder, last_image is not None or args.num_clips != 1)
-    pipe = load(args, folder)
-    start = time.monotonic()
-    given = None if args.video is None else _read_given(args.video, pipe)
-    count = args.num_frames or pipe.config.sampling.num_frames + (
-        0 if given is None else len(given)
-    )
-    frames = pipe.stream(
-        args.prompt or None,
-        image=image,
-        video=given,
-        num_frames=count,
-        lag=args.lag,
-        history_noise=args.history_noise,
-        **settings,
-    )
-    frames, label = (part.frames for part in frames), args.prompt or folder.name
-    row = pipe.parts["denoiser"].cfg.dit.num_frames
-    _write(args, pipe, frames, count, start, label, seconds=1 / pipe.config.fps, together=row)
-
-
-def roll_settings(
-    args: argparse.Namespace, folder: pathlib.Path, more: bool = False
-) -> dict[str, Any]:
-    """Options of sampling of an AR-Diffusion model.
-
-    Raises:
-      UserError: One is asked for that it does not have, or `more` of them.
-    """
-    settings = sampling(args)
-    others = settings.keys() - {"seed", "num_inference_steps", "guidance_scale"}
-    if more or others != {"clips_per_batch"} or settings.pop("clips_per_batch") != "auto":
-        raise UserError(
-            f"{folder} has one sampler, steered by --steps and --guidance-scale alone, and goes on "
-            "frame by frame; leave its other options, --last-image, --num-clips and "
-            "--clips-per-batch out, --num-frames says how many"
-        )
-    return settings
-
-
 def reconstruct(args: argparse.Namespace) -> None:
     """Runs `dicode reconstruct`."""
-    _check_outputs(args, args.video)
+    check_outputs(args, args.video)
     _check_video(args.video, args.keyframes)
     folder, kind = find(args, "dicode", "landiff")
     if kind in BY_KIND:
@@ -172,7 +76,7 @@ def encode(args: argparse.Namespace) -> None:
 
 def decode(args: argparse.Namespace) -> None:
     """Runs `dicode decode`."""
-    _check_outputs(args, args.tokens)
+    check_outputs(args, args.tokens)
     label, arrays = pathlib.Path(args.tokens).name, read_arrays(args.tokens)
     folder, kind = find(args, "dicode", "divot", "landiff")
     wanted = {"divot": "features", "landiff": "semantic_tokens"}.get(kind, "tokens")
@@ -200,18 +104,13 @@ def say(line: str) -> None:
     print(printable(line, 2000))
 
 
-def _check_outputs(args: argparse.Namespace, *sources: str) -> None:
+def check_outputs(args: argparse.Namespace, *sources: str) -> None:
+    """Refuses a video or a sheet that cannot be written, or that is one of the files read."""
     from dicode_jax.storage.files import check_output
 
     check_output(args.out, VIDEO_SUFFIXES, sources=sources)
     if args.sheet is not None:
         check_output(args.sheet, SHEET_SUFFIXES, sources=sources)
-
-
-def check_clip_frames(args: argparse.Namespace) -> None:
-    """Refuses lengths that a video of AR-Diffusion can have, and a clip cannot."""
-    if args.num_frames is not None:
-        named("argument --num-frames", CLIP_FRAMES, args.num_frames)
 
 
 def find(args: argparse.Namespace, *kinds: str) -> tuple[pathlib.Path, str]:
@@ -265,7 +164,7 @@ def load(args: argparse.Namespace, folder: pathlib.Path, how: dict[str, Any] | N
     return dicode_jax.load(folder, dtype=dtype, param_dtype=dtype, **how)
 
 
-def _read_image(path: str):
+def read_image(path: str):
     """uint8 [h, w, 3] of a picture, as it is to be shown."""
     import numpy as np
 
@@ -276,7 +175,7 @@ def _read_image(path: str):
         return np.asarray(shown_picture(image))
 
 
-def _read_given(path: str, pipe):
+def read_given(path: str, pipe):
     """uint8 [f, h, w, 3]: the frames of a file at the rate and in the size of the model."""
     import numpy as np
 
@@ -316,7 +215,7 @@ def _encode_keyframes(pipe, path: str, mode: str):
     from dicode_jax.media import video
 
     times = []
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
 
         def images():
             for frame in video.iter_keyframes(path, mode):
@@ -332,7 +231,7 @@ def _decode_tokens(args: argparse.Namespace, pipe, tokens, start: float, label: 
     num_clips = len(tokens) - 1
     _check_clips(label, num_clips)
     clips = pipe.decode_stream(tokens, num_frames=args.num_frames, **sampling(args))
-    _write(args, pipe, (clip.frames for clip in clips), num_clips, start, label)
+    write(args, pipe, (clip.frames for clip in clips), num_clips, start, label)
 
 
 def _decode_features(
@@ -344,7 +243,7 @@ def _decode_features(
         pipe(one, null_features=null_features, **sampling(args) | {"seed": seed})[0]
         for seed, one in zip(seeds, features, strict=True)
     )
-    _write(args, pipe, clips, len(features), start, label)
+    write(args, pipe, clips, len(features), start, label)
 
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
@@ -363,7 +262,7 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _write(
+def write(
     args: argparse.Namespace,
     pipe,
     clips: Iterator[Any],
@@ -389,13 +288,15 @@ def _write(
     rows = min(SHEET_ROWS, runs) if args.sheet else 0
     wanted = {round(i * (runs - 1) / max(rows - 1, 1)) for i in range(rows)}
     shown, starts = collections.defaultdict(list), [0]  # frames before each clip
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
         progress("clips", 0, num_clips)
         first = next(clips)
         f, h, w, _ = first.shape
-        rate = fps or f / (seconds or pipe.config.sampling.num_frames / pipe.config.fps)
+        own = f / fps if fps else pipe.config.sampling.num_frames / pipe.config.fps
+        lasts = own if seconds is None else seconds
         what = f"clips in {printable(part_of(args.out).name, 60)}"
-        with VideoWriter(args.out, rate, keep=True) as writer:
+        made = record(args, pipe)
+        with VideoWriter(args.out, f / lasts, keep=True, record=made) as writer:
             for index, clip in enumerate(itertools.chain([first], clips)):
                 writer.append(clip)
                 writer.flush()
@@ -403,7 +304,7 @@ def _write(
                 progress(what, index + 1, num_clips)
                 if index // together in wanted:
                     shown[index // together * together].append(clip)
-    times, took = [count / rate for count in starts], time.monotonic() - start
+    times, took = [count * lasts / f for count in starts], time.monotonic() - start
     say(f"{args.out}: {starts[-1]} frames of {w} x {h}, {times[-1]:g} s, in {took:.1f} s")
     if args.sheet is None:
         return
@@ -413,8 +314,35 @@ def _write(
     say(f"{args.sheet}: contact sheet")
 
 
+def write_frames(args, pipe, video, runs, start: float, label: str) -> None:
+    """Writes a video that is in memory, and runs of its frames as a sheet."""
+    from dicode_jax.media.sheet import contact_sheet
+    from dicode_jax.media.writer import VideoWriter
+
+    f, h, w, _ = video.shape
+    with VideoWriter(args.out, video.fps, record=record(args, pipe)) as writer:
+        writer.append(video.frames)
+    took = time.monotonic() - start
+    say(f"{args.out}: {f} frames of {w} x {h}, {f / video.fps:g} s, in {took:.1f} s")
+    if args.sheet is not None:
+        rows = runs[:SHEET_ROWS]
+        contact_sheet(args.sheet, rows, labels=[label, *[""] * (len(rows) - 1)])
+        say(f"{args.sheet}: contact sheet")
+
+
+def record(args: argparse.Namespace, pipe) -> dict[str, Any]:
+    """What an mp4 says of how the command made it."""
+    names = ("command", "prompt", "num_clips", "num_frames", "lag", "history_noise", "keyframes")
+    told = {name: getattr(args, name, None) for name in names}
+    for name in ("image", "last_image", "video", "tokens"):  # files, of which the name is enough
+        if isinstance(path := getattr(args, name, None), str):
+            told[name] = pathlib.Path(path).name
+    settings = {name: x for name, x in sampling(args).items() if name != "clips_per_batch"}
+    return pipe.record(**{name: x for name, x in told.items() if x is not None}, **settings)
+
+
 @contextlib.contextmanager
-def _progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
+def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
     """Gives `progress(what, done, total)`: a bar on a terminal, nothing elsewhere."""
     from tqdm import tqdm
 

@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator
 
 from dicode_jax.cli import landiff
-from dicode_jax.cli.video import check_clip_frames, find, load, roll_settings, sampling, say
+from dicode_jax.cli.generate import check_clip_frames, roll_settings
+from dicode_jax.cli.video import find, load, sampling, say
 from dicode_jax.errors import UserError
 
 PROMPT = "a"  # every vocabulary can spell it, and all lengths share their programs
@@ -61,7 +62,7 @@ def _animate(args: argparse.Namespace, pipe) -> None:
 
     image = np.zeros((*pipe.config.frame_size, 3), np.uint8)
     last = image if pipe.config.interpolation else None
-    pipe(image, last_image=last, num_frames=args.num_frames, **sampling(args))
+    pipe(image=image, last_image=last, num_frames=args.num_frames, **sampling(args))
 
 
 def _roll(args: argparse.Namespace, folder, pipe) -> None:

@@ -8,6 +8,7 @@ for frame in pipe.stream("Archery", num_frames=128, lag=5):
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ from dicode_jax.media.resize import resize_square
 from dicode_jax.models.ar_diffusion.dit import Denoiser, DenoiserConfig
 from dicode_jax.models.ar_diffusion.frame_vae import FrameVAE, FrameVAEConfig
 from dicode_jax.nn.rngs import fold, sample_keys
-from dicode_jax.pipelines import base, checks, options, painting
+from dicode_jax.pipelines import base, calls, checks, options, painting
 from dicode_jax.pipelines.painting import Clip
 from dicode_jax.runtime.sharding import ROWS
 from dicode_jax.typing import Array, Float, UInt8
@@ -95,6 +96,9 @@ class ARDiffusionPipeline(base.Pipeline):
     kind = "ar_diffusion"
     part_types = PARTS
     config_type = ARDiffusionConfig
+    takes = calls.COMMON - {
+        "last_image", "num_clips", "negative_prompt", "temperature", "latent", "tokens",
+    }  # fmt: skip
 
     @classmethod
     def _check_fit(cls, config: ARDiffusionConfig, configs: Mapping[str, Any]) -> None:
@@ -114,12 +118,28 @@ class ARDiffusionPipeline(base.Pipeline):
                 f"{denoiser.num_classes} classes"
             )
 
-    def __call__(self, prompt: Any = None, **arguments: Any) -> UInt8[np.ndarray, "b f h w 3"]:
-        """Generates a video for each prompt: what `stream` gives, gathered; see there."""
-        videos: dict[int, list[np.ndarray]] = {}
-        for clip in self.stream(prompt, **arguments):
-            videos.setdefault(clip.sample, []).append(clip.frames)
-        return np.stack([np.concatenate(videos[sample]) for sample in sorted(videos)])
+    def _answer(self, call: calls.Call) -> calls.Answer:
+        """What `stream` gives, gathered; prompts and further options are told there."""
+        known = inspect.signature(self.stream).parameters.keys()
+        if unknown := sorted(call.options.keys() - known):
+            raise UserError(f"there is no option {unknown[0]}; there are {', '.join(known)}")
+        if any(image is not (call.images or [None])[0] for image in call.images or []):
+            raise UserError("this model goes on from one image for all prompts; give one")
+        behind = 0 if call.video is None else len(call.video)
+        count = call.options.get("num_frames", self.config.sampling.num_frames + behind)
+        clips = self.stream(
+            call.prompts,
+            image=None if call.images is None else call.images[0],
+            video=call.video,
+            seed=call.seeds,
+            **{**call.options, "num_frames": count},
+        )
+        return calls.Answer(frames=call.gather(clips, count * len(call.seeds)))
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of its videos."""
+        return (self.parts["vae"].cfg.image_size,) * 2
 
     def stream(
         self,
@@ -182,6 +202,19 @@ class ARDiffusionPipeline(base.Pipeline):
             num_given=len(given),
         ).check()
         return self._videos(classes, seeds, sampling, frames, given, at_once)
+
+    def reconstruct(self, video: UInt8[np.ndarray, "f h w 3"]) -> UInt8[np.ndarray, "f s s 3"]:
+        """Every frame through the VAE and back, which is what its latents hold of a video.
+
+        Raises:
+          UserError: It is no video.
+        """
+        (graph,), (state,) = self._of("vae")
+        frames = []
+        for frame in self._read_given(None, video):
+            pixels, _ = _decode(graph, state, _encode(graph, state, frame[None])[None])
+            frames.append(np.asarray(pixels)[0, 0])
+        return np.stack(frames)
 
     @property
     def _schedule(self):

@@ -5,6 +5,7 @@ config), and `text` where there is a text tokenizer. A pipeline says what its pa
 what they do together.
 """
 
+import importlib.metadata
 import itertools
 import os
 import pathlib
@@ -21,7 +22,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from dicode_jax import config as config_lib
 from dicode_jax.diffusion.schedules import NoiseSchedule
-from dicode_jax.pipelines import checks, painting
+from dicode_jax.errors import printable
+from dicode_jax.pipelines import calls, checks, painting
+from dicode_jax.pipelines import progress as progress_lib
 from dicode_jax.pipelines.load import check_kind
 from dicode_jax.runtime import compile_cache, sharding
 from dicode_jax.storage import hub, model_card, weights
@@ -51,6 +54,8 @@ class Pipeline:
       part_types: Part -> classes of the module and of its config.
       optional: Parts that a pipeline may lack.
       config_type: Class of its config, which holds `sampling`.
+      takes: What a call may ask for besides prompt and seed, of `calls.COMMON`.
+      name: What it was loaded as; None for one that was made in memory.
       devices: Clips and prompts are split over these, on each of which lies a copy of the weights;
         None for all local ones. May be set at any time.
     """
@@ -59,6 +64,8 @@ class Pipeline:
     part_types: ClassVar[Mapping[str, tuple[type, type]]]
     optional: ClassVar[frozenset[str]] = frozenset()
     config_type: ClassVar[type]
+    takes: ClassVar[frozenset[str]] = frozenset()
+    name: str | None = None
     devices: Sequence[Any] | None = None
 
     def __init__(
@@ -75,6 +82,127 @@ class Pipeline:
         self._check_fit(config, {name: x.cfg for name, x in there.items()})
         self._split = {name: nnx.split(x) for name, x in there.items()}
         self._copies: dict[tuple[str, Mesh], PyTree] = {}
+
+    def __call__(
+        self,
+        prompt: Any = None,
+        *,
+        image: Any = None,
+        last_image: Any = None,
+        video: Any = None,
+        num_clips: int = 1,
+        num_frames: int | None = None,
+        num_videos_per_prompt: int = 1,
+        seed: int | Sequence[int] = 0,
+        negative_prompt: str | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        output_type: str = "np",
+        callback_on_step_end: calls.OnClip | None = None,
+        progress: Any = True,
+        **options: Any,
+    ) -> Any:
+        """Paints a video for each prompt. All families are called so, and say what they cannot do.
+
+        Args:
+          prompt: What to show, or a list; what a prompt is, the family says.
+          image: The first frame: a picture of Pillow, a path, or uint8 `[h, w, 3]` of any size; or
+            one for each prompt.
+          last_image: The last frame, of a video between two images; likewise.
+          video: What to go on from: a `Video`, a path, which is read at the pipeline's rate, or
+            uint8 `[f, h, w, 3]`. Its frames come first in the result, in the pipeline's size.
+          num_clips: Clips of each video that are painted; neighbours share a keyframe.
+          num_frames: Frames of a clip; None for the model's own.
+          num_videos_per_prompt: Videos of each prompt, which differ in their seeds.
+          seed: Of all randomness, 0 to 2**32 - 1. Video i of the call, counted prompt by prompt,
+            has `seed + i`, and is what it is alone with that seed, within one grey level, as sums
+            run in another order in another batch. Or a seed for each video.
+          negative_prompt: What guidance moves away from.
+          num_inference_steps, guidance_scale: None for the model's own.
+          temperature: Below 1 what is drawn keeps closer to what is likely.
+          height, width: Of the frames; models paint their own size alone.
+          output_type: "np" for `Videos`; "pil" for lists of pictures; "latent" and "tokens" for
+            arrays of what the frames, or the keyframes, are painted from.
+          callback_on_step_end: Called after each clip as `(pipe, done, total, clip)`, since the
+            steps of a clip are one program; what it raises ends the call.
+          progress: Bars on a terminal and in a notebook; False for none, or a function that is
+            called as `(what, done, total)`.
+          options: More of the family: see its `stream`, and `options.SamplingOptions`.
+
+        Returns:
+          `Videos`, a sequence of `Video` that is also an array uint8 `[b, f, h, w, 3]`; one of a
+          single video can be saved and shown as that video.
+
+        Raises:
+          UserError: An argument is impossible, or nothing that this family does.
+        """
+        with progress_lib.shown(progress) as tell:
+            call = calls.read(
+                self,
+                prompt,
+                image=image,
+                last_image=last_image,
+                video=video,
+                num_clips=num_clips,
+                num_videos_per_prompt=num_videos_per_prompt,
+                seed=seed,
+                height=height,
+                width=width,
+                output_type=output_type,
+                callback=callback_on_step_end,
+                tell=tell,
+                num_frames=num_frames,
+                negative_prompt=negative_prompt,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                temperature=temperature,
+                **options,
+            )
+            return calls.result(self, call, self._answer(call), self.record())
+
+    def _answer(self, call: calls.Call) -> calls.Answer:
+        """What the family makes of a call."""
+        raise NotImplementedError
+
+    def record(self, **told: Any) -> dict[str, Any]:
+        """What a file says of a video of this pipeline, see `media.record`, and what is told."""
+        return {
+            "dicode_jax": _version(),
+            "jax": jax.__version__,
+            "kind": self.kind,
+            "model": self.name,
+            "device": jax.devices()[0].platform,
+            "dtype": ", ".join(
+                sorted({name for part in self._sizes().values() for name in part[1]})
+            ),
+        } | told
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of its videos."""
+        size = self.config.frame_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    def _sizes(self) -> dict[str, tuple[int, tuple[str, ...]]]:
+        """Parameters of each part, and their types."""
+        found = {}
+        for name, (_, state) in self._split.items():
+            leaves = jax.tree.leaves(state)
+            types = tuple(sorted({leaf.dtype.name for leaf in leaves}))
+            found[name] = sum(leaf.size for leaf in leaves), types
+        return found
+
+    def __repr__(self) -> str:
+        """Its parts and their sizes, a line each."""
+        height, width = self.frame_size
+        head = f"{type(self).__name__}{'' if self.name is None else f' {printable(self.name, 80)}'}"
+        lines = [f"{head}: {width} x {height} pixels at {self.config.fps:g} frames a second"]
+        for name, (count, types) in self._sizes().items():
+            lines.append(f"  {name:<16} {count:>13,} parameters, {', '.join(types)}")
+        return "\n".join(lines)
 
     @classmethod
     def from_pretrained(
@@ -123,7 +251,9 @@ class Pipeline:
         parts, known = cls._load_parts(folder, dtype=dtype, param_dtype=param_dtype, **how)
         text = cls._read_text(folder, {name: part.cfg for name, part in parts.items()})
         metadata = {name: weights.read_metadata(folder / name) for name in parts}
-        return cls._assemble(parts, config=config, text=text, metadata=metadata, **known)
+        pipe = cls._assemble(parts, config=config, text=text, metadata=metadata, **known)
+        pipe.name = _called(path_or_name, revision, folder)
+        return pipe
 
     @classmethod
     def _load_parts(
@@ -342,6 +472,25 @@ class Pipeline:
         num_devices = 1 if mesh is None else mesh.size
         size = min(clips_per_batch, -(-count // num_devices)) * num_devices
         return self._of(*parts, mesh=mesh), mesh, size
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("dicode-jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _called(asked: Any, revision: str | None, folder: pathlib.Path) -> str:
+    """A name that finds the model again, and tells no more of this machine than was typed."""
+    if asked is None:
+        return folder.name
+    name = str(asked)
+    if pathlib.Path(asked).is_absolute():  # as `load` names it, which has found it
+        is_snapshot = folder.parent.name == "snapshots"  # of the Hub: models--owner--name
+        repository = folder.parents[1].name.removeprefix("models--").replace("--", "/", 1)
+        name = f"{repository}@{folder.name}" if is_snapshot else folder.name
+    return name if revision is None else f"{name}@{revision}"
 
 
 def gathered(clips: Iterator[np.ndarray], count: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """LanDiff (arXiv 2503.04606): a language model writes semantic tokens, a painter makes frames.
 
 pipe = LanDiffPipeline.from_pretrained("models/landiff", dtype="auto")
-video = pipe("a dog surfs", num_clips=1, seed=0)  # uint8 [1, 49, 480, 720, 3]
+pipe("a dog surfs", num_clips=1, seed=0).save("dog.mp4")  # 49 frames of 480 x 720
 for clip in pipe.stream("a dog surfs", num_clips=19):
     ...  # a minute: 49 frames, then 24 a clip, each as soon as it is painted
 
@@ -27,7 +27,7 @@ from dicode_jax.media.resize import middle
 from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3D, AutoencoderCausal3DConfig
 from dicode_jax.models.clip import CLIPVision, CLIPVisionConfig
 from dicode_jax.models.landiff.dit import Denoiser, DenoiserConfig
-from dicode_jax.models.landiff.engine import Engine, Prompt
+from dicode_jax.models.landiff.engine import Engine, Prompt, Shown
 from dicode_jax.models.landiff.features import STRIDE
 from dicode_jax.models.landiff.frames import check_codes
 from dicode_jax.models.landiff.language_model import (
@@ -39,9 +39,8 @@ from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizer, Sema
 from dicode_jax.models.landiff.streaming import Window, num_latents, windows, written_frames
 from dicode_jax.models.t5 import T5Encoder, T5EncoderConfig
 from dicode_jax.models.vit import ViT, ViTConfig
-from dicode_jax.pipelines import base, checks, options, shelf
+from dicode_jax.pipelines import base, calls, checks, options, shelf
 from dicode_jax.pipelines.landiff_config import LanDiffConfig, LanDiffSamplingConfig
-from dicode_jax.pipelines.painting import Clip
 from dicode_jax.runtime import memory
 from dicode_jax.storage.weights import CONFIG_FILE
 from dicode_jax.text.t5 import T5Tokenizer, read
@@ -81,12 +80,11 @@ class LanDiffPipeline(base.Pipeline):
     part_types = PARTS
     optional = frozenset({"painter_text", "features"})
     config_type = LanDiffConfig
+    takes = calls.COMMON - {"last_image", "num_frames", "negative_prompt", "latent", "tokens"}
 
     def __init__(self, parts: Mapping[str, Any], *, shelf: shelf.OnDisk | None = None, **known):
         super().__init__(parts, **known)
         self._shelf = shelf
-
-    # Loading and saving
 
     @classmethod
     def _skipped(cls, folder: pathlib.Path, name: str) -> tuple[str, ...]:
@@ -158,9 +156,7 @@ class LanDiffPipeline(base.Pipeline):
 
     def save_pretrained(self, folder: Any, *, dtype: Any = None) -> None:
         if self._shelf is not None:
-            raise UserError(
-                "parts that are loaded one after another are not saved: copy the folder"
-            )
+            raise UserError("parts that are on disk are not saved: copy the folder")
         super().save_pretrained(folder, dtype=dtype)
 
     @classmethod
@@ -183,7 +179,7 @@ class LanDiffPipeline(base.Pipeline):
         if "features" in configs:
             found = configs["features"]
             sides = dit.height * vae.downsampling, dit.width * vae.downsampling
-            want = tuple(side // found.patch_size for side in sides)
+            want = sides[0] // found.patch_size, sides[1] // found.patch_size
             pairs["grid of features"] = (tokenizer.grid, want)
             pairs["width of the encoder's features"] = (tokenizer.feature_dim, found.embed_dim)
         for what, (ours, theirs) in pairs.items():
@@ -216,8 +212,6 @@ class LanDiffPipeline(base.Pipeline):
             painter_text="painter_text" if "painter_text" in self.text else "text_encoder",
         )
 
-    # What is asked for
-
     @property
     def frame_size(self) -> tuple[int, int]:
         """Height and width."""
@@ -247,16 +241,17 @@ class LanDiffPipeline(base.Pipeline):
         Args:
           text_len: Tokens of the prompt; 0 for the most.
         """
-        cfg: LanguageModelConfig = self.parts["language_model"].cfg
-        frames = num_latents(
-            num_clips, self.parts["denoiser"].cfg.dit.num_frames, self.config.prefix_latents
-        )
-        seen = written_frames(cfg.frames, frames, self.config.max_segments)
-        size = NUM_PREFIX + (text_len or self.config.text_length)
-        size += cfg.frames.count(seen) + 2 * seen
+        total = (self.num_frames(num_clips) - 1) // STRIDE + 1
+        size = self._positions(total, text_len or self.config.text_length)
         body = nnx.merge(*self._split["language_model"]).body
         made = jax.eval_shape(lambda: body.init_cache(batch=1 + is_guided, size=size))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made))
+
+    def _positions(self, frames: int, text_len: int) -> int:
+        """Of the language model for so many semantic frames, or for those that it sees of them."""
+        tokens = self.parts["language_model"].cfg.frames
+        seen = written_frames(tokens, frames, self.config.max_segments)
+        return NUM_PREFIX + text_len + tokens.count(seen) + 2 * seen
 
     def _sampling(self, **changes: Any) -> LanDiffSamplingConfig:
         known = vars(self.config.sampling)
@@ -284,13 +279,12 @@ class LanDiffPipeline(base.Pipeline):
 
     def _check_length(self, frames: int, text_len: int, sampling: LanDiffSamplingConfig) -> None:
         """Refuses a video that the language model has no positions, or the device no room for."""
-        cfg: LanguageModelConfig = self.parts["language_model"].cfg
-        seen = written_frames(cfg.frames, frames, self.config.max_segments)
-        size = NUM_PREFIX + text_len + cfg.frames.count(seen) + 2 * seen
-        if size > cfg.body.max_seq_len:
+        size = self._positions(frames, text_len)
+        most = self.parts["language_model"].cfg.body.max_seq_len
+        if size > most:
             raise UserError(
                 f"{sampling.num_clips} clips are {size} positions of the language model, which has "
-                f"{cfg.body.max_seq_len}; ask for fewer, or set max_segments in {CONFIG_FILE}"
+                f"{most}; ask for fewer, or set max_segments in {CONFIG_FILE}"
             )
         is_guided = sampling.guidance_scale != 1
         needed = self.cache_bytes(sampling.num_clips, is_guided=is_guided, text_len=text_len)
@@ -303,7 +297,9 @@ class LanDiffPipeline(base.Pipeline):
             )
 
     def _read_prompts(self, prompt: Any, *, may_be_empty: bool) -> list[str]:
-        prompts = [one.strip() for one in options.check_prompts("" if prompt is None else prompt)]
+        if isinstance(prompt, list):
+            prompt = ["" if one is None else one for one in prompt]
+        prompts = [x.strip() for x in options.check_prompts("" if prompt is None else prompt)]
         if not may_be_empty and not all(prompts):
             raise UserError("the prompt is empty; say what to show")
         return prompts
@@ -347,10 +343,11 @@ class LanDiffPipeline(base.Pipeline):
             raise UserError("give an image or a video to go on from, not both")
         self._check_features()
         if video is None:
-            image = checks.as_array(image, "an image is uint8 [h, w, 3]")
+            wanted = "an image is uint8 [h, w, 3]"
+            image = checks.as_array(image, wanted)
             if image.ndim != 3:
-                raise UserError(f"an image is uint8 [h, w, 3], got {image.dtype} {image.shape}")
-            return self._read_video(image[None], "an image is uint8 [h, w, 3]")
+                raise UserError(f"{wanted}, got {image.dtype} {image.shape}")
+            return self._read_video(image[None], wanted)
         given = self._read_video(video, "a video is uint8 [f, h, w, 3]")
         if len(given) != self.given_frames(len(given)):
             raise UserError(
@@ -360,17 +357,25 @@ class LanDiffPipeline(base.Pipeline):
         return given
 
     def _check_features(self) -> None:
-        if "features" not in self.parts or self.parts["features"] is None:
+        if self.parts.get("features") is None:
             raise UserError(
                 "this model cannot read frames: it has no encoder of features (python -m convert "
                 "landiff takes it by --theia)"
             )
 
-    # What it does
-
-    def __call__(self, prompt: Any = None, **arguments: Any) -> UInt8[np.ndarray, "b f h w 3"]:
-        """Generates a video for each prompt: what `stream` gives, gathered; see there."""
-        return _gathered(self.stream(prompt, **arguments))
+    def _answer(self, call: calls.Call) -> calls.Answer:
+        image = None if call.images is None else call.images[0]
+        if any(other is not image for other in call.images or []):
+            raise UserError("this model goes on from one image for all prompts; give one")
+        clips = self.stream(
+            call.prompts,
+            image=image,
+            video=call.video,
+            num_clips=call.num_clips,
+            seed=call.seeds,
+            **call.options,
+        )
+        return calls.Answer(frames=call.gather(clips, call.num_clips * len(call.seeds)))
 
     def stream(
         self,
@@ -380,7 +385,7 @@ class LanDiffPipeline(base.Pipeline):
         video: UInt8[np.ndarray, "g h w 3"] | None = None,
         seed: int | Sequence[int] = 0,
         **changes: Any,
-    ) -> Iterator[Clip]:
+    ) -> Iterator[Shown]:
         """The clips of the videos, each as soon as it is painted, one video after the other.
 
         The first clip of a video has a window's frames, each other fewer (see `num_frames`). Sample
@@ -408,7 +413,7 @@ class LanDiffPipeline(base.Pipeline):
         )
         known = 0 if given is None else (len(given) - 1) // STRIDE + 1
         plan = self._plan(total, known)
-        return _clips(self._engine.generate(ids, seeds, sampling, given, plan))
+        return self._engine.generate(ids, seeds, sampling, given, plan)
 
     def encode(self, video: UInt8[np.ndarray, "f h w 3"]) -> Int[np.ndarray, " n"]:
         """Semantic tokens of a video of 8 m + 1 frames, from 0 on.
@@ -430,7 +435,7 @@ class LanDiffPipeline(base.Pipeline):
         *,
         seed: int | Sequence[int] = 0,
         **changes: Any,
-    ) -> Iterator[Clip]:
+    ) -> Iterator[Shown]:
         """The clips of semantic tokens.
 
         Args:
@@ -458,7 +463,7 @@ class LanDiffPipeline(base.Pipeline):
         cuts = np.cumsum([cfg.frames.count(n) for n in cfg.frames.segments(plan[-1].stop)])[:-1]
         segments = [part[None].astype(np.int32) for part in np.split(codes, cuts)]
         written = [segments] * len(prompts)
-        return _clips(self._engine.show(ids, written, seeds, sampling, None, plan))
+        return self._engine.show(ids, written, seeds, sampling, None, plan)
 
     def reconstruct(self, video: UInt8[np.ndarray, "f h w 3"], prompt: Any = "", **arguments: Any):
         """A video through its semantic tokens and back, uint8 `[1, f, h, w, 3]`."""
@@ -484,11 +489,7 @@ class LanDiffPipeline(base.Pipeline):
             raise UserError(str(error)) from error
 
 
-def _clips(shown: Iterable[Any]) -> Iterator[Clip]:
-    return (Clip(*one) for one in shown)
-
-
-def _gathered(clips: Iterable[Clip]) -> np.ndarray:
+def _gathered(clips: Iterable[Shown]) -> np.ndarray:
     """Whole videos of clips, `[b, f, h, w, 3]`."""
     samples: dict[int, list[np.ndarray]] = {}
     for clip in clips:

@@ -73,6 +73,9 @@ class StubPipeline:
         self.calls.append(("decode", tokens.shape, num_frames, options))
         return self._paint(len(tokens) - 1, num_frames)
 
+    def record(self, **told):
+        return {"dicode_jax": "0.1", **told}
+
     def _paint(self, num_clips, num_frames):
         for index in range(num_clips):
             yield Clip(0, index, np.full((num_frames or 16, 20, 24, 3), 90, np.uint8))

@@ -93,9 +93,9 @@ def test_old_dicode_folder_generates_and_decodes():
 def test_old_dynamicrafter_folder_paints():
     pipe = dicode_jax.load(OLD / "dynamicrafter")
     assert type(pipe) is DynamiCrafterPipeline
-    video = pipe(np.full((8, 16, 3), 90, np.uint8), "cat", seed=1)
+    video = pipe("cat", image=np.full((8, 16, 3), 90, np.uint8), seed=1)
     assert video.shape == (1, 4, 8, 16, 3)
-    assert video.std() > 0
+    assert video.frames.std() > 0
 
 
 def test_the_types_that_are_asked_for_reach_the_pipeline(monkeypatch):

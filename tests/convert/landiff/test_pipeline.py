@@ -80,7 +80,7 @@ def test_a_converted_release_generates_and_reads_videos(tmp_path, monkeypatch, r
     converted = dicode_jax.load(out)
     assert converted.config == pipe.config
     assert json.loads((out / "config.json").read_text())["kind"] == "landiff"
-    made = converted("a red circle grows", seed=1)
+    made = np.asarray(converted("a red circle grows", seed=1))
     assert made.shape == (1, 17, 16, 24, 3)
     assert made.std() > 0
     assert converted.encode(made[0]).shape == (9,)
