@@ -47,6 +47,7 @@ TRAININGS = {
     "ar_diffusion_vae_training": "stages.ar_diffusion.config.FrameVAETrainConfig",
     "ar_diffusion_dit_training": "stages.ar_diffusion.config.DiTTrainConfig",
     "landiff_vae_training": "stages.landiff.config.VAE3DTrainConfig",
+    "landiff_tokenizer_training": "stages.landiff.config.SemanticTokenizerTrainConfig",
     "representation_training": "stages.dicode.configs.RepresentationTrainConfig",
     "tokenizer_training": "stages.dicode.configs.TokenizerTrainConfig",
     "ar_training": "stages.dicode.configs.ARTrainConfig",

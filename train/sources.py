@@ -19,7 +19,10 @@ from dicode_jax.storage import hub, weights
 FAMILIES = {family.name: family for family in (gpt2.FAMILY, llama.FAMILY)}
 TEXT = {"patterns": hugging_face.TEXT_FILES, "bare": True}
 OPTIONS = {  # of `find_folder`, by the fields that name a folder
-    **{field: {} for field in ("tokenizer", "init", "autoencoder", "representation", "vae")},
+    **{
+        field: {}
+        for field in ("tokenizer", "init", "autoencoder", "representation", "vae", "features")
+    },
     "body_init": TEXT | {"either": hugging_face.WEIGHTS},
     "text_tokenizer": TEXT,
 }
@@ -30,6 +33,7 @@ WANTED = {
     "autoencoder": f"{OF_RUN}train.autoencoder",
     "representation": f"{OF_RUN}train.tokenizer on a representation",
     "vae": f"{OF_RUN}train.ar_diffusion_vae, or the VAE that python -m convert ar_diffusion made",
+    "features": "the folder of a frozen image encoder: a vit, a clip_vision or a dicode_tokenizer",
     "body_init": "a GPT-2 or Llama of Hugging Face, or what python -m convert made of one",
     "text_tokenizer": "a tokenizer.json, or the folder of one",
 }

@@ -7,8 +7,8 @@ from dicode_jax.stages.ar_diffusion import dit, frame_vae
 from dicode_jax.stages.ar_diffusion.config import DiTTrainConfig, FrameVAETrainConfig
 from dicode_jax.stages.config import AutoencoderTrainConfig
 from dicode_jax.stages.dicode import configs, language_model, representation, tokenizer
-from dicode_jax.stages.landiff import vae3d
-from dicode_jax.stages.landiff.config import VAE3DTrainConfig
+from dicode_jax.stages.landiff import semantic_tokenizer, vae3d
+from dicode_jax.stages.landiff.config import SemanticTokenizerTrainConfig, VAE3DTrainConfig
 from dicode_jax.training.stage import Stage
 
 __all__ = ["build_stage"]
@@ -18,6 +18,7 @@ _STAGES = {
     FrameVAETrainConfig: frame_vae.make_stage,
     DiTTrainConfig: dit.make_stage,
     VAE3DTrainConfig: vae3d.make_stage,
+    SemanticTokenizerTrainConfig: semantic_tokenizer.make_stage,
     configs.RepresentationTrainConfig: representation.make_stage,
     configs.TokenizerTrainConfig: tokenizer.make_stage,
     configs.ARTrainConfig: language_model.make_stage,

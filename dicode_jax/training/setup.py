@@ -166,6 +166,7 @@ def plan_stage(stage: Stage, mesh: Mesh) -> Plan:
         ema_decay=config.ema_decay,
         accumulate_steps=config.optim.accumulate_steps,
         shardings=of_params,
+        update=stage.update,
     )
     step = jax.jit(
         step,

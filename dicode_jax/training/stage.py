@@ -21,6 +21,10 @@ Metrics = Mapping[str, Array]
 LossFn = Callable[[Any, PyTree, Array], tuple[Array, Metrics]]
 WEIGHT = "weight"
 
+# What a loss hands on to `Stage.update` by this name, beside its metrics: arrays with the rows of
+# the batch in front.
+STATISTICS = "statistics"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -37,6 +41,9 @@ class Stage:
       loss_fn: See `LossFn`.
       batch_shapes: Shapes and types of a batch of the given size, without `ids`.
       export: Writes the model as folders that the pipelines and other trainings read.
+      update: `(trained parameters, statistics, key) -> trained parameters` moves what no gradient
+        does, such as codes, behind each step of the optimiser; pure. `statistics` are those of all
+        rows (`STATISTICS`), the same however the batch was split.
     """
 
     name: str
@@ -47,3 +54,4 @@ class Stage:
     loss_fn: LossFn
     batch_shapes: Callable[[int], dict[str, jax.ShapeDtypeStruct]]
     export: Callable[[Any, pathlib.Path], None]
+    update: Callable[[Any, PyTree, Array], Any] | None = None
