@@ -191,6 +191,8 @@ def supply(option, path, command):
         run(f"python -m convert {family} HF_FOLDER --for-dicode --out {path}")
     elif option in ("gpt2", "llama", "convert.gpt2", "convert.llama"):
         write_body(path, is_llama=is_llama)
+    elif option in ("--prompts", "--vbench-prompts"):
+        path.write_text("a red circle\n")
     elif option in ("reconstruct", "encode", "--video"):
         write(path, greys(20, 16, 16))
     elif path.name == "taichi":
