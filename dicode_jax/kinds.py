@@ -17,6 +17,7 @@ PIPELINES = {
     "dynamicrafter": "pipelines.dynamicrafter.DynamiCrafterConfig",
     "divot": "pipelines.divot.DivotConfig",
     "ar_diffusion": "pipelines.ar_diffusion.ARDiffusionConfig",
+    "landiff": "pipelines.landiff_config.LanDiffConfig",
 }
 MODULES = {
     "dicode_tokenizer": "models.dicode.tokenizer.DeepTokenizerConfig",
@@ -48,6 +49,7 @@ TRAININGS = {
     "ar_diffusion_dit_training": "stages.ar_diffusion.config.DiTTrainConfig",
     "landiff_lm_training": "stages.landiff.generation_config.LMTrainConfig",
     "landiff_vae_training": "stages.landiff.config.VAE3DTrainConfig",
+    "landiff_diffusion_training": "stages.landiff.generation_config.DiffusionTrainConfig",
     "representation_training": "stages.dicode.configs.RepresentationTrainConfig",
     "tokenizer_training": "stages.dicode.configs.TokenizerTrainConfig",
     "ar_training": "stages.dicode.configs.ARTrainConfig",

@@ -58,13 +58,14 @@ NOT_RUN = {
     r"to_torch|NAME": "tests/convert/test_to_torch.py and test_main.py run it",
     r"benchmarks\.": "measurements of minutes; tests/test_benchmarks.py",
     r"tests\.fuzz": "minutes; tests/fuzz/test_doors.py tries a hundred of each",
-    r"score_(shapes|samplers)": "clips of 64 x 64; tests/test_score_samplers.py, test_scripts.py",
+    r"score_samplers": "clips of 64 x 64; tests/test_score_samplers.py",
     r"ar_diffusion|runs/dit": "tests/stages/ar_diffusion, tests/convert have tiny ones",
     r"mutation_trial": "an hour; tests/test_scripts.py tries it on a toy",
 }
 LESS = {
     "--num-steps": "1", "--steps": "1", "--batch-size": "2", "--cached-videos": "2",
-    "--cached-clips": "0", "--data.num-workers": "0", "--num-keyframes": "3",
+    "--cached-clips": "0", "--data.num-workers": "0", "--num-keyframes": "3", "--num": "1",
+    "--num-clips": "2",
 }  # fmt: skip
 HEAD = ResamplerConfig(
     dim=16, depth=1, head_dim=8, num_heads=2, embed_dim=8, output_dim=16, output_shape=(8, 8, 4)
@@ -203,7 +204,7 @@ def supply(option, path, command):
     elif option == "decode":
         run(f"dicode encode in.mp4 --out {path}")
     elif (
-        option in ("info", "--model", "--tokenizer")
+        option in ("info", "evaluate", "--model", "--tokenizer")
         or "tokenizer" in path.parts
         or "start" in path.parts
     ):
@@ -223,7 +224,8 @@ def prepare(command):
     """The words of a command as they are run in the present folder, all that they read supplied."""
     words = documented.words_of(command)
     for i, word in enumerate(words[:-1]):
-        words[i + 1] = LESS.get(word, words[i + 1]) if "dicode" not in words[:1] else words[i + 1]
+        if words[0] != "dicode" or words[1] == "evaluate":
+            words[i + 1] = LESS.get(word, words[i + 1])
     if "taichi" in command and "--num-frames" in words:  # a video of its length is another program
         words[words.index("--num-frames") + 1] = "6"
     named = dict(itertools.pairwise(words))

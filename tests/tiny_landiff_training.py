@@ -5,15 +5,17 @@ import pathlib
 
 import jax.numpy as jnp
 import numpy as np
+from tiny_landiff import TINY
 
 from dicode_jax.data import encoded_cache
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.encoded_cache import Example, Spec, shard_path
 from dicode_jax.models.landiff.frames import FrameTokens
 from dicode_jax.models.landiff.language_model import LanguageModelConfig
+from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizerConfig
 from dicode_jax.models.llama import LlamaConfig
 from dicode_jax.models.t5 import T5EncoderConfig
-from dicode_jax.stages.landiff.generation_config import LMTrainConfig
+from dicode_jax.stages.landiff.generation_config import DiffusionTrainConfig, LMTrainConfig
 from dicode_jax.training.optim import OptimConfig
 
 FRAMES = FrameTokens(iframe=4, pframe=2, segment=3)  # 8 codes and 6 marks in a segment
@@ -42,6 +44,34 @@ LM_CONFIG = LMTrainConfig(
     segments=2,
     text_length=14,
     num_steps=20,
+    batch_size=3,
+)
+
+SEMANTIC = SemanticTokenizerConfig(
+    frames=FRAMES, grid=(2, 3), feature_dim=11, embed_dim=16, num_layers=1, num_heads=1,
+    token_dim=10, codebook_size=9, code_dim=3,
+)  # fmt: skip
+DIFFUSION_CONFIG = DiffusionTrainConfig(
+    model=dataclasses.replace(
+        TINY, dit=dataclasses.replace(TINY.dit, num_frames=3, text_len=14, text_dim=12)
+    ),
+    semantic=SEMANTIC,
+    text=TEXT,
+    data=LM_CONFIG.data,
+    optim=OptimConfig(
+        optimizer="sgd",
+        lr=0.1,
+        warmup_steps=0,
+        schedule="constant",
+        b1=0.0,
+        clip_norm=0.0,
+        weight_decay=0.0,
+    ),
+    num_known=1,
+    window_step=2,
+    sample_steps=2,
+    sample_guidance=0.0,
+    num_steps=4,
     batch_size=3,
 )
 

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from dicode_jax.cli import completion, data, doctor, runs
 from dicode_jax.diffusion.samplers import SAMPLERS
@@ -17,6 +18,7 @@ from dicode_jax.pipelines.options import (
     MAX_STREAM,
     OPTIONS,
     QUALITIES,
+    OneOf,
     Real,
     Whole,
     described,
@@ -25,8 +27,22 @@ from dicode_jax.pipelines.options import (
 
 # As media.writer and runtime.platform, which are slow to import.
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")
+LANDIFF = {
+    "motion_score": ("X", "how much moves, mostly from 0 to 1"),
+    "temperature": ("X", "of drawing tokens; below 1 keeps closer to what is likely"),
+    "top_k": ("N", "draw from the N likeliest tokens alone"),
+    "top_p": ("X", "draw from the likeliest tokens that make up so much together"),
+    "caption": ("TEXT", "what the painter is told besides the tokens"),
+    "diffusion_guidance_scale": ("X", "by how much the painter's guidance exceeds 1 at most"),
+    "ramp": (None, "how that guidance changes: as the release has it, or smoothly up"),
+    "carry": (None, "what a further clip goes on from: latents, or frames encoded anew"),
+    "offload": (None, "load one part after the other, for a device that cannot hold all"),
+}
+"""Options that LanDiff alone has: what their value is called, and what they do."""
 CLIP_FRAMES = Whole(2, MAX_FRAMES, is_even=True)
 ATTENTION = ("auto", "xla", "mapped", "cudnn")
+SUITES = {"shapes": 128, "reconstruction": 64, "long": 16}
+"""Suite of `dicode evaluate` -> how many clips or videos, unless told otherwise."""
 
 _EPILOG = """\
 examples:
@@ -40,6 +56,7 @@ examples:
   dicode encode in.mp4 --out tokens.safetensors
   dicode decode tokens.safetensors --out out.mp4
   dicode warmup --num-clips 300
+  dicode evaluate runs/model --suite shapes --out found
   dicode info
   dicode data inspect videos/ --sheet sheet.png
   dicode metrics runs/ar --out curves.png
@@ -115,7 +132,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
     sub.add_argument(
         "--video",
         metavar="FILE",
-        help="for DiCoDe and AR-Diffusion: the video that it goes on from, whose frames come first",
+        help="the video to go on from, whose frames come first: for DiCoDe, AR-Diffusion, LanDiff",
     )
     _add_video_out(sub)
     sub.add_argument(
@@ -130,9 +147,10 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         "--history-noise",
         type=number(int, Whole(0, MAX_STEPS - 1)),
         metavar="T",
-        help="for AR-Diffusion: timestep of the noise on frames that are done or given, as the "
-        "others see them (default: the model's own, mostly 0, none)",
+        help="for AR-Diffusion and LanDiff: timestep of the noise on frames that are done or "
+        "given, as the others see them (default: the model's own, mostly 0, none)",
     )
+    _add_landiff(sub, "motion_score", "temperature", "top_k", "top_p")
     _add_sampling(sub, Whole(1, MAX_STREAM), "; of the video, any number, for AR-Diffusion")
     _add_model(sub)
 
@@ -162,6 +180,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
     )
     _add_video_in(sub)
     _add_video_out(sub)
+    _add_landiff(sub, "caption")
     _add_sampling(sub)
     _add_model(sub)
 
@@ -181,6 +200,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         "tokens", metavar="TOKENS", help="a file that `dicode encode` wrote, or one of features"
     )
     _add_video_out(sub)
+    _add_landiff(sub, "caption")
     _add_sampling(sub)
     _add_model(sub)
 
@@ -213,11 +233,54 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         metavar="PATH",
         help="a model folder, a packaged name or owner/name on the Hub (default: the packaged one)",
     )
+    _add_evaluate(command)
     data.add_parsers(command)
     runs.add_parsers(command)
     doctor.add_parsers(command)
     completion.add_parsers(command)
     return parser
+
+
+def _add_evaluate(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sub = command(
+        "evaluate",
+        "measure how good a model is",
+        "shapes: whether clips of captions that no training saw obey them, in all and in every "
+        "frame; reconstruction: how near clips come to the true ones when they are taken apart and "
+        "painted again, beside what needs no model; long: how videos of a minute hold together. "
+        "Numbers with 95 % intervals go to results.json and report.md. Painted videos are kept in "
+        "the folder too: an evaluation that was stopped goes on when it is asked for again.",
+    )
+    sub.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a model folder, a packaged name or owner/name on the Hub (default: the packaged one)",
+    )
+    sub.add_argument("--suite", choices=SUITES, default="shapes", help="(default: shapes)")
+    sub.add_argument("--out", required=True, metavar="DIR", help="the folder for what is found")
+    sub.add_argument(
+        "--num",
+        type=number(int, Whole(1, 100_000)),
+        metavar="N",
+        help="clips or videos (default: " + ", ".join(f"{n} {s}" for s, n in SUITES.items()) + ")",
+    )
+    sub.add_argument(
+        "--num-clips",
+        type=number(int, Whole(2, MAX_CLIPS)),
+        metavar="N",
+        help="of each long video, of two seconds each (default: 30; 8 of AR-Diffusion)",
+    )
+    sub.add_argument(
+        "--lpips",
+        metavar="DIR",
+        help="LPIPS's converted weights, for the suite reconstruction",
+    )
+    sub.add_argument(
+        "--lag", type=number(int, Whole(0, MAX_STEPS)), metavar="N", help="of AR-Diffusion"
+    )
+    _add_sampling(sub)
+    _add_computing(sub)
 
 
 def _add_going_on(parser: argparse.ArgumentParser) -> None:
@@ -364,6 +427,18 @@ def _add_sampling(
     )
 
 
+def _add_landiff(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Options that LanDiff alone has: some, and those of all painting."""
+    for name in (*names, "diffusion_guidance_scale", "ramp", "carry"):
+        rule, (metavar, text) = OPTIONS.get(name), LANDIFF[name]
+        known: dict[str, Any] = {"metavar": metavar}
+        if isinstance(rule, OneOf):
+            known = {"choices": rule.names}
+        elif isinstance(rule, Whole | Real):
+            known["type"] = number(int if isinstance(rule, Whole) else float, rule)
+        parser.add_argument(f"--{name.replace('_', '-')}", help=f"for LanDiff: {text}", **known)
+
+
 def _clips_per_batch(text: str) -> int | str:
     try:
         return text if text == "auto" else number(int, Whole(1, MAX_CLIPS))(text)
@@ -377,6 +452,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a model folder, a packaged name or owner/name on the Hub (default: the packaged one)",
     )
+    _add_computing(parser)
+
+
+def _add_computing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16", "auto"),
@@ -390,6 +469,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="form of attention: one large product, a loop over heads, or NVIDIA's kernels, which "
         "compute in half precision (default: auto, what suits device and sizes)",
+    )
+    parser.add_argument(
+        "--offload",
+        action="store_true",
+        help=f"for LanDiff: {LANDIFF['offload'][1]}",
     )
     parser.add_argument(
         "--no-compile-cache",

@@ -7,6 +7,7 @@ from typing import Any
 
 from dicode_jax.cli.arguments import CLIP_FRAMES
 from dicode_jax.cli.video import (
+    BY_KIND,
     check_outputs,
     find,
     load,
@@ -30,7 +31,10 @@ def generate(args: argparse.Namespace) -> None:
     images = [path for path in (args.image, args.last_image) if path is not None]
     check_outputs(args, *images, *(() if args.video is None else (args.video,)))
     images = [read_image(path) for path in images]
-    folder, kind = find(args, "dicode", "dynamicrafter", "ar_diffusion")
+    folder, kind = find(args, "dicode", "dynamicrafter", "ar_diffusion", "landiff")
+    if kind in BY_KIND:
+        BY_KIND[kind].generate(args, folder, *images)
+        return
     if kind == "ar_diffusion":
         _roll(args, folder, *images)
         return

@@ -6,7 +6,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from dicode_jax.cli.video import TOKEN_SUFFIXES, read_arrays, say
+from dicode_jax.cli import landiff
+from dicode_jax.cli.token_files import read_arrays
+from dicode_jax.cli.video import TOKEN_SUFFIXES, say
 from dicode_jax.errors import printable
 
 
@@ -19,6 +21,8 @@ def info(args: argparse.Namespace) -> None:
             if "features" in arrays:
                 b, n, z = arrays["features"].shape
                 say(f"{path}: features of {b} clips, {n} x {z} each")
+            elif "semantic_tokens" in arrays:
+                say(f"{path}: {len(arrays['semantic_tokens'])} semantic tokens of LanDiff")
             else:
                 k, n, z = arrays["tokens"].shape
                 say(f"{path}: deep tokens of {k} keyframes, {n} x {z} each: {k - 1} clips")
@@ -97,6 +101,9 @@ def _describe_pipeline(folder: pathlib.Path, kind: str, config) -> None:
     """Size of a clip, what goes in, and the sampling defaults."""
     if kind == "ar_diffusion":
         _describe_ar_diffusion(folder, config)
+        return
+    if kind == "landiff":
+        landiff.describe(folder, config)
         return
     size, sampling = config.frame_size, config.sampling
     h, w = (size, size) if isinstance(size, int) else size

@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 
-from dicode_jax.cli import completion, data, doctor, info, many, runs, video, warmup
+from dicode_jax.cli import completion, data, doctor, evaluate, info, many, runs, video, warmup
 from dicode_jax.cli.arguments import make_parser
 from dicode_jax.errors import UserError, print_any_name
 from dicode_jax.runtime.interrupts import exit_status, polite_signals
@@ -28,6 +28,7 @@ COMMANDS = {
     "reconstruct": video.reconstruct,
     "encode": video.encode,
     "decode": video.decode,
+    "evaluate": evaluate.evaluate,
     "info": info.info,
     "data": data.data,
     "metrics": runs.metrics,

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import dicode_jax
-from dicode_jax.cli.arguments import VIDEO_SUFFIXES
+from dicode_jax.cli.arguments import LANDIFF, VIDEO_SUFFIXES
+from dicode_jax.cli.token_files import check_tokens, read_arrays
 from dicode_jax.errors import UserError, printable
 from dicode_jax.pipelines.options import MAX_CLIPS, MAX_FRAMES, check_seeds
 
@@ -25,15 +26,22 @@ CAN = {
     "dynamicrafter": "generates from --image, and interpolates",
     "divot": "decodes features",
     "ar_diffusion": "generates and continues",
+    "landiff": "generates, continues, reconstructs, encodes and decodes",
 }
 """Kind of pipeline -> what the commands do with it."""
+BY_KIND: dict[str, Any] = {}
+"""Kind -> a module above this one, which has itself put in, with a function for each command."""
 
 
 def reconstruct(args: argparse.Namespace) -> None:
     """Runs `dicode reconstruct`."""
     check_outputs(args, args.video)
     _check_video(args.video, args.keyframes)
-    pipe = load(args, find(args, "dicode")[0])
+    folder, kind = find(args, "dicode", "landiff")
+    if kind in BY_KIND:
+        BY_KIND[kind].reconstruct(args, folder)
+        return
+    pipe = load(args, folder)
     start = time.monotonic()
     tokens, _ = _encode_keyframes(pipe, args.video, args.keyframes)
     _decode_tokens(args, pipe, tokens, start, pathlib.Path(args.video).name)
@@ -47,9 +55,13 @@ def encode(args: argparse.Namespace) -> None:
 
     out = check_output(args.out, TOKEN_SUFFIXES, sources=[args.video])
     if os.path.exists(out):
-        _check_tokens(out)
+        check_tokens(out)
     _check_video(args.video, args.keyframes)
-    pipe = load(args, find(args, "dicode")[0])
+    folder, kind = find(args, "dicode", "landiff")
+    if kind in BY_KIND:
+        BY_KIND[kind].encode(args, folder)
+        return
+    pipe = load(args, folder)
     start = time.monotonic()
     tokens, times = _encode_keyframes(pipe, args.video, args.keyframes)
     from safetensors.numpy import save_file
@@ -66,12 +78,16 @@ def decode(args: argparse.Namespace) -> None:
     """Runs `dicode decode`."""
     check_outputs(args, args.tokens)
     label, arrays = pathlib.Path(args.tokens).name, read_arrays(args.tokens)
-    folder, kind = find(args, "dicode", "divot")
-    if (kind == "divot") != ("features" in arrays):
-        held, wanted = ", ".join(arrays), "features" if kind == "divot" else "tokens"
+    folder, kind = find(args, "dicode", "divot", "landiff")
+    wanted = {"divot": "features", "landiff": "semantic_tokens"}.get(kind, "tokens")
+    if wanted not in arrays:
+        held = ", ".join(arrays)
         raise UserError(f"{label} holds {held}; {folder}, of the kind {kind!r}, decodes {wanted}")
     if kind == "divot" and args.num_frames is not None:
         raise UserError(f"{folder} paints clips of its own length; leave --num-frames out")
+    if kind in BY_KIND:
+        BY_KIND[kind].decode(args, folder, arrays[wanted])
+        return
     pipe = load(args, folder)
     start = time.monotonic()
     if kind == "divot":
@@ -86,71 +102,6 @@ def decode(args: argparse.Namespace) -> None:
 def say(line: str) -> None:
     """Prints a line that may hold names of files or what a model says of itself."""
     print(printable(line, 2000))
-
-
-def read_arrays(path: str | os.PathLike):
-    """Reads a file that can be decoded: what `dicode encode` wrote, or features for Divot.
-
-    Returns:
-      `tokens` float32 [k, n, z]; or `features` [b, l, e] and, if the file has them,
-      `null_features` [l, e].
-
-    Raises:
-      UserError: there is no such file, or it holds neither features nor the deep tokens of two
-        keyframes or more.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    path = pathlib.Path(path)
-    if not os.path.isfile(path):
-        raise UserError(f"there is no file {path}")
-    try:
-        arrays = load_file(path)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"{path} is not a whole safetensors file; make one with: dicode encode"
-        ) from error
-    if set(arrays) - {"null_features"} == {"features"}:
-        wanted = {"features": (2, 3), "null_features": (2,)}
-        arrays = {n: _floats(path, f"{n} [l, e]", x, wanted[n]) for n, x in arrays.items()}
-        features = arrays["features"]
-        return arrays | {"features": features if features.ndim == 3 else features[None]}
-    if list(arrays) != ["tokens"]:
-        held = ", ".join(printable(name, 60) for name in sorted(arrays)[:3]) or "nothing"
-        raise UserError(f"{path} holds {held}, not deep tokens; make them with: dicode encode")
-    wanted = "deep tokens [keyframes, tokens, width] of two keyframes or more"
-    return {"tokens": _floats(path, wanted, arrays["tokens"], (3,), least=2)}
-
-
-def _floats(path: pathlib.Path, wanted: str, array, ndims: tuple[int, ...], least: int = 1):
-    """The array as float32.
-
-    Raises:
-      UserError: It is of another type or of other dimensions, or holds NaN or infinity.
-    """
-    import numpy as np
-
-    is_wanted = array.dtype.kind == "f" and array.ndim in ndims and array.size
-    if not is_wanted or len(array) < least:
-        raise UserError(f"{path} holds an array {array.dtype} {list(array.shape)}; want {wanted}")
-    array = array.astype(np.float32)
-    if not np.isfinite(array).all():
-        raise UserError(f"{path} holds numbers that are not finite")
-    return array
-
-
-def _check_tokens(path: pathlib.Path) -> None:
-    """Refuses to replace anything but deep tokens: weights have the same extension."""
-    message = f"{path} is there, and is no file of deep tokens; name another"
-    try:
-        arrays = read_arrays(path)
-    except UserError as error:
-        raise UserError(message) from error
-    if "tokens" not in arrays:
-        raise UserError(message)
 
 
 def check_outputs(args: argparse.Namespace, *sources: str) -> None:
@@ -177,10 +128,13 @@ def find(args: argparse.Namespace, *kinds: str) -> tuple[pathlib.Path, str]:
         raise UserError(
             f"{folder} is of the kind {kind!r} and does not {args.command}; it {CAN[kind]}"
         )
+    given = [name for name in LANDIFF if getattr(args, name, None) not in (None, False)]
+    if kind != "landiff" and given:
+        raise UserError(f"{folder} is no LanDiff model; leave --{given[0].replace('_', '-')} out")
     return folder, kind
 
 
-def load(args: argparse.Namespace, folder: pathlib.Path):
+def load(args: argparse.Namespace, folder: pathlib.Path, how: dict[str, Any] | None = None):
     """The pipeline, with weights and computing of the type and form that are asked for.
 
     Raises:
@@ -203,10 +157,11 @@ def load(args: argparse.Namespace, folder: pathlib.Path):
         raise UserError("--attention cudnn computes in half precision; add --dtype bfloat16")
     if args.dtype == "float16" and jax.devices()[0].platform == "cpu":
         raise UserError("a CPU does not compute in float16; take --dtype float32 or bfloat16")
+    how = {} if how is None else {"how": how}
     if args.dtype == "auto":
-        return dicode_jax.load(folder)
+        return dicode_jax.load(folder, **how)
     dtype = jnp.dtype(args.dtype)
-    return dicode_jax.load(folder, dtype=dtype, param_dtype=dtype)
+    return dicode_jax.load(folder, dtype=dtype, param_dtype=dtype, **how)
 
 
 def read_image(path: str):
@@ -315,12 +270,13 @@ def write(
     start: float,
     label: str,
     seconds: float | None = None,
+    fps: float | None = None,
     together: int = 1,
 ) -> None:
     """Writes clips `[f, h, w, 3]` as they come, and the contact sheet at the end.
 
-    A clip lasts as long as the model was made for, or so many seconds. Those that the sheet shows
-    are kept, so many of them together in a row.
+    A clip lasts as long as the model was made for, or so many seconds, or as its frames at `fps`.
+    Those that the sheet shows are kept, so many of them together in a row.
     """
     import numpy as np
 
@@ -328,30 +284,31 @@ def write(
     from dicode_jax.media.writer import VideoWriter
     from dicode_jax.storage.files import part_of
 
-    own = pipe.config.sampling.num_frames / pipe.config.fps
-    seconds = own if seconds is None else seconds
     runs = -(-num_clips // together)
     rows = min(SHEET_ROWS, runs) if args.sheet else 0
     wanted = {round(i * (runs - 1) / max(rows - 1, 1)) for i in range(rows)}
-    shown = collections.defaultdict(list)
+    shown, starts = collections.defaultdict(list), [0]  # frames before each clip
     with progress_bar() as progress:
         progress("clips", 0, num_clips)
         first = next(clips)
         f, h, w, _ = first.shape
+        own = f / fps if fps else pipe.config.sampling.num_frames / pipe.config.fps
+        lasts = own if seconds is None else seconds
         what = f"clips in {printable(part_of(args.out).name, 60)}"
         made = record(args, pipe)
-        with VideoWriter(args.out, f / seconds, keep=True, record=made) as writer:
+        with VideoWriter(args.out, f / lasts, keep=True, record=made) as writer:
             for index, clip in enumerate(itertools.chain([first], clips)):
                 writer.append(clip)
                 writer.flush()
+                starts.append(starts[-1] + len(clip))
                 progress(what, index + 1, num_clips)
                 if index // together in wanted:
                     shown[index // together * together].append(clip)
-    lasts, took = num_clips * seconds, time.monotonic() - start
-    say(f"{args.out}: {f * num_clips} frames of {w} x {h}, {lasts:g} s, in {took:.1f} s")
+    times, took = [count * lasts / f for count in starts], time.monotonic() - start
+    say(f"{args.out}: {starts[-1]} frames of {w} x {h}, {times[-1]:g} s, in {took:.1f} s")
     if args.sheet is None:
         return
-    spans = [(seconds * i, seconds * (i + len(shown[i]))) for i in list(shown)[1:]]
+    spans = [(times[i], times[i + len(shown[i])]) for i in list(shown)[1:]]
     labels = [label, *(f"{start:g} to {end:g} s" for start, end in spans)]
     contact_sheet(args.sheet, [np.concatenate(row) for row in shown.values()], labels=labels)
     say(f"{args.sheet}: contact sheet")

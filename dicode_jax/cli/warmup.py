@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+from dicode_jax.cli import landiff
 from dicode_jax.cli.generate import check_clip_frames, roll_settings
 from dicode_jax.cli.video import find, load, sampling, say
 from dicode_jax.errors import UserError
@@ -19,12 +20,12 @@ def warmup(args: argparse.Namespace) -> None:
     Raises:
       UserError: Compiled programs are not kept, or the pipeline refuses an option.
     """
-    folder, kind = find(args, "dicode", "dynamicrafter", "ar_diffusion")
+    folder, kind = find(args, "dicode", "dynamicrafter", "ar_diffusion", "landiff")
     if kind != "ar_diffusion":
         check_clip_frames(args)
         if args.lag is not None:
             raise UserError(f"{folder} is no AR-Diffusion model; leave --lag out")
-    pipe = load(args, folder)
+    pipe = load(args, folder, {"offload": True} if args.offload else None)
     from dicode_jax.runtime import compile_cache
 
     if not (place := compile_cache.in_use()):
@@ -32,7 +33,9 @@ def warmup(args: argparse.Namespace) -> None:
     start = time.monotonic()
     with _compilations():
         # They are run, as what jax compiles on the way is seen in no other manner.
-        if kind == "dynamicrafter":
+        if kind == "landiff":
+            landiff.warm_up(args, pipe, PROMPT)
+        elif kind == "dynamicrafter":
             _animate(args, pipe)
         elif kind == "ar_diffusion":
             _roll(args, folder, pipe)

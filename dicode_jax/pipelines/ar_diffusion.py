@@ -192,6 +192,19 @@ class ARDiffusionPipeline(base.Pipeline):
         ).check()
         return self._videos(classes, seeds, sampling, frames, given, at_once)
 
+    def reconstruct(self, video: UInt8[np.ndarray, "f h w 3"]) -> UInt8[np.ndarray, "f s s 3"]:
+        """Every frame through the VAE and back, which is what its latents hold of a video.
+
+        Raises:
+          UserError: It is no video.
+        """
+        (graph,), (state,) = self._of("vae")
+        frames = []
+        for frame in self._read_given(None, video):
+            pixels, _ = _decode(graph, state, _encode(graph, state, frame[None])[None])
+            frames.append(np.asarray(pixels)[0, 0])
+        return np.stack(frames)
+
     @property
     def _schedule(self):
         return self.parts["denoiser"].cfg.schedule

@@ -232,6 +232,7 @@ class Pipeline:
         cache_dir: str | os.PathLike | None = None,
         local_files_only: bool = False,
         token: str | bool | None = None,
+        **how: Any,
     ) -> Self:
         """Loads a pipeline folder, a model that lies in the package, or one of the Hub.
 
@@ -247,6 +248,7 @@ class Pipeline:
           cache_dir: Where downloads are kept; None for the Hub's usual cache.
           local_files_only: Do not reach for the Hub; `HF_HUB_OFFLINE=1` does the same for all.
           token: Access token of the Hub; None for the one that `hf auth login` stored.
+          how: What a kind of pipeline takes besides.
 
         Raises:
           UserError: There is no such model, it is of another kind, or its files are broken or do
@@ -262,18 +264,33 @@ class Pipeline:
         )
         if isinstance(dtype, str) and dtype == "auto":
             dtype = param_dtype = auto_dtype()
-        config, parts = cls._read_config(folder), {}
-        for name in cls._stored(folder):
-            module, config_type = cls.part_types[name]
-            parts[name], _ = weights.load_module(
-                folder / name, module, config_type, dtype=dtype, param_dtype=param_dtype
-            )
-            checks.check_weights(name, parts[name])
+        config = cls._read_config(folder)
+        parts, known = cls._load_parts(folder, dtype=dtype, param_dtype=param_dtype, **how)
         text = cls._read_text(folder, {name: part.cfg for name, part in parts.items()})
         metadata = {name: weights.read_metadata(folder / name) for name in parts}
-        pipe = cls._assemble(parts, config=config, text=text, metadata=metadata)
+        pipe = cls._assemble(parts, config=config, text=text, metadata=metadata, **known)
         pipe.name = _called(path_or_name, revision, folder)
         return pipe
+
+    @classmethod
+    def _load_parts(
+        cls, folder: pathlib.Path, *, dtype: Any, param_dtype: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The modules of a folder, and what else the pipeline is told; takes `how` as well."""
+        types = {"dtype": dtype, "param_dtype": param_dtype}
+        return {name: cls._load_part(folder, name, **types) for name in cls._stored(folder)}, {}
+
+    @classmethod
+    def _load_part(cls, folder: pathlib.Path, name: str, **options: Any) -> nnx.Module:
+        """One of the modules; options are those of `weights.load_module`."""
+        module, _ = weights.load_module(folder / name, *cls._types(folder, name), **options)
+        checks.check_weights(name, module)
+        return module
+
+    @classmethod
+    def _types(cls, folder: pathlib.Path, name: str) -> tuple[type, type]:
+        """Classes of a part's module and config; a part may have those that its config says."""
+        return cls.part_types[name]
 
     @classmethod
     def check_folder(cls, folder: str | os.PathLike) -> Any:
@@ -285,8 +302,7 @@ class Pipeline:
         folder = pathlib.Path(folder)
         config, configs = cls._read_config(folder), {}
         for name in cls._stored(folder):
-            module, config_type = cls.part_types[name]
-            configs[name] = weights.check_module(folder / name, module, config_type)
+            configs[name] = weights.check_module(folder / name, *cls._types(folder, name))
         cls._check_fit(config, configs)
         cls._read_text(folder, configs)
         return config
@@ -347,9 +363,12 @@ class Pipeline:
                 weights.save_module(
                     folder / name, module, module.cfg, dtype=dtype, metadata=metadata
                 )
+        self._write_text(folder)
+        config_lib.to_json(self.config, folder / weights.CONFIG_FILE)
+
+    def _write_text(self, folder: pathlib.Path) -> None:
         if self.text is not None:
             self.text.save(folder / TEXT_FOLDER)
-        config_lib.to_json(self.config, folder / weights.CONFIG_FILE)
 
     @classmethod
     def _read_config(cls, folder: pathlib.Path) -> Any:

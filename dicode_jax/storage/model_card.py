@@ -230,4 +230,19 @@ decoder = dicode_jax.load({name})
 video = decoder(features, null_features=null_features, seed=0)  # features: of Divot's tokenizer
 """,
 )
-_USES = {"dicode": _DICODE, "dynamicrafter": _DYNAMICRAFTER, "divot": _DIVOT}
+_LANDIFF = (
+    "Text to video through semantic tokens (LanDiff, arXiv 2503.04606), in JAX and Flax NNX.",
+    "text-to-video",
+    """
+import dicode_jax
+
+pipe = dicode_jax.load({name}, dtype="auto")
+video = pipe("a dog runs on the beach", num_clips=2, seed=0)  # uint8 [1, frames, h, w, 3]
+""",
+)
+_USES = {
+    "dicode": _DICODE,
+    "dynamicrafter": _DYNAMICRAFTER,
+    "divot": _DIVOT,
+    "landiff": _LANDIFF,
+}

@@ -10,7 +10,7 @@ mark, and not text; the names of T5's hundred gaps (`<extra_id_0>` ...) are text
 import os
 import pathlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from dicode_jax.errors import UserError, printable
 from dicode_jax.storage.files import atomic_path, read_small
 from dicode_jax.text import cut, guard
 
-__all__ = ["END", "PAD", "UNKNOWN", "T5Tokenizer", "learn_words"]
+__all__ = ["END", "PAD", "UNKNOWN", "T5Tokenizer", "learn_words", "read"]
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 TOKENIZER_FILE, SENTENCEPIECE_FILE = "tokenizer.json", "spiece.model"
@@ -124,10 +124,34 @@ class T5Tokenizer:
     def __call__(self, prompt: str, length: int) -> Int[np.ndarray, " t"]:
         """At most `length` ids int32 of a prompt, `</s>` the last of them; nothing is padded.
 
-        Whoever calls says what is left out, by `left_out`. Errors are those of `encode`.
+        Of what is left out nobody is told; `left_out` names it, `read` warns. Errors are those of
+        `encode`.
         """
         ids, _ = self.encode(prompt)
         return np.asarray([*ids[: length - 1], self.end_id], np.int32)
+
+
+def read(prompt: str, readers: Mapping[str, tuple[T5Tokenizer, int]]) -> list[list[int]]:
+    """Ids of a prompt for several readers, `</s>` the last of each, with one warning of all cuts.
+
+    Args:
+      readers: Name -> vocabulary, and how many ids it reads.
+
+    Raises:
+      UserError: As `T5Tokenizer.encode` does.
+    """
+    found = {id(words): (words, words.encode(prompt)) for words, _ in readers.values()}
+    made, lines, count = [], [], 0
+    for name, (words, length) in readers.items():
+        ids, offsets = found[id(words)][1]
+        made.append([*ids[: length - 1], words.end_id])
+        count = max(count, len(ids) + 1)
+        if lost := cut.left_out(prompt, offsets, length - 1):
+            lost = printable(lost if len(lost) <= 200 else f"{lost[:200]}...")
+            lines.append(f"the {name} reads the first {length} and leaves out: {lost}")
+    if lines:
+        warnings.warn(f"the prompt has {count} tokens; {'; '.join(lines)}", stacklevel=3)
+    return made
 
 
 def learn_words(captions: Iterable[str]) -> T5Tokenizer:

@@ -64,6 +64,7 @@ def make_train_step(
     ema_decay: float = 0.0,
     accumulate_steps: int = 1,
     shardings: PyTree = None,
+    takes_step: bool = False,
 ) -> TrainStep:
     """One training step as a pure function; the caller compiles it (and donates the state).
 
@@ -78,14 +79,16 @@ def make_train_step(
         `accumulate_steps`-th row from row `i` on. Gradients, loss and metrics are means over the
         parts by their `WEIGHT`, and so those of the whole batch.
       shardings: Of the parameters, which the gradients take too; None leaves it to the compiler.
+      takes_step: See `Stage`.
 
     Returns:
       `step(state, frozen, batch) -> (state, metrics)`; metrics hold `loss`, `grad_norm`, `lr`,
       `finite` (1.0 or 0.0) and what the loss reports.
     """
 
-    def loss_of(params, frozen, batch, keys):
-        loss, metrics = loss_fn(nnx.merge(graph, params, frozen), batch, keys)
+    def loss_of(params, frozen, batch, keys, step):
+        told = {"step": step} if takes_step else {}
+        loss, metrics = loss_fn(nnx.merge(graph, params, frozen), batch, keys, **told)
         weight = jnp.asarray(metrics.get(WEIGHT, len(keys)), jnp.float32)
         return loss, ({k: x for k, x in metrics.items() if k != WEIGHT}, weight)
 
@@ -95,18 +98,18 @@ def make_train_step(
             grads = jax.lax.with_sharding_constraint(grads, shardings)
         return (loss, metrics, grads), weight
 
-    def gradients(params, frozen, batch, keys):
+    def gradients(params, frozen, batch, keys, step):
         if accumulate_steps == 1:
-            return grad_fn(params, frozen, batch, keys)[0]
+            return grad_fn(params, frozen, batch, keys, step)[0]
 
         def add_part(total, part):
-            means, weight = grad_fn(params, frozen, *part)
+            means, weight = grad_fn(params, frozen, *part, step)
             sums = jax.tree.map(lambda x: weight * x, means)
             return jax.tree.map(jnp.add, total, (sums, weight)), None
 
         parts = jax.tree.map(lambda x: _split_rows(x, accumulate_steps), (batch, keys))
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(grad_fn, params, frozen, *first)
+        shapes = jax.eval_shape(grad_fn, params, frozen, *first, step)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
         (sums, weight), _ = jax.lax.scan(add_part, zeros, parts)
         return jax.tree.map(lambda x: x / jnp.where(weight > 0, weight, 1), sums)
@@ -114,7 +117,8 @@ def make_train_step(
     def train_step(state: TrainState, frozen: PyTree, batch: PyTree):
         (num_rows,) = {len(x) for x in jax.tree.leaves(batch)}
         keys = constrain(row_keys(jax.random.fold_in(state.rng, state.step), num_rows), BATCH)
-        loss, metrics, grads = gradients(state.params, frozen, batch, keys)
+        taken = state.step - state.skipped  # the optimiser counts its own steps
+        loss, metrics, grads = gradients(state.params, frozen, batch, keys, taken)
         grad_norm = optax.global_norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -132,7 +136,7 @@ def make_train_step(
             "loss": loss,
             **metrics,
             "grad_norm": grad_norm,
-            "lr": schedule(state.step - state.skipped),  # the optimiser counts its own steps
+            "lr": schedule(taken),
             "finite": finite.astype(jnp.float32),
         }
         state = state.replace(

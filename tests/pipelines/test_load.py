@@ -28,6 +28,7 @@ from dicode_jax.pipelines.ar_diffusion import ARDiffusionPipeline
 from dicode_jax.pipelines.dicode import DiCoDePipeline, GenerationConfig, PipelineConfig
 from dicode_jax.pipelines.divot import DivotConfig, DivotDetokenizer
 from dicode_jax.pipelines.dynamicrafter import DynamiCrafterConfig, DynamiCrafterPipeline
+from dicode_jax.pipelines.landiff import LanDiffPipeline
 from dicode_jax.storage import weights
 
 OLD = pathlib.Path(__file__).parents[1] / "old_models"
@@ -36,6 +37,7 @@ CLASSES = {
     "dynamicrafter": DynamiCrafterPipeline,
     "divot": DivotDetokenizer,
     "ar_diffusion": ARDiffusionPipeline,
+    "landiff": LanDiffPipeline,
 }
 
 

@@ -29,6 +29,7 @@ from jax.sharding import Mesh, PartitionSpec
 from dicode_jax.distributions.gaussian_mixture import GaussianMixture
 from dicode_jax.models.dicode import ar_losses
 from dicode_jax.models.dicode.ar import DiCoDeLM
+from dicode_jax.nn.attention import KEYS_IN_PARTS
 from dicode_jax.nn.kv_cache import KVCache
 from dicode_jax.runtime.platform import platform
 from dicode_jax.runtime.sharding import BATCH, ROWS, WHOLE, by_rows
@@ -151,6 +152,7 @@ def stream_keyframes(
         window, overlap = _window(lm, text_length, num_prefix, num_keyframes, window, overlap)
         # The last token of a window and the separator behind it are never fed.
         size = text_length + 1 + window * (cfg.num_tokens + 1) - 2
+        size += -size % KEYS_IN_PARTS if platform() == "gpu" else 0
     is_guided = isinstance(guidance_scale, jax.Array) or guidance_scale > 1
     if is_guided and uncond_ids is None:
         uncond_ids = jnp.full((text_length,), cfg.pad_token_id, text_ids.dtype)

@@ -151,6 +151,11 @@ class DiffusionTrainConfig(RunConfig):
         dit, grid = self.model.dit, self.semantic.grid
         if not 0 <= self.prefix_share <= 1:
             raise ValueError(f"prefix_share must be in [0, 1], got {self.prefix_share}")
+        if dit.num_frames % 2 == 0:
+            raise ValueError(
+                "latents are decoded in pairs behind the first: model.dit.num_frames must be odd, "
+                f"got {dit.num_frames}"
+            )
         if not 0 <= self.num_known < dit.num_frames or (self.prefix_share and not self.num_known):
             raise ValueError(
                 f"num_known leaves something to learn of {dit.num_frames} latents, and is above 0 "
@@ -161,9 +166,9 @@ class DiffusionTrainConfig(RunConfig):
         if self.base is not None and self.init is not None:
             raise ValueError("init brings the base too: leave base out")
         if self.base is not None and self.control_start != "zero":
-            raise ValueError(
-                'a control branch that changes its base at once spoils it: take "zero"'
-            )
+            raise ValueError('control that is drawn spoils its base: control_start must be "zero"')
+        if self.trained == "control" and self.base is None and self.init is None:
+            raise ValueError('a base that was never trained cannot stay: name it, or train "all"')
         if self.text is not None and self.text.embed_dim != dit.text_dim:
             raise ValueError(
                 f"the text encoder makes vectors of {self.text.embed_dim} numbers, "

@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_ar_diffusion import VAE
 
 from dicode_jax import config as config_lib
 from dicode_jax.data.config import DataConfig
 from dicode_jax.errors import UserError
 from dicode_jax.models.ar_diffusion.frame_vae import FrameVAE, FrameVAEConfig
 from dicode_jax.models.lpips import LPIPS, LPIPSConfig
-from dicode_jax.models.maskgit_decoder import MaskGITDecoderConfig
-from dicode_jax.models.query_tokenizer import QueryTransformerConfig
 from dicode_jax.nn.rngs import blank
 from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
 from dicode_jax.stages.ar_diffusion import frame_vae
@@ -28,18 +27,7 @@ from dicode_jax.training.setup import prepare
 
 FOLDER = pathlib.Path(__file__).parents[3] / "configs" / "ar_diffusion"
 FILES = sorted(p for p in FOLDER.glob("*_vae*.py") if "get_config" in p.read_text())
-SIDE = QueryTransformerConfig(patch_size=4, embed_dim=8, num_layers=1, num_heads=2)
-MODEL = FrameVAEConfig(
-    image_size=16,
-    num_tokens=3,
-    token_dim=4,
-    codebook_size=5,
-    encoder=SIDE,
-    decoder=SIDE,
-    pixel_decoder=MaskGITDecoderConfig(
-        z_channels=6, channels=4, channel_mult=(1, 1, 2), num_res_blocks=1, num_groups=2
-    ),
-)
+MODEL = dataclasses.replace(VAE, image_size=16)
 CONFIG = FrameVAETrainConfig(
     model=MODEL,
     data=DataConfig(num_frames=3),
