@@ -257,7 +257,24 @@ def _add_evaluate(command: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="MODEL",
         help="a model folder, a packaged name or owner/name on the Hub (default: the packaged one)",
     )
-    sub.add_argument("--suite", choices=SUITES, default="shapes", help="(default: shapes)")
+    sub.add_argument("--suite", choices=SUITES, help="(default: shapes)")
+    sub.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="no suite: a video for each line of a text file, called by its words and seed",
+    )
+    sub.add_argument(
+        "--vbench-prompts",
+        metavar="FILE",
+        help="the same as VBench wants them: DIR/LIST/PROMPT-INDEX.mp4, five of each prompt, of "
+        "temporal_flickering.txt 25",
+    )
+    sub.add_argument(
+        "--samples-per-prompt",
+        type=number(int, Whole(1, 1000)),
+        metavar="N",
+        help="videos of each prompt of a list, with seeds from --seed on (default: 1, or VBench's)",
+    )
     sub.add_argument("--out", required=True, metavar="DIR", help="the folder for what is found")
     sub.add_argument(
         "--num",

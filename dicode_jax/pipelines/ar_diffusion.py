@@ -8,7 +8,6 @@ for frame in pipe.stream("Archery", num_frames=128, lag=5):
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -85,7 +84,7 @@ class ARDiffusionConfig:
 
 
 class ARDiffusionPipeline(base.Pipeline):
-    """Holds the denoiser and the VAE of single frames.
+    """Holds the denoiser and the VAE, which makes latents of single frames.
 
     Args:
       parts: A module for each name in `PARTS`.
@@ -119,22 +118,12 @@ class ARDiffusionPipeline(base.Pipeline):
             )
 
     def _answer(self, call: calls.Call) -> calls.Answer:
-        """What `stream` gives, gathered; prompts and further options are told there."""
-        known = inspect.signature(self.stream).parameters.keys()
-        if unknown := sorted(call.options.keys() - known):
-            raise UserError(f"there is no option {unknown[0]}; there are {', '.join(known)}")
-        if any(image is not (call.images or [None])[0] for image in call.images or []):
-            raise UserError("this model goes on from one image for all prompts; give one")
+        """As many new frames as a video has follow one that is given, unless told otherwise."""
         behind = 0 if call.video is None else len(call.video)
         count = call.options.get("num_frames", self.config.sampling.num_frames + behind)
-        clips = self.stream(
-            call.prompts,
-            image=None if call.images is None else call.images[0],
-            video=call.video,
-            seed=call.seeds,
-            **{**call.options, "num_frames": count},
+        return super()._answer(
+            dataclasses.replace(call, options={**call.options, "num_frames": count})
         )
-        return calls.Answer(frames=call.gather(clips, count * len(call.seeds)))
 
     @property
     def frame_size(self) -> tuple[int, int]:

@@ -6,13 +6,14 @@ what they do together.
 """
 
 import importlib.metadata
+import inspect
 import itertools
 import os
 import pathlib
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from dicode_jax import config as config_lib
 from dicode_jax.diffusion.schedules import NoiseSchedule
-from dicode_jax.errors import printable
+from dicode_jax.errors import UserError, printable
 from dicode_jax.pipelines import calls, checks, painting
 from dicode_jax.pipelines import progress as progress_lib
 from dicode_jax.pipelines.load import check_kind
@@ -164,8 +165,24 @@ class Pipeline:
             return calls.result(self, call, self._answer(call), self.record())
 
     def _answer(self, call: calls.Call) -> calls.Answer:
-        """What the family makes of a call."""
-        raise NotImplementedError
+        """What the family makes of a call: what its `stream` gives, gathered.
+
+        Raises:
+          UserError: An option is not of the stream, or images differ, of which it takes one.
+        """
+        stream = cast(Any, self).stream
+        given = dict(call.options)
+        if "num_clips" in self.takes:
+            given["num_clips"] = call.num_clips
+        known = inspect.signature(stream).parameters
+        is_open = any(one.kind is one.VAR_KEYWORD for one in known.values())
+        if not is_open and (unknown := sorted(given.keys() - known.keys())):
+            raise UserError(f"there is no option {unknown[0]}; there are {', '.join(known)}")
+        image = None if call.images is None else call.images[0]
+        if any(other is not image for other in call.images or []):
+            raise UserError("this model goes on from one image for all prompts; give one")
+        clips = stream(call.prompts, image=image, video=call.video, seed=call.seeds, **given)
+        return calls.Answer(frames=call.gather(clips, given.get("num_frames", 0) * len(call.seeds)))
 
     def record(self, **told: Any) -> dict[str, Any]:
         """What a file says of a video of this pipeline, see `media.record`, and what is told."""

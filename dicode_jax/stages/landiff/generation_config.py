@@ -124,8 +124,9 @@ class DiffusionTrainConfig(RunConfig):
       prefix_share: Share of the windows with a prefix, whose other latents alone are learned.
       window_step: Latents between the starts of the windows of a video; 0 takes the first alone.
       text_dropout: Share of the windows that see zeros in place of their text.
-      sample_steps: Sampling steps of sample sheets.
-      sample_guidance: By how much guidance exceeds 1 at most there.
+      sample_steps: Sampling steps of sample sheets, and by default of what is exported.
+      sample_guidance: By how much guidance exceeds 1 at most there; in what is exported too.
+      text_guidance: Guidance scale of the language model in what is exported.
     """
 
     model: DenoiserConfig = DenoiserConfig()
@@ -144,6 +145,7 @@ class DiffusionTrainConfig(RunConfig):
     text_dropout: float = 0.1
     sample_steps: int = 50
     sample_guidance: float = 6.0
+    text_guidance: float = 7.5
 
     def __post_init__(self):
         super().__post_init__()
