@@ -4,9 +4,9 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from dicode_jax.cli import completion, data, doctor, runs
+from dicode_jax.cli.landiff_options import LANDIFF, add_options
 from dicode_jax.diffusion.samplers import SAMPLERS
 from dicode_jax.errors import UserError
 from dicode_jax.pipelines.options import (
@@ -18,7 +18,6 @@ from dicode_jax.pipelines.options import (
     MAX_STREAM,
     OPTIONS,
     QUALITIES,
-    OneOf,
     Real,
     Whole,
     described,
@@ -27,18 +26,6 @@ from dicode_jax.pipelines.options import (
 
 # As media.writer and runtime.platform, which are slow to import.
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")
-LANDIFF = {
-    "motion_score": ("X", "how much moves, mostly from 0 to 1"),
-    "temperature": ("X", "of drawing tokens; below 1 keeps closer to what is likely"),
-    "top_k": ("N", "draw from the N likeliest tokens alone"),
-    "top_p": ("X", "draw from the likeliest tokens that make up so much together"),
-    "caption": ("TEXT", "what the painter is told besides the tokens"),
-    "diffusion_guidance_scale": ("X", "by how much the painter's guidance exceeds 1 at most"),
-    "ramp": (None, "how that guidance changes: as the release has it, or smoothly up"),
-    "carry": (None, "what a further clip goes on from: latents, or frames encoded anew"),
-    "offload": (None, "load one part after the other, for a device that cannot hold all"),
-}
-"""Options that LanDiff alone has: what their value is called, and what they do."""
 CLIP_FRAMES = Whole(2, MAX_FRAMES, is_even=True)
 ATTENTION = ("auto", "xla", "mapped", "cudnn")
 SUITES = {"shapes": 128, "reconstruction": 64, "long": 16}
@@ -150,7 +137,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         help="for AR-Diffusion and LanDiff: timestep of the noise on frames that are done or "
         "given, as the others see them (default: the model's own, mostly 0, none)",
     )
-    _add_landiff(sub, "motion_score", "temperature", "top_k", "top_p")
+    add_options(sub, "motion_score", "temperature", "top_k", "top_p")
     _add_sampling(sub, Whole(1, MAX_STREAM), "; of the video, any number, for AR-Diffusion")
     _add_model(sub)
 
@@ -180,7 +167,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
     )
     _add_video_in(sub)
     _add_video_out(sub)
-    _add_landiff(sub, "caption")
+    add_options(sub, "caption")
     _add_sampling(sub)
     _add_model(sub)
 
@@ -200,7 +187,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         "tokens", metavar="TOKENS", help="a file that `dicode encode` wrote, or one of features"
     )
     _add_video_out(sub)
-    _add_landiff(sub, "caption")
+    add_options(sub, "caption")
     _add_sampling(sub)
     _add_model(sub)
 
@@ -442,17 +429,6 @@ def _add_sampling(
         help="clips that each device paints at once; 1 gives the first soonest (default: auto, as "
         "many as are fast and fit into memory)",
     )
-
-
-def _add_landiff(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Options that LanDiff alone has: some, and those of all painting."""
-    for name in (*names, "diffusion_guidance_scale", "ramp", "carry"):
-        rule, (metavar, text) = OPTIONS.get(name), LANDIFF[name]
-        is_name = isinstance(rule, OneOf)
-        known: dict[str, Any] = {"choices": rule.names} if is_name else {"metavar": metavar}
-        if isinstance(rule, Whole | Real):
-            known["type"] = number(int if isinstance(rule, Whole) else float, rule)
-        parser.add_argument(f"--{name.replace('_', '-')}", help=f"for LanDiff: {text}", **known)
 
 
 def _clips_per_batch(text: str) -> int | str:

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from dicode_jax.cli import video as shared
-from dicode_jax.cli.arguments import LANDIFF
+from dicode_jax.cli.landiff_options import LANDIFF
 from dicode_jax.errors import UserError
 
 TOKEN_FORMAT = "dicode_jax semantic tokens"
@@ -21,7 +21,7 @@ def generate(args: argparse.Namespace, folder: pathlib.Path, image=None, last_im
         raise UserError(f"{folder} goes on from what is given; leave --last-image and --lag out")
     if image is None and args.video is None and not args.prompt.strip():
         raise UserError("the prompt is empty; say what to show")
-    settings, pipe, start = _settings(args, folder), _load(args, folder), time.monotonic()
+    asked, pipe, start = settings(args, folder), load(args, folder), time.monotonic()
     given = None if args.video is None else shared.read_given(args.video, pipe)
     if given is not None and (count := pipe.given_frames(len(given))) < len(given):
         shared.say(f"{args.video}: goes on from the last {count} of its {len(given)} frames")
@@ -31,10 +31,9 @@ def generate(args: argparse.Namespace, folder: pathlib.Path, image=None, last_im
         image=image,
         video=given,
         num_clips=args.num_clips,
-        history_noise=args.history_noise,
-        **settings,
+        **asked,
     )
-    scale = settings.get("guidance_scale", pipe.config.sampling.guidance_scale)
+    scale = asked.get("guidance_scale", pipe.config.sampling.guidance_scale)
     size = pipe.cache_bytes(args.num_clips, is_guided=scale != 1)
     shared.say(f"the language model takes {size / 1e6:.4g} MB for what it has written")
     label = args.prompt or pathlib.Path(str(args.image or args.video)).name
@@ -48,7 +47,7 @@ def encode(args: argparse.Namespace, folder: pathlib.Path) -> None:
     from dicode_jax.storage.files import atomic_path
 
     _refuse_keyframes(args, folder)
-    pipe, start = _load(args, folder), time.monotonic()
+    pipe, start = load(args, folder), time.monotonic()
     frames = _whole_video(args, pipe)
     tokens = pipe.encode(frames)
     metadata = {"format": TOKEN_FORMAT, "frames": json.dumps(len(frames))}
@@ -60,23 +59,23 @@ def encode(args: argparse.Namespace, folder: pathlib.Path) -> None:
 
 def decode(args: argparse.Namespace, folder: pathlib.Path, tokens) -> None:
     """Runs `dicode decode`."""
-    settings = _settings(args, folder)
-    pipe, start = _load(args, folder), time.monotonic()
-    _paint(args, pipe, tokens, settings, start, pathlib.Path(args.tokens).name)
+    asked = settings(args, folder)
+    pipe, start = load(args, folder), time.monotonic()
+    _paint(args, pipe, tokens, asked, start, pathlib.Path(args.tokens).name)
 
 
 def reconstruct(args: argparse.Namespace, folder: pathlib.Path) -> None:
     """Runs `dicode reconstruct`."""
     _refuse_keyframes(args, folder)
-    settings = _settings(args, folder)
-    pipe, start = _load(args, folder), time.monotonic()
+    asked = settings(args, folder)
+    pipe, start = load(args, folder), time.monotonic()
     tokens = pipe.encode(_whole_video(args, pipe))
-    _paint(args, pipe, tokens, settings, start, pathlib.Path(args.video).name)
+    _paint(args, pipe, tokens, asked, start, pathlib.Path(args.video).name)
 
 
 def warm_up(args: argparse.Namespace, folder: pathlib.Path, pipe, prompt: str) -> None:
     """Runs a clip, and the second of a longer video; the cache of `generate` has its length."""
-    for _ in pipe.stream(prompt, num_clips=min(args.num_clips, 2), **_settings(args, folder)):
+    for _ in pipe.stream(prompt, num_clips=min(args.num_clips, 2), **settings(args, folder)):
         pass
 
 
@@ -113,7 +112,7 @@ def describe(folder: pathlib.Path, config) -> None:
     shared.say(f"{'reads':<16} {reads}")
 
 
-def _settings(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
+def settings(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
     """What its pipeline is asked for.
 
     Raises:
@@ -127,12 +126,13 @@ def _settings(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
             f"{folder} paints a clip at a time, of its own length; leave --num-frames and "
             "--clips-per-batch out"
         )
-    own = {name: getattr(args, name, None) for name in LANDIFF}
-    own = {name: x for name, x in own.items() if x is not None}
-    return given | {name: x for name, x in own.items() if name not in ("offload", "caption")}
+    names = {*LANDIFF, "history_noise"} - {"offload", "caption"}
+    own = {name: getattr(args, name, None) for name in sorted(names)}
+    return given | {name: x for name, x in own.items() if x is not None}
 
 
-def _load(args: argparse.Namespace, folder: pathlib.Path):
+def load(args: argparse.Namespace, folder: pathlib.Path):
+    """The pipeline, whole or part by part."""
     return shared.load(args, folder, {"offload": True} if getattr(args, "offload", False) else None)
 
 
@@ -150,8 +150,8 @@ def _whole_video(args: argparse.Namespace, pipe):
     return frames[:count]
 
 
-def _paint(args: argparse.Namespace, pipe, tokens, settings, start: float, label: str) -> None:
-    clips = pipe.decode_stream(tokens, getattr(args, "caption", None) or "", **settings)
+def _paint(args: argparse.Namespace, pipe, tokens, asked, start: float, label: str) -> None:
+    clips = pipe.decode_stream(tokens, getattr(args, "caption", None) or "", **asked)
     _write(args, pipe, clips, pipe.num_clips(len(tokens)), start, label)
 
 

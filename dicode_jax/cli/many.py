@@ -42,9 +42,12 @@ def generate(args: argparse.Namespace) -> None:
         num_videos_per_prompt=args.num_videos_per_prompt or 1,
         suffix=f".{args.format}",
     )
-    folder, kind = video.find(args, "dicode", "dynamicrafter", "ar_diffusion")
-    given = _settings(args, kind)
-    pipe = functools.cache(lambda: video.load(args, folder))  # not for a folder that is whole
+    folder, kind = video.find(args, "dicode", "dynamicrafter", "ar_diffusion", "landiff")
+    own = video.BY_KIND.get(kind)
+    given = _settings(args, kind) if own is None else own.settings(args, folder)
+    given.pop("seed", None)
+    load = video.load if own is None else own.load
+    pipe = functools.cache(lambda: load(args, folder))  # not for a folder that is whole
 
     def paint(task: prompt_lists.Task, path: pathlib.Path) -> Mapping[str, Any]:
         options = {**given, "num_clips": args.num_clips, **task.options}

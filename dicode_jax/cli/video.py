@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import dicode_jax
-from dicode_jax.cli.arguments import LANDIFF, VIDEO_SUFFIXES
+from dicode_jax.cli.arguments import VIDEO_SUFFIXES
+from dicode_jax.cli.landiff_options import LANDIFF
 from dicode_jax.cli.token_files import check_tokens, read_arrays
 from dicode_jax.errors import UserError, printable
 from dicode_jax.pipelines.options import MAX_CLIPS, MAX_FRAMES, check_seeds

@@ -364,20 +364,6 @@ class LanDiffPipeline(base.Pipeline):
                 "landiff takes it by --theia)"
             )
 
-    def _answer(self, call: calls.Call) -> calls.Answer:
-        image = None if call.images is None else call.images[0]
-        if any(other is not image for other in call.images or []):
-            raise UserError("this model goes on from one image for all prompts; give one")
-        clips = self.stream(
-            call.prompts,
-            image=image,
-            video=call.video,
-            num_clips=call.num_clips,
-            seed=call.seeds,
-            **call.options,
-        )
-        return calls.Answer(frames=call.gather(clips, call.num_clips * len(call.seeds)))
-
     def stream(
         self,
         prompt: Any = None,

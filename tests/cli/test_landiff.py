@@ -70,6 +70,17 @@ def test_a_video_becomes_tokens_and_these_a_video(folder, tmp_path, capsys, monk
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_list_of_prompts_becomes_a_folder_of_videos(folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text(f"{PROMPT}\na blue cross\n")
+    argv = ["generate", "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "videos"]
+    argv += ["--format", "webp", "--motion-score", 0.5, "--seed", 3, "--model", folder]
+    assert cli.main([*map(str, argv)]) == 0
+    made = sorted((tmp_path / "videos").glob("*.webp"))
+    assert [len(media.read_video(path).frames) for path in made] == [17, 17]
+
+
 def test_info_says_what_it_makes(folder, capsys):
     assert cli.main(["info", folder]) == 0
     told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())

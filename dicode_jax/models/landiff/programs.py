@@ -10,17 +10,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 
 from dicode_jax.media.transforms import to_float, to_uint8
 from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3D, Cache
 from dicode_jax.models.landiff.dit import Denoiser
-from dicode_jax.models.landiff.features import STRIDE, vit_features
+from dicode_jax.models.landiff.features import features_of
 from dicode_jax.models.landiff.sampling import WindowSampling, sample_window
 from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizer
 from dicode_jax.models.t5 import T5Encoder
-from dicode_jax.models.vit import ViT
 from dicode_jax.typing import Array, Bool, Float, Int, UInt8
 
 program = functools.partial(jax.jit, static_argnames="graph")
@@ -37,18 +35,8 @@ def embed_text(
 
 @program
 def features(graph, state, video: UInt8[Array, "b f h w 3"]) -> Float[Array, "b g y x c"]:
-    """What the semantic tokenizer reads of a video of 4g - 3 frames, float32.
-
-    A CLIP image tower gives its tokens behind the last block, each brought to mean 0 and variance
-    1, without the class token.
-    """
-    module, frames = nnx.merge(graph, state), to_float(video)
-    if isinstance(module, ViT):
-        return vit_features(module, frames).astype(jnp.float32)
-    side = module.cfg.image_size // module.cfg.patch_size
-    x = module(rearrange(frames[:, ::STRIDE], "b f h w c -> (b f) h w c"))[:, 1:]
-    x = jax.nn.standardize(x.astype(jnp.float32), axis=-1, epsilon=1e-5)
-    return rearrange(x, "(b g) (y x) c -> b g y x c", b=len(video), y=side)
+    """What the semantic tokenizer reads of a video of 4g - 3 frames, float32."""
+    return features_of(nnx.merge(graph, state), to_float(video))
 
 
 @program
