@@ -27,7 +27,7 @@ from dicode_jax.media.resize import middle
 from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3D, AutoencoderCausal3DConfig
 from dicode_jax.models.clip import CLIPVision, CLIPVisionConfig
 from dicode_jax.models.landiff.dit import Denoiser, DenoiserConfig
-from dicode_jax.models.landiff.engine import Engine, Prompt, Shown
+from dicode_jax.models.landiff.engine import Engine, Prompt
 from dicode_jax.models.landiff.features import STRIDE
 from dicode_jax.models.landiff.frames import check_codes
 from dicode_jax.models.landiff.language_model import (
@@ -41,6 +41,7 @@ from dicode_jax.models.t5 import T5Encoder, T5EncoderConfig
 from dicode_jax.models.vit import ViT, ViTConfig
 from dicode_jax.pipelines import base, calls, checks, options, shelf
 from dicode_jax.pipelines.landiff_config import LanDiffConfig, LanDiffSamplingConfig
+from dicode_jax.pipelines.painting import Clip
 from dicode_jax.runtime import memory
 from dicode_jax.storage.weights import CONFIG_FILE
 from dicode_jax.text.t5 import T5Tokenizer, read
@@ -385,7 +386,7 @@ class LanDiffPipeline(base.Pipeline):
         video: UInt8[np.ndarray, "g h w 3"] | None = None,
         seed: int | Sequence[int] = 0,
         **changes: Any,
-    ) -> Iterator[Shown]:
+    ) -> Iterator[Clip]:
         """The clips of the videos, each as soon as it is painted, one video after the other.
 
         The first clip of a video has a window's frames, each other fewer (see `num_frames`). Sample
@@ -413,7 +414,8 @@ class LanDiffPipeline(base.Pipeline):
         )
         known = 0 if given is None else (len(given) - 1) // STRIDE + 1
         plan = self._plan(total, known)
-        return self._engine.generate(ids, seeds, sampling, given, plan)
+        made = self._engine.generate(ids, seeds, sampling, given, plan)
+        return (Clip(*one) for one in made)
 
     def encode(self, video: UInt8[np.ndarray, "f h w 3"]) -> Int[np.ndarray, " n"]:
         """Semantic tokens of a video of 8 m + 1 frames, from 0 on.
@@ -435,7 +437,7 @@ class LanDiffPipeline(base.Pipeline):
         *,
         seed: int | Sequence[int] = 0,
         **changes: Any,
-    ) -> Iterator[Shown]:
+    ) -> Iterator[Clip]:
         """The clips of semantic tokens.
 
         Args:
@@ -463,7 +465,8 @@ class LanDiffPipeline(base.Pipeline):
         cuts = np.cumsum([cfg.frames.count(n) for n in cfg.frames.segments(plan[-1].stop)])[:-1]
         segments = [part[None].astype(np.int32) for part in np.split(codes, cuts)]
         written = [segments] * len(prompts)
-        return self._engine.show(ids, written, seeds, sampling, None, plan)
+        made = self._engine.show(ids, written, seeds, sampling, None, plan)
+        return (Clip(*one) for one in made)
 
     def reconstruct(self, video: UInt8[np.ndarray, "f h w 3"], prompt: Any = "", **arguments: Any):
         """A video through its semantic tokens and back, uint8 `[1, f, h, w, 3]`."""
@@ -489,7 +492,7 @@ class LanDiffPipeline(base.Pipeline):
             raise UserError(str(error)) from error
 
 
-def _gathered(clips: Iterable[Shown]) -> np.ndarray:
+def _gathered(clips: Iterable[Clip]) -> np.ndarray:
     """Whole videos of clips, `[b, f, h, w, 3]`."""
     samples: dict[int, list[np.ndarray]] = {}
     for clip in clips:
