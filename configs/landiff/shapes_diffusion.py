@@ -66,6 +66,7 @@ def get_config() -> DiffusionTrainConfig:
         sample_steps=25,
         sample_guidance=0.0,
         text_guidance=2.0,
+        motion_score=0.3,
         optim=OptimConfig(
             optimizer="muon", lr=3e-3, warmup_steps=100, schedule="wsd", weight_decay=0.0
         ),

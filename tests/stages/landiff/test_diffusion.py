@@ -295,7 +295,12 @@ def test_what_is_written_is_a_pipeline_when_all_parts_are_named(named, models, t
         weights.save_module(root / name, module, cfg)
     config_lib.to_json(dataclasses.replace(LM_CONFIG, segments=3), root.parent / "config.json")
     config = dataclasses.replace(
-        named, vae=str(root), text_encoder=str(root), text_guidance=3.0, sample_steps=7
+        named,
+        vae=str(root),
+        text_encoder=str(root),
+        text_guidance=3.0,
+        motion_score=0.4,
+        sample_steps=7,
     )
     painter = random_module(lambda: diffusion.Painter(config, rngs=ShapeRngs()))
     diffusion.export(config, painter, tmp_path / "out")
@@ -303,6 +308,7 @@ def test_what_is_written_is_a_pipeline_when_all_parts_are_named(named, models, t
     assert (pipe.config.max_segments, pipe.config.text_length) == (3, 14)
     assert (pipe.config.prefix_latents, pipe.config.sampling.ramp) == (1, "smooth")
     assert pipe.config.sampling.guidance_scale == 3.0
+    assert pipe.config.sampling.motion_score == 0.4
     assert pipe.config.sampling.num_inference_steps == 7
     kernel = pipe.parts["denoiser"].dit.embed.text.kernel
     np.testing.assert_array_equal(kernel[...], painter.denoiser.dit.embed.text.kernel[...])
