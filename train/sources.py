@@ -28,11 +28,13 @@ OPTIONS = {  # of `find_folder`, by the fields that name a folder
 }
 OF_RUN = "the `model` folder of a run of python -m "
 WANTED = {
-    "tokenizer": f"{OF_RUN}train.tokenizer, or what python -m convert dicode made",
+    "tokenizer": f"{OF_RUN}train.tokenizer or train.landiff_tokenizer, or what "
+    "python -m convert made",
     "init": "the `model` folder of an earlier run, or what python -m convert --for-dicode made",
     "autoencoder": f"{OF_RUN}train.autoencoder",
     "representation": f"{OF_RUN}train.tokenizer on a representation",
-    "vae": f"{OF_RUN}train.ar_diffusion_vae, or the VAE that python -m convert ar_diffusion made",
+    "vae": f"{OF_RUN}train.ar_diffusion_vae or train.landiff_vae, or a VAE that "
+    "python -m convert made",
     "features": "the folder of a frozen image encoder: a vit, a clip_vision or a dicode_tokenizer",
     "body_init": "a GPT-2 or Llama of Hugging Face, or what python -m convert made of one",
     "text_tokenizer": "a tokenizer.json, or the folder of one",
