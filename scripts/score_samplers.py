@@ -14,7 +14,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.diffusion.guided import SamplingConfig, make_grid, plan_turns
 from dicode_jax.errors import UserError
 from dicode_jax.evaluation import shapes
+from dicode_jax.evaluation.intervals import interval
 from dicode_jax.evaluation.quality import psnr, ssim
 from dicode_jax.pipelines import options
 from dicode_jax.pipelines.dicode import DiCoDePipeline
@@ -55,11 +56,9 @@ WAYS = {
 NEAR = ("own", "ddim 50")
 
 
-def interval(values: np.ndarray, *, draws: int = 2000) -> list[float]:
-    """Mean, and the ends of its 95 % interval under a bootstrap of the values [b]."""
-    rng = np.random.default_rng(0)
-    means = values[rng.integers(0, len(values), (draws, len(values)))].mean(axis=1)
-    return [float(values.mean()), *map(float, np.percentile(means, (2.5, 97.5)))]
+def _bounds(values: Sequence[float]) -> list[float]:
+    """Mean and the ends of its 95 % interval."""
+    return list(dataclasses.astuple(interval(values))[:3])
 
 
 def calls(cfg: SamplingConfig, schedule) -> dict[str, int]:
@@ -100,14 +99,14 @@ def score(pipe: DiCoDePipeline, scenes: list, ways: dict, seed: int, say: Callab
                 continue
             for measure in (psnr, ssim):
                 each = [measure(a[None], b[None]) for a, b in zip(others, clips, strict=True)]
-                row[f"{measure.__name__} to {other}"] = interval(np.array(each))
+                row[f"{measure.__name__} to {other}"] = _bounds(each)
         matches = [
             shapes.judge(clip).matches(s.attributes) for s, clip in zip(scenes, clips, strict=True)
         ]
         fields = ("shape", "color", "motion", "background")
         for field in fields:
-            row[field] = interval(np.array([match[field] for match in matches], float))
-        row["all"] = interval(np.array([all(m[f] for f in fields) for m in matches], float))
+            row[field] = _bounds([match[field] for match in matches])
+        row["all"] = _bounds([all(m[f] for f in fields) for m in matches])
         found[name] = row
         say(found)
     pipe.config = own

@@ -28,10 +28,12 @@ import tiny_ar_diffusion
 from flax import nnx
 from hugging_face_folder import draw, write_folder
 from media_files import greys, write
+from PIL import Image
 from source_tree import ROOT
 from tiny import random_module, tiny_pipeline
 
 from dicode_jax.data.shapes_world import all_captions
+from dicode_jax.media.videos import Video, Videos
 from dicode_jax.models.llama import LlamaConfig
 from dicode_jax.nn.resampler import ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs, stream
@@ -56,13 +58,14 @@ NOT_RUN = {
     r"to_torch|NAME": "tests/convert/test_to_torch.py and test_main.py run it",
     r"benchmarks\.": "measurements of minutes; tests/test_benchmarks.py",
     r"tests\.fuzz": "minutes; tests/fuzz/test_doors.py tries a hundred of each",
-    r"score_(shapes|samplers)": "clips of 64 x 64; tests/test_score_samplers.py, test_scripts.py",
+    r"score_samplers": "clips of 64 x 64; tests/test_score_samplers.py",
     r"ar_diffusion|runs/dit": "tests/stages/ar_diffusion, tests/convert have tiny ones",
     r"mutation_trial": "an hour; tests/test_scripts.py tries it on a toy",
 }
 LESS = {
     "--num-steps": "1", "--steps": "1", "--batch-size": "2", "--cached-videos": "2",
-    "--cached-clips": "0", "--data.num-workers": "0", "--num-keyframes": "3",
+    "--cached-clips": "0", "--data.num-workers": "0", "--num-keyframes": "3", "--num": "1",
+    "--num-clips": "2",
 }  # fmt: skip
 HEAD = ResamplerConfig(
     dim=16, depth=1, head_dim=8, num_heads=2, embed_dim=8, output_dim=16, output_shape=(8, 8, 4)
@@ -190,14 +193,18 @@ def supply(option, path, command):
         run(f"python -m convert {family} HF_FOLDER --for-dicode --out {path}")
     elif option in ("gpt2", "llama", "convert.gpt2", "convert.llama"):
         write_body(path, is_llama=is_llama)
-    elif option in ("reconstruct", "encode", "--video"):
+    elif option in ("--prompts", "--vbench-prompts"):
+        path.write_text("a red circle\n")
+    elif path.suffix == ".png" and option in ("--image", "interpolate", "first.png", "last.png"):
+        Image.fromarray(greys(1, 16, 16)[0]).save(path)
+    elif option in ("reconstruct", "encode", "--video", "continue"):
         write(path, greys(20, 16, 16))
     elif path.name == "taichi":
         tiny_ar_diffusion.make(num_classes=0).save_pretrained(path)
     elif option == "decode":
         run(f"dicode encode in.mp4 --out {path}")
     elif (
-        option in ("info", "--model", "--tokenizer")
+        option in ("info", "evaluate", "--model", "--tokenizer")
         or "tokenizer" in path.parts
         or "start" in path.parts
     ):
@@ -217,7 +224,8 @@ def prepare(command):
     """The words of a command as they are run in the present folder, all that they read supplied."""
     words = documented.words_of(command)
     for i, word in enumerate(words[:-1]):
-        words[i + 1] = LESS.get(word, words[i + 1]) if "dicode" not in words[:1] else words[i + 1]
+        if words[0] != "dicode" or words[1] == "evaluate":
+            words[i + 1] = LESS.get(word, words[i + 1])
     if "taichi" in command and "--num-frames" in words:  # a video of its length is another program
         words[words.index("--num-frames") + 1] = "6"
     named = dict(itertools.pairwise(words))
@@ -237,7 +245,8 @@ def prepare(command):
             shutil.rmtree(value, ignore_errors=True)
         elif not value.startswith("-") and value != "shapes":
             supply(option, pathlib.Path(value), command)
-    if words[0] == "dicode" and words[1] in ("generate", "reconstruct", "encode", "decode"):
+    painting_ones = ("generate", "continue", "interpolate", "reconstruct", "encode", "decode")
+    if words[0] == "dicode" and words[1] in painting_ones:
         words += ["--steps", "1"] if words[1] != "encode" and "taichi" not in command else []
         if "converted/" in command:  # what lies there has the vocabulary of the shapes world
             words[2] = "a red circle"
@@ -247,13 +256,15 @@ def prepare(command):
     return words
 
 
-def without_painting(pipe, prompt, *, num_clips=1, **_):
+def without_painting(pipe, prompt, *, num_clips=1, **given):
     """Black videos, once the prompts have been read; tests/e2e paints with every option."""
-    ids = pipe.text.encode(prompt, pipe.config.text_length, allow_empty=False).ids
+    prompts = [prompt or ""] if not isinstance(prompt, list) else prompt
+    ids = pipe.text.encode(prompts, pipe.config.text_length).ids
     size = pipe.config.frame_size
-    return np.zeros(
-        (len(ids), num_clips * pipe.config.sampling.num_frames, size, size, 3), np.uint8
-    )
+    length = num_clips * pipe.config.sampling.num_frames
+    length += 0 if (first := given.get("video")) is None else len(first)
+    frames = np.zeros((length, size, size, 3), np.uint8)
+    return Videos([Video(frames=frames, fps=pipe.config.fps)] * len(ids))
 
 
 def without_clips(pipe, prompt, *, num_clips=1, **_):

@@ -1,6 +1,5 @@
 """What the scores of ways of sampling are made of."""
 
-import numpy as np
 import pytest
 from source_tree import ROOT
 
@@ -10,12 +9,6 @@ from dicode_jax.pipelines import options
 from scripts import score_samplers
 
 V = NoiseSchedule(zero_terminal_snr=True, parameterization="v")
-
-
-def test_an_interval_holds_the_mean_and_shrinks_with_the_root_of_the_count():
-    mean, low, high = score_samplers.interval(np.tile([0.0, 1.0], 200))
-    assert mean == 0.5
-    np.testing.assert_allclose([low, high], [0.451, 0.549], atol=0.01)  # 1.96 * 0.5 / 20
 
 
 def test_calls_are_counted_by_kind():

@@ -2,7 +2,6 @@
 
 import ast
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -11,9 +10,8 @@ import pytest
 from PIL import Image
 
 from dicode_jax.data import shapes_world as synthetic
-from dicode_jax.errors import UserError
 from dicode_jax.media.video import read_video, write_video
-from scripts import mutants, mutation_trial, score_shapes
+from scripts import mutants, mutation_trial
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -62,106 +60,6 @@ def test_compared_videos_are_shown_at_equal_times(tmp_path):
     black = (picture < 10).sum(axis=0) > height / 2  # columns that are black in both rows
     assert black[: width // 2].mean() > 0.8
     assert not black[width // 2 :].any()
-
-
-class Painter:
-    """Paints what the captions say, but grey for the last; from keyframes with an error of 10."""
-
-    kind = "dicode"
-
-    def __init__(self):
-        self.scenes = [synthetic.scene_at(1007, i, "test") for i in range(3)]
-        self.clips = [synthetic.render(scene)[0] for scene in self.scenes]
-        self.calls = []
-
-    def __call__(self, captions, **options):
-        self.calls.append((captions, options))
-        told = {scene.caption: clip for scene, clip in zip(self.scenes[:2], self.clips)}
-        return np.stack([told.get(x, np.full_like(self.clips[0], 110)) for x in captions])
-
-    def encode(self, clip):
-        return clip
-
-    def decode(self, tokens, **options):
-        self.calls.append((len(tokens), options))
-        return np.where(tokens < 128, tokens + 10, tokens - 10).astype(np.uint8)
-
-
-@pytest.fixture
-def score(monkeypatch, capsys):
-    """Runs the script in this process; gives what it prints as numbers by name."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["score_shapes.py", *map(str, words)])
-        score_shapes.main()
-        said = capsys.readouterr().out
-        return {name: float(number) for name, number in map(str.split, said.splitlines())}
-
-    return run
-
-
-def test_clips_are_scored_by_what_their_captions_say(score, monkeypatch, tmp_path):
-    painter = Painter()
-    monkeypatch.setattr(score_shapes, "load", lambda model: painter)
-    words = ("--num-prompts", 3, "--batch-size", 2, "--seed", 7, "--steps", 4)
-    found = score(*words, "--sheet", tmp_path / "s.png")
-    captions = [scene.caption for scene in painter.scenes]
-    said = {"num_inference_steps": 4, "guidance_scale": None}
-    assert painter.calls == [
-        (captions[:2], said | {"seed": 7}),
-        (captions[2:], said | {"seed": 9}),
-    ]
-    assert found.pop("count") == 3
-    assert found == dict.fromkeys(("color", "shape", "motion", "size", "all"), 0.667) | {
-        "background": found["background"]
-    }
-    assert Image.open(tmp_path / "s.png").height > 64
-    painter.calls.clear()
-    found = score(*words, "--guidance-scale", 2, "--reconstruct")
-    said["guidance_scale"] = 2.0
-    assert painter.calls == [(2, said | {"seed": 7}), (1, said | {"seed": 9})]
-    assert found["all"] == 1
-    assert found["psnr"] == pytest.approx(20 * np.log10(255 / 10), abs=0.005)  # two decimals
-
-
-def test_a_lag_is_for_models_that_have_one_and_keyframes_for_the_others(score, monkeypatch):
-    painter = Painter()
-    monkeypatch.setattr(score_shapes, "load", lambda model: painter)
-    with pytest.raises(UserError, match="--lag is for AR-Diffusion"):
-        score("--lag", 3)
-    painter.kind = "ar_diffusion"
-    score("--num-prompts", 1, "--lag", 3, "--seed", 7)
-    assert painter.calls[0][1]["lag"] == 3
-    with pytest.raises(UserError, match="--reconstruct is for DiCoDe"):
-        score("--reconstruct")
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_the_packaged_model_paints_as_closely_as_its_page_says(score):
-    page = (ROOT / "dicode_jax/assets/shapes/README.md").read_text()
-    ((words, level),) = re.findall(
-        r"`python scripts/score_shapes.py ([^`]* --reconstruct)` takes[^`]* have ([\d.]+) dB", page
-    )
-    found = score(*words.split())
-    assert found["psnr"] == pytest.approx(float(level), abs=0.1)  # one decimal, and rounding
-    assert found["all"] == 1
-
-
-def test_what_cannot_be_scored_is_one_line(score, monkeypatch, tmp_path):
-    monkeypatch.setattr(score_shapes, "load", lambda model: Painter())
-    for wrong in ("--num-prompts", "--batch-size"):
-        with pytest.raises(UserError, match="must be at least 1"):
-            score(wrong, 0)
-    monkeypatch.setattr(Painter, "decode", lambda self, x, **_: np.zeros((len(x), 4, 8, 8, 3)))
-    with pytest.raises(
-        UserError, match=r"\(16, 64, 64, 3\) in the shapes world, not \(4, 8, 8, 3\)"
-    ):
-        score("--num-prompts", 1, "--reconstruct")
-    done = run("score_shapes.py", "--model", tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
 
 
 CODE = '''

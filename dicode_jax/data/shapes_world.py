@@ -4,6 +4,8 @@ Captions follow one grammar:
 
     a [small |large ]COLOUR SHAPE MOTION on a BACKGROUND background
 
+with ``an`` before ``orange``.
+
 A video is a row of clips of two seconds. Motion is a triangle wave that turns exactly at the
 keyframes between clips: an object that ``moves left`` goes left in clip 0, back in clip 1, and so
 on for as long as the video lasts, and growing and shrinking likewise; an object that ``moves in a
@@ -74,7 +76,7 @@ _DIRECTIONS = {
     "moves down": (0.0, 1.0),
 }
 _CAPTION = re.compile(
-    r"a (?:(small|large) )?(\w+) (\w+) (.+) on a (\w+) background",
+    r"an? (?:(small|large) )?(\w+) (\w+) (.+) on a (\w+) background",
 )
 
 
@@ -108,7 +110,8 @@ class Attributes:
     def caption(self) -> str:
         """The caption that says this."""
         size = "" if self.size == "medium" else f"{self.size} "
-        return f"a {size}{self.color} {self.shape} {self.motion} on a {self.background} background"
+        words = f"{size}{self.color} {self.shape} {self.motion} on a {self.background} background"
+        return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 _VOCABULARY = {
@@ -158,7 +161,7 @@ def all_captions(split: str = "all") -> list[str]:
 
 
 def parse_caption(caption: str) -> Attributes:
-    """Reads a caption of the grammar.
+    """Reads a caption of the grammar, with either article, since `a orange` was said before.
 
     Raises:
       ValueError: it does not follow the grammar, or holds an unknown word.

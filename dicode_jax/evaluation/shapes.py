@@ -3,11 +3,11 @@
 The judge knows the words of `data.shapes_world` and how the shapes are drawn, and nothing
 else of how a clip came to be. It looks at one clip, the first of a video: later clips go back over
 the same path and do not obey the caption. What fits no word is judged ``"unclear"``, which counts
-as wrong.
+as wrong. Beside the whole clip every frame is read by itself, so that a shape that is another for
+two frames is seen.
 """
 
 import dataclasses
-from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -16,6 +16,7 @@ from dicode_jax.data import shapes_world as synthetic
 
 UNCLEAR = "unclear"
 FIELDS = ("color", "shape", "motion", "background", "size")
+FRAME_FIELDS = ("color", "shape", "background", "size")  # what a single frame shows
 
 _BLURS = (0.0, 0.7, 1.4, 2.2)  # standard deviations, in world units, at which shapes are compared
 _WINDOW = 1.9  # radii around the object within which its pixels are counted
@@ -27,6 +28,36 @@ _MIN_TURN = np.pi  # of a circular path, which takes 1.6 pi in full
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Frames:
+    """What each frame of a clip shows by itself.
+
+    Attributes:
+      color, shape, background, size: Words [f], or `UNCLEAR`; the size is that of an object which
+        grows or shrinks when it is smallest.
+      rgb: The object's colour, the median inside of it, in 0..255; NaN where none is seen.
+      x, y, radius: Place and radius of the object in units of the world; NaN where none is seen.
+    """
+
+    color: tuple[str, ...]
+    shape: tuple[str, ...]
+    background: tuple[str, ...]
+    size: tuple[str, ...]
+    rgb: Float[np.ndarray, "f 3"]
+    x: Float[np.ndarray, " f"]
+    y: Float[np.ndarray, " f"]
+    radius: Float[np.ndarray, " f"]
+
+    @property
+    def wobble(self) -> float:
+        """Standard deviation of the object's colour over the frames, in 0..255, mean of channels.
+
+        0 for a drawn clip, NaN where fewer than two frames show an object.
+        """
+        seen = self.rgb[np.isfinite(self.rgb).all(axis=1)]
+        return float(seen.std(axis=0).mean()) if len(seen) > 1 else float("nan")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Judgement:
     """What a clip shows: words of the grammar, or `UNCLEAR`; `size` may be "medium"."""
 
@@ -35,10 +66,18 @@ class Judgement:
     motion: str
     background: str
     size: str
+    frames: Frames
 
     def matches(self, attributes: synthetic.Attributes) -> dict[str, bool]:
         """Which of `FIELDS` show what the caption says."""
         return {field: getattr(self, field) == getattr(attributes, field) for field in FIELDS}
+
+    def steady(self, attributes: synthetic.Attributes) -> dict[str, bool]:
+        """Which of `FRAME_FIELDS` every single frame shows as the caption says."""
+        return {
+            field: set(getattr(self.frames, field)) == {getattr(attributes, field)}
+            for field in FRAME_FIELDS
+        }
 
 
 def judge(clip: UInt8[np.ndarray, "f h w 3"]) -> Judgement:
@@ -50,60 +89,77 @@ def judge(clip: UInt8[np.ndarray, "f h w 3"]) -> Judgement:
     clip = np.asarray(clip)
     if clip.ndim != 4 or clip.shape[1] != clip.shape[2] or clip.shape[3] != 3 or len(clip) < 2:
         raise ValueError(f"want a clip [f, h, w, 3] of two square frames or more, got {clip.shape}")
-    pixels = clip.astype(np.float32)
-    background, back = _background(pixels)
-    color, cover = _color(pixels, back)
-    if color == UNCLEAR:
-        return Judgement(
-            color=UNCLEAR, shape=UNCLEAR, motion=UNCLEAR, background=background, size=UNCLEAR
+    pixels, f = clip.astype(np.float32), len(clip)
+    backgrounds, back = _backgrounds(pixels)
+    color, cover, strong = _color(pixels, back)
+    shape = motion = size = UNCLEAR
+    shapes = sizes = colors = (UNCLEAR,) * f
+    x, y, radius = np.full((3, f), np.nan)
+    rgb = np.full((f, 3), np.nan)
+    if color != UNCLEAR:
+        x, y, area, cover = _track(cover)
+        seen = area > _MIN_AREA
+        x, y = np.where(seen, x, np.nan), np.where(seen, y, np.nan)
+        colors = tuple(
+            _word_of(frame[mask] - back, back) if mask.any() else UNCLEAR
+            for frame, mask in zip(pixels, strong & seen[:, None, None])
         )
-    x, y, area, cover = _track(cover)
-    seen = area > _MIN_AREA
-    if seen.sum() < 0.8 * len(clip):
-        shape = motion = size = UNCLEAR
-    else:
-        shape = _shape(cover[seen], x[seen], y[seen], area[seen])
-        radius = np.sqrt(area / _UNIT_AREA[shape])
-        motion = _motion(np.flatnonzero(seen) / (len(clip) - 1), x[seen], y[seen], radius[seen])
-        size = _size(radius[seen], motion)
-    return Judgement(color=color, shape=shape, motion=motion, background=background, size=size)
+        for i in np.flatnonzero(seen):
+            rgb[i] = np.median(pixels[i][cover[i] > 0.9 * cover[i].max()], axis=0)
+        if seen.sum() >= 0.8 * f:
+            shape, each = _shape(cover[seen], x[seen], y[seen], area[seen])
+            shapes = _at(seen, each)
+            radius = np.where(seen, np.sqrt(area / _UNIT_AREA[shape]), np.nan)
+            time = np.flatnonzero(seen) / (f - 1)
+            motion = _motion(time, x[seen], y[seen], radius[seen])
+            size, each = _size(time, radius[seen], motion)
+            sizes = _at(seen, each)
+    return Judgement(
+        color=color,
+        shape=shape,
+        motion=motion,
+        background=_name_of(back),
+        size=size,
+        frames=Frames(
+            color=colors,
+            shape=shapes,
+            background=backgrounds,
+            size=sizes,
+            rgb=rgb,
+            x=x,
+            y=y,
+            radius=radius,
+        ),
+    )
 
 
-def score(
-    captions: Iterable[str | synthetic.Attributes], clips: Iterable[UInt8[np.ndarray, "f h w 3"]]
-) -> dict[str, float]:
-    """Shares of clips that obey their captions.
-
-    Returns:
-      for each of `FIELDS` the share that show it, for `all` the share in which colour, shape,
-      motion and background are all right, and the number of clips as `count`.
-    """
-    rows = []
-    for caption, clip in zip(captions, clips, strict=True):
-        said = synthetic.parse_caption(caption) if isinstance(caption, str) else caption
-        rows.append(judge(clip).matches(said))
-    if not rows:
-        raise ValueError("nothing to score")
-    result = {field: float(np.mean([row[field] for row in rows])) for field in FIELDS}
-    spoken = [all(row[field] for field in FIELDS if field != "size") for row in rows]
-    return result | {"all": float(np.mean(spoken)), "count": float(len(rows))}
+def _at(seen: np.ndarray, words: list[str]) -> tuple[str, ...]:
+    """A word for each frame, those of frames that are seen in order."""
+    rest = iter(words)
+    return tuple(next(rest) if there else UNCLEAR for there in seen)
 
 
-def _background(pixels: np.ndarray) -> tuple[str, np.ndarray]:
-    """The nearest background's name, and the colour [3] that is really there."""
+def _backgrounds(pixels: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    """Each frame's background by name, and the colour [3] that is really there in all."""
     border = max(1, pixels.shape[1] // 32)
     edge = np.ones(pixels.shape[1:3], bool)
     edge[border:-border, border:-border] = False
-    back = np.median(pixels[:, edge].reshape(-1, 3), axis=0)
+    around = pixels[:, edge]
+    names = tuple(map(_name_of, np.median(around, axis=1)))
+    return names, np.median(around.reshape(-1, 3), axis=0)
+
+
+def _name_of(back: np.ndarray) -> str:
+    """The background that a colour [3] is nearest to."""
     names = list(synthetic.BACKGROUNDS)
     known = np.array(list(synthetic.BACKGROUNDS.values()), np.float32)
     distances = np.linalg.norm(known - back, axis=1)
     nearest = int(distances.argmin())
-    return (names[nearest] if distances[nearest] < 60 else UNCLEAR), back
+    return names[nearest] if distances[nearest] < 60 else UNCLEAR
 
 
-def _color(pixels: np.ndarray, back: np.ndarray) -> tuple[str, np.ndarray]:
-    """The object's colour, and how much of each pixel it covers, [f, h, w] in 0..1.
+def _color(pixels: np.ndarray, back: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
+    """The object's colour, how much of each pixel it covers, [f, h, w] in 0..1, and where surely.
 
     Blur mixes an object with the background, so a colour is the one towards which the pixels that
     differ most leave the background, not merely the one that they are nearest to.
@@ -112,17 +168,22 @@ def _color(pixels: np.ndarray, back: np.ndarray) -> tuple[str, np.ndarray]:
     distance = np.linalg.norm(away, axis=-1)
     strong = distance > max(40.0, 0.75 * float(np.percentile(distance, 99.5)))
     if strong.mean() < 0.002:
-        return UNCLEAR, distance
+        return UNCLEAR, distance, strong
     samples = away[strong]
+    axis = np.median(samples, axis=0)
+    cover = np.clip(away @ axis / (axis @ axis), 0.0, 1.0)
+    return _word_of(samples, back), cover, strong
+
+
+def _word_of(samples: np.ndarray, back: np.ndarray) -> str:
+    """The colour towards which pixels, less the background's colour, [n, 3] leave it."""
     errors = {}
     for name, rgb in synthetic.COLORS.items():
         axis = np.array(rgb, np.float32) - back
         share = np.clip(samples @ axis / (axis @ axis), 0.5, 1.1)
         errors[name] = float(np.linalg.norm(samples - share[:, None] * axis, axis=1).mean())
     color = min(errors, key=errors.__getitem__)
-    axis = np.median(samples, axis=0)
-    cover = np.clip(away @ axis / (axis @ axis), 0.0, 1.0)
-    return (color if errors[color] < 60 else UNCLEAR), cover
+    return color if errors[color] < 60 else UNCLEAR
 
 
 def _track(
@@ -145,8 +206,13 @@ def _track(
     return x, y, near.sum((1, 2)) * scale**2, near
 
 
-def _shape(cover: np.ndarray, x: np.ndarray, y: np.ndarray, area: np.ndarray) -> str:
-    """The shape that, drawn at the same place and area and equally blurred, differs least."""
+def _shape(
+    cover: np.ndarray, x: np.ndarray, y: np.ndarray, area: np.ndarray
+) -> tuple[str, list[str]]:
+    """The shape that, drawn at the same place and area and equally blurred, differs least.
+
+    In all frames, and in each by itself.
+    """
     size = cover.shape[1]
     scale = synthetic.WORLD_SIZE / size
     centers = (np.arange(size, dtype=np.float32) + 0.5) * scale
@@ -159,8 +225,11 @@ def _shape(cover: np.ndarray, x: np.ndarray, y: np.ndarray, area: np.ndarray) ->
         dy = dy + np.float32(_CENTROID[shape]) * radius
         distance = synthetic.outline_distance(shape, dx, dy, radius)
         drawn = np.clip(0.5 - distance / np.float32(scale), 0.0, 1.0)
-        errors[shape] = min(float(((m @ drawn @ m.T - cover) ** 2).mean()) for m in blurs)
-    return min(errors, key=errors.__getitem__)
+        each = np.stack([((m @ drawn @ m.T - cover) ** 2).mean((1, 2)) for m in blurs])
+        errors[shape] = each[each.mean(axis=1).argmin()]
+    whole = min(errors, key=lambda shape: float(errors[shape].mean()))
+    nearest = np.stack(list(errors.values())).argmin(axis=0)
+    return whole, [synthetic.SHAPES[i] for i in nearest]
 
 
 def _motion(time: np.ndarray, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> str:
@@ -181,18 +250,25 @@ def _motion(time: np.ndarray, x: np.ndarray, y: np.ndarray, radius: np.ndarray) 
     return UNCLEAR if abs(slope) < _MIN_TRAVEL else f"moves {words[int(slope > 0)]}"
 
 
-def _size(radius: np.ndarray, motion: str) -> str:
-    """The size word; of an object that grows or shrinks, the smallest radius counts."""
+def _size(time: np.ndarray, radius: np.ndarray, motion: str) -> tuple[str, list[str]]:
+    """The size word, and that of each frame.
+
+    Of an object that grows or shrinks the smallest radius counts, to which frames are led back.
+    """
     if motion in ("grows", "shrinks"):
-        ends = np.polyval(np.polyfit(np.arange(len(radius)), radius, 1), (0, len(radius) - 1))
-        smallest = float(min(ends))
+        line = np.polyfit(time, radius, 1)
+        smallest = float(min(np.polyval(line, (0.0, 1.0))))
+        each = radius * smallest / np.maximum(np.polyval(line, time), 1.0)
     else:
-        smallest = float(np.median(radius))
-    ranges = synthetic.RADII
-    small, medium, large = (ranges[size] for size in synthetic.SIZES)
-    if smallest < (small[1] + medium[0]) / 2:
+        smallest, each = float(np.median(radius)), radius
+    return _size_word(smallest), [_size_word(float(one)) for one in each]
+
+
+def _size_word(radius: float) -> str:
+    small, medium, large = (synthetic.RADII[size] for size in synthetic.SIZES)
+    if radius < (small[1] + medium[0]) / 2:
         return "small"
-    return "medium" if smallest < (medium[1] + large[0]) / 2 else "large"
+    return "medium" if radius < (medium[1] + large[0]) / 2 else "large"
 
 
 def _circle_center(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:

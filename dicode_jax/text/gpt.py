@@ -197,9 +197,9 @@ class TextTokenizer:
 def train_small(captions: Iterable[str], *, vocab_size: int = 256) -> TextTokenizer:
     """Makes the small vocabulary; the same captions give the same one, to the byte.
 
-    Text is put in lower case and runs of white space count as one space. The letters a to z all
-    belong to the vocabulary, so that any lower-case word can be spelled; what the captions do not
-    hold beyond that cannot.
+    Text is put in lower case, runs of white space count as one space, and `an` as `a`. The letters
+    a to z all belong to the vocabulary, so that any lower-case word can be spelled; what the
+    captions do not hold beyond that cannot.
 
     Args:
       captions: what to learn from, such as `data.shapes_world.all_captions()`.
@@ -250,6 +250,8 @@ def _small_normalizer() -> normalizers.Normalizer:
             normalizers.Lowercase(),
             normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
             normalizers.Strip(),
+            # `an orange` as the models read it that learned from `a orange`.
+            normalizers.Replace(tokenizers.Regex(r"\ban (?=[aeiou])"), "a "),
         ]
     )
 

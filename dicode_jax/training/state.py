@@ -66,6 +66,7 @@ def make_train_step(
     ema_decay: float = 0.0,
     accumulate_steps: int = 1,
     shardings: PyTree = None,
+    takes_step: bool = False,
     update: Callable[[PyTree, PyTree, Array], PyTree] | None = None,
 ) -> TrainStep:
     """One training step as a pure function; the caller compiles it (and donates the state).
@@ -81,6 +82,7 @@ def make_train_step(
         `accumulate_steps`-th row from row `i` on. Gradients, loss and metrics are means over the
         parts by their `WEIGHT`, and so those of the whole batch.
       shardings: Of the parameters, which the gradients take too; None leaves it to the compiler.
+      takes_step: See `Stage`.
       update: Moves parameters behind the optimiser, see `Stage.update`.
 
     Returns:
@@ -88,8 +90,9 @@ def make_train_step(
       `finite` (1.0 or 0.0) and what the loss reports.
     """
 
-    def loss_of(params, frozen, batch, keys):
-        loss, metrics = loss_fn(nnx.merge(graph, params, frozen), batch, keys)
+    def loss_of(params, frozen, batch, keys, step):
+        told = {"step": step} if takes_step else {}
+        loss, metrics = loss_fn(nnx.merge(graph, params, frozen), batch, keys, **told)
         weight = jnp.asarray(metrics.get(WEIGHT, len(keys)), jnp.float32)
         statistics = metrics.get(STATISTICS)
         metrics = {k: x for k, x in metrics.items() if k not in (WEIGHT, STATISTICS)}
@@ -102,19 +105,19 @@ def make_train_step(
             grads = jax.lax.with_sharding_constraint(grads, shardings)
         return ((loss, metrics, grads), weight), statistics
 
-    def gradients(params, frozen, batch, keys):
+    def gradients(params, frozen, batch, keys, step):
         if accumulate_steps == 1:
-            (means, _), statistics = grad_fn(params, frozen, batch, keys)
+            (means, _), statistics = grad_fn(params, frozen, batch, keys, step)
             return means, statistics
 
         def add_part(total, part):
-            (means, weight), statistics = grad_fn(params, frozen, *part)
+            (means, weight), statistics = grad_fn(params, frozen, *part, step)
             sums = jax.tree.map(lambda x: weight * x, means)
             return jax.tree.map(jnp.add, total, (sums, weight)), statistics
 
         parts = jax.tree.map(lambda x: _split_rows(x, accumulate_steps), (batch, keys))
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes, _ = jax.eval_shape(grad_fn, params, frozen, *first)
+        shapes, _ = jax.eval_shape(grad_fn, params, frozen, *first, step)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
         (sums, weight), statistics = jax.lax.scan(add_part, zeros, parts)
         means = jax.tree.map(lambda x: x / jnp.where(weight > 0, weight, 1), sums)
@@ -124,7 +127,8 @@ def make_train_step(
         (num_rows,) = {len(x) for x in jax.tree.leaves(batch)}
         key = jax.random.fold_in(state.rng, state.step)
         keys = constrain(row_keys(key, num_rows), BATCH)
-        (loss, metrics, grads), statistics = gradients(state.params, frozen, batch, keys)
+        taken = state.step - state.skipped  # the optimiser counts its own steps
+        (loss, metrics, grads), statistics = gradients(state.params, frozen, batch, keys, taken)
         grad_norm = optax.global_norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -144,7 +148,7 @@ def make_train_step(
             "loss": loss,
             **metrics,
             "grad_norm": grad_norm,
-            "lr": schedule(state.step - state.skipped),  # the optimiser counts its own steps
+            "lr": schedule(taken),
             "finite": finite.astype(jnp.float32),
         }
         state = state.replace(

@@ -38,6 +38,14 @@ def test_every_caption_parses_to_what_it_was_made_from():
     assert len(set(captions)) == 3 * 8 * 4 * 8 * 4
     assert [synthetic.parse_caption(c).caption for c in captions] == captions
     assert "a small red circle stays still on a black background" in captions
+    assert "an orange cross grows on a gray background" in captions
+    assert "a large orange cross grows on a gray background" in captions
+    assert sum(caption.startswith("an ") for caption in captions) == 4 * 8 * 4
+
+
+def test_the_article_that_was_said_before_orange_is_still_read():
+    now, before = (f"{a} orange cross grows on a gray background" for a in ("an", "a"))
+    assert synthetic.parse_caption(before).caption == now
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,90 @@
+"""Videos that are kept as they are painted, so that an interrupted evaluation goes on."""
+
+import hashlib
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from dicode_jax.errors import UserError
+from dicode_jax.storage.files import atomic_path, read_object
+
+SETTINGS_FILE = "settings.json"
+
+Paint = Callable[[Sequence[int]], Sequence[UInt8[np.ndarray, "f h w 3"]]]  # of these numbers
+
+
+def fingerprint(folder: str | os.PathLike) -> str:
+    """Changes when a file of a model does: names, sizes and times are looked at, not contents."""
+    folder = pathlib.Path(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = [(str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+
+
+def painted(
+    paint: Paint,
+    count: int,
+    folder: str | os.PathLike,
+    settings: Mapping[str, Any],
+    *,
+    at_once: int = 8,
+) -> Iterator[UInt8[np.ndarray, "f h w 3"]]:
+    """Videos 0 to `count`, in order: those that lie in `folder`, and what `paint` makes.
+
+    Args:
+      paint: Makes the videos of some numbers.
+      count: How many are wanted; more may lie there.
+      folder: Made if need be.
+      settings: All that the videos depend on.
+      at_once: Most numbers in a call of `paint`.
+
+    Raises:
+      UserError: Videos of other settings lie there, or a file is broken.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    known, wanted = folder / SETTINGS_FILE, json.loads(json.dumps(settings))
+    if not known.exists():
+        with atomic_path(known) as temporary:
+            temporary.write_text(json.dumps(wanted, indent=1) + "\n")
+    elif (found := read_object(known, "the settings of kept videos")) != wanted:
+        names = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
+        raise UserError(
+            f"{folder} keeps videos of other settings ({', '.join(names)}); name another folder, "
+            "or remove it"
+        )
+    for start in range(0, count, at_once):
+        numbers = range(start, min(start + at_once, count))
+        missing = [i for i in numbers if not _file(folder, i).exists()]
+        made = dict(zip(missing, paint(missing), strict=True)) if missing else {}
+        for i, video in made.items():
+            with atomic_path(_file(folder, i)) as temporary, open(temporary, "wb") as file:
+                np.savez_compressed(file, video=video)
+        for i in numbers:
+            yield made[i] if i in made else read_kept(_file(folder, i))
+
+
+def _file(folder: pathlib.Path, number: int) -> pathlib.Path:
+    return folder / f"{number:06d}.npz"
+
+
+def read_kept(path: str | os.PathLike) -> UInt8[np.ndarray, "f h w 3"]:
+    """A video that `painted` kept.
+
+    Raises:
+      UserError: It is none.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            video = held["video"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is no kept video; remove it") from error
+    if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8:
+        raise UserError(f"{path} is no kept video; remove it")
+    return video

@@ -1,0 +1,233 @@
+"""`dicode evaluate` with a model that paints what it is told, and what it says of others."""
+
+import json
+import pathlib
+import re
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dicode_jax import cli
+from dicode_jax.cli import evaluate, evaluated_lists, video
+from dicode_jax.data import shapes_world
+from dicode_jax.evaluation import accuracy, report
+from dicode_jax.media.video import read_video
+
+
+class Painter:
+    """Paints what the captions say, but grey for the last; from keyframes with an error of 10."""
+
+    def __init__(self, kind="dicode", num=3):
+        self.kind, self.calls = kind, []
+        self.scenes = {scene.caption: scene for scene in accuracy.scenes(num, 2)}
+        self.last = [*self.scenes][-1]
+        sampling = types.SimpleNamespace(num_frames=16)
+        names = tuple(self.scenes) if kind == "ar_diffusion" else None
+        self.config = types.SimpleNamespace(
+            sampling=sampling, frame_size=64, class_names=names, fps=8.0
+        )
+        cfg = types.SimpleNamespace(image_size=64, num_tokens=8, token_dim=8)
+        self.parts = {"vae": types.SimpleNamespace(cfg=cfg)}
+
+    def __call__(self, prompts, *, num_clips=1, **options):
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        self.calls.append((prompts, options))
+        length = options.get("num_frames", 16 * num_clips) // 16
+        drawn = {p: shapes_world.render(self.scenes[p], length) for p in prompts}
+        return np.stack(
+            [np.full_like(x, 110) if p == self.last else x for p, x in drawn.items()]
+        ).reshape(len(prompts), -1, 64, 64, 3)
+
+    def encode(self, clip):
+        return clip
+
+    def decode(self, tokens, **options):
+        self.calls.append((len(tokens), options))
+        return np.where(tokens < 128, tokens + 10, tokens - 10).astype(np.uint8)
+
+    def reconstruct(self, clip):
+        return np.where(clip < 128, clip + 10, clip - 10).astype(np.uint8)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs the command with a painter; gives its status and what it found."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "draw", lambda plot, path: None)  # tests/evaluation draws
+
+    def run(painter, *words, out="found"):
+        monkeypatch.setattr(video, "find", lambda args, *kinds: (folder, painter.kind))
+        monkeypatch.setattr(video, "load", lambda args, folder: painter)
+        status = cli.main(["evaluate", *map(str, words), "--out", out, "--seed", "2"])
+        found = pathlib.Path(out, "results.json")
+        return status, json.loads(found.read_text()) if found.exists() else None
+
+    return run
+
+
+def means(found):
+    return {k: v["mean"] if isinstance(v, dict) else v for k, v in found["values"].items()}
+
+
+def test_clips_are_held_to_their_captions_and_painted_once(run, capsys):
+    painter = Painter()
+    status, found = run(painter, "--num", 3, "--steps", 4)
+    assert status == 0
+    told = {"num_inference_steps": 4, "clips_per_batch": "auto"}
+    assert painter.calls == [([*painter.scenes], {"seed": accuracy.seeds(3, 2)} | told)]
+    values = means(found)
+    assert values["all"] == values["all, and in every frame"] == pytest.approx(2 / 3)
+    assert values["color wobble"] == 0
+    assert found["values"]["color wobble"]["count"] == 2  # none where nothing is seen
+    assert [row["all"] for row in found["rows"]] == [True, True, False]
+    assert found["settings"]["num_inference_steps"] == 4
+    assert "| all | 0.667 |" in capsys.readouterr().out
+    assert Image.open("found/sheet.png").height > 64
+    assert run(painter, "--num", 3, "--steps", 4)[1] == found
+    assert len(painter.calls) == 1
+    assert run(painter, "--num", 3)[0] == 2
+    assert "other settings (options)" in capsys.readouterr().err
+
+
+def test_a_class_is_asked_for_by_the_name_that_says_the_same(run, capsys):
+    painter = Painter("ar_diffusion")
+    assert means(run(painter, "--num", 3, "--lag", 2)[1])["all"] == pytest.approx(2 / 3)
+    assert painter.calls[0][1] == {"seed": accuracy.seeds(3, 2), "lag": 2}
+    painter.config.class_names = ("Archery",)
+    assert run(painter, "--num", 3, out="other")[0] == 2
+    assert "has no class 'a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["dicode", "ar_diffusion"])
+def test_a_reconstruction_is_measured_beside_a_floor(run, kind):
+    status, found = run(Painter(kind), "--suite", "reconstruction", "--num", 2)
+    assert status == 0
+    values = means(found)
+    level = 20 * np.log10(255 / 10)
+    assert values["psnr"] == pytest.approx(level)
+    assert values["psnr above the floor"] == pytest.approx(level - values["psnr of the floor"])
+    assert 10 < values["psnr of the floor"] < 40
+    assert len(found["rows"][0]["ssim"]) == 16
+    assert pathlib.Path("found/psnr_by_place.png").exists()
+
+
+def test_a_video_of_many_clips_is_held_to_the_wave(run):
+    for kind in ("dicode", "ar_diffusion"):
+        painter = Painter(kind, num=3)
+        words = ("--suite", "long", "--num", 2, "--num-clips", 3)
+        status, found = run(painter, *words, out=kind)
+        assert status == 0
+        assert means(found)["motion"] == means(found)["size, minute 1"] == 1
+        assert means(found)["color, shape, background in the last clip"] == 1
+        assert [len(row["clips"]) for row in found["rows"]] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--suite", "shapes", "--lpips", "x"], "--lpips is for --suite reconstruction"),
+        (["--num-clips", "3"], "--num-clips is for --suite long"),
+        (["--lag", "3"], "--lag is for AR-Diffusion"),
+        (["--suite", "shape"], "invalid choice"),
+        (["--num", "0"], "want a whole number"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(run, capsys, words, said):
+    assert run(Painter(), *words)[0] == 2
+    assert said in (error := capsys.readouterr().err)
+    assert error.count("\n") == 1
+    assert not pathlib.Path("found").exists()
+
+
+def test_an_option_that_a_family_lacks_and_a_clip_of_another_size_are_refused(run, capsys):
+    assert run(Painter("ar_diffusion"), "--eta", 0)[0] == 2
+    assert "no eta" in capsys.readouterr().err
+    small = Painter()
+    small.config.frame_size = 32
+    small.decode = lambda tokens, **_: np.zeros((len(tokens), 16, 8, 8, 3), np.uint8)
+    assert run(small, "--suite", "reconstruction", "--num", 1)[0] == 2
+    assert "not of (16, 32, 32, 3)" in capsys.readouterr().err
+
+
+def test_every_suite_that_the_parser_knows_is_run():
+    assert set(evaluate.RUNS) == set(evaluate.SUITES)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_packaged_model_paints_as_closely_as_its_page_says(tmp_path):
+    page = (pathlib.Path(cli.__file__).parents[1] / "assets/shapes/README.md").read_text()
+    ((words, level, above),) = re.findall(
+        r"`dicode (evaluate --suite reconstruction [^`]*) --out found` takes[^`]*?"
+        r"have ([\d.]+) dB, ([\d.]+) dB above",
+        page,
+    )
+    assert cli.main([*words.split(), "--out", str(tmp_path)]) == 0
+    found = means(json.loads((tmp_path / "results.json").read_text()))
+    assert found["psnr"] == pytest.approx(float(level), abs=0.1)  # one decimal, and rounding
+    assert found["psnr above the floor"] == pytest.approx(float(above), abs=0.1)
+
+
+def listed(path, *prompts):
+    path.write_text("\n".join(prompts) + "\n\n", encoding="utf-8")
+    return path
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in pathlib.Path(folder).rglob("*.mp4"))
+
+
+def test_videos_of_a_list_are_called_by_prompt_and_seed_and_only_missing_ones_are_painted(
+    run, tmp_path
+):
+    painter = Painter()
+    one, two, _ = painter.scenes
+    path = listed(tmp_path / "list.txt", one, two)
+    words = ("--prompts", path, "--samples-per-prompt", 2, "--steps", 3)
+    assert run(painter, *words)[0] == 0
+    names = [f"{p.replace(' ', '-')}-{seed}.mp4" for p in (one, two) for seed in (2, 3)]
+    assert files("found") == sorted(names)
+    told = {"num_inference_steps": 3, "clips_per_batch": "auto"}
+    assert painter.calls == [([p], {"seed": s} | told) for p in (one, two) for s in (2, 3)]
+    pathlib.Path("found", names[2]).unlink()
+    assert run(painter, *words)[0] == 0
+    assert painter.calls[4:] == [([two], {"seed": 2} | told)]
+    assert len(read_video(pathlib.Path("found", names[2])).frames) == 16
+
+
+def test_vbench_finds_its_layout(run, tmp_path):
+    painter = Painter()
+    prompt = next(iter(painter.scenes))
+    path = listed(tmp_path / "human_action.txt", prompt)
+    assert run(painter, "--vbench-prompts", path)[0] == 0
+    assert files("found") == [f"human_action/{prompt}-{i}.mp4" for i in range(5)]
+    flickering = listed(tmp_path / "temporal_flickering.txt", "a", "b")
+    args = types.SimpleNamespace(
+        vbench_prompts=str(flickering), prompts=None, samples_per_prompt=None, seed=0
+    )
+    assert len(evaluated_lists.named(args, tmp_path)) == 50
+
+
+@pytest.mark.parametrize(
+    ("option", "prompts", "said"),
+    [
+        ("--vbench-prompts", ["a/b"], "can be no file's name"),
+        ("--vbench-prompts", ["x" * 250], "can be no file's name"),
+        ("--prompts", ["a", "b", "a"], "holds the prompt 'a' twice"),
+        ("--prompts", ["a b", "a-b"], "two prompts would both"),
+        ("--prompts", [" "], "holds no prompt"),
+    ],
+)
+def test_a_list_that_gives_no_names_is_refused(run, tmp_path, capsys, option, prompts, said):
+    assert run(Painter(), option, listed(tmp_path / "l.txt", *prompts))[0] == 2
+    assert said in capsys.readouterr().err
+    assert not pathlib.Path("found").exists()
+    both = ("--prompts", "x", "--vbench-prompts", "y")
+    for wrong in (both, ("--suite", "long", "--prompts", "x")):
+        assert run(Painter(), *wrong)[0] == 2
+        assert "one at a time" in capsys.readouterr().err
+    assert run(Painter(), "--samples-per-prompt", 2)[0] == 2
