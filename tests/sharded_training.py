@@ -180,11 +180,47 @@ def frame_vae_stage(sizes, rules="fsdp"):
     return build_stage(config)
 
 
+def semantic_tokenizer_stage(sizes, rules="fsdp"):
+    """LanDiff's tokenizer: codes move by averages and revival, the image tower is frozen."""
+    import atexit
+    import shutil
+    import tempfile
+
+    from dicode_jax import config as config_lib
+    from dicode_jax.data.config import DataConfig
+    from dicode_jax.models.clip import CLIPVisionConfig
+    from dicode_jax.models.landiff.frames import FrameTokens
+    from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizerConfig
+    from dicode_jax.stages.landiff.config import SemanticTokenizerTrainConfig
+    from dicode_jax.stages.registry import build_stage
+
+    tower = CLIPVisionConfig(
+        image_size=8, patch_size=4, embed_dim=32, num_layers=1, num_heads=2, output_dim=None
+    )
+    model = SemanticTokenizerConfig(
+        frames=FrameTokens(iframe=3, pframe=2, segment=2), grid=(2, 2), feature_dim=32,
+        embed_dim=32, num_layers=1, num_heads=2, token_dim=16, codebook_size=64, code_dim=8,
+    )  # fmt: skip
+    folder = tempfile.mkdtemp(prefix="tower-")  # its config is read again as the model is built
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    config_lib.to_json(tower, f"{folder}/config.json")
+    config = SemanticTokenizerTrainConfig(
+        model=model,
+        features=folder,
+        data=DataConfig(num_frames=5),
+        frame_size=8,
+        batch_size=16,
+        **_run_settings(sizes, rules),
+    )
+    return build_stage(config)
+
+
 MAKE = {
     "frame_vae": frame_vae_stage,
     "language_model": language_model_stage,
     "tokenizer": tokenizer_stage,
     "denoiser": denoiser_stage,
+    "semantic_tokenizer": semantic_tokenizer_stage,
     "landiff_lm": landiff_lm_stage,
     "landiff_diffusion": landiff_diffusion_stage,
 }

@@ -1,6 +1,7 @@
 """Runs a frozen encoder over a data set once, into a cache that a training reads.
 
-A language model reads deep tokens of keyframes, AR-Diffusion's denoiser latents of all frames:
+A language model reads deep tokens of keyframes, AR-Diffusion's denoiser latents of all frames,
+LanDiff's both read codes and latents of whole videos:
 
 python -m train.encode --config configs/gpt2_small.py --tokenizer runs/tokenizer/model \
     --data.path videos/ --out cache
@@ -8,6 +9,8 @@ python -m train.ar --config configs/gpt2_small.py --data.path cache --workdir ru
     --text-tokenizer models/gpt2_small_body
 python -m train.encode --config configs/ar_diffusion/sky_dit.py --vae runs/vae/model \
     --data.path videos/ --out cache
+python -m train.encode --config configs/landiff/shapes_encode.py --tokenizer runs/tokenizer/model \
+    --vae runs/vae/model --limit 4000 --out cache
 
 A shard is a fixed run of the data set. With several processes, process p of P encodes the shards
 p, p + P, ... on its own devices; they share nothing but the folder, in which process 0 writes the
@@ -15,6 +18,7 @@ manifest as soon as all shards are there. A stopped run loses the shards that it
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -39,11 +43,11 @@ from dicode_jax.data.stream import BatchStream
 from dicode_jax.errors import UserError
 from dicode_jax.runtime import compile_cache, distributed
 from dicode_jax.runtime.sharding import ShardingConfig, batch_sharding, make_mesh, replicated
-from dicode_jax.storage import weights
 from dicode_jax.training.evaluate import jit_model
 from dicode_jax.training.workdir import hold
 from train import command, loop
 from train.encoders import KINDS, Encoder, find_encoder
+from train.landiff_encoder import VideoEncoder
 from train.sources import find_sources
 
 VIDEOS_AHEAD = 16  # that are decoded while the encoder works
@@ -96,10 +100,10 @@ def encode(config: Any, options: EncodeOptions) -> dict[str, Any]:
     source, split = open_videos(config, options)
     num_shards = -(-len(source) // options.shard_size)
     about = {
-        "encoder": weights.hash_module(encoder.folder),
+        "encoder": encoder.digest,
         "settings": settings_of(encoder, options, source, split),
     }
-    schema = {encoder.array: encoder.spec, "times": Spec("float64", (None,))}
+    schema = {**encoder.schema, "times": Spec("float64", (None,))}
     check(options.out, about)
     shards = [shard_path(options.out, i, num_shards) for i in range(num_shards)]
     with hold(options.out):
@@ -130,7 +134,7 @@ def open_videos(config: Any, options: EncodeOptions) -> tuple[ClipSource, str]:
 
 
 def settings_of(
-    encoder: Encoder, options: EncodeOptions, source: ClipSource, split: str
+    encoder: Encoder | VideoEncoder, options: EncodeOptions, source: ClipSource, split: str
 ) -> dict[str, Any]:
     """All that decides what the shards hold, besides the encoder's weights."""
     config = encoder.config
@@ -242,7 +246,7 @@ class Tally:
 
 
 def encode_shards(
-    encoder: Encoder,
+    encoder: Encoder | VideoEncoder,
     options: EncodeOptions,
     source: ClipSource,
     shards: Sequence[pathlib.Path],
@@ -261,7 +265,11 @@ def encode_shards(
         return
     ranges = [indices_of(options, source, i) for i in todo]
     stream = open_stream(encoder, source, np.concatenate(ranges))
-    run = make_encoder(encoder)
+    if isinstance(encoder, VideoEncoder):
+        make = functools.partial(with_own_arrays, encode=encoder.load())
+    else:
+        frames = {"batch_size": config.batch_size, "name": encoder.array}
+        make = functools.partial(with_arrays, encode=make_encoder(encoder), **frames)
     bar = tqdm(
         total=tally.num_read + sum(map(len, ranges)),
         initial=tally.num_read,
@@ -274,8 +282,7 @@ def encode_shards(
         for i, indices in zip(todo, ranges, strict=True):
             data = fingerprint(source, indices)
             read = (next_video(stream) for _ in indices)
-            made = with_arrays(read, run, config.batch_size, encoder.array)
-            videos = show(made, bar, seen)
+            videos = show(make(read), bar, seen)
             encoded_cache.write_shard(shards[i], videos, schema, data)
             tally.add(len(indices), encoded_cache.read_index(shards[i])["broken"])
     finally:
@@ -283,7 +290,9 @@ def encode_shards(
         bar.close()
 
 
-def open_stream(encoder: Encoder, source: ClipSource, indices: np.ndarray) -> BatchStream:
+def open_stream(
+    encoder: Encoder | VideoEncoder, source: ClipSource, indices: np.ndarray
+) -> BatchStream:
     """The videos at these indices, one by one in this order."""
     config = encoder.config
     read = VideosToEncode(source=source, indices=indices, read=encoder.read, seed=config.seed)
@@ -370,6 +379,23 @@ def with_arrays(
         fill = np.zeros((batch_size - len(rest), *rest.shape[1:]), rest.dtype)
         made.extend(encode(np.concatenate([rest, fill]))[: len(rest)])
     yield from finished()
+
+
+def with_own_arrays(
+    videos: Iterable[tuple | Broken], encode: Callable[[np.ndarray], Mapping[str, np.ndarray]]
+) -> Iterator[Example | Broken]:
+    """Gives videos what is made of all their frames at once, one after the other."""
+    for video in videos:
+        if isinstance(video, Broken):
+            yield video
+            continue
+        info, frames, times = video
+        yield Example(
+            name=info["name"],
+            captions=tuple(info["captions"]),
+            source=info["source"],
+            arrays={**encode(frames), "times": times},
+        )
 
 
 def show(videos: Iterable[Example | Broken], bar: tqdm, seen: Counter) -> Iterator:

@@ -20,10 +20,12 @@ from dicode_jax.stages.dicode import language_model
 from dicode_jax.stages.dicode.configs import ARTrainConfig
 from dicode_jax.stages.dicode.examples import KeyframeReader
 from dicode_jax.stages.dicode.reading import settle
+from dicode_jax.stages.landiff.config import EncodeConfig
 from dicode_jax.storage import weights
 from dicode_jax.typing import Array
+from train import landiff_encoder
 
-KINDS = (ARTrainConfig, DiTTrainConfig)
+KINDS = (ARTrainConfig, DiTTrainConfig, EncodeConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,13 +52,25 @@ class Encoder:
     load: Callable[[], nnx.Module]
     encode: Callable[[Any, Array], Array]
 
+    @property
+    def schema(self) -> dict[str, Spec]:
+        """Types and shapes of the arrays of an example."""
+        return {self.array: self.spec}
 
-def find_encoder(config: Any) -> Encoder:
+    @property
+    def digest(self) -> str:
+        """Tells the module from others."""
+        return weights.hash_module(self.folder)
+
+
+def find_encoder(config: Any) -> Encoder | landiff_encoder.VideoEncoder:
     """The encoder of the training that a config describes.
 
     Raises:
       UserError: The config names none, or data and module do not fit it.
     """
+    if isinstance(config, EncodeConfig):
+        return landiff_encoder.find(config)
     if isinstance(config, DiTTrainConfig):
         return _frame_vae(dit.settle_videos(config))
     return _tokenizer(settle(config))

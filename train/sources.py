@@ -26,7 +26,8 @@ OPTIONS = {  # of `find_folder`, by the fields that name a folder
 }
 OF_RUN = "the `model` folder of a run of python -m "
 WANTED = {
-    "tokenizer": f"{OF_RUN}train.tokenizer, or what python -m convert dicode made",
+    "tokenizer": f"{OF_RUN}train.tokenizer or train.landiff_tokenizer, or what "
+    "python -m convert made",
     "init": "the `model` folder of an earlier run, or what python -m convert --for-dicode made",
     "autoencoder": f"{OF_RUN}train.autoencoder",
     "representation": f"{OF_RUN}train.tokenizer on a representation",

@@ -95,3 +95,22 @@ class SemanticTokenizerTrainConfig(RunConfig):
             raise ValueError(
                 "commitment_weight and revive_below must not be negative, kmeans_rounds at least 1"
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodeConfig(RunConfig):
+    """What `train.encode` makes of videos for LanDiff's language model and denoiser.
+
+    A video is what is read of up to `data.num_frames` frames, 8m + 1 of them. Of the settings of a
+    training `data`, `frame_size`, `dtype` and `seed` count.
+
+    Attributes:
+      tokenizer: `model` folder of the tokenizer's run, with the frozen encoder beside it.
+      vae: `model` folder of the autoencoder's run; None keeps no latents.
+      keep_features: Keep the encoder's features too, which are large.
+    """
+
+    data: DataConfig = DataConfig(num_frames=49, clip_start="start")
+    tokenizer: str | None = None
+    vae: str | None = None
+    keep_features: bool = False

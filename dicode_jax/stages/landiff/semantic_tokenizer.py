@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from dicode_jax.data.examples import WindowReader
+from dicode_jax.data.windows import WindowReader
 from dicode_jax.errors import UserError
 from dicode_jax.media.transforms import to_float
 from dicode_jax.models.clip import CLIPVision
@@ -69,6 +69,13 @@ def features_folder(config: SemanticTokenizerTrainConfig) -> pathlib.Path:
     return folder / "tokenizer"
 
 
+def tokenizer_folder(folder: str | pathlib.Path) -> pathlib.Path:
+    """Where the tokenizer lies in the `model` of a run or in a converted model, or the folder."""
+    folder = pathlib.Path(folder)
+    known = (folder / name for name in ("tokenizer", "semantic_tokenizer"))
+    return next((path for path in known if path.is_dir()), folder)
+
+
 def make_stage(config: SemanticTokenizerTrainConfig) -> Stage:
     """Batches are `video` uint8 [b, f, h, w, 3].
 
@@ -121,10 +128,8 @@ def load(config: SemanticTokenizerTrainConfig) -> dict[Path, Array]:
     loaded = parts.leaves(load_encoder(features_folder(config), on_host=True), "encoder")
     if config.init is None:
         return loaded
-    folder = pathlib.Path(config.init)
-    folder = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
     tokenizer, _ = weights.load_module(
-        folder, SemanticTokenizer, SemanticTokenizerConfig, on_host=True
+        tokenizer_folder(config.init), SemanticTokenizer, SemanticTokenizerConfig, on_host=True
     )
     codes = tokenizer.quantizer.codes[...]
     frames = num_semantic_frames(config.data.num_frames)

@@ -14,9 +14,9 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from dicode_jax.data.examples import WindowReader
 from dicode_jax.data.sources.open import open_source
 from dicode_jax.data.stream import RecordExamples, first_batches
+from dicode_jax.data.windows import WindowReader
 from dicode_jax.errors import UserError
 from dicode_jax.media.transforms import to_float, to_uint8
 from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3D, AutoencoderCausal3DConfig

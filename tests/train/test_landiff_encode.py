@@ -1,0 +1,108 @@
+"""What `train.encode` keeps for LanDiff is what its modules make of the same frames."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from tiny import random_module
+
+from dicode_jax.data.config import DataConfig
+from dicode_jax.data.encoded_cache import EncodedCache
+from dicode_jax.data.shapes_world import render_at, scene_at
+from dicode_jax.errors import UserError
+from dicode_jax.media.transforms import to_float
+from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3D, AutoencoderCausal3DConfig
+from dicode_jax.models.clip import CLIPVision, CLIPVisionConfig
+from dicode_jax.models.landiff.features import features_of
+from dicode_jax.models.landiff.frames import FrameTokens
+from dicode_jax.models.landiff.motion import frame_motion
+from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizer, SemanticTokenizerConfig
+from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.stages.landiff.config import EncodeConfig
+from dicode_jax.storage import weights
+from dicode_jax.training.evaluate import jit_local
+from train import encode
+from train.encode import EncodeOptions
+
+TOWER = CLIPVisionConfig(
+    image_size=8, patch_size=4, embed_dim=6, num_layers=1, num_heads=2, output_dim=None
+)
+SIZES = SemanticTokenizerConfig(
+    frames=FrameTokens(iframe=3, pframe=2, segment=2), grid=(2, 2), feature_dim=6, embed_dim=16,
+    num_layers=1, num_heads=1, token_dim=5, codebook_size=8, code_dim=4,
+)  # fmt: skip
+VAE = AutoencoderCausal3DConfig(
+    channels=2, encoder_mult=(1, 1, 1), decoder_mult=(1, 1, 1), encoder_blocks=1, decoder_blocks=1,
+    z_channels=3, num_groups=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory):
+    """The three modules, and a config that names their folders."""
+    folder = tmp_path_factory.mktemp("models")
+    kinds = {"features": (CLIPVision, TOWER), "tokenizer": (SemanticTokenizer, SIZES)}
+    kinds["vae"] = (AutoencoderCausal3D, VAE)
+    made = {}
+    for name, (kind, cfg) in kinds.items():
+        made[name] = random_module(lambda kind=kind, cfg=cfg: kind(cfg, rngs=ShapeRngs()))
+        weights.save_module(folder / name, made[name], cfg)
+    config = EncodeConfig(
+        data=DataConfig(num_frames=9), frame_size=8, seed=3,
+        tokenizer=str(folder), vae=str(folder / "vae"), keep_features=True,
+    )  # fmt: skip
+    return made, config
+
+
+def test_a_cache_holds_what_the_modules_make_segment_by_segment(modules, tmp_path):
+    made, config = modules
+    encode.encode(config, EncodeOptions(out=tmp_path / "cache", limit=3, shard_size=2))
+    cache = EncodedCache(tmp_path / "cache")
+    assert len(cache) == 3
+    example, scene = cache[2], scene_at(3, 2, "train")
+    frames = render_at(scene, np.arange(9) / 16, frame_size=8)
+    assert example.captions == (scene.caption,)
+    np.testing.assert_allclose(example.arrays["times"], np.arange(9) / 8)
+    np.testing.assert_array_equal(example.arrays["motion"], frame_motion(frames))
+    features = jit_local(features_of)(made["features"], np.asarray(to_float(frames))[None])
+    np.testing.assert_allclose(
+        example.arrays["features"].astype(np.float32), features[0], atol=0.02, rtol=0.01
+    )
+    codes = jit_local(lambda tokenizer, x: tokenizer.encode(x))
+    want = [codes(made["tokenizer"], features[:, part])[0] for part in (slice(2), slice(2, 3))]
+    np.testing.assert_array_equal(example.arrays["codes"], np.concatenate(want))
+    assert example.arrays["codes"].dtype == np.int16
+    latents = jit_local(lambda vae, x: vae.encode_latents(to_float(x)))(made["vae"], frames[None])
+    assert example.arrays["latents"].shape == (3, 2, 2, 3)
+    np.testing.assert_allclose(
+        example.arrays["latents"].astype(np.float32), latents[0], atol=0.02, rtol=0.01
+    )
+    for name, folder in (("tokenizer", "tokenizer"), ("vae", "vae")):
+        path = f"{config.tokenizer}/{folder}"
+        assert cache.setting(name) == weights.hash_module(path)
+
+
+def test_another_autoencoder_makes_another_cache(modules, tmp_path):
+    _, config = modules
+    options = EncodeOptions(out=tmp_path / "cache", limit=1)
+    plain = dataclasses.replace(config, vae=None, keep_features=False)
+    encode.encode(plain, options)
+    assert set(EncodedCache(options.out).schema) == {"codes", "motion", "times"}
+    with pytest.raises(UserError, match=r"holds another cache .*settings\.vae"):
+        encode.encode(config, options)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tokenizer": None}, "--tokenizer"),
+        ({"frame_size": 16}, "of frames of 16 pixels its encoder gives 4 x 4 of 6"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(modules, change, said, tmp_path):
+    _, config = modules
+    with pytest.raises(UserError, match=said):
+        encode.encode(
+            dataclasses.replace(config, **change), EncodeOptions(out=tmp_path / "cache", limit=1)
+        )
+    assert not (tmp_path / "cache").exists()
