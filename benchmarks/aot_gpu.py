@@ -3,6 +3,7 @@
     python -m benchmarks.aot_gpu --program clip --config configs/tokenizer_256.py
     python -m benchmarks.aot_gpu --program generate --config configs/gpt2_large.py --rows 2
     python -m benchmarks.aot_gpu --program frames --config configs/ar_diffusion/taichi_dit.py
+    python -m benchmarks.aot_gpu --program landiff_write --config configs/landiff/released_lm.py
 
 NVIDIA's part of XLA's compiler runs on any machine, told of the chip by `benchmarks/gpus/`. What it
 shows is structure and a bound, never a time: each kernel takes at least what its bytes and flops
@@ -20,7 +21,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-PROGRAMS = ("unet", "clip", "generate", "frames", "train_ar", "train_tokenizer", "train_dit")
+PROGRAMS = (
+    *("unet", "clip", "generate", "frames", "train_ar", "train_tokenizer", "train_dit"),
+    *("landiff_write", "landiff_step", "train_landiff"),
+)
 INSTALL = "pip install jax-cuda12-plugin=={0} jax-cuda12-pjrt=={0} nvidia-cuda-nvcc-cu12"
 FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 CHIPS = pathlib.Path(__file__).parent / "gpus"
@@ -80,7 +84,7 @@ def measure(
     option: Sequence[str] = (),
     text: pathlib.Path | None = None,
 ) -> dict:
-    from benchmarks import gpu_kernels
+    from benchmarks import aot_landiff, gpu_kernels
     from dicode_jax.config import load_config_file
     from dicode_jax.runtime.platform import tracing_for
 
@@ -102,6 +106,14 @@ def measure(
             settings = dataclasses.replace(settings, sample_steps=steps)
             turns = steps + (settings.model.dit.num_frames - 1) * settings.sample_lag
             lowered = lower_frames(settings, device, rows, types)
+        elif program == "landiff_write":
+            num_frames = settings.model.frames.segment
+            turns = len(settings.model.layout(num_frames))
+            run, inputs = aot_landiff.write(settings.model, rows, num_frames, types)
+            lowered = lower(run, device, *inputs)
+        elif program == "landiff_step":
+            run, inputs = aot_landiff.step(settings.model, rows, types)
+            lowered = lower(run, device, *inputs)
         else:
             turns = steps if program == "clip" else 1
             lowered = lower_decode(settings.decoder, device, rows, steps, types, program == "clip")
@@ -152,9 +164,11 @@ def pretend_cudnn(put: Callable = setattr) -> None:
 
 def shortened(settings, depth: int):
     """The config with fewer layers."""
-    if hasattr(settings, "vae"):
-        dit = dataclasses.replace(settings.model.dit, num_layers=depth)
-        return dataclasses.replace(settings, model=dataclasses.replace(settings.model, dit=dit))
+    if hasattr(model := getattr(settings, "model", None), "dit"):
+        own = {"dit": dataclasses.replace(model.dit, num_layers=depth)}
+        if hasattr(model, "control_layers"):
+            own["control_layers"] = min(model.control_layers, depth)
+        return dataclasses.replace(settings, model=dataclasses.replace(model, **own))
     if hasattr(settings, "model"):
         body = dataclasses.replace(settings.model.body, num_layers=depth)
         return dataclasses.replace(settings, model=dataclasses.replace(settings.model, body=body))
