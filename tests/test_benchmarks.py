@@ -70,7 +70,9 @@ def test_the_denoiser_s_peer_is_of_its_sizes_and_work():
     sizes = {"num_frames": 4, "num_tokens": 8, "context_len": 7, "context_dim": 24}
     mine, peer = cpu_peers.dit(embed_dim=32, num_layers=2, num_heads=2, **sizes)
     assert mine.parameters == peer.parameters
-    np.testing.assert_allclose(mine.flops, peer.flops, rtol=0.01)
+    length, layers, products = 7 + 4 * 8, 2, 2
+    uncounted = layers * products * 2 * length**2 * 32  # PyTorch's counter passes its attention by
+    assert mine.flops == peer.flops + uncounted
     assert peer.call().shape == (1, 32, 4)
     assert mine.call().shape == (1, 4, 8, 4)
 
