@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from test_gpu_kernels import LOOP
 
-from benchmarks import cpu_peers, gpu, gpu_kernels, host_memory, int8_weights, packaged, train_step
+from benchmarks import cpu_peers, gpu, gpu_kernels, host_memory, packaged, train_step
 from dicode_jax.errors import UserError
 from dicode_jax.models.gpt2 import GPT2, GPT2Config
 from dicode_jax.nn.rngs import ShapeRngs
@@ -183,14 +183,3 @@ def test_what_has_no_time_left_is_named(monkeypatch):
 def test_without_a_gpu_one_line_names_the_small_form():
     with pytest.raises(UserError, match="jax finds no GPU here but a cpu; --tiny runs on it"):
         gpu.main([])
-
-
-def test_eight_bits_keep_each_channel_within_half_a_step_of_its_own():
-    layer = nnx.Linear(7, 3, rngs=nnx.Rngs(0))
-    kernel = np.asarray(layer.kernel[...]) * [1.0, 100.0, 0.0]
-    error = np.abs(int8_weights.rounded(kernel) - kernel)
-    steps = np.abs(kernel).max(0) / 127
-    assert (error <= steps / 2 * 1.0001 + 1e-30).all()
-    assert (error.max(0)[:2] > steps[:2] / 20).all()
-    size = int8_weights.sizes(layer)  # 21 weights, 3 scales and 3 biases
-    assert size == {"bfloat16_bytes": 48, "int8_bytes": 39, "share_of_linear": 21 / 24}

@@ -1,6 +1,6 @@
 """What eight-bit weights of linear layers would save and cost, simulated.
 
-    python -m benchmarks.int8_weights --num-clips 8
+    python -m scripts.int8_weights --num-clips 8
 
 Every matrix of the packaged model's UNet and language model is rounded to whole numbers of -127 to
 127 with a scale for each output channel, and put back as what these stand for: that is all that an
