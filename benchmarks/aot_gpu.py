@@ -90,19 +90,20 @@ def measure(
     if depth is not None:
         settings = shortened(settings, depth)
     types = {"dtype": dtype, "param_dtype": param_dtype or dtype}
-    turns = 1
+    turns = ()  # of the loops whose turns are steps
     pretend_cudnn()
     with tracing_for(platform="gpu", attention=attention):
         if program.startswith("train"):
             lowered = lower_train(settings, device, rows)
             types = {"dtype": settings.dtype, "param_dtype": "float32"}
         elif program == "generate":
-            turns = keyframes * (settings.model.num_tokens + 1) - 2  # the prompt gives the first
+            n = settings.model.num_tokens  # of the first keyframe the prompt gives one
+            turns = n - 1, *[n + 1] * (keyframes - 1)
             # As `storage.weights` loads it.
             model, ids = without_scan(settings.model), (rows, settings.text_length)
             lowered = lower_generate(model, device, ids, keyframes, types)
         else:
-            turns = steps if program == "clip" else 1
+            turns = (steps,) if program == "clip" and steps > 1 else ()
             sampling = SamplingConfig(batch_guidance=True, num_inference_steps=steps)
             is_clip = program == "clip"
             lowered = lower_decode(settings.decoder, device, rows, sampling, types, is_clip)
@@ -118,7 +119,7 @@ def measure(
         "program": program,
         "config": config.stem,
         "rows": rows,
-        "steps": turns,
+        "steps": sum(turns) or 1,
         "depth": depth,
         **types,
         "attention": attention,
@@ -126,7 +127,7 @@ def measure(
         "compile_seconds": seconds,
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
-        **gpu_kernels.summary(gpu_kernels.kernels(written), turns),
+        **gpu_kernels.summary(gpu_kernels.kernels(written), *turns),
     }
 
 
