@@ -86,6 +86,8 @@ def measure(
 ) -> dict:
     from benchmarks import aot_landiff, gpu_kernels
     from dicode_jax.config import load_config_file
+    from dicode_jax.diffusion.guided import SamplingConfig
+    from dicode_jax.nn.layer_stack import without_scan
     from dicode_jax.runtime.platform import tracing_for
 
     device = find_device(gpu)
@@ -93,30 +95,35 @@ def measure(
     if depth is not None:
         settings = shortened(settings, depth)
     types = {"dtype": dtype, "param_dtype": param_dtype or dtype}
-    turns = 1
+    turns = ()  # of the loops whose turns are steps
     pretend_cudnn()
     with tracing_for(platform="gpu", attention=attention):
         if program.startswith("train"):
             lowered = lower_train(settings, device, rows)
             types = {"dtype": settings.dtype, "param_dtype": "float32"}
         elif program == "generate":
-            turns = keyframes * (settings.model.num_tokens + 1) - 2  # the prompt gives the first
-            lowered = lower_generate(settings, device, rows, keyframes, types)
+            n = settings.model.num_tokens  # of the first keyframe the prompt gives one
+            turns = n - 1, *[n + 1] * (keyframes - 1)
+            # As `storage.weights` loads it.
+            model, ids = without_scan(settings.model), (rows, settings.text_length)
+            lowered = lower_generate(model, device, ids, keyframes, types)
         elif program == "frames":
             settings = dataclasses.replace(settings, sample_steps=steps)
-            turns = steps + (settings.model.dit.num_frames - 1) * settings.sample_lag
+            turns = (steps + (settings.model.dit.num_frames - 1) * settings.sample_lag,)
             lowered = lower_frames(settings, device, rows, types)
         elif program == "landiff_write":
             num_frames = settings.model.frames.segment
-            turns = len(settings.model.layout(num_frames))
+            turns = (len(settings.model.layout(num_frames)),)
             run, inputs = aot_landiff.write(settings.model, rows, num_frames, types)
             lowered = lower(run, device, *inputs)
         elif program == "landiff_step":
             run, inputs = aot_landiff.step(settings.model, rows, types)
             lowered = lower(run, device, *inputs)
         else:
-            turns = steps if program == "clip" else 1
-            lowered = lower_decode(settings.decoder, device, rows, steps, types, program == "clip")
+            turns = (steps,) if program == "clip" and steps > 1 else ()
+            sampling = SamplingConfig(batch_guidance=True, num_inference_steps=steps)
+            is_clip = program == "clip"
+            lowered = lower_decode(settings.decoder, device, rows, sampling, types, is_clip)
     start = time.perf_counter()
     compiled = lowered.compile(compiler_options=dict(x.split("=", 1) for x in option) or None)
     seconds = time.perf_counter() - start
@@ -129,7 +136,7 @@ def measure(
         "program": program,
         "config": config.stem,
         "rows": rows,
-        "steps": turns,
+        "steps": sum(turns) or 1,
         "depth": depth,
         **types,
         "attention": attention,
@@ -137,7 +144,7 @@ def measure(
         "compile_seconds": seconds,
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
-        **gpu_kernels.summary(gpu_kernels.kernels(written), turns),
+        **gpu_kernels.summary(gpu_kernels.kernels(written), *turns),
     }
 
 
@@ -194,17 +201,16 @@ def lower_train(settings, device, rows: int):
     return plan.lower(stage.batch_shapes(rows))
 
 
-def lower_decode(cfg, device, rows: int, steps: int, types: dict, whole: bool):
-    """A clip of `steps` and its pixels, or one guided step."""
+def lower_decode(cfg, device, rows: int, sampling, types: dict, whole: bool):
+    """Clips and their pixels, of decoder, tokens, keys and sampling; or one guided step."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
 
-    from dicode_jax.diffusion.guided import SamplingConfig, guided_denoise, make_guide
+    from dicode_jax.diffusion.guided import guided_denoise, make_guide
     from dicode_jax.models.dicode import decoder as decoders
     from dicode_jax.nn.rngs import blank
 
-    sampling = SamplingConfig(batch_guidance=True, num_inference_steps=steps)
     graph, state = nnx.split(blank(decoders.ClipDecoder, cfg, **types))
     tokens = jax.ShapeDtypeStruct((rows, 2, cfg.num_tokens, cfg.token_dim), jnp.float32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
@@ -249,25 +255,23 @@ def lower_frames(settings, device, rows: int, types: dict):
     return lower(paint, device, state, jax.ShapeDtypeStruct((rows,), jnp.int32))
 
 
-def lower_generate(settings, device, rows: int, keyframes: int, types: dict):
+def lower_generate(cfg, device, ids: tuple[int, int], keyframes: int, types: dict):
+    """Deep tokens, of language model, text ids of that shape and keys."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
 
     from dicode_jax.models.dicode.ar import DiCoDeLM
     from dicode_jax.models.dicode.generate import generate
-    from dicode_jax.nn.layer_stack import without_scan
     from dicode_jax.nn.rngs import blank
 
-    # As `storage.weights` loads it.
-    graph, state = nnx.split(blank(DiCoDeLM, without_scan(settings.model), **types))
-    ids = jax.ShapeDtypeStruct((rows, settings.text_length), jnp.int32)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    graph, state = nnx.split(blank(DiCoDeLM, cfg, **types))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), ids[0]))
 
     def write(state, ids, keys):
         return generate(nnx.merge(graph, state), ids, num_keyframes=keyframes, keys=keys)
 
-    return lower(write, device, state, ids, keys)
+    return lower(write, device, state, jax.ShapeDtypeStruct(ids, jnp.int32), keys)
 
 
 def lower(function, device, *args):
@@ -281,7 +285,7 @@ def lower(function, device, *args):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
 
     traced = jax.jit(function).trace(*jax.tree.map(on_device, args))
-    return traced.lower(lowering_platforms=("cuda",))
+    return traced.lower(lowering_platforms=("cpu" if device.platform == "cpu" else "cuda",))
 
 
 def table(report: dict) -> str:

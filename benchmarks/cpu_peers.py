@@ -70,9 +70,9 @@ class Side:
 # Ours
 
 
-def filled(kind, *sizes):
-    """A module with random weights, which are not drawn one by one."""
-    graph, state = nnx.split(blank(kind, *sizes))
+def filled(kind, *sizes, **types):
+    """Graph and state of a module with random weights, which are not drawn one by one."""
+    graph, state = nnx.split(blank(kind, *sizes, **types))
     some = np.random.default_rng(0).normal(0.0, 0.02, 2**20).astype(np.float32)
     state = jax.tree.map(lambda x: jnp.asarray(np.resize(some, x.shape), x.dtype), state)
     return graph, state

@@ -79,13 +79,24 @@ def kernels(text: str) -> list[Kernel]:
     return found
 
 
-def summary(found: list[Kernel], steps: int = 1) -> dict:
-    """Sums over a program; `steps` is how often its outer loop turns, 1 for none."""
+def summary(found: list[Kernel], *loops: int) -> dict:
+    """Sums over a program, and of a step: a turn of its outer loops, all of it without any.
+
+    Args:
+      found: Its kernels.
+      loops: Turns of each outer loop whose turns are steps.
+
+    Raises:
+      ValueError: No loop turns so often.
+    """
+    steps = sum(loops) or 1
     total: dict = {kind: Counter() for kind in ("bytes", "kernels")}
     for k in found:
         total["bytes"][k.kind] += k.times * k.bytes
         total["kernels"][k.kind] += k.times
-    inside = [k for k in found if steps == 1 or (k.loops and k.loops[0] == steps)]
+    inside = [k for k in found if not loops or (k.loops and k.loops[0] in loops)]
+    if not set(loops) <= {k.loops[0] for k in inside if k.loops}:
+        raise ValueError(f"the outer loops of this program do not turn {loops} times")
 
     def count(which) -> int:
         return sum(k.times for k in inside if which(k)) // steps

@@ -15,6 +15,13 @@ PROMPTS = [
     "a red circle moves right on a black background",
     "a blue cross grows on a gray background",
 ]
+FEWER = {
+    "sampler": "unipc",
+    "num_inference_steps": 5,
+    "guidance_scale": 2.0,
+    "guidance_interval": (0.2, 0.6),
+    "deep_cache_interval": 2,
+}
 
 
 def compare() -> dict:
@@ -34,8 +41,9 @@ def compare() -> dict:
 
         def called(*args, **options):
             is_split = any(isinstance(x, jax.sharding.Mesh) for x in (*args, *options.values()))
-            if is_split and name not in texts:
-                texts[name] = run.lower(*args, **options).compile().as_text()
+            sampler = f" {options['shared'][0].sampler}" if "shared" in options else ""
+            if is_split and (key := name + sampler) not in texts:
+                texts[key] = run.lower(*args, **options).compile().as_text()
             return run(*args, **options)
 
         setattr(module, name, called)
@@ -52,8 +60,9 @@ def compare() -> dict:
     for count, at_once in ((1, 3), (8, 2)):
         pipe.devices = jax.devices()[:count]
         tokens = pipe.generate_tokens(PROMPTS * 2, num_clips=2, seed=3)
-        frames = pipe.decode(tokens, seed=3, clips_per_batch=at_once)
-        found[count] = tokens, frames
+        frames = pipe.decode(tokens, seed=3, clips_per_batch=at_once).astype(int)
+        fewer = pipe.decode(tokens, seed=3, clips_per_batch=at_once, **FEWER).astype(int)
+        found[count] = tokens, frames, fewer
         rolling.devices = pipe.devices
         rolled[count] = rolling([0, 1, 2] * 3, seed=3, num_frames=6, clips_per_batch=at_once)
     alone = [pipe.generate_tokens(x, num_clips=2, seed=3 + i)[0] for i, x in enumerate(PROMPTS)]
@@ -61,8 +70,9 @@ def compare() -> dict:
         "devices": jax.device_count(),
         "equal_tokens": bool(np.array_equal(found[8][0], found[1][0])),
         "equal_alone": bool(np.array_equal(found[8][0][:2], np.stack(alone))),
-        "levels": int(np.abs(found[8][1].astype(int) - found[1][1].astype(int)).max()),
-        "spread": float(found[8][1].std()),
+        "levels": [int(np.abs(found[8][i] - found[1][i]).max()) for i in (1, 2)],
+        "spread": [float(found[8][i].std()) for i in (1, 2)],
+        "between": float(np.abs(found[8][1] - found[8][2]).mean()),
         "rolled_levels": int(np.abs(rolled[8].astype(int) - rolled[1].astype(int)).max()),
         "rolled_shape": rolled[8].shape,
         "partitions": {

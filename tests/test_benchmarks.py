@@ -1,14 +1,19 @@
 """What the benchmarks measure is what they say; how fast it is, no test asks."""
 
+import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
+from test_gpu_kernels import LOOP
 
-from benchmarks import cpu_peers, host_memory, packaged, train_step
+from benchmarks import cpu_peers, gpu, gpu_kernels, host_memory, packaged, train_step
+from dicode_jax.errors import UserError
 from dicode_jax.models.gpt2 import GPT2, GPT2Config
 from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.runtime import compile_cache
 from dicode_jax.stages.registry import build_stage
 
 
@@ -115,3 +120,79 @@ def test_peaks_are_compared_behind_a_start_that_does_not_count(monkeypatch):
     report = host_memory.measure([5, 300], steps=2, rounds=2)
     assert report["peak_bytes"] == {5: [100, 110], 300: [111, 121]}
     assert report["ratio"] == 1.1
+
+
+@pytest.fixture
+def quick_compiler():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("quick_compiler")
+def test_the_script_for_gpus_runs_in_small(tmp_path, capsys):
+    out = tmp_path / "gpu.json"
+    gpu.main(["--tiny", "--out", str(out)])
+    report = json.loads(out.read_text())
+    assert [row["name"] for row in report["rows"]] == [
+        "clip, 3 steps",
+        "language model, a token",
+        "2 clips of a video, 3 steps, the first",
+        "2 clips of a video, 3 steps, the second",
+        "clip, 2 steps",
+        "2 clips at once, 2 steps, a clip",
+    ]
+    assert all(row["seconds"] > 0 for row in report["rows"])
+    assert not report["left_out"]
+    assert 1 <= len(report["costliest"]) <= gpu.TOP
+    assert 0 < sum(op["share"] for op in report["costliest"]) <= 1 + 1e-9
+    shown = capsys.readouterr().out
+    assert "no bounds: the rates of this chip" in shown
+    assert all(row["name"] in shown for row in report["rows"])
+
+
+def test_the_script_for_gpus_names_all_that_it_has_no_time_for(monkeypatch, capsys):
+    monkeypatch.setattr(compile_cache, "use", lambda: None)
+    gpu.main(["--tiny", "--minutes", "-1"])
+    assert [line for line in capsys.readouterr().out.splitlines() if "no time" in line] == [
+        "no time left: clip, 3 steps",
+        "no time left: language model, a token",
+        "no time left: 2 clips of a video, 3 steps",
+        "no time left: clip, 2 steps",
+        "no time left: profile",
+        "no time left: 2 clips at once, 2 steps, a clip",
+    ]
+
+
+def test_a_bound_is_that_of_the_chip():
+    h200 = gpu_kernels.summary(gpu_kernels.kernels(LOOP))["bound_seconds"]
+    assert gpu.bound(LOOP, "NVIDIA H200") == pytest.approx(h200)
+    assert gpu.bound(LOOP, "NVIDIA H100 80GB HBM3") == pytest.approx(h200 * 4.8 / 3.35)  # of bytes
+    assert gpu.bound(LOOP, "cpu") is None
+
+
+def test_what_has_no_time_left_is_named(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(gpu.time, "perf_counter", lambda: clock[0])
+
+    def make():
+        clock[0] += 20.0  # compiling
+
+        def call():
+            clock[0] += 5.0
+
+        return call, {"bound": 2.0}
+
+    measured = gpu.Measured(minutes=1.0, rounds=2)
+    for name in "abc":
+        measured.row(name, make, per=2)
+    (row,) = measured.rows
+    assert (row["name"], row["seconds"], row["compile_seconds"]) == ("a", 2.5, 20.0)
+    assert row["measured_over_bound"] == 2.5
+    assert measured.left_out == ["b", "c"]
+
+
+def test_without_a_gpu_one_line_names_the_small_form():
+    with pytest.raises(UserError, match="jax finds no GPU here but a cpu; --tiny runs on it"):
+        gpu.main([])

@@ -158,6 +158,17 @@ def test_summary_counts_a_step_and_its_bound():
     assert gpu_kernels.summary([slow])["bound_seconds"] == 1e15 / gpu_kernels.FLOPS_PER_SECOND
 
 
+def test_steps_may_be_turns_of_several_loops_and_are_never_of_none():
+    found = gpu_kernels.kernels(LOOP)
+    other = [dataclasses.replace(k, loops=(3,)) for k in found if k.loops]
+    total = gpu_kernels.summary(found + other, 7, 3)
+    assert total["bytes_per_step"] == gpu_kernels.summary(found, 7)["bytes_per_step"] > 0
+    assert total["copies_per_step"] == gpu_kernels.summary(found, 7)["copies_per_step"]
+    for loops in [(10,), (7, 5)]:
+        with pytest.raises(ValueError, match="do not turn"):
+            gpu_kernels.summary(found, *loops)
+
+
 def test_attention_is_two_products_and_half_of_them_when_causal():
     whole = 2 * 2 * 2 * 6 * 96 * 80 * 64
     assert named(CALLS)["a"].flops == whole

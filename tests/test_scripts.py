@@ -7,11 +7,12 @@ import sys
 
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.media.video import read_video, write_video
-from scripts import mutants, mutation_trial
+from scripts import int8_weights, mutants, mutation_trial
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -121,3 +122,14 @@ def test_a_fault_is_noticed_by_a_test_or_a_hang_and_a_harmless_one_is_not(tree):
     ):
         assert mutation_trial.trial(tree, fault, "text/test_cut.py", limit)[0] == wanted
         assert (tree / "dicode_jax/text/cut.py").read_text() == text
+
+
+def test_eight_bits_keep_each_channel_within_half_a_step_of_its_own():
+    layer = nnx.Linear(7, 3, rngs=nnx.Rngs(0))
+    kernel = np.asarray(layer.kernel[...]) * [1.0, 100.0, 0.0]
+    error = np.abs(int8_weights.rounded(kernel) - kernel)
+    steps = np.abs(kernel).max(0) / 127
+    assert (error <= steps / 2 * 1.0001 + 1e-30).all()
+    assert (error.max(0)[:2] > steps[:2] / 20).all()
+    size = int8_weights.sizes(layer)  # 21 weights, 3 scales and 3 biases
+    assert size == {"bfloat16_bytes": 48, "int8_bytes": 39, "share_of_linear": 21 / 24}
