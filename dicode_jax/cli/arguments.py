@@ -26,7 +26,7 @@ from dicode_jax.pipelines.options import (
 # As media.writer and runtime.platform, which are slow to import.
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")
 ATTENTION = ("auto", "xla", "mapped", "cudnn")
-SUITES = {"shapes": 128, "reconstruction": 64, "long": 16}
+SUITES = {"shapes": 128, "reconstruction": 64, "long": 16, "tokens": 16}
 """Suite of `dicode evaluate` -> how many clips or videos, unless told otherwise."""
 
 _EPILOG = """\
@@ -208,7 +208,8 @@ def _add_evaluate(command: Callable[..., argparse.ArgumentParser]) -> None:
         "measure how good a model is",
         "shapes: whether clips of captions that no training saw obey them, in all and in every "
         "frame; reconstruction: how near clips come to the true ones when they are taken apart and "
-        "painted again, beside what needs no model; long: how videos of a minute hold together. "
+        "painted again, beside what needs no model; long: how videos of a minute hold together; "
+        "tokens: what each deep token carries. "
         "Numbers with 95 % intervals go to results.json and report.md. Painted videos are kept in "
         "the folder too: an evaluation that was stopped goes on when it is asked for again.",
     )
@@ -219,6 +220,18 @@ def _add_evaluate(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="a model folder, a packaged name or owner/name on the Hub (default: the packaged one)",
     )
     sub.add_argument("--suite", choices=SUITES, help="(default: shapes)")
+    sub.add_argument(
+        "--videos",
+        metavar="DIR",
+        help="no model: distances of the videos in a folder from those of --reference",
+    )
+    sub.add_argument("--reference", metavar="DIR", help="as many true videos")
+    sub.add_argument(
+        "--features",
+        metavar="DIR",
+        help="weights of scripts/train_shapes_features.py, for --videos; with them the suite "
+        "shapes gives distances from drawn clips too",
+    )
     sub.add_argument(
         "--prompts",
         metavar="FILE",
