@@ -1,4 +1,4 @@
-# make demo    a prompt to a video, and a video through the tokenizer and back
+# make demo    a prompt to a video, and a video through the tokenizer and back; with MODEL=ar-shapes videos of any length
 # make test    lint, types and all tests but the long ones
 # make long    the tests that `make test` leaves out, of which shorter ones hold most
 # make quick   the tests of what a change breaks first, about five minutes on two cores
@@ -16,6 +16,7 @@
 
 PROMPT ?= a red circle moves right on a black background
 VIDEO ?=
+MODEL ?= shapes
 SEED ?= 0
 STEPS ?= 50
 OUT ?= outputs/demo
@@ -51,7 +52,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test long types quick lowest audit clean
+.PHONY: help demo demo-shapes demo-ar-shapes test long types quick lowest audit clean
 
 help:
 	@sed -n '1,15s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -73,7 +74,18 @@ $(VENV)/.installed-test: pyproject.toml
 	$(call install,.[test])
 	@touch $(VENV)/.installed-core
 
-demo: $(VENV)/.installed-core
+demo: demo-$(MODEL)
+
+# AR-Diffusion: a video of one window, and one that is eight times as long.
+demo-ar-shapes: $(VENV)/.installed-core
+	@mkdir -p "$$DEMO_OUT"
+	@for frames in 16 128; do \
+	  echo "$$frames frames: $$DEMO_PROMPT"; \
+	  $(BIN)/dicode generate --model $(MODEL) --seed $(SEED) --steps $(STEPS) --num-frames $$frames \
+	    --out "$$DEMO_OUT/frames$$frames.mp4" --sheet "$$DEMO_OUT/frames$$frames.png" -- "$$DEMO_PROMPT" || exit; \
+	done
+
+demo-shapes: $(VENV)/.installed-core
 	@if [ -n "$$DEMO_VIDEO" ] && [ ! -f "$$DEMO_VIDEO" ]; then \
 	  echo "error: no video file at $$DEMO_VIDEO" >&2; exit 1; fi
 	@mkdir -p "$$DEMO_OUT"

@@ -2,6 +2,7 @@
 
     python -m benchmarks.aot_gpu --program clip --config configs/tokenizer_256.py
     python -m benchmarks.aot_gpu --program generate --config configs/gpt2_large.py --rows 2
+    python -m benchmarks.aot_gpu --program frames --config configs/ar_diffusion/taichi_dit.py
 
 NVIDIA's part of XLA's compiler runs on any machine, told of the chip by `benchmarks/gpus/`. What it
 shows is structure and a bound, never a time: each kernel takes at least what its bytes and flops
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-PROGRAMS = ("unet", "clip", "generate", "train_ar", "train_tokenizer")
+PROGRAMS = ("unet", "clip", "generate", "frames", "train_ar", "train_tokenizer", "train_dit")
 INSTALL = "pip install jax-cuda12-plugin=={0} jax-cuda12-pjrt=={0} nvidia-cuda-nvcc-cu12"
 FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 CHIPS = pathlib.Path(__file__).parent / "gpus"
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--program", choices=PROGRAMS, required=True)
     parser.add_argument("--config", type=pathlib.Path, required=True)
     parser.add_argument("--rows", type=int, default=1, help="clips, prompts or rows of a batch")
-    parser.add_argument("--steps", type=int, default=50, help="denoising steps of a clip")
+    parser.add_argument("--steps", type=int, default=50, help="denoising steps of a clip or frame")
     parser.add_argument("--keyframes", type=int, default=2, help="that `generate` writes")
     parser.add_argument("--depth", type=int, help="layers, or residual blocks of a level")
     parser.add_argument("--dtype", default="bfloat16", help="computing type outside training")
@@ -97,6 +98,10 @@ def measure(
         elif program == "generate":
             turns = keyframes * (settings.model.num_tokens + 1) - 2  # the prompt gives the first
             lowered = lower_generate(settings, device, rows, keyframes, types)
+        elif program == "frames":
+            settings = dataclasses.replace(settings, sample_steps=steps)
+            turns = steps + (settings.model.dit.num_frames - 1) * settings.sample_lag
+            lowered = lower_frames(settings, device, rows, types)
         else:
             turns = steps if program == "clip" else 1
             lowered = lower_decode(settings.decoder, device, rows, steps, types, program == "clip")
@@ -147,6 +152,9 @@ def pretend_cudnn(put: Callable = setattr) -> None:
 
 def shortened(settings, depth: int):
     """The config with fewer layers."""
+    if hasattr(settings, "vae"):
+        dit = dataclasses.replace(settings.model.dit, num_layers=depth)
+        return dataclasses.replace(settings, model=dataclasses.replace(settings.model, dit=dit))
     if hasattr(settings, "model"):
         body = dataclasses.replace(settings.model.body, num_layers=depth)
         return dataclasses.replace(settings, model=dataclasses.replace(settings.model, body=body))
@@ -165,7 +173,7 @@ def lower_train(settings, device, rows: int):
     from dicode_jax.training.setup import plan_stage
 
     changes = {"batch_size": rows}
-    if hasattr(settings, "model"):  # a language model: its targets come from a token cache
+    if hasattr(settings, "model"):  # its targets come from a cache of tokens or latents
         changes["data"] = dataclasses.replace(settings.data, kind="cache", path="unused")
     stage = build_stage(dataclasses.replace(settings, **changes))
     plan = plan_stage(stage, make_mesh(settings.sharding, [device]))
@@ -207,6 +215,24 @@ def lower_decode(cfg, device, rows: int, steps: int, types: dict, whole: bool):
     if whole:
         return lower(clip, device, state, tokens, keys, sampling)
     return lower(step, device, state, tokens, jax.ShapeDtypeStruct(latents, jnp.float32), sampling)
+
+
+def lower_frames(settings, device, rows: int, types: dict):
+    """Latents of a window of AR-Diffusion, all calls of the network."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from dicode_jax.models.ar_diffusion.dit import Denoiser
+    from dicode_jax.nn.rngs import blank
+    from dicode_jax.stages.ar_diffusion.dit import generate
+
+    graph, state = nnx.split(blank(Denoiser, settings.model, **types))
+
+    def paint(state, classes):
+        return generate(settings, nnx.merge(graph, state), classes)
+
+    return lower(paint, device, state, jax.ShapeDtypeStruct((rows,), jnp.int32))
 
 
 def lower_generate(settings, device, rows: int, keyframes: int, types: dict):

@@ -20,7 +20,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +30,12 @@ import optax
 from flax import nnx
 
 from configs import gpt2_large, gpt2_small
+from dicode_jax.models.ar_diffusion.dit import (
+    DiT,
+    DiTConfig,
+    attention_mask,
+    position_table,
+)
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.models.clip import CLIPVision, CLIPVisionConfig
 from dicode_jax.models.dicode.ar import DiCoDeLM
@@ -41,6 +47,7 @@ from dicode_jax.training.flops import count_flops
 from dicode_jax.training.state import create_state, make_train_step
 
 INSTALL = "pip install torch diffusers transformers, torch from its index of CPU builds"
+PEERS = ("torch", "diffusers", "transformers")
 FRAMES, TEXT, IMAGE = 16, 77, 16  # context of a frame: the text and its image tokens
 PROMPT, KEYFRAMES, LM_ROWS, LM_KEYFRAMES = 80, 6, 2, 25
 
@@ -286,6 +293,77 @@ def train(settings=None) -> tuple[Side, Side]:
     return mine, theirs(net, their_step, with_gradient=True)
 
 
+def dit(**changes) -> tuple[Side, Side]:
+    """AR-Diffusion's denoiser on a window of 16 frames: 77 context and 512 video tokens."""
+    import torch
+
+    cfg = DiTConfig(**changes)
+    f, n, c = cfg.num_frames, cfg.num_tokens, cfg.channels
+    x, context = normal(1, f, n, c), normal(1, cfg.context_len, cfg.context_dim)
+    steps = np.linspace(0, 999, f, dtype=np.int32)[None]
+    mine = ours(DiT, (cfg,), lambda m, *args: m(*args), x, steps, context)
+    net = their_dit(cfg).eval()
+    x, steps, context = tensor(x).flatten(1, 2), tensor(steps), tensor(context)
+    mask = torch.from_numpy(attention_mask(cfg, f))
+    table = tensor(position_table(cfg.embed_dim, f * n))
+    return mine, theirs(net, lambda: net(x, steps, context, mask, table))
+
+
+def their_dit(cfg):
+    """In PyTorch: the same blocks, of `torch.nn` and its fused attention."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    d, heads, length, n = cfg.embed_dim, cfg.num_heads, cfg.context_len, cfg.num_tokens
+    gelu = nn.GELU(approximate="tanh")
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.LayerNorm(d, eps=1e-6, elementwise_affine=False)
+            self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(d, 6 * d))
+            self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
+            self.mlp = nn.Sequential(nn.Linear(d, 4 * d), gelu, nn.Linear(4 * d, d))
+
+        def attention(self, x, mask):
+            q, k, v = self.qkv(x).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+            y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            return self.out(y.transpose(1, 2).flatten(2))
+
+        def forward(self, x, times, mask):
+            factors = self.modulation(times).repeat_interleave(n, dim=1).chunk(6, dim=-1)
+            shift1, scale1, gate1, shift2, scale2, gate2 = factors
+            for call, shift, scale, gate in (
+                (lambda y: self.attention(y, mask), shift1, scale1, gate1),
+                (self.mlp, shift2, scale2, gate2),
+            ):
+                x = self.norm(x)
+                context, frames = x[:, :length], x[:, length:]
+                y = call(torch.cat([context, frames * (1 + scale) + shift], 1))
+                x = x + torch.cat([y[:, :length], gate * y[:, length:]], 1)
+            return x
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.context = nn.Linear(cfg.channels, d), nn.Linear(cfg.context_dim, d)
+            self.times = nn.Sequential(nn.Linear(256, d), nn.SiLU(), nn.Linear(d, d))
+            self.blocks = nn.ModuleList([Block() for _ in range(cfg.num_layers)])
+            self.norm = nn.LayerNorm(d, eps=1e-6, elementwise_affine=False)
+            self.head = nn.Linear(d, cfg.channels)
+
+        def forward(self, x, steps, context, mask, table):
+            angles = steps[..., None] * torch.exp(-np.log(1e4) * torch.arange(128) / 128)
+            times = self.times(torch.cat([angles.cos(), angles.sin()], -1))
+            x = torch.cat([self.context(context), self.tokens(x) + table], 1)
+            for block in self.blocks:
+                x = block(x, times, mask)
+            return self.head(self.norm(x[:, length:]))
+
+    return Net()
+
+
 NARROW = {"model_channels": 32, "head_dim": 32, "context_dim": 128}
 PAIRS: dict[str, tuple[str, Callable[[], tuple[Side, Side]]]] = {
     "unet_32x32": ("UNet forward, 16 frames of 32x32 latents", lambda: unet(32)),
@@ -295,6 +373,7 @@ PAIRS: dict[str, tuple[str, Callable[[], tuple[Side, Side]]]] = {
     "vae": ("VAE decode, a frame of 256x256", vae),
     "gpt2": ("GPT-2 large, 96 deep tokens after 80", gpt2),
     "vit": ("ViT-H/14, one image", vit),
+    "dit": ("AR-Diffusion's denoiser, 77 + 512 tokens, 4 layers", lambda: dit(num_layers=4)),
     "train": ("GPT-2 small, training step, 2 x 505", train),
 }
 
@@ -347,7 +426,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=1, help="calls before (default: 1)")
     parser.add_argument("--json", action="store_true", help="one object a line")
     args = parser.parse_args()
-    require_peers()
+    require_peers(("torch",) if set(args.what) <= {"dit"} else PEERS)
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -360,9 +439,9 @@ def main() -> None:
         gc.collect()
 
 
-def require_peers() -> None:
+def require_peers(peers: Sequence[str] = PEERS) -> None:
     """Ends with one line when PyTorch's side is not installed."""
-    missing = [x for x in ("torch", "diffusers", "transformers") if not importlib.util.find_spec(x)]
+    missing = [x for x in peers if not importlib.util.find_spec(x)]
     if missing:
         sys.exit(f"error: the peers need {', '.join(missing)}: {INSTALL}")
 

@@ -13,10 +13,11 @@ VERSION = 1
 CONFIG_FILE = "config.json"
 
 PIPELINES = {
-    "dicode": "pipelines.dicode.PipelineConfig",
+    "dicode": "pipelines.dicode_config.PipelineConfig",
     "dynamicrafter": "pipelines.dynamicrafter.DynamiCrafterConfig",
     "divot": "pipelines.divot.DivotConfig",
     "ar_diffusion": "pipelines.ar_diffusion.ARDiffusionConfig",
+    "landiff": "pipelines.landiff_config.LanDiffConfig",
 }
 MODULES = {
     "dicode_tokenizer": "models.dicode.tokenizer.DeepTokenizerConfig",
@@ -47,6 +48,10 @@ TRAININGS = {
     "autoencoder_training": "stages.config.AutoencoderTrainConfig",
     "ar_diffusion_vae_training": "stages.ar_diffusion.config.FrameVAETrainConfig",
     "ar_diffusion_dit_training": "stages.ar_diffusion.config.DiTTrainConfig",
+    "landiff_lm_training": "stages.landiff.generation_config.LMTrainConfig",
+    "landiff_vae_training": "stages.landiff.config.VAE3DTrainConfig",
+    "landiff_diffusion_training": "stages.landiff.generation_config.DiffusionTrainConfig",
+    "landiff_tokenizer_training": "stages.landiff.config.SemanticTokenizerTrainConfig",
     "representation_training": "stages.dicode.configs.RepresentationTrainConfig",
     "tokenizer_training": "stages.dicode.configs.TokenizerTrainConfig",
     "ar_training": "stages.dicode.configs.ARTrainConfig",

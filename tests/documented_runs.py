@@ -28,10 +28,12 @@ import tiny_ar_diffusion
 from flax import nnx
 from hugging_face_folder import draw, write_folder
 from media_files import greys, write
+from PIL import Image
 from source_tree import ROOT
 from tiny import random_module, tiny_pipeline
 
 from dicode_jax.data.shapes_world import all_captions
+from dicode_jax.media.videos import Video, Videos
 from dicode_jax.models.llama import LlamaConfig
 from dicode_jax.nn.resampler import ResamplerConfig
 from dicode_jax.nn.rngs import ShapeRngs, stream
@@ -195,7 +197,9 @@ def supply(option, path, command):
         write_body(path, is_llama=is_llama)
     elif option in ("--prompts", "--vbench-prompts"):
         path.write_text("a red circle\n")
-    elif option in ("reconstruct", "encode", "--video"):
+    elif path.suffix == ".png" and option in ("--image", "interpolate", "first.png", "last.png"):
+        Image.fromarray(greys(1, 16, 16)[0]).save(path)
+    elif option in ("reconstruct", "encode", "--video", "continue"):
         write(path, greys(20, 16, 16))
     elif path.name == "taichi":
         tiny_ar_diffusion.make(num_classes=0).save_pretrained(path)
@@ -243,7 +247,8 @@ def prepare(command):
             shutil.rmtree(value, ignore_errors=True)
         elif not value.startswith("-") and value != "shapes":
             supply(option, pathlib.Path(value), command)
-    if words[0] == "dicode" and words[1] in ("generate", "reconstruct", "encode", "decode"):
+    painting_ones = ("generate", "continue", "interpolate", "reconstruct", "encode", "decode")
+    if words[0] == "dicode" and words[1] in painting_ones:
         words += ["--steps", "1"] if words[1] != "encode" and "taichi" not in command else []
         if "converted/" in command:  # what lies there has the vocabulary of the shapes world
             words[2] = "a red circle"
@@ -253,13 +258,15 @@ def prepare(command):
     return words
 
 
-def without_painting(pipe, prompt, *, num_clips=1, **_):
+def without_painting(pipe, prompt, *, num_clips=1, **given):
     """Black videos, once the prompts have been read; tests/e2e paints with every option."""
-    ids = pipe.text.encode(prompt, pipe.config.text_length, allow_empty=False).ids
+    prompts = [prompt or ""] if not isinstance(prompt, list) else prompt
+    ids = pipe.text.encode(prompts, pipe.config.text_length).ids
     size = pipe.config.frame_size
-    return np.zeros(
-        (len(ids), num_clips * pipe.config.sampling.num_frames, size, size, 3), np.uint8
-    )
+    length = num_clips * pipe.config.sampling.num_frames
+    length += 0 if (first := given.get("video")) is None else len(first)
+    frames = np.zeros((length, size, size, 3), np.uint8)
+    return Videos([Video(frames=frames, fps=pipe.config.fps)] * len(ids))
 
 
 def without_clips(pipe, prompt, *, num_clips=1, **_):

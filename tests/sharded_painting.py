@@ -22,9 +22,10 @@ def compare() -> dict:
     import jax
     import numpy as np
     import tiny
+    import tiny_ar_diffusion
 
     from dicode_jax.models.dicode import generate
-    from dicode_jax.pipelines import dicode
+    from dicode_jax.pipelines import ar_diffusion, dicode
 
     texts = {}
 
@@ -40,13 +41,21 @@ def compare() -> dict:
         setattr(module, name, called)
 
     pipe, found = tiny.tiny_pipeline(), {}
-    for module, name in ((generate, "_begin"), (generate, "_go_on"), (dicode, "_decode")):
+    rolled, rolling = {}, tiny_ar_diffusion.make(spread=0.1)
+    for module, name in (
+        (generate, "_begin"),
+        (generate, "_go_on"),
+        (dicode, "_decode"),
+        (ar_diffusion, "_advance"),
+    ):
         keep_text(module, name)
     for count, at_once in ((1, 3), (8, 2)):
         pipe.devices = jax.devices()[:count]
         tokens = pipe.generate_tokens(PROMPTS * 2, num_clips=2, seed=3)
         frames = pipe.decode(tokens, seed=3, clips_per_batch=at_once)
         found[count] = tokens, frames
+        rolling.devices = pipe.devices
+        rolled[count] = rolling([0, 1, 2] * 3, seed=3, num_frames=6, clips_per_batch=at_once)
     alone = [pipe.generate_tokens(x, num_clips=2, seed=3 + i)[0] for i, x in enumerate(PROMPTS)]
     return {
         "devices": jax.device_count(),
@@ -54,6 +63,8 @@ def compare() -> dict:
         "equal_alone": bool(np.array_equal(found[8][0][:2], np.stack(alone))),
         "levels": int(np.abs(found[8][1].astype(int) - found[1][1].astype(int)).max()),
         "spread": float(found[8][1].std()),
+        "rolled_levels": int(np.abs(rolled[8].astype(int) - rolled[1].astype(int)).max()),
+        "rolled_shape": rolled[8].shape,
         "partitions": {
             name: int(re.search(r"num_partitions=(\d+)", text)[1]) for name, text in texts.items()
         },

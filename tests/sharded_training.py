@@ -27,6 +27,7 @@ RULES = {
         (r".*", "fsdp"),
     ),
 }
+RANGES = {"offset": (0, 3), "features": (-1, 4 + 28)}  # of integers; else 3 to 39
 MIN_SIZE = 512  # parameters with fewer numbers may be replicated
 
 
@@ -116,10 +117,76 @@ def denoiser_stage(sizes, rules="fsdp"):
     return build_stage(config)
 
 
+def landiff_lm_stage(sizes, rules="fsdp"):
+    """LanDiff's language model and its text encoder, two sequences in a row, some without text."""
+    import tiny_landiff_training as tiny
+
+    from dicode_jax.stages.registry import build_stage
+
+    wide = {"num_layers": 2, "embed_dim": 32, "scan_layers": True, "remat": "full"}
+    body = dataclasses.replace(tiny.LM.body, vocab_size=48, max_seq_len=400, **wide)
+    config = dataclasses.replace(
+        tiny.LM_CONFIG,
+        model=dataclasses.replace(tiny.LM, body=body, codebook_size=41),
+        text=dataclasses.replace(tiny.TEXT, vocab_size=48),
+        row_samples=2,
+        segments=1,
+        text_dropout=0.3,
+        batch_size=16,
+        **_run_settings(sizes, rules),
+    )
+    return build_stage(config)
+
+
+def landiff_diffusion_stage(sizes, rules="fsdp"):
+    """LanDiff's denoiser and control branch, some windows with a prefix, some without text."""
+    import tiny_landiff_training as tiny
+
+    from dicode_jax.stages.registry import build_stage
+
+    model = tiny.DIFFUSION_CONFIG.model
+    dit = dataclasses.replace(model.dit, embed_dim=32, time_dim=8, scan_layers=True, remat=True)
+    config = dataclasses.replace(
+        tiny.DIFFUSION_CONFIG,
+        model=dataclasses.replace(model, dit=dit),
+        semantic=dataclasses.replace(tiny.SEMANTIC, codebook_size=48),
+        text=dataclasses.replace(tiny.TEXT, vocab_size=48),
+        text_dropout=0.3,
+        batch_size=16,
+        **_run_settings(sizes, rules),
+    )
+    return build_stage(config)
+
+
+def frame_vae_stage(sizes, rules="fsdp"):
+    """AR-Diffusion's frame VAE and its discriminator, which take turns."""
+    from tiny_ar_diffusion import VAE
+
+    from dicode_jax.models.patch_discriminator import PatchDiscriminatorConfig
+    from dicode_jax.stages.ar_diffusion.config import FrameVAETrainConfig
+    from dicode_jax.stages.registry import build_stage
+    from dicode_jax.training.optim import OptimConfig
+
+    settings = _run_settings(sizes, rules)
+    settings["optim"] = OptimConfig(optimizer="sgd", lr=0.05, warmup_steps=0, schedule="constant")
+    config = FrameVAETrainConfig(
+        model=VAE,
+        frame_size=VAE.image_size,
+        disc_start=1,
+        discriminator=PatchDiscriminatorConfig(channels=4, num_layers=1),
+        batch_size=8,
+        **settings,
+    )
+    return build_stage(config)
+
+
 MAKE = {
+    "frame_vae": frame_vae_stage,
     "language_model": language_model_stage,
     "tokenizer": tokenizer_stage,
     "denoiser": denoiser_stage,
+    "landiff_lm": landiff_lm_stage,
+    "landiff_diffusion": landiff_diffusion_stage,
 }
 
 
@@ -165,14 +232,16 @@ def make_batch(stage, step):
 
     rng = np.random.default_rng((7, step))
 
-    def draw(x):
+    def draw(name, x):
         if np.issubdtype(x.dtype, np.bool_):
             return np.ones(x.shape, bool)
         if np.issubdtype(x.dtype, np.integer):
-            return rng.integers(3, 40, x.shape).astype(x.dtype)
+            low, high = RANGES.get(name, (3, 40))
+            return rng.integers(low, high, x.shape).astype(x.dtype)
         return rng.normal(size=x.shape).astype(x.dtype)
 
-    return {name: draw(x) for name, x in stage.batch_shapes(stage.config.batch_size).items()}
+    shapes = stage.batch_shapes(stage.config.batch_size)
+    return {name: draw(name, x) for name, x in shapes.items()}
 
 
 def losses_on_meshes(stage_name: str, *meshes: str) -> dict:

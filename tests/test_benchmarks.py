@@ -64,6 +64,17 @@ def test_peers_run_in_turns_and_the_warm_up_does_not_count(monkeypatch):
     assert "2.50 (least 4.00)" in cpu_peers.row(result)
 
 
+@pytest.mark.torch
+def test_the_denoiser_s_peer_is_of_its_sizes_and_work():
+    pytest.importorskip("torch")
+    sizes = {"num_frames": 4, "num_tokens": 8, "context_len": 7, "context_dim": 24}
+    mine, peer = cpu_peers.dit(embed_dim=32, num_layers=2, num_heads=2, **sizes)
+    assert mine.parameters == peer.parameters
+    np.testing.assert_allclose(mine.flops, peer.flops, rtol=0.01)
+    assert peer.call().shape == (1, 32, 4)
+    assert mine.call().shape == (1, 4, 8, 4)
+
+
 def test_without_peers_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(cpu_peers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"torch, diffusers, transformers: pip install") as exit_:

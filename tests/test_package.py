@@ -18,6 +18,7 @@ MAX_LINES = 520  # 500 is the aim; a little room, so that a docstring never has 
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "absl": "absl-py",
+    "google": "protobuf",
     "orbax": "orbax-checkpoint",
     "tensorboardX": "tensorboardx",
     "yaml": "pyyaml",

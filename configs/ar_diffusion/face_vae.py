@@ -1,4 +1,4 @@
-"""Frame VAE of AR-Diffusion on FaceForensics, without its discriminator. Not measured.
+"""Frame VAE of AR-Diffusion on FaceForensics. Not measured.
 
 python -m train.ar_diffusion_vae --config configs/ar_diffusion/face_vae.py --data.path VIDEOS \
     --workdir runs/vae
@@ -9,4 +9,4 @@ from dicode_jax.stages.ar_diffusion.config import FrameVAETrainConfig
 
 
 def get_config() -> FrameVAETrainConfig:
-    return image_vae(1e-4)
+    return image_vae(1e-4, 50_000)

@@ -1,4 +1,4 @@
-"""Settings that the released trainings of the frame VAE share; a discriminator is not among them.
+"""Settings that the released trainings of the frame VAE share.
 
 The original judges by LPIPS too: `--lpips FOLDER` names what `convert ar_diffusion` wrote.
 """
@@ -20,8 +20,11 @@ def data(num_frames: int = 1) -> DataConfig:
     return DataConfig(path="videos", num_frames=num_frames, fps=None, frame_stride=1, resize="crop")
 
 
-def image_vae(lr: float) -> FrameVAETrainConfig:
-    """One random frame of each video, on one device the batch of one of the original's."""
+def image_vae(lr: float, disc_start: int | None) -> FrameVAETrainConfig:
+    """One random frame of each video, on one device the batch of one of the original's.
+
+    The discriminator judges from `disc_start` on.
+    """
     side = QueryTransformerConfig(remat=True)
     return FrameVAETrainConfig(
         data=data(),
@@ -30,4 +33,5 @@ def image_vae(lr: float) -> FrameVAETrainConfig:
         num_steps=500_000,
         batch_size=32,
         dtype="bfloat16",
+        disc_start=disc_start,
     )

@@ -11,7 +11,7 @@ from dicode_jax.stages.ar_diffusion.config import FrameVAETrainConfig
 
 
 def get_config() -> FrameVAETrainConfig:
-    frames = image_vae(1e-6)
+    frames = image_vae(1e-6, None)
     return dataclasses.replace(
         frames,
         model=dataclasses.replace(frames.model, temporal=True),

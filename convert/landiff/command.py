@@ -1,4 +1,4 @@
-"""The release of LanDiff, to a folder of models: what writes semantic tokens and what paints them.
+"""The release of LanDiff, to a folder that `LanDiffPipeline` loads: what writes and what paints.
 
     python -m convert landiff LanDiff --flan-t5 flan-t5-xxl --out models/landiff [--theia DIR]
 
@@ -24,6 +24,7 @@ from convert.engine.yaml import reading, typed
 from convert.landiff import dit, language_model, semantic_tokenizer, theia, vae
 from convert.parts import hugging_face, t5
 from dicode_jax.errors import UserError, printable
+from dicode_jax.pipelines.landiff_config import LanDiffConfig
 from dicode_jax.storage.files import atomic_path, read_small
 
 ORIGIN = "landiff"
@@ -144,6 +145,7 @@ def examine(args: argparse.Namespace) -> command.Conversion:
     kind, finder = semantic_tokenizer.KIND, semantic_tokenizer.find_config
     add("semantic_tokenizer", kind, tokenizer, finder, ORIGIN)
 
+    settings = None
     if missing := [name for name in PAINTER if not (root / name).exists()]:
         if len(missing) < len(PAINTER):
             raise UserError(
@@ -156,6 +158,7 @@ def examine(args: argparse.Namespace) -> command.Conversion:
         add("denoiser", dit.KIND, dit.join(main, diffusion), dit.find_config, ORIGIN)
         sources.append(source := open_source(root / AUTOENCODER))
         add("vae", vae.KIND, source, vae.find_config, ORIGIN)
+        settings = LanDiffConfig()  # without it the folder is parts, and no pipeline
 
     folders = {"text_encoder": pathlib.Path(args.flan_t5), "painter_text": root / PAINTER_TEXT}
     for name, folder in folders.items():
@@ -173,6 +176,7 @@ def examine(args: argparse.Namespace) -> command.Conversion:
         sources=sources,
         reads=command.sources(args),
         parts=parts,
+        settings=settings,
         text=text,
         report={
             "assumed": assumed,

@@ -4,8 +4,9 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from dicode_jax.cli import data, doctor, runs
+from dicode_jax.cli import completion, data, doctor, evaluate_arguments, runs
 from dicode_jax.diffusion.samplers import SAMPLERS
 from dicode_jax.errors import UserError
 from dicode_jax.pipelines.options import (
@@ -17,6 +18,7 @@ from dicode_jax.pipelines.options import (
     MAX_STREAM,
     OPTIONS,
     QUALITIES,
+    OneOf,
     Real,
     Whole,
     described,
@@ -25,14 +27,29 @@ from dicode_jax.pipelines.options import (
 
 # As media.writer and runtime.platform, which are slow to import.
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")
+LANDIFF = {
+    "motion_score": ("X", "how much moves, mostly from 0 to 1"),
+    "temperature": ("X", "of drawing tokens; below 1 keeps closer to what is likely"),
+    "top_k": ("N", "draw from the N likeliest tokens alone"),
+    "top_p": ("X", "draw from the likeliest tokens that make up so much together"),
+    "caption": ("TEXT", "what the painter is told besides the tokens"),
+    "diffusion_guidance_scale": ("X", "by how much the painter's guidance exceeds 1 at most"),
+    "ramp": (None, "how that guidance changes: as the release has it, or smoothly up"),
+    "carry": (None, "what a further clip goes on from: latents, or frames encoded anew"),
+    "offload": (None, "load one part after the other, for a device that cannot hold all"),
+}
+"""Options that LanDiff alone has: what their value is called, and what they do."""
+CLIP_FRAMES = Whole(2, MAX_FRAMES, is_even=True)
 ATTENTION = ("auto", "xla", "mapped", "cudnn")
-SUITES = {"shapes": 128, "reconstruction": 64, "long": 16, "tokens": 16}
-"""Suite of `dicode evaluate` -> how many clips or videos, unless told otherwise."""
 
 _EPILOG = """\
 examples:
   dicode generate "a red circle moves right on a black background" --out out.mp4
   dicode generate "a blue cross grows on a gray background" --out out.gif --num-clips 5 --seed 3
+  dicode generate --prompts prompts.txt --out videos --num-videos-per-prompt 4
+  dicode generate "a red circle grows on a navy background" --image first.png --out out.mp4
+  dicode continue in.mp4 "a red circle grows on a navy background" --out out.mp4
+  dicode interpolate first.png last.png --out out.mp4
   dicode reconstruct in.mp4 --out out.mp4
   dicode encode in.mp4 --out tokens.safetensors
   dicode decode tokens.safetensors --out out.mp4
@@ -93,8 +110,8 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
     sub = command(
         "generate",
         "paint a video for a prompt",
-        "A DynamiCrafter model goes on from an image, or paints what lies between two. An "
-        "AR-Diffusion model takes a class, if it has any, and may go on from an image or a video.",
+        "It may begin with an image or a video, and end with an image. A DynamiCrafter model needs "
+        "one; an AR-Diffusion model takes a class as its prompt, if it has any.",
     )
     sub.add_argument(
         "prompt",
@@ -103,17 +120,17 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         metavar="PROMPT",
         help="what to show, in quotes; with --image or --video it can be left out",
     )
-    image = "the first frame, for DynamiCrafter and AR-Diffusion"
-    sub.add_argument("--image", metavar="FILE", help=image)
+    _add_lists(sub)
+    sub.add_argument("--image", metavar="FILE", help="the first frame, a picture of any kind")
     sub.add_argument(
         "--last-image",
         metavar="FILE",
-        help="the last frame, for a DynamiCrafter that interpolates; the first again for a loop",
+        help="the last frame, beside --image; for DiCoDe and a DynamiCrafter that interpolates",
     )
     sub.add_argument(
         "--video",
         metavar="FILE",
-        help="for AR-Diffusion: the video that it goes on from, whose frames come first",
+        help="the video to go on from, whose frames come first: for DiCoDe, AR-Diffusion, LanDiff",
     )
     _add_video_out(sub)
     sub.add_argument(
@@ -123,20 +140,36 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         metavar="N",
         help="clips of two seconds each, written as they are painted (default: 1)",
     )
-    sub.add_argument(
-        "--lag",
-        type=number(int, Whole(0, MAX_STEPS)),
-        metavar="N",
-        help="for AR-Diffusion: steps between the starts of neighbouring frames",
-    )
+    _add_lag(sub)
     sub.add_argument(
         "--history-noise",
         type=number(int, Whole(0, MAX_STEPS - 1)),
         metavar="T",
-        help="for AR-Diffusion: timestep of the noise on given frames (default: 0, none)",
+        help="for AR-Diffusion and LanDiff: timestep of the noise on frames that are done or "
+        "given, as the others see them (default: the model's own, mostly 0, none)",
     )
-    _add_sampling(sub)
+    _add_landiff(sub, "motion_score", "temperature", "top_k", "top_p")
+    _add_sampling(sub, Whole(1, MAX_STREAM), "; of the video, any number, for AR-Diffusion")
     _add_model(sub)
+
+    sub = command(
+        "continue",
+        "go on from a video",
+        "The result begins with its frames, in the model's rate and size. A DiCoDe model goes on "
+        "from the deep tokens of its keyframes, an AR-Diffusion model from its frames.",
+    )
+    sub.add_argument("video", metavar="VIDEO", help="a video file of any kind")
+    _add_going_on(sub)
+
+    sub = command(
+        "interpolate",
+        "paint what lies between two images",
+        "For a DiCoDe model, or a DynamiCrafter that interpolates. The same image twice makes a "
+        "loop.",
+    )
+    sub.add_argument("image", metavar="FIRST", help="the first frame, a picture of any kind")
+    sub.add_argument("last_image", metavar="LAST", help="the last frame")
+    _add_going_on(sub)
 
     sub = command(
         "reconstruct",
@@ -145,6 +178,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
     )
     _add_video_in(sub)
     _add_video_out(sub)
+    _add_landiff(sub, "caption")
     _add_sampling(sub)
     _add_model(sub)
 
@@ -164,6 +198,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         "tokens", metavar="TOKENS", help="a file that `dicode encode` wrote, or one of features"
     )
     _add_video_out(sub)
+    _add_landiff(sub, "caption")
     _add_sampling(sub)
     _add_model(sub)
 
@@ -181,7 +216,8 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         help="clips of the longest video that will be asked for, as programs for one clip, for "
         "several and for a window that slides differ (default: 2)",
     )
-    _add_sampling(sub)
+    _add_lag(sub)
+    _add_sampling(sub, Whole(1, MAX_STREAM))
     _add_model(sub)
 
     sub = command(
@@ -195,83 +231,51 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         metavar="PATH",
         help="a model folder, a packaged name or owner/name on the Hub (default: the packaged one)",
     )
-    _add_evaluate(command)
+    evaluate_arguments.add_parsers(command, _add_sampling, _add_computing)
     data.add_parsers(command)
     runs.add_parsers(command)
     doctor.add_parsers(command)
+    completion.add_parsers(command)
     return parser
 
 
-def _add_evaluate(command: Callable[..., argparse.ArgumentParser]) -> None:
-    sub = command(
-        "evaluate",
-        "measure how good a model is",
-        "shapes: whether clips of captions that no training saw obey them, in all and in every "
-        "frame; reconstruction: how near clips come to the true ones when they are taken apart and "
-        "painted again, beside what needs no model; long: how videos of a minute hold together; "
-        "tokens: what each deep token carries. "
-        "Numbers with 95 % intervals go to results.json and report.md. Painted videos are kept in "
-        "the folder too: an evaluation that was stopped goes on when it is asked for again.",
+def _add_going_on(parser: argparse.ArgumentParser) -> None:
+    """What happens, where the result goes, how long it is, and the options of sampling."""
+    text = "what happens, in quotes; it can be left out"
+    parser.add_argument("prompt", nargs="?", default="", metavar="PROMPT", help=text)
+    _add_video_out(parser)
+    parser.add_argument(
+        "--num-clips",
+        type=number(int, Whole(1, MAX_CLIPS)),
+        default=1,
+        metavar="N",
+        help="clips of two seconds each that are painted (default: 1)",
     )
-    sub.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL",
-        help="a model folder, a packaged name or owner/name on the Hub (default: the packaged one)",
-    )
-    sub.add_argument("--suite", choices=SUITES, help="(default: shapes)")
-    sub.add_argument(
-        "--videos",
-        metavar="DIR",
-        help="no model: distances of the videos in a folder from those of --reference",
-    )
-    sub.add_argument("--reference", metavar="DIR", help="as many true videos")
-    sub.add_argument(
-        "--features",
-        metavar="DIR",
-        help="weights of scripts/train_shapes_features.py, for --videos; with them the suite "
-        "shapes gives distances from drawn clips too",
-    )
-    sub.add_argument(
+    parser.set_defaults(lag=None, history_noise=None)
+    _add_sampling(parser)
+    _add_model(parser)
+
+
+def _add_lists(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--prompts",
         metavar="FILE",
-        help="no suite: a video for each line of a text file, called by its words and seed",
+        help="many prompts: a .txt with one on each line; or a .csv or .jsonl with `prompt` and, "
+        "if wanted, seed, name, num_clips, negative_prompt, image, last_image and video; --out is "
+        "then a folder, and a run that was stopped goes on in it",
     )
-    sub.add_argument(
-        "--vbench-prompts",
-        metavar="FILE",
-        help="the same as VBench wants them: DIR/LIST/PROMPT-INDEX.mp4, five of each prompt, of "
-        "temporal_flickering.txt 25",
-    )
-    sub.add_argument(
-        "--samples-per-prompt",
-        type=number(int, Whole(1, 1000)),
+    parser.add_argument(
+        "--num-videos-per-prompt",
+        type=number(int, Whole(1, MAX_STREAM)),
         metavar="N",
-        help="videos of each prompt of a list, with seeds from --seed on (default: 1, or VBench's)",
+        help="videos of each prompt, with the seeds S, S + 1, ...; --out is then a folder",
     )
-    sub.add_argument("--out", required=True, metavar="DIR", help="the folder for what is found")
-    sub.add_argument(
-        "--num",
-        type=number(int, Whole(1, 100_000)),
-        metavar="N",
-        help="clips or videos (default: " + ", ".join(f"{n} {s}" for s, n in SUITES.items()) + ")",
+    parser.add_argument(
+        "--format",
+        choices=[suffix[1:] for suffix in VIDEO_SUFFIXES],
+        default="mp4",
+        help="of videos in a folder (default: mp4)",
     )
-    sub.add_argument(
-        "--num-clips",
-        type=number(int, Whole(2, MAX_CLIPS)),
-        metavar="N",
-        help="of each long video, of two seconds each (default: 30; 8 of AR-Diffusion)",
-    )
-    sub.add_argument(
-        "--lpips",
-        metavar="DIR",
-        help="LPIPS's converted weights, for the suite reconstruction",
-    )
-    sub.add_argument(
-        "--lag", type=number(int, Whole(0, MAX_STEPS)), metavar="N", help="of AR-Diffusion"
-    )
-    _add_sampling(sub)
-    _add_computing(sub)
 
 
 def _add_video_in(parser: argparse.ArgumentParser) -> None:
@@ -296,12 +300,23 @@ def _add_video_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sheet", metavar="FILE", help="also write a contact sheet, a .png")
 
 
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
+def _add_lag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lag",
+        type=number(int, Whole(0, MAX_STEPS)),
+        metavar="N",
+        help="for AR-Diffusion: steps between the starts of neighbouring frames",
+    )
+
+
+def _add_sampling(
+    parser: argparse.ArgumentParser, frames: Whole = CLIP_FRAMES, more: str = ""
+) -> None:
     parser.add_argument(
         "--num-frames",
-        type=number(int, Whole(2, MAX_FRAMES, is_even=True)),
+        type=number(int, frames),
         metavar="N",
-        help="frames per clip, an even number (default: the model's own, mostly 16)",
+        help=f"frames per clip, an even number{more} (default: the model's own, mostly 16)",
     )
     parser.add_argument(
         "--seed",
@@ -368,6 +383,17 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_landiff(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Options that LanDiff alone has: some, and those of all painting."""
+    for name in (*names, "diffusion_guidance_scale", "ramp", "carry"):
+        rule, (metavar, text) = OPTIONS.get(name), LANDIFF[name]
+        is_name = isinstance(rule, OneOf)
+        known: dict[str, Any] = {"choices": rule.names} if is_name else {"metavar": metavar}
+        if isinstance(rule, Whole | Real):
+            known["type"] = number(int if isinstance(rule, Whole) else float, rule)
+        parser.add_argument(f"--{name.replace('_', '-')}", help=f"for LanDiff: {text}", **known)
+
+
 def _clips_per_batch(text: str) -> int | str:
     try:
         return text if text == "auto" else number(int, Whole(1, MAX_CLIPS))(text)
@@ -399,6 +425,8 @@ def _add_computing(parser: argparse.ArgumentParser) -> None:
         help="form of attention: one large product, a loop over heads, or NVIDIA's kernels, which "
         "compute in half precision (default: auto, what suits device and sizes)",
     )
+    text = f"for LanDiff: {LANDIFF['offload'][1]}"
+    parser.add_argument("--offload", action="store_true", help=text)
     parser.add_argument(
         "--no-compile-cache",
         action="store_true",

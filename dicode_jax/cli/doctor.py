@@ -14,6 +14,8 @@ from dicode_jax.errors import UserError, printable
 
 _SHOWN = ("jax", "flax", "orbax-checkpoint", "grain", "numpy", "av", "pillow", "safetensors")
 _EXTRAS = {"convert": ("torch", "open_clip_torch", "pyyaml"), "wandb": ("wandb",)}
+_USES = {"convert": "reads checkpoints of PyTorch", "wandb": "sends metrics to Weights & Biases"}
+_NVIDIA = "/dev/nvidiactl"  # there with every driver of NVIDIA
 
 
 def add_parsers(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -92,7 +94,8 @@ def _extras() -> str:
     parts = []
     for extra, names in _EXTRAS.items():
         found = [f"{name} {version}" for name in names if (version := _installed(name))]
-        parts.append(f"{extra}: {', '.join(found) or 'not installed'}")
+        missing = f'not installed; pip install "dicode-jax[{extra}]" {_USES[extra]}'
+        parts.append(f"{extra}: {', '.join(found) or missing}")
     return "; ".join(parts)
 
 
@@ -104,7 +107,10 @@ def _devices() -> str:
     devices = jax.devices()
     if float(jnp.sum(jnp.ones((8, 8)) @ jnp.ones((8, 8)))) != 512:
         raise UserError(f"{devices[0]} does not compute as it should")
-    return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
+    unused = ""
+    if devices[0].platform == "cpu" and os.path.exists(_NVIDIA):
+        unused = '; a GPU of NVIDIA is not used: pip install "dicode-jax[cuda]"'
+    return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}){unused}"
 
 
 def _memory() -> str:

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from dicode_jax.cli import distances, prompt_lists, video
-from dicode_jax.cli.arguments import SUITES
+from dicode_jax.cli import distances, evaluated_lists, video
+from dicode_jax.cli.evaluate_arguments import SUITES
 from dicode_jax.errors import UserError
 
 MAX_ROW = 4000  # of scenes; each has a million seeds of its own
@@ -48,16 +48,18 @@ def evaluate(args: argparse.Namespace) -> None:
         print(report.table(found.values))
         video.say(f"{report.write(found, out)}: of {found.settings['count of each']} videos each")
         return
-    folder, kind = video.find(args, "dicode", "ar_diffusion")
+    folder, kind = video.find(args, "dicode", "ar_diffusion", "landiff")
+    if kind == "landiff" and args.suite not in (None, "shapes"):
+        raise UserError(f"--suite {args.suite} is not there for LanDiff yet; shapes and lists are")
     if args.lag is not None and kind != "ar_diffusion":
         raise UserError("--lag is for AR-Diffusion models")
     if lists:
-        prompt_lists.named(args, out)  # what is wrong is known before the model loads
+        evaluated_lists.named(args, out)  # what is wrong is known before the model loads
     pipe = video.load(args, folder)
     _make(out)
     start = time.monotonic()
     if lists:
-        count = prompt_lists.paint(args, out, pipe, _options(args, pipe))
+        count = evaluated_lists.paint(args, out, pipe, _options(args, pipe))
         video.say(f"{out}: {count} videos in {time.monotonic() - start:.1f} s")
         return
     run = Run(args, out, folder, pipe)
@@ -142,11 +144,14 @@ def _options(args: argparse.Namespace, pipe) -> dict[str, Any]:
     del options["seed"]
     if args.num_frames is not None:
         options["num_frames"] = args.num_frames
-    if pipe.kind != "ar_diffusion":
+    if pipe.kind == "dicode":
         return options
     del options["clips_per_batch"]
-    if odd := options.keys() - {"num_inference_steps", "guidance_scale", "num_frames"}:
-        raise UserError(f"an AR-Diffusion model has no {', '.join(sorted(odd))}; leave it out")
+    own = {"num_inference_steps", "guidance_scale"} | (
+        {"num_frames"} if pipe.kind == "ar_diffusion" else set()
+    )
+    if odd := options.keys() - own:
+        raise UserError(f"this model has no {', '.join(sorted(odd))}; leave it out")
     return options if args.lag is None else options | {"lag": args.lag}
 
 
@@ -182,7 +187,10 @@ def _shapes(run: Run) -> pathlib.Path:
     def paint(numbers, seeds):
         return run.pipe([prompts[i] for i in numbers], seed=seeds, **run.options)
 
-    for scene, clip in zip(scenes, run.kept("clips", paint, AT_ONCE)):
+    seconds = shapes_world.NUM_FRAMES / shapes_world.FPS  # which the caption is about
+    most = max(round(seconds * run.pipe.config.fps), 2)
+    for scene, whole in zip(scenes, run.kept("clips", paint, AT_ONCE)):
+        clip = whole[:most]
         with _square(run.folder):
             rows.append(accuracy.judged(scene.attributes, clip))
         clips += [clip] * (len(clips) < SHEET_ROWS or features is not None)

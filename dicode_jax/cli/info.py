@@ -3,8 +3,12 @@
 import argparse
 import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
-from dicode_jax.cli.video import TOKEN_SUFFIXES, read_arrays, say
+from dicode_jax.cli import landiff
+from dicode_jax.cli.token_files import read_arrays
+from dicode_jax.cli.video import TOKEN_SUFFIXES, say
 from dicode_jax.errors import printable
 
 
@@ -17,16 +21,23 @@ def info(args: argparse.Namespace) -> None:
             if "features" in arrays:
                 b, n, z = arrays["features"].shape
                 say(f"{path}: features of {b} clips, {n} x {z} each")
+            elif "semantic_tokens" in arrays:
+                say(f"{path}: {len(arrays['semantic_tokens'])} semantic tokens of LanDiff")
             else:
                 k, n, z = arrays["tokens"].shape
                 say(f"{path}: deep tokens of {k} keyframes, {n} x {z} each: {k - 1} clips")
             return
         from dicode_jax.media import video
 
+        if path.suffix.lower() == ".png":
+            _tell(path, video.read_record(path))
+            return
         info = video.probe(path)
         rate = f", {info.fps:.4g} frames a second" if info.fps else ""
         lasts = f", {info.duration:.2f} s" if info.duration else ""
         say(f"{path}: a video of {info.width} x {info.height}{rate}{lasts}")
+        if info.record is not None:
+            _tell(path, info.record)
         return
     from dicode_jax.storage import hub, packaged
 
@@ -36,6 +47,15 @@ def info(args: argparse.Namespace) -> None:
     _describe(path)
     if checked:
         print(f"{'verified':<16} {checked[0]} files are as they were packaged")
+
+
+def _tell(path: pathlib.Path, record: Mapping[str, Any] | None) -> None:
+    """How a file was made, as it says itself."""
+    if record is None:
+        say(f"{path}: a picture that does not say how it was made")
+        return
+    for name, value in record.items():
+        say(f"  {printable(name, 60):<20} {printable(value, 500)}")
 
 
 def _describe(folder: pathlib.Path) -> None:
@@ -81,6 +101,9 @@ def _describe_pipeline(folder: pathlib.Path, kind: str, config) -> None:
     """Size of a clip, what goes in, and the sampling defaults."""
     if kind == "ar_diffusion":
         _describe_ar_diffusion(folder, config)
+        return
+    if kind == "landiff":
+        landiff.describe(folder, config)
         return
     size, sampling = config.frame_size, config.sampling
     h, w = (size, size) if isinstance(size, int) else size

@@ -1,6 +1,7 @@
-"""`dicode generate`, `reconstruct`, `encode` and `decode`: thin over the pipelines."""
+"""`dicode reconstruct`, `encode` and `decode`, and the steps that all share that paint."""
 
 import argparse
+import collections
 import contextlib
 import itertools
 import os
@@ -10,7 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import dicode_jax
-from dicode_jax.cli.arguments import VIDEO_SUFFIXES
+from dicode_jax.cli.arguments import LANDIFF, VIDEO_SUFFIXES
+from dicode_jax.cli.token_files import check_tokens, read_arrays
 from dicode_jax.errors import UserError, printable
 from dicode_jax.pipelines.options import MAX_CLIPS, MAX_FRAMES, check_seeds
 
@@ -20,100 +22,26 @@ TOKEN_FORMAT = "dicode_jax deep tokens"
 
 SHEET_ROWS = 24
 CAN = {
-    "dicode": "generates, reconstructs, encodes and decodes",
-    "dynamicrafter": "generates, from --image",
+    "dicode": "generates, continues, interpolates, reconstructs, encodes and decodes",
+    "dynamicrafter": "generates from --image, and interpolates",
     "divot": "decodes features",
-    "ar_diffusion": "generates",
+    "ar_diffusion": "generates and continues",
+    "landiff": "generates, continues, reconstructs, encodes and decodes",
 }
 """Kind of pipeline -> what the commands do with it."""
-
-
-def generate(args: argparse.Namespace) -> None:
-    """Runs `dicode generate`."""
-    if args.image is None and args.last_image is not None:
-        raise UserError("--last-image goes with --image, the first frame")
-    if args.image is not None and args.video is not None:
-        raise UserError("give --image or --video to go on from, not both")
-    images = [path for path in (args.image, args.last_image) if path is not None]
-    _check_outputs(args, *images, *(() if args.video is None else (args.video,)))
-    images = [_read_image(path) for path in images]
-    folder, kind = find(args, "dicode", "dynamicrafter", "ar_diffusion")
-    if kind == "ar_diffusion":
-        _roll(args, folder, *images)
-        return
-    if not {args.lag, args.history_noise, args.video} <= {None}:
-        raise UserError(
-            f"{folder} is no AR-Diffusion model; leave --lag, --history-noise and --video out"
-        )
-    if not images and not args.prompt.strip():
-        raise UserError("the prompt is empty; say what to show")
-    if kind == "dynamicrafter":
-        _animate(args, folder, *images)
-        return
-    if images:
-        raise UserError(f"{folder} paints a prompt alone; --image is for DynamiCrafter")
-    pipe = load(args, folder)
-    start = time.monotonic()
-    clips = pipe.stream(
-        args.prompt, num_clips=args.num_clips, num_frames=args.num_frames, **sampling(args)
-    )
-    _write(args, pipe, (clip.frames for clip in clips), args.num_clips, start, args.prompt)
-
-
-def _animate(args: argparse.Namespace, folder, image=None, last_image=None) -> None:
-    """Paints what follows an image, or lies between two."""
-    if image is None:
-        raise UserError(f"{folder} goes on from an image; name it with --image")
-    if args.num_clips != 1:
-        raise UserError(f"{folder} paints one clip; leave --num-clips out")
-    pipe = load(args, folder)
-    start = time.monotonic()
-    video = pipe(
-        image,
-        args.prompt,
-        last_image=last_image,
-        num_frames=args.num_frames,
-        **sampling(args),
-    )
-    _write(args, pipe, iter(video), 1, start, args.prompt or pathlib.Path(args.image).name)
-
-
-def _roll(args: argparse.Namespace, folder, image=None, last_image=None) -> None:
-    """Paints frame after frame of one video."""
-    clips = (args.num_clips, args.clips_per_batch) != (1, "auto")
-    others = sampling(args).keys() - {"seed", "num_inference_steps", "guidance_scale"}
-    if last_image is not None or clips or others != {"clips_per_batch"}:
-        raise UserError(
-            f"{folder} has one sampler, steered by --steps and --guidance-scale alone, and goes on "
-            "frame by frame; leave its other options, --last-image, --num-clips and "
-            "--clips-per-batch out, --num-frames says how many"
-        )
-    pipe = load(args, folder)
-    start = time.monotonic()
-    settings = sampling(args)
-    del settings["clips_per_batch"]
-    given = None if args.video is None else _read_given(args.video, pipe)
-    count = args.num_frames or pipe.config.sampling.num_frames + (
-        0 if given is None else len(given)
-    )
-    frames = pipe.stream(
-        args.prompt or None,
-        image=image,
-        video=given,
-        num_frames=count,
-        lag=args.lag,
-        history_noise=args.history_noise,
-        **settings,
-    )
-    frames, label = (part.frames for part in frames), args.prompt or folder.name
-    _write(args, pipe, frames, count, start, label, seconds=1 / pipe.config.fps)
+BY_KIND: dict[str, Any] = {}
+"""Kind -> a module above this one, which has itself put in, with a function for each command."""
 
 
 def reconstruct(args: argparse.Namespace) -> None:
     """Runs `dicode reconstruct`."""
-    _check_outputs(args, args.video)
+    check_outputs(args, args.video)
     _check_video(args.video, args.keyframes)
-    pipe = load(args, find(args, "dicode")[0])
+    folder, kind = find(args, "dicode", "landiff")
+    if kind in BY_KIND:
+        BY_KIND[kind].reconstruct(args, folder)
+        return
+    pipe = load(args, folder)
     start = time.monotonic()
     tokens, _ = _encode_keyframes(pipe, args.video, args.keyframes)
     _decode_tokens(args, pipe, tokens, start, pathlib.Path(args.video).name)
@@ -127,9 +55,13 @@ def encode(args: argparse.Namespace) -> None:
 
     out = check_output(args.out, TOKEN_SUFFIXES, sources=[args.video])
     if os.path.exists(out):
-        _check_tokens(out)
+        check_tokens(out)
     _check_video(args.video, args.keyframes)
-    pipe = load(args, find(args, "dicode")[0])
+    folder, kind = find(args, "dicode", "landiff")
+    if kind in BY_KIND:
+        BY_KIND[kind].encode(args, folder)
+        return
+    pipe = load(args, folder)
     start = time.monotonic()
     tokens, times = _encode_keyframes(pipe, args.video, args.keyframes)
     from safetensors.numpy import save_file
@@ -144,14 +76,18 @@ def encode(args: argparse.Namespace) -> None:
 
 def decode(args: argparse.Namespace) -> None:
     """Runs `dicode decode`."""
-    _check_outputs(args, args.tokens)
+    check_outputs(args, args.tokens)
     label, arrays = pathlib.Path(args.tokens).name, read_arrays(args.tokens)
-    folder, kind = find(args, "dicode", "divot")
-    if (kind == "divot") != ("features" in arrays):
-        held, wanted = ", ".join(arrays), "features" if kind == "divot" else "tokens"
+    folder, kind = find(args, "dicode", "divot", "landiff")
+    wanted = {"divot": "features", "landiff": "semantic_tokens"}.get(kind, "tokens")
+    if wanted not in arrays:
+        held = ", ".join(arrays)
         raise UserError(f"{label} holds {held}; {folder}, of the kind {kind!r}, decodes {wanted}")
     if kind == "divot" and args.num_frames is not None:
         raise UserError(f"{folder} paints clips of its own length; leave --num-frames out")
+    if kind in BY_KIND:
+        BY_KIND[kind].decode(args, folder, arrays[wanted])
+        return
     pipe = load(args, folder)
     start = time.monotonic()
     if kind == "divot":
@@ -168,72 +104,8 @@ def say(line: str) -> None:
     print(printable(line, 2000))
 
 
-def read_arrays(path: str | os.PathLike):
-    """Reads a file that can be decoded: what `dicode encode` wrote, or features for Divot.
-
-    Returns:
-      `tokens` float32 [k, n, z]; or `features` [b, l, e] and, if the file has them,
-      `null_features` [l, e].
-
-    Raises:
-      UserError: there is no such file, or it holds neither features nor the deep tokens of two
-        keyframes or more.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    path = pathlib.Path(path)
-    if not os.path.isfile(path):
-        raise UserError(f"there is no file {path}")
-    try:
-        arrays = load_file(path)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"{path} is not a whole safetensors file; make one with: dicode encode"
-        ) from error
-    if set(arrays) - {"null_features"} == {"features"}:
-        wanted = {"features": (2, 3), "null_features": (2,)}
-        arrays = {n: _floats(path, f"{n} [l, e]", x, wanted[n]) for n, x in arrays.items()}
-        features = arrays["features"]
-        return arrays | {"features": features if features.ndim == 3 else features[None]}
-    if list(arrays) != ["tokens"]:
-        held = ", ".join(printable(name, 60) for name in sorted(arrays)[:3]) or "nothing"
-        raise UserError(f"{path} holds {held}, not deep tokens; make them with: dicode encode")
-    wanted = "deep tokens [keyframes, tokens, width] of two keyframes or more"
-    return {"tokens": _floats(path, wanted, arrays["tokens"], (3,), least=2)}
-
-
-def _floats(path: pathlib.Path, wanted: str, array, ndims: tuple[int, ...], least: int = 1):
-    """The array as float32.
-
-    Raises:
-      UserError: It is of another type or of other dimensions, or holds NaN or infinity.
-    """
-    import numpy as np
-
-    is_wanted = array.dtype.kind == "f" and array.ndim in ndims and array.size
-    if not is_wanted or len(array) < least:
-        raise UserError(f"{path} holds an array {array.dtype} {list(array.shape)}; want {wanted}")
-    array = array.astype(np.float32)
-    if not np.isfinite(array).all():
-        raise UserError(f"{path} holds numbers that are not finite")
-    return array
-
-
-def _check_tokens(path: pathlib.Path) -> None:
-    """Refuses to replace anything but deep tokens: weights have the same extension."""
-    message = f"{path} is there, and is no file of deep tokens; name another"
-    try:
-        arrays = read_arrays(path)
-    except UserError as error:
-        raise UserError(message) from error
-    if "tokens" not in arrays:
-        raise UserError(message)
-
-
-def _check_outputs(args: argparse.Namespace, *sources: str) -> None:
+def check_outputs(args: argparse.Namespace, *sources: str) -> None:
+    """Refuses a video or a sheet that cannot be written, or that is one of the files read."""
     from dicode_jax.storage.files import check_output
 
     check_output(args.out, VIDEO_SUFFIXES, sources=sources)
@@ -256,10 +128,13 @@ def find(args: argparse.Namespace, *kinds: str) -> tuple[pathlib.Path, str]:
         raise UserError(
             f"{folder} is of the kind {kind!r} and does not {args.command}; it {CAN[kind]}"
         )
+    given = [name for name in LANDIFF if getattr(args, name, None) not in (None, False)]
+    if kind != "landiff" and given:
+        raise UserError(f"{folder} is no LanDiff model; leave --{given[0].replace('_', '-')} out")
     return folder, kind
 
 
-def load(args: argparse.Namespace, folder: pathlib.Path):
+def load(args: argparse.Namespace, folder: pathlib.Path, how: dict[str, Any] | None = None):
     """The pipeline, with weights and computing of the type and form that are asked for.
 
     Raises:
@@ -282,11 +157,14 @@ def load(args: argparse.Namespace, folder: pathlib.Path):
         raise UserError("--attention cudnn computes in half precision; add --dtype bfloat16")
     if args.dtype == "float16" and jax.devices()[0].platform == "cpu":
         raise UserError("a CPU does not compute in float16; take --dtype float32 or bfloat16")
-    dtype = args.dtype if args.dtype == "auto" else jnp.dtype(args.dtype)
-    return dicode_jax.load(folder, dtype=dtype, param_dtype=dtype)
+    how = {} if how is None else {"how": how}
+    if args.dtype == "auto":
+        return dicode_jax.load(folder, **how)
+    dtype = jnp.dtype(args.dtype)
+    return dicode_jax.load(folder, dtype=dtype, param_dtype=dtype, **how)
 
 
-def _read_image(path: str):
+def read_image(path: str):
     """uint8 [h, w, 3] of a picture, as it is to be shown."""
     import numpy as np
 
@@ -297,7 +175,7 @@ def _read_image(path: str):
         return np.asarray(shown_picture(image))
 
 
-def _read_given(path: str, pipe):
+def read_given(path: str, pipe):
     """uint8 [f, h, w, 3]: the frames of a file at the rate and in the size of the model."""
     import numpy as np
 
@@ -353,7 +231,7 @@ def _decode_tokens(args: argparse.Namespace, pipe, tokens, start: float, label: 
     num_clips = len(tokens) - 1
     _check_clips(label, num_clips)
     clips = pipe.decode_stream(tokens, num_frames=args.num_frames, **sampling(args))
-    _write(args, pipe, (clip.frames for clip in clips), num_clips, start, label)
+    write(args, pipe, (clip.frames for clip in clips), num_clips, start, label)
 
 
 def _decode_features(
@@ -365,7 +243,7 @@ def _decode_features(
         pipe(one, null_features=null_features, **sampling(args) | {"seed": seed})[0]
         for seed, one in zip(seeds, features, strict=True)
     )
-    _write(args, pipe, clips, len(features), start, label)
+    write(args, pipe, clips, len(features), start, label)
 
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
@@ -384,7 +262,7 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _write(
+def write(
     args: argparse.Namespace,
     pipe,
     clips: Iterator[Any],
@@ -392,40 +270,75 @@ def _write(
     start: float,
     label: str,
     seconds: float | None = None,
+    fps: float | None = None,
+    together: int = 1,
 ) -> None:
     """Writes clips `[f, h, w, 3]` as they come, and the contact sheet at the end.
 
-    A clip lasts as long as the model was made for, or so many seconds. Those that the sheet shows
-    are kept.
+    A clip lasts as long as the model was made for, or so many seconds, or as its frames at `fps`.
+    Those that the sheet shows are kept, so many of them together in a row.
     """
+    import numpy as np
+
     from dicode_jax.media.video import contact_sheet
     from dicode_jax.media.writer import VideoWriter
     from dicode_jax.storage.files import part_of
 
-    own = pipe.config.sampling.num_frames / pipe.config.fps
-    seconds = own if seconds is None else seconds
-    rows = min(SHEET_ROWS, num_clips) if args.sheet else 0
-    wanted = {round(i * (num_clips - 1) / max(rows - 1, 1)) for i in range(rows)}
-    shown = {}
+    runs = -(-num_clips // together)
+    rows = min(SHEET_ROWS, runs) if args.sheet else 0
+    wanted = {round(i * (runs - 1) / max(rows - 1, 1)) for i in range(rows)}
+    shown, starts = collections.defaultdict(list), [0]  # frames before each clip
     with progress_bar() as progress:
         progress("clips", 0, num_clips)
         first = next(clips)
         f, h, w, _ = first.shape
+        own = f / fps if fps else pipe.config.sampling.num_frames / pipe.config.fps
+        lasts = own if seconds is None else seconds
         what = f"clips in {printable(part_of(args.out).name, 60)}"
-        with VideoWriter(args.out, f / seconds, keep=True) as writer:
+        made = record(args, pipe)
+        with VideoWriter(args.out, f / lasts, keep=True, record=made) as writer:
             for index, clip in enumerate(itertools.chain([first], clips)):
                 writer.append(clip)
                 writer.flush()
+                starts.append(starts[-1] + len(clip))
                 progress(what, index + 1, num_clips)
-                if index in wanted:
-                    shown[index] = clip
-    lasts, took = num_clips * seconds, time.monotonic() - start
-    say(f"{args.out}: {f * num_clips} frames of {w} x {h}, {lasts:g} s, in {took:.1f} s")
+                if index // together in wanted:
+                    shown[index // together * together].append(clip)
+    times, took = [count * lasts / f for count in starts], time.monotonic() - start
+    say(f"{args.out}: {starts[-1]} frames of {w} x {h}, {times[-1]:g} s, in {took:.1f} s")
     if args.sheet is None:
         return
-    labels = [label, *(f"{seconds * i:g} to {seconds * (i + 1):g} s" for i in list(shown)[1:])]
-    contact_sheet(args.sheet, list(shown.values()), labels=labels)
+    spans = [(times[i], times[i + len(shown[i])]) for i in list(shown)[1:]]
+    labels = [label, *(f"{start:g} to {end:g} s" for start, end in spans)]
+    contact_sheet(args.sheet, [np.concatenate(row) for row in shown.values()], labels=labels)
     say(f"{args.sheet}: contact sheet")
+
+
+def write_frames(args, pipe, video, runs, start: float, label: str) -> None:
+    """Writes a video that is in memory, and runs of its frames as a sheet."""
+    from dicode_jax.media.sheet import contact_sheet
+    from dicode_jax.media.writer import VideoWriter
+
+    f, h, w, _ = video.shape
+    with VideoWriter(args.out, video.fps, record=record(args, pipe)) as writer:
+        writer.append(video.frames)
+    took = time.monotonic() - start
+    say(f"{args.out}: {f} frames of {w} x {h}, {f / video.fps:g} s, in {took:.1f} s")
+    if args.sheet is not None:
+        rows = runs[:SHEET_ROWS]
+        contact_sheet(args.sheet, rows, labels=[label, *[""] * (len(rows) - 1)])
+        say(f"{args.sheet}: contact sheet")
+
+
+def record(args: argparse.Namespace, pipe) -> dict[str, Any]:
+    """What an mp4 says of how the command made it."""
+    names = ("command", "prompt", "num_clips", "num_frames", "lag", "history_noise", "keyframes")
+    told = {name: getattr(args, name, None) for name in names}
+    for name in ("image", "last_image", "video", "tokens"):  # files, of which the name is enough
+        if isinstance(path := getattr(args, name, None), str):
+            told[name] = pathlib.Path(path).name
+    settings = {name: x for name, x in sampling(args).items() if name != "clips_per_batch"}
+    return pipe.record(**{name: x for name, x in told.items() if x is not None}, **settings)
 
 
 @contextlib.contextmanager

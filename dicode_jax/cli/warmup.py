@@ -5,6 +5,8 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+from dicode_jax.cli import landiff
+from dicode_jax.cli.generate import check_clip_frames, roll_settings
 from dicode_jax.cli.video import find, load, sampling, say
 from dicode_jax.errors import UserError
 
@@ -18,8 +20,12 @@ def warmup(args: argparse.Namespace) -> None:
     Raises:
       UserError: Compiled programs are not kept, or the pipeline refuses an option.
     """
-    folder, kind = find(args, "dicode", "dynamicrafter")
-    pipe = load(args, folder)
+    folder, kind = find(args, "dicode", "dynamicrafter", "ar_diffusion", "landiff")
+    if kind != "ar_diffusion":
+        check_clip_frames(args)
+        if args.lag is not None:
+            raise UserError(f"{folder} is no AR-Diffusion model; leave --lag out")
+    pipe = load(args, folder, {"offload": True} if args.offload else None)
     from dicode_jax.runtime import compile_cache
 
     if not (place := compile_cache.in_use()):
@@ -27,8 +33,12 @@ def warmup(args: argparse.Namespace) -> None:
     start = time.monotonic()
     with _compilations():
         # They are run, as what jax compiles on the way is seen in no other manner.
-        if kind == "dynamicrafter":
+        if kind == "landiff":
+            landiff.warm_up(args, folder, pipe, PROMPT)
+        elif kind == "dynamicrafter":
             _animate(args, pipe)
+        elif kind == "ar_diffusion":
+            _roll(args, folder, pipe)
         else:
             _generate(args, pipe)
     say(f"{place}: ready in {time.monotonic() - start:.1f} s")
@@ -52,7 +62,25 @@ def _animate(args: argparse.Namespace, pipe) -> None:
 
     image = np.zeros((*pipe.config.frame_size, 3), np.uint8)
     last = image if pipe.config.interpolation else None
-    pipe(image, last_image=last, num_frames=args.num_frames, **sampling(args))
+    pipe(image=image, last_image=last, num_frames=args.num_frames, **sampling(args))
+
+
+def _roll(args: argparse.Namespace, folder, pipe) -> None:
+    """What follows a black frame: of all longer videos too."""
+    import numpy as np
+
+    size, frames = pipe.parts["vae"].cfg.image_size, args.num_frames
+    if frames is None:
+        frames = pipe.config.sampling.num_frames
+    stream = pipe.stream(
+        "0" if pipe.parts["denoiser"].cfg.num_classes else None,
+        image=np.zeros((size, size, 3), np.uint8),
+        num_frames=max(frames, 2),
+        lag=args.lag,
+        **roll_settings(args, folder),
+    )
+    for _, _ in zip(stream, range(2)):  # the given one, and another
+        pass
 
 
 @contextlib.contextmanager

@@ -1,16 +1,36 @@
 """Videos whose frames are denoised one after the other, in a window that moves with them."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dicode_jax.diffusion.frame_schedule import FrameSchedule
-from dicode_jax.diffusion.parameterization import add_noise
-from dicode_jax.diffusion.samplers.asynchronous import AsynchronousDDIM
+from dicode_jax.diffusion.samplers.asynchronous import AsynchronousCoefficients, AsynchronousDDIM
 from dicode_jax.diffusion.samplers.base import Denoise, State
-from dicode_jax.typing import Array, PyTree
+from dicode_jax.typing import Array
+
+
+class Rows(NamedTuple):
+    """A run of rows, every array `[rows, ...]`; frames are counted from the first that is held.
+
+    Attributes:
+        index: number of the row in the whole run.
+        start: first frame that the network sees.
+        times: what it is told of each frame, ``[rows, 1, f]``.
+        signal, spread: factors of frame and noise in what it sees, ``[rows, 1, f]``.
+        coefficients: of the sampler.
+        runs: whether the row is one, or only fills up; None where all are.
+    """
+
+    index: np.ndarray
+    start: np.ndarray
+    times: np.ndarray
+    signal: np.ndarray
+    spread: np.ndarray
+    coefficients: AsynchronousCoefficients
+    runs: np.ndarray | None
 
 
 def sample_frames(
@@ -32,9 +52,9 @@ def sample_frames(
         x: noise ``[b, f, ...]``.
         frames: which frame moves when; it is checked.
         given: clean frames in front, ``[b, g, ...]``; they come back as they are.
-        history_noise: timestep of the noise under which the network sees the given frames; 0 shows
-            them as they are.
-        history: that noise, ``[b, g, ...]``.
+        history_noise: timestep of the noise under which the network sees frames that are done,
+            given ones among them; 0 shows them as they are.
+        history: that noise, of the shape of ``x``.
         return_trajectory: also return the state after every row.
 
     Returns:
@@ -44,69 +64,103 @@ def sample_frames(
         UserError: a frame would have to move outside of the window.
         ValueError: there is a timestep of history, and no noise.
     """
+    if history_noise and history is None:
+        raise ValueError("history_noise needs history, the noise of the frames that are done")
     if given is not None:
         x = x.at[:, : given.shape[1]].set(given.astype(x.dtype))
-    shown = None
-    if given is not None and history_noise:
-        if history is None:
-            raise ValueError("history_noise needs history, the noise of the given frames")
-        times = jnp.full(given.shape[:2], history_noise, jnp.int32)
-        shown = add_noise(sampler.schedule, given.astype(jnp.float32), history, times), times
-    rows = row_tables(sampler, frames)
-    return run_rows(denoise, sampler, x, rows, frames.window, shown=shown, keep=return_trajectory)
+    rows = row_tables(sampler, frames.check(), history_noise=history_noise)
+    return run_rows(
+        denoise, sampler, x, rows, frames.window, history=history, keep=return_trajectory
+    )
 
 
-def row_tables(sampler: AsynchronousDDIM, frames: FrameSchedule) -> PyTree:
-    """All that changes from row to row, arrays of numpy ``[rows, ...]``; cut them as you like.
+def row_tables(
+    sampler: AsynchronousDDIM,
+    frames: FrameSchedule,
+    part: tuple[int, int] | None = None,
+    *,
+    first: int = 0,
+    held: int | None = None,
+    length: int | None = None,
+    history_noise: int = 0,
+) -> Rows:
+    """All that changes from row to row, arrays of numpy.
 
-    Raises:
-        UserError: a frame would have to move outside of the window.
+    Args:
+        sampler: the update rule.
+        frames: which frame moves when; it was checked.
+        part: the first row and that behind the last; None for all.
+        first: the first frame that is held.
+        held: how many are; None for all.
+        length: rows of the tables, which others fill up that are not run.
+        history_noise: see `sample_frames`.
     """
-    frames.check()
-    times, coefficients = sampler.coefficients(frames.steps[:, None])
-    return np.arange(len(times), dtype=np.int32), frames.starts, times, coefficients
+    start, stop = part or (0, frames.num_rows)
+    held = frames.num_frames if held is None else held
+    length = stop - start if length is None else length
+    rows = np.arange(start, start + length + 1)
+    steps = frames.steps_at(rows[:, None], first + np.arange(held))
+    times, coefficients = sampler.coefficients(steps[:, None])
+    is_done = (steps[:-1, None] == frames.num_steps) & (history_noise > 0)
+    level = sampler.schedule.alphas_cumprod64[history_noise]
+    return Rows(
+        index=rows[:-1].astype(np.int32),
+        start=frames.starts_at(rows[:-1]) - np.int32(first),
+        times=np.where(is_done, history_noise, times).astype(np.int32),
+        signal=np.where(is_done, np.sqrt(level), 1).astype(np.float32),
+        spread=np.where(is_done, np.sqrt(1 - level), 0).astype(np.float32),
+        coefficients=coefficients,
+        runs=None if length == stop - start else rows[:-1] < stop,
+    )
 
 
 def run_rows(
     denoise: Denoise,
     sampler: AsynchronousDDIM,
     x: Array,
-    rows: PyTree,
+    rows: Rows,
     window: int,
     *,
-    shown: tuple[Array, Array] | None = None,
+    history: Array | None = None,
     keep: bool = False,
 ) -> tuple[Array, Any]:
-    """One ``lax.scan`` over rows of `row_tables`, which may be traced.
+    """One ``lax.scan`` over rows, which may be traced.
 
     Args:
         denoise: the guided model; it is given ``window`` frames.
         sampler: the update rule.
-        x: ``[b, f, ...]``, the frames as they are before the first of the rows.
-        rows: a run of rows.
+        x: ``[b, f, ...]``, the frames that are held, as they are before the first of the rows.
+        rows: of `row_tables`.
         window: frames that the network sees.
-        shown: frames ``[b, g, ...]`` and timesteps ``[b, g]`` that the network gets to see in
-            place of the first ones.
+        history: noise on what it sees of frames that are done, of the shape of ``x``; None where
+            there is none on any.
         keep: also return the state after every row.
     """
     b, f = x.shape[:2]
 
-    def predict(x, times, step, at):
-        if shown is not None:
-            g = shown[0].shape[1]
-            x = x.at[:, :g].set(shown[0].astype(x.dtype))
-            times = times.at[:, :g].set(shown[1].astype(times.dtype))
+    def predict(x, row: Rows):
+        times = jnp.broadcast_to(row.times, (b, f))
+        if history is not None:
+            signal, spread = (
+                jnp.expand_dims(a, tuple(range(2, x.ndim))) for a in (row.signal, row.spread)
+            )
+            x = (signal * x + spread * history).astype(x.dtype)
         if window == f:
-            return denoise(x, times, step)
-        cut = lambda a: jax.lax.dynamic_slice_in_dim(a, at, window, axis=1)  # noqa: E731
-        seen = denoise(cut(x), cut(times), step)
-        return jax.lax.dynamic_update_slice_in_dim(jnp.zeros(x.shape, seen.dtype), seen, at, 1)
+            return denoise(x, times, row.index)
+        cut = lambda a: jax.lax.dynamic_slice_in_dim(a, row.start, window, axis=1)  # noqa: E731
+        seen = denoise(cut(x), cut(times), row.index)
+        whole = jnp.zeros(x.shape, seen.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(whole, seen, row.start, 1)
 
-    def body(state: State, row):
-        step, at, times, coefficients = row
-        prediction = predict(state.x, jnp.broadcast_to(times, (b, f)), step, at)
-        state = sampler.step(state, prediction, coefficients, None)
-        state = state._replace(x=state.x.astype(x.dtype))
+    def move(state: State, row: Rows):
+        state = sampler.step(state, predict(state.x, row), row.coefficients, None)
+        return state._replace(x=state.x.astype(x.dtype))
+
+    def body(state: State, row: Rows):
+        if row.runs is None:
+            state = move(state, row)
+        else:
+            state = jax.lax.cond(row.runs, move, lambda state, _: state, state, row)
         return state, (state if keep else None)
 
     state, states = jax.lax.scan(body, sampler.init(x), jax.tree.map(jnp.asarray, rows))

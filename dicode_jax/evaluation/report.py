@@ -104,7 +104,7 @@ def draw(plot: Plot, path: str | os.PathLike) -> None:
     figure = Figure(figsize=(max(6.0, 0.3 * len(plot.x)), 3.4), layout="constrained")
     axes = figure.add_subplot()
     is_words = any(isinstance(x, str) for x in plot.x)
-    places = [i if isinstance(x, str) else float(x) for i, x in enumerate(plot.x)]
+    places: list[Any] = list(range(len(plot.x))) if is_words else list(plot.x)
     width = 0.8 / max(len(plot.lines), 1)
     for row, (name, line) in enumerate(plot.lines.items()):
         means = [y.mean if isinstance(y, Interval) else y for y in line]
@@ -118,7 +118,8 @@ def draw(plot: Plot, path: str | os.PathLike) -> None:
             axes.bar(at, means, 0.9 * width, yerr=sides, capsize=2, label=name)
         else:
             axes.plot(places, means, marker="." if len(means) < 40 else None, label=name)
-            axes.fill_between(places, [x for x, _ in ends], [x for _, x in ends], alpha=0.2)
+            low, high = zip(*ends, strict=True)
+            axes.fill_between(places, low, high, alpha=0.2)
     if is_words:
         axes.set_xticks(places, [str(x) for x in plot.x], rotation=30, ha="right")
     if len(plot.lines) > 1:

@@ -64,6 +64,19 @@ def resize_square(
     return _banded(build(w, size, left, right - left), x.swapaxes(0, 1)).swapaxes(0, 1)
 
 
+def middle(frame: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "y x 3"]:
+    """The largest middle part of the shape of `size`, in that size; one of the size as it is."""
+    (y, x), (h, w) = size, frame.shape[:2]
+    if (h, w) == (y, x):
+        return frame
+    scale = min(h / y, w / x)
+    rows, columns = scale * y, scale * x
+    small = _banded(triangle(h, y, (h - rows) / 2, rows), frame)
+    across = triangle(w, x, (w - columns) / 2, columns)
+    small = _banded(across, small.swapaxes(0, 1)).swapaxes(0, 1)
+    return np.clip(np.round(small), 0, 255).astype(np.uint8)
+
+
 def _banded(matrix: np.ndarray, x: np.ndarray) -> Float[np.ndarray, "m ..."]:
     """A product [m, n] x [n, ...]; only what a row reads becomes floats at once, and is summed."""
     out = np.empty((len(matrix), *x.shape[1:]), np.float32)

@@ -4,33 +4,35 @@ Frames are uint8 RGB [h, w, 3]. Files are read one frame at a time, by time and 
 that neither their length nor a variable frame rate matters.
 """
 
-import bisect
 import contextlib
 import dataclasses
 import math
 import os
 import pathlib
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import av
 import av.error
 import av.logging
 import numpy as np
-from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from jaxtyping import UInt8
+from PIL import Image
 
 from dicode_jax.errors import UserError
 from dicode_jax.media.container import check_complete, check_index, open_container
 from dicode_jax.media.picture import open_picture
+from dicode_jax.media.record import COMMENT, KEY, from_text
+from dicode_jax.media.sheet import contact_sheet as contact_sheet
+from dicode_jax.media.sheet import in_cell as in_cell
 from dicode_jax.media.shown import Shown, shown_picture
+from dicode_jax.media.videos import Video, Videos
 from dicode_jax.media.writer import DEFAULT_FPS, VideoWriter
-from dicode_jax.storage.files import atomic_path
 
 KEYFRAME_INTERVAL = 2.0  # seconds
 
 _LONGEST_GAP = 3600.0  # seconds between two frames, beyond which the time stamps are wrong
-_WIDEST_CELL = 8  # times the height of a cell
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,27 +45,18 @@ class Frame:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Video:
-    """Frames with their times in seconds; the first is at 0."""
-
-    frames: UInt8[np.ndarray, "f h w 3"]
-    times: Float[np.ndarray, " f"]
-
-    @property
-    def fps(self) -> float:
-        """Frames per second on average."""
-        return (len(self.times) - 1) / max(float(self.times[-1]), 1e-6)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What a file says of itself; `duration` in seconds and `num_frames` where it knows them."""
+    """What a file says of itself; `duration` in seconds and `num_frames` where it knows them.
+
+    `record` says how it was made, of an mp4 that was written here (see `media.record`).
+    """
 
     width: int
     height: int
     fps: float | None
     duration: float | None
     num_frames: int | None
+    record: Mapping[str, Any] | None = None
 
 
 def iter_frames(path: str | os.PathLike) -> Iterator[Frame]:
@@ -91,11 +84,16 @@ def iter_frames(path: str | os.PathLike) -> Iterator[Frame]:
 
 
 def read_video(path: str | os.PathLike) -> Video:
-    """Reads all frames of a file into memory; see `iter_frames` for the errors."""
+    """Reads all frames of a file into memory; see `iter_frames` for the errors.
+
+    `times` are those of its frames in seconds, the first at 0, and `fps` is their mean rate.
+    """
     frames = list(iter_frames(path))
+    times = np.array([frame.time for frame in frames])
     return Video(
         frames=np.stack([frame.image for frame in frames]),
-        times=np.array([frame.time for frame in frames]),
+        fps=(len(times) - 1) / max(float(times[-1]), 1e-6),
+        times=times,
     )
 
 
@@ -168,79 +166,62 @@ def probe(path: str | os.PathLike) -> VideoInfo:
             fps=float(stream.average_rate) if stream.average_rate else None,
             duration=_duration(container, stream),
             num_frames=stream.frames or None,
+            record=from_text(container.metadata.get(COMMENT), path),
         )
+
+
+def read_record(path: str | os.PathLike) -> Mapping[str, Any] | None:
+    """How a picture was made, of a .png that was written here; else None.
+
+    Raises:
+      UserError: it is no picture.
+    """
+    with open_picture(_existing(path), path) as image:
+        return from_text(getattr(image, "text", {}).get(KEY), path)
 
 
 def write_video(
     path: str | os.PathLike,
-    frames: UInt8[np.ndarray, "f h w 3"] | Iterable[UInt8[np.ndarray, "h w 3"]],
-    fps: float = DEFAULT_FPS,
+    frames: Any,
+    fps: float | None = None,
+    *,
+    record: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes .mp4, .gif or .webp (both repeat for ever), by extension; see `writer.VideoWriter`.
 
-    `frames` may be a generator: one frame is held at a time, except for gif. The file appears when
-    it is whole, and not at all on an error or Ctrl-C.
-
-    Raises:
-      UserError: the path cannot be written, see `files.check_output`; or `fps` is no rate.
-      ValueError: no frames, or frames that are none.
-    """
-    with VideoWriter(path, fps) as writer:
-        writer.append(frames)
-
-
-def contact_sheet(
-    path: str | os.PathLike,
-    rows: Sequence[UInt8[np.ndarray, "f h w 3"]],
-    *,
-    labels: Sequence[str] | None = None,
-    columns: int = 12,
-    cell_size: int = 112,
-) -> None:
-    """Writes a picture of several clips: a row of frames each, evenly spaced in time.
+    The file appears when it is whole, and not at all on an error or Ctrl-C.
 
     Args:
-      path: the .png to write; its folder is made if need be.
-      rows: clips or runs of images, uint8, each of one size.
-      labels: a line above each row, cut where it is too long.
-      columns: frames per row at most; the first and the last are always among them.
-      cell_size: height of a frame on the sheet in pixels; of one that is more than 8 times as wide
-        as high, an eighth of its width. Small frames grow by a whole factor, so that their pixels
-        stay sharp.
+      path: The file.
+      frames: One video: uint8 `[f, h, w, 3]`, a `Video`, a batch of one, the path of a video file,
+        or images one by one, as of a generator, of which one is held at a time (all for gif).
+      fps: Frames per second; those of the `Video` or file by default, else 8.
+      record: How it was made, which an mp4 keeps; that of the `Video` by default.
+
+    Raises:
+      UserError: The path cannot be written, see `files.check_output`; `fps` is no rate; there are
+        several videos; or a file cannot be read.
+      ValueError: No frames, or frames that are none.
     """
-    rows = [np.asarray(row) for row in rows]
-    if not rows or any(row.ndim != 4 or row.dtype != np.uint8 or not len(row) for row in rows):
-        raise ValueError(f"want rows uint8 [f, h, w, 3], got {[list(row.shape) for row in rows]}")
-    if labels is not None and len(labels) != len(rows):
-        raise ValueError(f"{len(labels)} labels for {len(rows)} rows")
-    gap, text_size = max(2, cell_size // 28), max(11, cell_size // 8)
-    font = ImageFont.load_default(text_size)
-    label_height = 0 if labels is None else round(text_size * 1.7)
-    strips = []
-    for row in rows:
-        chosen = np.linspace(0, len(row) - 1, min(columns, len(row))).round().astype(int)
-        strips.append([_cell(row[i], cell_size) for i in chosen])
-    border = 4 * gap
-    width = max(sum(cell.width + gap for cell in strip) - gap for strip in strips) + 2 * border
-    row_gap = border if labels is None else 3 * gap
-    height = sum(strip[0].height + label_height + row_gap for strip in strips) - row_gap
-    sheet = Image.new("RGB", (width, height + 2 * border), (250, 250, 248))
-    draw = ImageDraw.Draw(sheet)
-    y = border
-    for strip, label in zip(strips, labels or [""] * len(strips), strict=True):
-        if label_height:
-            text = _shortened(label, font, width - 2 * border)
-            draw.text((border, y), text, fill=(60, 62, 68), font=font)
-            y += label_height
-        x = border
-        for cell in strip:
-            sheet.paste(cell, (x, y))
-            x += cell.width + gap
-        y += strip[0].height + row_gap
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        sheet.save(temporary, "PNG", optimize=True)
+    sources: list[Any] = []
+    if isinstance(frames, Videos):
+        frames = frames.only
+    if isinstance(frames, Video):
+        fps = frames.fps if fps is None else fps
+        record = frames.record if record is None else record
+        frames = frames.frames
+    elif isinstance(frames, str | os.PathLike):
+        sources, info = [frames], probe(frames)
+        rate = DEFAULT_FPS if not info.fps else min(info.fps, 1000.0)
+        fps, record = (rate if fps is None else fps), (info.record if record is None else record)
+        frames = (frame.image for frame in iter_frames_at(frames, fps))
+    elif getattr(frames, "ndim", 0) == 5:
+        if len(frames) != 1:
+            raise UserError(f"there are {len(frames)} videos; write one, such as videos[0]")
+        frames = frames[0]
+    fps = DEFAULT_FPS if fps is None else fps
+    with VideoWriter(path, fps, sources=sources, record=record) as writer:
+        writer.append(frames)
 
 
 # Reading
@@ -353,30 +334,3 @@ def _keyframes_on_grid(frames: Iterator[Frame], interval: float) -> Iterator[Fra
     rest = shown.time + lasts - (count - 1) * interval
     if count < 2 or rest > interval / 2:
         yield shown
-
-
-# Contact sheets
-
-
-def in_cell(width: int, height: int, cell_size: int) -> float:
-    """The factor that brings a frame to the height of a cell, and a very wide one to its width."""
-    return min(cell_size / height, _WIDEST_CELL * cell_size / width)
-
-
-def _cell(image: np.ndarray, size: int) -> Image.Image:
-    """A frame in a cell `size` high; one that is much smaller grows by a whole factor instead."""
-    picture = Image.fromarray(image)
-    factor = in_cell(*picture.size, size)
-    if round(factor) >= 2:
-        width, height = (round(factor) * side for side in picture.size)
-        return picture.resize((width, height), Image.Resampling.NEAREST)
-    width, height = (max(1, round(factor * side)) for side in picture.size)
-    return picture.resize((width, height), Image.Resampling.LANCZOS)
-
-
-def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    text = " ".join(text.split())
-    if font.getlength(text) <= width:
-        return text
-    fits = bisect.bisect(range(len(text)), width, key=lambda n: font.getlength(text[:n] + "..."))
-    return text[: max(0, fits - 1)].rstrip() + "..."

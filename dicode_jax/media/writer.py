@@ -9,7 +9,7 @@ import gc
 import numbers
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self, cast
 
 import av
@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 
 from dicode_jax.errors import UserError
 from dicode_jax.media.container import open_container
+from dicode_jax.media.record import COMMENT, to_text
 from dicode_jax.storage.files import atomic_path, check_output, growing_path, part_of
 
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")
@@ -39,6 +40,7 @@ class VideoWriter:
         interrupted those up to the last `flush` stay there, playable, of which the exception gets
         a note. Otherwise no trace of them is left.
       sources: Files that the caller reads, which are not to be replaced.
+      record: How the video is made, which an mp4 keeps; see `media.record`.
 
     Raises:
       UserError: The path cannot be written, see `files.check_output`; or `fps` is no rate.
@@ -52,6 +54,7 @@ class VideoWriter:
         *,
         keep: bool = False,
         sources: Iterable[str | os.PathLike] = (),
+        record: Mapping[str, Any] | None = None,
     ):
         self._path = check_output(path, VIDEO_SUFFIXES, sources=sources)
         is_number = isinstance(fps, numbers.Real) and not isinstance(fps, bool)
@@ -59,6 +62,7 @@ class VideoWriter:
             raise UserError(f"fps must lie between 0.001 and 1000, got {str(fps)[:40]}")
         self._rate = fractions.Fraction(fps).limit_denominator(1001)
         self._keep = keep
+        self._record = None if not record else to_text(record)
         self._stack = contextlib.ExitStack()
         self._format: _Mp4 | _Gif | _Webp | None = None
         self._shape: tuple[int, ...] = ()
@@ -130,6 +134,8 @@ class VideoWriter:
         self._name = name.absolute()  # FFmpeg sees an address in `a:b.mp4`
         with self._told():
             self._format = form = make(self._name, self._rate, shape, self._keep)
+            if self._record is not None and isinstance(form, _Mp4):
+                form.container.metadata[COMMENT] = self._record
             self._shape = shape
             return form
 
@@ -212,6 +218,7 @@ def _lay_out(source: pathlib.Path, target: pathlib.Path) -> None:
     )
     with reading as (old, picture), writing as new:
         stream = new.add_stream_from_template(picture)
+        new.metadata.update({key: old.metadata[key] for key in [COMMENT] if key in old.metadata})
         for packet in old.demux(picture):
             if packet.dts is not None:  # the last one is empty
                 packet.stream = stream

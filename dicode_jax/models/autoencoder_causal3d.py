@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
 from dicode_jax.config import check_counts
@@ -253,35 +254,46 @@ class Decoder3D(nnx.Module):
 
 
 def decode_in_chunks(
-    decode: Callable[..., tuple[Array, Cache]], z: Float[Array, "b t y x z"]
-) -> Float[Array, "b f h w 3"]:
+    decode: Callable[..., tuple[Array, Cache]],
+    z: Float[Array, "b t y x z"],
+    cache: Cache | None = None,
+) -> tuple[Float[Array, "b f h w 3"], Cache]:
     """Frames of the first three latents (or of the only one), then of two after two.
 
     Args:
       decode: `Decoder3D.__call__`.
       z: Unscaled latents.
+      cache: Of the latents in front of these, which are then pairs from the first one on.
+
+    Returns:
+      The frames, and the cache for the latents behind.
 
     Raises:
-      ValueError: There is an even number of latents.
+      ValueError: There is an even number of latents, or an odd one behind a cache.
     """
-    if z.shape[1] % 2 == 0:
+    is_first = cache is None
+    if z.shape[1] % 2 != is_first or not z.shape[1]:
         raise ValueError(
-            f"latents are decoded in pairs behind the first one, so their number must be odd, got "
-            f"{z.shape[1]}"
+            f"latents are decoded in pairs{' behind the first one' * is_first}, so their number "
+            f"must be {'odd' if is_first else 'even'}, got {z.shape[1]}"
         )
-    frames, cache = decode(z[:, :3])
-    if z.shape[1] <= 3:
-        return frames
-    b, t, *shape = z.shape
-    pairs = z[:, 3:].reshape(b, (t - 3) // 2, 2, *shape).swapaxes(0, 1)
+    frames = []
+    if cache is None:
+        first, cache = decode(z[:, :3])
+        frames, z = [first], z[:, 3:]
+    if z.shape[1] == 2:  # no loop for one pair: inside of one, convolutions crawl on CPUs
+        later, cache = decode(z, cache)
+        frames.append(later)
+    elif z.shape[1]:
+        pairs = rearrange(z, "b (n t) y x z -> n b t y x z", t=2)
 
-    def step(cache, pair):
-        frames, cache = decode(pair, cache)
-        return cache, frames
+        def step(cache, pair):
+            frames, cache = decode(pair, cache)
+            return cache, frames
 
-    _, later = jax.lax.scan(step, cache, pairs)
-    later = later.swapaxes(0, 1).reshape(b, -1, *frames.shape[2:])
-    return jnp.concatenate([frames, later], axis=1)
+        cache, later = jax.lax.scan(step, cache, pairs)
+        frames.append(rearrange(later, "n b f h w c -> b (n f) h w c"))
+    return jnp.concatenate(frames, axis=1), cache
 
 
 class AutoencoderCausal3D(nnx.Module):
@@ -349,8 +361,19 @@ class AutoencoderCausal3D(nnx.Module):
 
     def decode(self, z: Float[Array, "b t y x z"]) -> Float[Array, "b f h w 3"]:
         """Frames of unscaled latents, not clipped; see `decode_in_chunks`."""
-        return decode_in_chunks(self.decode_chunk, z)
+        return decode_in_chunks(self.decode_chunk, z)[0]
 
     def decode_latents(self, latents: Float[Array, "b t y x z"]) -> Float[Array, "b f h w 3"]:
         """Frames of scaled latents, not clipped to [-1, 1]."""
         return self.decode(latents / self.cfg.scale_factor)
+
+    def decode_more(
+        self, latents: Float[Array, "b t y x z"], cache: Cache | None = None
+    ) -> tuple[Float[Array, "b f h w 3"], Cache]:
+        """The same piece by piece: the frames, and the cache for the next piece.
+
+        Args:
+          latents: Scaled; an odd number of the first piece, an even one of each later.
+          cache: Of the piece before.
+        """
+        return decode_in_chunks(self.decode_chunk, latents / self.cfg.scale_factor, cache)

@@ -41,6 +41,11 @@ class PatchDiscriminatorConfig:
         """Channels behind each layer but the last one."""
         return tuple(self.channels * min(2**i, 8) for i in range(self.num_layers + 1))
 
+    @property
+    def least_size(self) -> int:
+        """Height and width of the smallest images that it judges."""
+        return 3 * 2**self.num_layers
+
 
 class BatchNorm(nnx.Module):
     """Scale and bias of a batch norm over `[n, h, w, c]`; statistics in float32."""

@@ -27,6 +27,7 @@ MAPPED_MIN_SCORES = 2**17
 # From so many scores of all heads on they are held of one head at a time: 8 GB in float32.
 HELD_MAX_SCORES = 2**31
 BLOCKED_SCORES = 2**25  # at once with a mask of labels: 128 MiB
+KEYS_IN_PARTS = 8  # on GPUs, for one query and a number of keys that these divide
 
 
 @typechecked
@@ -200,5 +201,20 @@ def _deferred(query, key, value, mask, scale, rate, rng):
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     total = weights.sum(-1, keepdims=True)
     weights = drop(weights, rate, rng).astype(value.dtype)
-    out = jnp.einsum("bhts,bhsd->bhtd", weights, value, preferred_element_type=jnp.float32)
+    out = _weighted(weights, value)
     return (out / total).astype(value.dtype).swapaxes(1, 2)
+
+
+def _weighted(weights, value):
+    """Values `[b, h, s, d]` summed with weights `[b, h, t, s]`, in float32.
+
+    For one query on a GPU in parts: XLA, which there makes a sum of products of it, would write all
+    products to memory in float32 and read them again.
+    """
+    total = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    if weights.shape[2] > 1 or weights.shape[3] % KEYS_IN_PARTS or platform.platform() != "gpu":
+        return total("bhts,bhsd->bhtd", weights, value)
+    weights = rearrange(weights, "b h t (p s) -> b p h t s", p=KEYS_IN_PARTS)
+    value = rearrange(value, "b h (p s) d -> b p h s d", p=KEYS_IN_PARTS)
+    out = total("bphts,bphsd->bphtd", weights, value)
+    return jax.lax.optimization_barrier(out).sum(1)  # or XLA makes one sum of both

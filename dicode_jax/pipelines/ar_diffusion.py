@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from dicode_jax.diffusion.asynchronous import row_tables, run_rows
 from dicode_jax.diffusion.frame_schedule import FrameSchedule, frame_schedule
 from dicode_jax.diffusion.guidance import guide
 from dicode_jax.diffusion.guided import guided_denoise
-from dicode_jax.diffusion.parameterization import add_noise
 from dicode_jax.diffusion.samplers.asynchronous import AsynchronousDDIM
 from dicode_jax.diffusion.samplers.base import per_sample_normal
 from dicode_jax.diffusion.time_grid import ddim_timesteps
@@ -30,9 +30,10 @@ from dicode_jax.media.resize import resize_square
 from dicode_jax.models.ar_diffusion.dit import Denoiser, DenoiserConfig
 from dicode_jax.models.ar_diffusion.frame_vae import FrameVAE, FrameVAEConfig
 from dicode_jax.nn.rngs import fold, sample_keys
-from dicode_jax.pipelines import base, checks, options
+from dicode_jax.pipelines import base, calls, checks, options, painting
 from dicode_jax.pipelines.painting import Clip
-from dicode_jax.typing import UInt8
+from dicode_jax.runtime.sharding import ROWS
+from dicode_jax.typing import Array, Float, UInt8
 
 PARTS: dict[str, tuple[type, type]] = {
     "denoiser": (Denoiser, DenoiserConfig),
@@ -49,7 +50,7 @@ class FrameSamplingConfig:
       num_inference_steps: Of each frame.
       guidance_scale: Strength of classifier-free guidance; with 1 only the conditional branch runs.
       lag: Rows, of one call each, between the starts of neighbouring frames.
-      history_noise: Timestep of the noise under which given frames are seen; 0 for none.
+      history_noise: Timestep of the noise under which frames that are done are seen; 0 for none.
     """
 
     num_frames: int = 16
@@ -59,7 +60,9 @@ class FrameSamplingConfig:
     history_noise: int = 0
 
     def __post_init__(self):
-        options.check(**vars(self))
+        rest = {name: value for name, value in vars(self).items() if name != "num_frames"}
+        options.check(**rest)
+        options.named("num_frames", options.Whole(1, options.MAX_STREAM), self.num_frames)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,7 @@ class ARDiffusionConfig:
 
 
 class ARDiffusionPipeline(base.Pipeline):
-    """Holds the denoiser and the VAE of single frames.
+    """Holds the denoiser and the VAE, which makes latents of single frames.
 
     Args:
       parts: A module for each name in `PARTS`.
@@ -92,6 +95,9 @@ class ARDiffusionPipeline(base.Pipeline):
     kind = "ar_diffusion"
     part_types = PARTS
     config_type = ARDiffusionConfig
+    takes = calls.COMMON - {
+        "last_image", "num_clips", "negative_prompt", "temperature", "latent", "tokens",
+    }  # fmt: skip
 
     @classmethod
     def _check_fit(cls, config: ARDiffusionConfig, configs: Mapping[str, Any]) -> None:
@@ -105,19 +111,24 @@ class ARDiffusionPipeline(base.Pipeline):
                 f"the denoiser makes {ours[0]} tokens of {ours[1]} numbers for a frame, the VAE "
                 f"reads {theirs[0]} of {theirs[1]}"
             )
-        if vae.temporal:
-            raise UserError("the VAE decodes 16 frames together; take the one of single frames")
         if config.class_names and len(config.class_names) != denoiser.num_classes:
             raise UserError(
                 f"class_names has {len(config.class_names)} names for "
                 f"{denoiser.num_classes} classes"
             )
 
-    def __call__(self, prompt: Any = None, **arguments: Any) -> UInt8[np.ndarray, "b f h w 3"]:
-        """Generates a video for each prompt: what `stream` gives, gathered; see there."""
-        frames = [clip.frames[0] for clip in self.stream(prompt, **arguments)]
-        count = 1 if not isinstance(prompt, list | tuple) else len(prompt)
-        return np.stack(frames).reshape(count, -1, *frames[0].shape)
+    def _answer(self, call: calls.Call) -> calls.Answer:
+        """As many new frames as a video has follow one that is given, unless told otherwise."""
+        behind = 0 if call.video is None else len(call.video)
+        count = call.options.get("num_frames", self.config.sampling.num_frames + behind)
+        return super()._answer(
+            dataclasses.replace(call, options={**call.options, "num_frames": count})
+        )
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of its videos."""
+        return (self.parts["vae"].cfg.image_size,) * 2
 
     def stream(
         self,
@@ -131,16 +142,19 @@ class ARDiffusionPipeline(base.Pipeline):
         video: UInt8[np.ndarray, "f h w 3"] | None = None,
         history_noise: int | None = None,
         seed: int | Sequence[int] = 0,
+        clips_per_batch: int | str = "auto",
     ) -> Iterator[Clip]:
-        """The frames of the videos, each as soon as it is done, one video after the other.
+        """The frames of the videos, each as soon as it is done.
 
-        A video does not depend on the others of the call. Frame f is done after
-        `num_inference_steps + f * lag` calls of the network.
+        Frame f is done after `num_inference_steps + f * lag` calls of the network. Videos that are
+        painted together come side by side, frame by frame; memory on host and devices does not grow
+        with their length. Video i of a call with `seed=s` is what it is alone with `seed=s + i`, to
+        one grey level, as sums run in another order in another batch.
 
         Args:
           prompt: A class by its name or number, or a list of them; None or "" where the model has
-            no classes.
-          num_frames: Of a video, given ones among them.
+            no classes, or a list of these for several videos.
+          num_frames: Of a video, given ones among them, up to a million.
           lag: Calls between the starts of neighbouring frames: 0 makes all at once, as many as
             there are steps one after the other. A video longer than the window of the model needs
             `window * lag` to reach the steps.
@@ -148,15 +162,19 @@ class ARDiffusionPipeline(base.Pipeline):
           image: The first frame; its middle square is taken.
           video: The first frames, instead of an image. Given frames come back as they were, in
             the model's size.
-          history_noise: Timestep of the noise under which the network sees given frames, which
-            keeps long videos from clinging to their faults; 0 for none.
+          history_noise: Timestep of the noise under which the network sees frames that are done,
+            given ones among them, which keeps long videos from clinging to their faults; 0 for
+            none.
           seed: Of all randomness, 0 to 2**32 - 1; or a seed for each video.
+          clips_per_batch: Videos that each device paints at once; "auto" for as many as are fast
+            and fit in the memory that is free.
 
         Raises:
           UserError: No such class, or an option is impossible.
         """
         classes = self._read_classes(prompt)
         seeds = options.check_seeds(seed, len(classes))
+        at_once = painting.check_clips(clips_per_batch)
         sampling = self._sampling(
             num_frames=num_frames,
             lag=lag,
@@ -165,26 +183,14 @@ class ARDiffusionPipeline(base.Pipeline):
             history_noise=history_noise,
         )
         given = self._read_given(image, video)
-        cfg: DenoiserConfig = self.parts["denoiser"].cfg
-        steps = ddim_timesteps(
-            "uniform", sampling.num_inference_steps, self._schedule.num_timesteps
-        )
-        sampler = AsynchronousDDIM(schedule=self._schedule, timesteps=tuple(map(int, steps)))
         frames = frame_schedule(
             sampling.num_frames,
-            len(steps),
+            len(self._sampler(sampling).timesteps),
             sampling.lag,
-            window=cfg.dit.num_frames,
+            window=self.parts["denoiser"].cfg.dit.num_frames,
             num_given=len(given),
         ).check()
-
-        def videos():
-            for sample, (label, one) in enumerate(zip(classes, seeds, strict=True)):
-                shown = self._video(label, one, sampling, sampler, frames, given, sample)
-                for i, pixels in enumerate(shown):
-                    yield Clip(sample, i, pixels[None])
-
-        return videos()
+        return self._videos(classes, seeds, sampling, frames, given, at_once)
 
     def reconstruct(self, video: UInt8[np.ndarray, "f h w 3"]) -> UInt8[np.ndarray, "f s s 3"]:
         """Every frame through the VAE and back, which is what its latents hold of a video.
@@ -203,9 +209,18 @@ class ARDiffusionPipeline(base.Pipeline):
     def _schedule(self):
         return self.parts["denoiser"].cfg.schedule
 
-    def _sampling(self, **changes: Any) -> FrameSamplingConfig:
+    def _sampler(self, sampling: FrameSamplingConfig) -> AsynchronousDDIM:
+        steps = ddim_timesteps(
+            "uniform", sampling.num_inference_steps, self._schedule.num_timesteps
+        )
+        return AsynchronousDDIM(schedule=self._schedule, timesteps=tuple(map(int, steps)))
+
+    def _sampling(self, *, num_frames: Any = None, **changes: Any) -> FrameSamplingConfig:
+        changes = options.check(**changes)
+        if num_frames is not None:
+            changes["num_frames"] = num_frames
         try:
-            sampling = dataclasses.replace(self.config.sampling, **options.check(**changes))
+            sampling = dataclasses.replace(self.config.sampling, **changes)
             ddim_timesteps("uniform", sampling.num_inference_steps, self._schedule.num_timesteps)
         except ValueError as error:
             raise UserError(str(error)) from error
@@ -271,89 +286,160 @@ class ARDiffusionPipeline(base.Pipeline):
         small = resize_square(frame, size, box, antialias=True)
         return np.clip(np.round(small), 0, 255).astype(np.uint8)
 
-    def _video(
+    def _videos(
         self,
-        label: int,
-        seed: int,
+        classes: Sequence[int],
+        seeds: Sequence[int],
         sampling: FrameSamplingConfig,
-        sampler: AsynchronousDDIM,
         frames: FrameSchedule,
         given: np.ndarray,
-        sample: int,
-    ) -> Iterator[np.ndarray]:
-        """The frames of one video, uint8 `[h, w, 3]`."""
-        (denoiser, vae), (weights, vae_weights) = self._of("denoiser", "vae")
-        g, num_frames = len(given), sampling.num_frames
-        x = _start(seed, num_frames, *_token_shape(self.parts["denoiser"].cfg))
-        shown = None
-        if g:
-            latents = jnp.concatenate([_encode(vae, vae_weights, one[None]) for one in given])[None]
-            x = x.at[:, :g].set(latents)
-            if sampling.history_noise:
-                times = jnp.full((1, g), sampling.history_noise, jnp.int32)
-                noise = _start(seed, g, *latents.shape[2:], stream=1)
-                shown = add_noise(sampler.schedule, latents, noise, times), times
-        yield from given
-        rows, scale = row_tables(sampler, frames), sampling.guidance_scale
-        done = g
-        for start, stop in _parts(len(frames.moves), sampling.lag):
-            part = jax.tree.map(lambda a, i=start, j=stop: a[i:j], rows)
-            x = _advance(
-                weights,
-                x,
-                part,
-                np.int32(label),
-                np.float32(scale),
-                shown,
-                graph=denoiser,
-                sampler=sampler,
-                window=frames.window,
-                is_guided=scale != 1,
-            )
-            while done < num_frames and frames.steps[stop, done] == len(sampler.timesteps):
-                pixels, is_finite = _decode(vae, vae_weights, x[:, done : done + 1])
-                checks.check_painted(np.asarray(is_finite).all(), sample, "denoiser, vae", sampling)
-                yield np.asarray(pixels)[0, 0]
+        clips_per_batch: int | None,
+    ) -> Iterator[Clip]:
+        dit, is_temporal = self.parts["denoiser"].cfg.dit, self.parts["vae"].cfg.temporal
+        # One frame more than the window, as it may move on while one of its frames ends.
+        held = frames.window + (frames.window == dit.num_frames)
+        rows = [
+            {
+                "label": np.int32(label),
+                "seed": np.uint32(seed),
+                "x": np.zeros((held, dit.num_tokens, dit.channels), np.float32),
+            }
+            for label, seed in zip(classes, seeds, strict=True)
+        ]
+        run = _Run(self._sampler(sampling), frames, held, sampling)
+        modules, mesh, size = self._batches(
+            _advance, ["denoiser"], rows[0], len(rows), clips_per_batch, **run.row_options((0, 0))
+        )
+        place = None if mesh is None else NamedSharding(mesh, ROWS)
+        known = self._encode(given[run.first(0) :], held)
+        past = self._encode(given[-dit.num_frames :], dit.num_frames if is_temporal else 0)
+        for batch in painting.batched(enumerate(rows), size):
+            samples, videos = zip(*batch, strict=True)
+            for i, frame in enumerate(given):
+                yield from (Clip(sample, i, frame[None]) for sample in samples)
+            state = painting.stacked(list(videos), size, place)
+            done = run.paint(state, known, past, modules, self._of("vae", mesh=mesh), mesh)
+            for i, (pixels, is_finite) in painting.ahead(done, 1):
+                pixels, is_finite = np.asarray(pixels), np.asarray(is_finite)
+                for row, sample in enumerate(samples):
+                    checks.check_painted(is_finite[row], sample, "denoiser, vae", sampling)
+                    yield Clip(sample, i, pixels[row])
+
+    def _encode(self, given: np.ndarray, room: int) -> Float[np.ndarray, "room l c"]:
+        """Latents of given frames, as many as there is room for, and zeros behind them."""
+        dit = self.parts["denoiser"].cfg.dit
+        latents = np.zeros((room, dit.num_tokens, dit.channels), np.float32)
+        (graph,), (state,) = self._of("vae")
+        for i, frame in enumerate(given[:room]):
+            latents[i] = _encode(graph, state, frame[None])[0]
+        return latents
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """The calls that make videos, and what of them changes from call to call.
+
+    Attributes:
+      held: Frames in memory, of which `frames.window` are seen.
+    """
+
+    sampler: AsynchronousDDIM
+    frames: FrameSchedule
+    held: int
+    sampling: FrameSamplingConfig
+
+    def first(self, row: int) -> int:
+        """The first frame that is held in a run of rows that begins with this one."""
+        return int(self.frames.starts_at(np.array(row)))
+
+    def row_options(self, part: tuple[int, int], before: int = 0) -> dict[str, Any]:
+        """What `_advance` takes besides videos to run some rows, `before` being held as yet."""
+        first, scale = self.first(part[0]), self.sampling.guidance_scale
+        tables = row_tables(
+            self.sampler,
+            self.frames,
+            part,
+            first=first,
+            held=self.held,
+            length=self.frames.lag or self.frames.num_steps,
+            history_noise=self.sampling.history_noise,
+        )
+        static = {"sampler": self.sampler, "window": self.frames.window, "is_guided": scale != 1}
+        return {
+            "shared": (tables, np.int32(first), np.bool_(first > before), np.float32(scale)),
+            "static": tuple(static.items()),
+        }
+
+    def paint(self, state, known, past, modules, vae, mesh) -> Iterator[tuple[int, Any]]:
+        """Numbers and pixels of frames, dispatched and not waited for."""
+        frames, done, before = self.frames, self.frames.num_given, self.first(0)
+        num_known = np.int32(min(done - before, self.held))
+        state["x"] = _begin((), (), state, (known, num_known, np.int32(before)), mesh=mesh)
+        seen = {"past": np.broadcast_to(past, (len(state["x"]), *past.shape))}
+        if mesh is not None:
+            seen = jax.device_put(seen, NamedSharding(mesh, ROWS))
+        for part in frames.parts():
+            state["x"] = _advance(*modules, state, mesh=mesh, **self.row_options(part, before))
+            before = self.first(part[0])
+            while done < frames.num_frames and self._is_done(done, part[1]):
+                rows = {"x": state["x"], **seen}
+                at = np.int32(done - before), np.int32(min(done, past.shape[0]))
+                pixels, is_finite, seen["past"] = _decode(*vae, rows, at, mesh=mesh)
+                jax.tree.map(lambda x: x.copy_to_host_async(), (pixels, is_finite))
+                yield done, (pixels, is_finite)
                 done += 1
 
-
-def _parts(num_rows: int, lag: int) -> Iterator[tuple[int, int]]:
-    """Runs of rows at whose ends frames are done; all but the first are of one length."""
-    if lag == 0:
-        yield 0, num_rows
-        return
-    if first := num_rows % lag:
-        yield 0, first
-    for start in range(first, num_rows, lag):
-        yield start, start + lag
+    def _is_done(self, frame: int, row: int) -> bool:
+        return self.frames.steps_at(np.array(row), np.array(frame)) == self.frames.num_steps
 
 
-def _token_shape(cfg: DenoiserConfig) -> tuple[int, int]:
-    return cfg.dit.num_tokens, cfg.dit.channels
+def _noise(
+    seeds: Array, first: Array, count: int, *shape: int, stream: int = 0
+) -> Float[Array, "b f n c"]:
+    """Noise of frames from `first` on, which does not depend on how many there are."""
+
+    def of_video(key):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
+        return per_sample_normal(keys, 0, shape)
+
+    return jax.vmap(of_video)(fold(sample_keys(seeds), stream))
 
 
-def _start(seed: int, num_frames: int, *shape: int, stream: int = 0):
-    """Noise `[1, f, n, c]`; that of a frame does not depend on how many there are."""
-    key = fold(sample_keys([seed]), stream)[0]
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_frames))
-    return per_sample_normal(keys, 0, shape)[None]
+@painting.program
+def _begin(rows, known, num_known, first):
+    """The first frames that are held: those that are known, and noise."""
+    (held, *shape) = known.shape
+    noise = _noise(rows["seed"], first, held, *shape)
+    return jnp.where((jnp.arange(held) < num_known)[:, None, None], known, noise)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "sampler", "window", "is_guided"))
-def _advance(state, x, rows, label, scale, shown, *, graph, sampler, window, is_guided):
-    model = nnx.merge(graph, state)
-    labels = jnp.stack([label, jnp.int32(-1)])[: 1 + is_guided]
-    contexts = [context[None] for context in model.contexts(labels)]
+@painting.program
+def _advance(denoiser, rows, tables, first, moves, scale, *, sampler, window, is_guided):
+    """Frames that are held after some rows; before these the window may move on by one."""
+    x, seeds = rows["x"], rows["seed"]
+    b, held, *shape = x.shape
+    fresh = _noise(seeds, first + held - 1, 1, *shape)
+    x = jnp.where(moves, jnp.concatenate([x[:, 1:], fresh], axis=1), x)
+    history = _noise(seeds, first, held, *shape, stream=1)
+    labels = [rows["label"], jnp.full(b, -1)][: 1 + is_guided]
+    contexts = [denoiser.contexts(label) for label in labels]
     join = lambda outputs, step: guide(outputs[0], outputs[1], scale)  # noqa: E731
-    denoise = guided_denoise(model, contexts, join, batched=True)
-    return run_rows(denoise, sampler, x, rows, window, shown=shown)[0]
+    denoise = guided_denoise(denoiser, contexts, join, batched=True)
+    return run_rows(denoise, sampler, x, tables, window, history=history)[0]
+
+
+@painting.program
+def _decode(vae, rows, at, num_past):
+    """Pixels of the frame `at`, whether they are finite, and the frames that the next one sees."""
+    latents = jax.lax.dynamic_slice_in_dim(rows["x"], at, 1, axis=1)
+    if not (room := rows["past"].shape[1]):
+        return *checks.quantize(2 * vae.decode(latents) - 1), rows["past"]
+    place = jnp.minimum(num_past, room - 1)
+    past = jnp.where(num_past == room, jnp.roll(rows["past"], -1, axis=1), rows["past"])
+    past = jax.lax.dynamic_update_slice_in_dim(past, latents, place, axis=1)
+    return *checks.quantize(2 * vae.decode(past, only=place) - 1), past
 
 
 @functools.partial(jax.jit, static_argnames="graph")
 def _encode(graph, state, frame):
     return unit(nnx.merge(graph, state).encode(frame[None].astype(jnp.float32) / 255))[0]
-
-
-@functools.partial(jax.jit, static_argnames="graph")
-def _decode(graph, state, latents):
-    return checks.quantize(2 * nnx.merge(graph, state).decode(latents) - 1)

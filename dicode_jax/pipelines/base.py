@@ -5,13 +5,15 @@ config), and `text` where there is a text tokenizer. A pipeline says what its pa
 what they do together.
 """
 
+import importlib.metadata
+import inspect
 import itertools
 import os
 import pathlib
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from dicode_jax import config as config_lib
 from dicode_jax.diffusion.schedules import NoiseSchedule
-from dicode_jax.pipelines import checks, painting
+from dicode_jax.errors import UserError, printable
+from dicode_jax.pipelines import calls, checks, painting
+from dicode_jax.pipelines import progress as progress_lib
 from dicode_jax.pipelines.load import check_kind
 from dicode_jax.runtime import compile_cache, sharding
 from dicode_jax.storage import hub, model_card, weights
@@ -51,6 +55,8 @@ class Pipeline:
       part_types: Part -> classes of the module and of its config.
       optional: Parts that a pipeline may lack.
       config_type: Class of its config, which holds `sampling`.
+      takes: What a call may ask for besides prompt and seed, of `calls.COMMON`.
+      name: What it was loaded as; None for one that was made in memory.
       devices: Clips and prompts are split over these, on each of which lies a copy of the weights;
         None for all local ones. May be set at any time.
     """
@@ -59,6 +65,8 @@ class Pipeline:
     part_types: ClassVar[Mapping[str, tuple[type, type]]]
     optional: ClassVar[frozenset[str]] = frozenset()
     config_type: ClassVar[type]
+    takes: ClassVar[frozenset[str]] = frozenset()
+    name: str | None = None
     devices: Sequence[Any] | None = None
 
     def __init__(
@@ -76,6 +84,143 @@ class Pipeline:
         self._split = {name: nnx.split(x) for name, x in there.items()}
         self._copies: dict[tuple[str, Mesh], PyTree] = {}
 
+    def __call__(
+        self,
+        prompt: Any = None,
+        *,
+        image: Any = None,
+        last_image: Any = None,
+        video: Any = None,
+        num_clips: int = 1,
+        num_frames: int | None = None,
+        num_videos_per_prompt: int = 1,
+        seed: int | Sequence[int] = 0,
+        negative_prompt: str | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        output_type: str = "np",
+        callback_on_step_end: calls.OnClip | None = None,
+        progress: Any = True,
+        **options: Any,
+    ) -> Any:
+        """Paints a video for each prompt. All families are called so, and say what they cannot do.
+
+        Args:
+          prompt: What to show, or a list; what a prompt is, the family says.
+          image: The first frame: a picture of Pillow, a path, or uint8 `[h, w, 3]` of any size; or
+            one for each prompt.
+          last_image: The last frame, of a video between two images; likewise.
+          video: What to go on from: a `Video`, a path, which is read at the pipeline's rate, or
+            uint8 `[f, h, w, 3]`. Its frames come first in the result, in the pipeline's size.
+          num_clips: Clips of each video that are painted; neighbours share a keyframe.
+          num_frames: Frames of a clip; None for the model's own.
+          num_videos_per_prompt: Videos of each prompt, which differ in their seeds.
+          seed: Of all randomness, 0 to 2**32 - 1. Video i of the call, counted prompt by prompt,
+            has `seed + i`, and is what it is alone with that seed, within one grey level, as sums
+            run in another order in another batch. Or a seed for each video.
+          negative_prompt: What guidance moves away from.
+          num_inference_steps, guidance_scale: None for the model's own.
+          temperature: Below 1 what is drawn keeps closer to what is likely.
+          height, width: Of the frames; models paint their own size alone.
+          output_type: "np" for `Videos`; "pil" for lists of pictures; "latent" and "tokens" for
+            arrays of what the frames, or the keyframes, are painted from.
+          callback_on_step_end: Called after each clip as `(pipe, done, total, clip)`, since the
+            steps of a clip are one program; what it raises ends the call.
+          progress: Bars on a terminal and in a notebook; False for none, or a function that is
+            called as `(what, done, total)`.
+          options: More of the family: see its `stream`, and `options.SamplingOptions`.
+
+        Returns:
+          `Videos`, a sequence of `Video` that is also an array uint8 `[b, f, h, w, 3]`; one of a
+          single video can be saved and shown as that video.
+
+        Raises:
+          UserError: An argument is impossible, or nothing that this family does.
+        """
+        with progress_lib.shown(progress) as tell:
+            call = calls.read(
+                self,
+                prompt,
+                image=image,
+                last_image=last_image,
+                video=video,
+                num_clips=num_clips,
+                num_videos_per_prompt=num_videos_per_prompt,
+                seed=seed,
+                height=height,
+                width=width,
+                output_type=output_type,
+                callback=callback_on_step_end,
+                tell=tell,
+                num_frames=num_frames,
+                negative_prompt=negative_prompt,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                temperature=temperature,
+                **options,
+            )
+            return calls.result(self, call, self._answer(call), self.record())
+
+    def _answer(self, call: calls.Call) -> calls.Answer:
+        """What the family makes of a call: what its `stream` gives, gathered.
+
+        Raises:
+          UserError: An option is not of the stream, or images differ, of which it takes one.
+        """
+        stream = cast(Any, self).stream
+        given = dict(call.options)
+        if "num_clips" in self.takes:
+            given["num_clips"] = call.num_clips
+        known = inspect.signature(stream).parameters
+        is_open = any(one.kind is one.VAR_KEYWORD for one in known.values())
+        if not is_open and (unknown := sorted(given.keys() - known.keys())):
+            raise UserError(f"there is no option {unknown[0]}; there are {', '.join(known)}")
+        image = None if call.images is None else call.images[0]
+        if any(other is not image for other in call.images or []):
+            raise UserError("this model goes on from one image for all prompts; give one")
+        clips = stream(call.prompts, image=image, video=call.video, seed=call.seeds, **given)
+        return calls.Answer(frames=call.gather(clips, given.get("num_frames", 0) * len(call.seeds)))
+
+    def record(self, **told: Any) -> dict[str, Any]:
+        """What a file says of a video of this pipeline, see `media.record`, and what is told."""
+        return {
+            "dicode_jax": _version(),
+            "jax": jax.__version__,
+            "kind": self.kind,
+            "model": self.name,
+            "device": jax.devices()[0].platform,
+            "dtype": ", ".join(
+                sorted({name for part in self._sizes().values() for name in part[1]})
+            ),
+        } | told
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of its videos."""
+        size = self.config.frame_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    def _sizes(self) -> dict[str, tuple[int, tuple[str, ...]]]:
+        """Parameters of each part, and their types."""
+        found = {}
+        for name, (_, state) in self._split.items():
+            leaves = jax.tree.leaves(state)
+            types = tuple(sorted({leaf.dtype.name for leaf in leaves}))
+            found[name] = sum(leaf.size for leaf in leaves), types
+        return found
+
+    def __repr__(self) -> str:
+        """Its parts and their sizes, a line each."""
+        height, width = self.frame_size
+        head = f"{type(self).__name__}{'' if self.name is None else f' {printable(self.name, 80)}'}"
+        lines = [f"{head}: {width} x {height} pixels at {self.config.fps:g} frames a second"]
+        for name, (count, types) in self._sizes().items():
+            lines.append(f"  {name:<16} {count:>13,} parameters, {', '.join(types)}")
+        return "\n".join(lines)
+
     @classmethod
     def from_pretrained(
         cls,
@@ -87,6 +232,7 @@ class Pipeline:
         cache_dir: str | os.PathLike | None = None,
         local_files_only: bool = False,
         token: str | bool | None = None,
+        **how: Any,
     ) -> Self:
         """Loads a pipeline folder, a model that lies in the package, or one of the Hub.
 
@@ -102,6 +248,7 @@ class Pipeline:
           cache_dir: Where downloads are kept; None for the Hub's usual cache.
           local_files_only: Do not reach for the Hub; `HF_HUB_OFFLINE=1` does the same for all.
           token: Access token of the Hub; None for the one that `hf auth login` stored.
+          how: What a kind of pipeline takes besides.
 
         Raises:
           UserError: There is no such model, it is of another kind, or its files are broken or do
@@ -117,16 +264,39 @@ class Pipeline:
         )
         if isinstance(dtype, str) and dtype == "auto":
             dtype = param_dtype = auto_dtype()
-        config, parts = cls._read_config(folder), {}
-        for name in cls._stored(folder):
-            module, config_type = cls.part_types[name]
-            parts[name], _ = weights.load_module(
-                folder / name, module, config_type, dtype=dtype, param_dtype=param_dtype
-            )
-            checks.check_weights(name, parts[name])
+        config = cls._read_config(folder)
+        parts, known = cls._load_parts(folder, dtype=dtype, param_dtype=param_dtype, **how)
         text = cls._read_text(folder, {name: part.cfg for name, part in parts.items()})
         metadata = {name: weights.read_metadata(folder / name) for name in parts}
-        return cls._assemble(parts, config=config, text=text, metadata=metadata)
+        pipe = cls._assemble(parts, config=config, text=text, metadata=metadata, **known)
+        pipe.name = _called(path_or_name, revision, folder)
+        return pipe
+
+    @classmethod
+    def _load_parts(
+        cls, folder: pathlib.Path, *, dtype: Any, param_dtype: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The modules of a folder, and what else the pipeline is told; takes `how` as well."""
+        types = {"dtype": dtype, "param_dtype": param_dtype}
+        return {name: cls._load_part(folder, name, **types) for name in cls._stored(folder)}, {}
+
+    @classmethod
+    def _load_part(cls, folder: pathlib.Path, name: str, **options: Any) -> nnx.Module:
+        """One of the modules; options are those of `weights.load_module`."""
+        options["skip"] = cls._skipped(folder, name)
+        module, _ = weights.load_module(folder / name, *cls._types(folder, name), **options)
+        checks.check_weights(name, module)
+        return module
+
+    @classmethod
+    def _types(cls, folder: pathlib.Path, name: str) -> tuple[Any, type]:
+        """Classes of a part's module and config; a part may have those that its config says."""
+        return cls.part_types[name]
+
+    @classmethod
+    def _skipped(cls, folder: pathlib.Path, name: str) -> tuple[str, ...]:
+        """Beginnings of the names of stored arrays for which a pipeline has no use."""
+        return ()
 
     @classmethod
     def check_folder(cls, folder: str | os.PathLike) -> Any:
@@ -138,8 +308,9 @@ class Pipeline:
         folder = pathlib.Path(folder)
         config, configs = cls._read_config(folder), {}
         for name in cls._stored(folder):
-            module, config_type = cls.part_types[name]
-            configs[name] = weights.check_module(folder / name, module, config_type)
+            configs[name] = weights.check_module(
+                folder / name, *cls._types(folder, name), skip=cls._skipped(folder, name)
+            )
         cls._check_fit(config, configs)
         cls._read_text(folder, configs)
         return config
@@ -200,9 +371,12 @@ class Pipeline:
                 weights.save_module(
                     folder / name, module, module.cfg, dtype=dtype, metadata=metadata
                 )
+        self._write_text(folder)
+        config_lib.to_json(self.config, folder / weights.CONFIG_FILE)
+
+    def _write_text(self, folder: pathlib.Path) -> None:
         if self.text is not None:
             self.text.save(folder / TEXT_FOLDER)
-        config_lib.to_json(self.config, folder / weights.CONFIG_FILE)
 
     @classmethod
     def _read_config(cls, folder: pathlib.Path) -> Any:
@@ -280,22 +454,60 @@ class Pipeline:
         Raises:
           UserError: A clip is not finite.
         """
-        mesh, rows = self._mesh(count), iter(rows)
-        modules = self._of(*parts, mesh=mesh)
-        rest = {"shared": (sampling, *shared), "static": tuple(static.items())}
-        if clips_per_batch is None:
-            first = next(rows)
-            rows = itertools.chain([first], rows)
-            device = jax.local_devices()[0] if self.devices is None else self.devices[0]
-            clips_per_batch = painting.clips_that_fit(run, first, self._of(*parts), device, **rest)
-        num_devices = 1 if mesh is None else mesh.size
-        size = min(clips_per_batch, -(-count // num_devices)) * num_devices
+        rows, rest = iter(rows), {"shared": (sampling, *shared), "static": tuple(static.items())}
+        first = next(rows)
+        modules, mesh, size = self._batches(run, parts, first, count, clips_per_batch, **rest)
+        rows = itertools.chain([first], rows)
         place = None if mesh is None else NamedSharding(mesh, sharding.ROWS)
         call = lambda batch: run(*modules, batch, mesh=mesh, **rest)  # noqa: E731
         painted = painting.paint(call, rows, size, place)
         for i, (pixels, is_finite) in enumerate(painted):
             checks.check_painted(is_finite, i // clips, blame, sampling)
             yield pixels
+
+    def _batches(
+        self,
+        run: Any,
+        parts: Sequence[str],
+        row: PyTree,
+        count: int,
+        clips_per_batch: int | None,
+        **rest: Any,
+    ) -> tuple[tuple[tuple, tuple], Mesh | None, int]:
+        """The modules of a program, where they lie, and the rows of a micro-batch on all devices.
+
+        Args:
+          run, parts, clips_per_batch: As for `_paint`.
+          row: One of the rows.
+          count: How many there are.
+          rest: What the program takes besides.
+        """
+        mesh = self._mesh(count)
+        if clips_per_batch is None:
+            device = jax.local_devices()[0] if self.devices is None else self.devices[0]
+            clips_per_batch = painting.clips_that_fit(run, row, self._of(*parts), device, **rest)
+        num_devices = 1 if mesh is None else mesh.size
+        size = min(clips_per_batch, -(-count // num_devices)) * num_devices
+        return self._of(*parts, mesh=mesh), mesh, size
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("dicode-jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _called(asked: Any, revision: str | None, folder: pathlib.Path) -> str:
+    """A name that finds the model again, and tells no more of this machine than was typed."""
+    if asked is None:
+        return folder.name
+    name = str(asked)
+    if pathlib.Path(asked).is_absolute():  # as `load` names it, which has found it
+        is_snapshot = folder.parent.name == "snapshots"  # of the Hub: models--owner--name
+        repository = folder.parents[1].name.removeprefix("models--").replace("--", "/", 1)
+        name = f"{repository}@{folder.name}" if is_snapshot else folder.name
+    return name if revision is None else f"{name}@{revision}"
 
 
 def gathered(clips: Iterator[np.ndarray], count: int) -> np.ndarray:

@@ -8,11 +8,10 @@
 Arrays go in and out; reading and writing videos is `media.video`.
 """
 
-import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
 import jax
@@ -23,7 +22,7 @@ from flax import nnx
 from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
-from dicode_jax.media.resize import resize_square
+from dicode_jax.media.given import read_frames
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import (
@@ -32,80 +31,24 @@ from dicode_jax.models.dicode.decoder import (
     decode_clip,
     decode_latents,
 )
-from dicode_jax.models.dicode.generate import stream_keyframes
+from dicode_jax.models.dicode.generate import keyframes_in_sight, stream_keyframes
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.nn.rngs import fold, sample_keys
-from dicode_jax.pipelines import base, checks, options, painting
+from dicode_jax.pipelines import base, calls, checks, options, painting
+from dicode_jax.pipelines.dicode_config import GenerationConfig as GenerationConfig
+from dicode_jax.pipelines.dicode_config import PipelineConfig
+from dicode_jax.pipelines.frames import square
 from dicode_jax.pipelines.painting import Clip
+from dicode_jax.pipelines.progress import Progress
 from dicode_jax.text import cut
 from dicode_jax.text.gpt import TextTokenizer
 from dicode_jax.typing import Array, Float, UInt8
-
-Progress = Callable[[str, int, int], None]  # (what, done, of how many)
-
 
 PARTS = {
     "tokenizer": (DeepTokenizer, DeepTokenizerConfig),
     "decoder": (ClipDecoder, ClipDecoderConfig),
     "language_model": (DiCoDeLM, DiCoDeLMConfig),
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerationConfig:
-    """How deep tokens are drawn; the defaults are those of the released demo.
-
-    Attributes:
-      do_sample: Draw from the mixture; False takes its mean.
-      var_scale: Multiplies the variances of the mixture.
-      logits_temperature: Divides the logits of its components; below 1 prefers the heavier ones.
-      guidance_scale: Above 1, tokens are moved away from those of the empty prompt.
-      window: Most keyframes in sight at once; None for as many as the model's tables hold.
-      overlap: Keyframes that the next window sees of the last one; None for half a window.
-    """
-
-    do_sample: bool = True
-    var_scale: float = 0.01
-    logits_temperature: float = 1.0
-    guidance_scale: float = 1.0
-    window: int | None = None
-    overlap: int | None = None
-
-    def __post_init__(self):
-        for name, least, most in (
-            ("var_scale", 0.0, 1e6),
-            ("logits_temperature", 1e-6, 1e6),
-            ("guidance_scale", 1.0, options.MAX_GUIDANCE),
-        ):
-            options.named(name, options.Real(least, most), getattr(self, name))
-        for name in ("window", "overlap"):
-            if getattr(self, name) is not None:
-                options.named(name, options.Whole(1), getattr(self, name))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PipelineConfig:
-    """What a pipeline knows besides its parts.
-
-    Attributes:
-      frame_size: Height and width that videos are resized to before they are encoded; how, the
-        tokenizer's config says.
-      fps: Frames per second of the videos it makes.
-      text_length: Text ids in front of the deep tokens; longer prompts are cut.
-      sampling: How clips are painted.
-      generation: How deep tokens are drawn.
-    """
-
-    frame_size: int = 256
-    fps: float = 8.0
-    text_length: int = 80
-    sampling: SamplingConfig = SamplingConfig(batch_guidance=True)
-    generation: GenerationConfig = GenerationConfig()
-
-    def __post_init__(self):
-        options.check_config(self)
-        options.named("num_frames", options.Whole(1, is_even=True), self.sampling.num_frames)
-        options.named("text_length", options.Whole(1), self.text_length)
 
 
 class DiCoDePipeline(base.Pipeline):
@@ -125,6 +68,7 @@ class DiCoDePipeline(base.Pipeline):
     part_types = PARTS
     optional = frozenset({"tokenizer", "language_model"})
     config_type = PipelineConfig
+    takes = calls.COMMON
 
     def __init__(
         self,
@@ -176,51 +120,87 @@ class DiCoDePipeline(base.Pipeline):
     def _schedule(self) -> NoiseSchedule:
         return self.decoder.cfg.schedule
 
-    def __call__(
-        self,
-        prompt: str | Sequence[str],
-        *,
-        num_clips: int = 1,
-        num_frames: int | None = None,
-        seed: int | Sequence[int] = 0,
-        clips_per_batch: int | str = "auto",
-        progress: Progress | None = None,
-        **changes: Unpack[options.SamplingOptions],
-    ) -> UInt8[np.ndarray, "b f h w 3"]:
-        """Generates a video for each prompt: what `stream` gives, gathered.
+    def _answer(self, call: calls.Call) -> calls.Answer:
+        """Keyframes that are given are encoded, the language model goes on, the decoder paints.
 
-        Prompt i of a call with `seed=s` gives what it gives alone with `seed=s + i`: the same
-        tokens, and frames within one grey level, as sums run in another order in another batch.
-        That holds for any number of prompts, clips at once and devices.
+        A prompt may be empty where there are keyframes. `temperature` divides the logits of the
+        mixture that tokens are drawn from; `negative_prompt` is what its guidance moves away from.
+        """
+        given = dict(call.options)
+        writing = {name: given.pop(name, None) for name in ("temperature", "negative_prompt")}
+        num_frames, batch = given.pop("num_frames", None), given.pop("clips_per_batch", "auto")
+        # What is wrong is known before the tokens are written.
+        sampling = self._sampling(num_frames=num_frames, **given)
+        own = self.config.sampling.num_frames
+        if call.video is not None and sampling.num_frames != own:
+            raise UserError(f"num_frames: a video goes on in clips of {own} frames; leave it out")
+        painting.check_clips(batch)
+        known, last = self._given_tokens(call, sampling.num_frames)
+        tokens = known
+        if (new := call.num_clips - (last is not None)) or known is None:
+            tokens = self.generate_tokens(
+                call.prompts,
+                num_clips=new,
+                seed=call.seeds,
+                progress=call.tell,
+                prefix=known,
+                **writing,
+            )
+        if last is not None:
+            tokens = np.concatenate([tokens, last], axis=1)
+        if call.output_type == "tokens":
+            return calls.Answer(tokens=tokens)
+        ends = tokens[:, -call.num_clips - 1 :]
+        settings = {"num_frames": num_frames, "clips_per_batch": batch, **given}
+        if call.output_type == "latent":
+            clips = self.decode_stream(ends, seed=call.seeds, result="latents", **settings)
+            latents = base.gathered((x.frames for x in clips), len(tokens) * call.num_clips)
+            return calls.Answer(latents=latents.reshape(len(tokens), -1, *latents.shape[2:]))
+        clips = self.decode_stream(ends, seed=call.seeds, **settings)
+        frames = call.gather(clips, len(tokens) * call.num_clips)
+        if call.video is not None:
+            first = np.stack([self.fit_frame(frame) for frame in call.video])
+            frames = np.concatenate([np.repeat(first[None], len(frames), 0), frames], axis=1)
+        fps = self.config.fps * sampling.num_frames / own  # a clip lasts as long as ever
+        return calls.Answer(frames=frames, tokens=tokens, fps=fps)
 
-        Args:
-          prompt: One prompt or several.
-          num_clips: Clips of two seconds; neighbours share a keyframe.
-          num_frames: Frames per clip, even; the model's default is None.
-          seed: Of all randomness, 0 to 2**32 - 1; or a seed for each prompt.
-          clips_per_batch: Clips of all videos that each device paints at once; "auto" for as many
-            as are fast and fit in the memory that is free.
-          progress: Called as `(what, done, total)` while it works.
-          changes: How clips are painted, see `options.SamplingOptions`.
+    def _given_tokens(self, call: calls.Call, num_frames: int) -> tuple[Any, Any]:
+        """Deep tokens `[b, k, n, z]` of keyframes in front, and `[b, 1, n, z]` of the last one."""
+        if call.images is None and call.video is None:
+            return None, None
+        if call.video is not None:
+            # Backwards from the last frame, which the first new clip begins with.
+            indices = range(len(call.video) - 1, -1, -num_frames)[: self._in_sight()]
+            known = self._encoded([call.video[i] for i in reversed(indices)])[None]
+            return np.repeat(known, len(call.seeds), axis=0), None
+        images, lasts = call.images or [], call.last_images or []
+        encoded = self._encoded([*images, *lasts])[:, None]
+        return encoded[: len(images)], (encoded[len(images) :] if lasts else None)
 
-        Returns:
-          Frames in [0, 255], `num_clips * num_frames` for each prompt.
+    def fit_frame(self, frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "s s 3"]:
+        """What the tokenizer sees of a frame, in the size of the model; one of that size as it is.
 
         Raises:
-          UserError: A prompt is empty or cannot be spelled, or an option is impossible.
+          UserError: This model has no tokenizer.
         """
-        # What is wrong is known before the tokens are written.
-        self._sampling(num_frames=num_frames, **changes)
-        painting.check_clips(clips_per_batch)
-        tokens = self.generate_tokens(prompt, num_clips=num_clips, seed=seed, progress=progress)
-        return self.decode(
-            tokens,
-            seed=seed,
-            num_frames=num_frames,
-            clips_per_batch=clips_per_batch,
-            progress=progress,
-            **changes,
-        )
+        size = self.config.frame_size
+        if frame.shape[:2] == (size, size):
+            return frame
+        return np.clip(np.round(square(frame, size, **self._reads())), 0, 255).astype(np.uint8)
+
+    def _reads(self) -> dict[str, bool]:
+        """How the tokenizer wants frames resized."""
+        if self.tokenizer is None:
+            raise UserError("this model has no tokenizer; it can generate and decode only")
+        cfg = self.tokenizer.cfg
+        return {"is_cropped": cfg.resize == "crop", "antialias": cfg.antialias}
+
+    def _in_sight(self) -> int:
+        """Most keyframes that may be given."""
+        if self.language_model is None:
+            return 1
+        most = keyframes_in_sight(self.language_model, self.config.text_length)
+        return max(1, (self.config.generation.window or most) - 1)
 
     def stream(
         self,
@@ -239,7 +219,8 @@ class DiCoDePipeline(base.Pipeline):
         prompt after the other; joined they are what the pipeline returns, within one grey level.
 
         Args:
-          prompt, num_frames, seed, changes: As for the pipeline.
+          prompt, num_frames, seed: As for the pipeline.
+          changes: How clips are painted, see `options.SamplingOptions`.
           num_clips: Of each prompt, up to a million.
           clips_per_batch: As for the pipeline; 1 gives the first clip soonest.
 
@@ -252,7 +233,7 @@ class DiCoDePipeline(base.Pipeline):
         def rows():
             for sample, one in enumerate(seeds):
                 text, keys = ids[sample : sample + 1], fold(sample_keys([one]), 0)
-                written = (run[0, 0] for run in self._keyframes(text, keys, num_clips))
+                written = (run[0, 0] for run in self._keyframes(text, keys, num_clips + 1))
                 for clip, pair in enumerate(itertools.pairwise(written)):
                     yield _row(*pair, one, clip)
 
@@ -267,14 +248,25 @@ class DiCoDePipeline(base.Pipeline):
         num_clips: int = 1,
         seed: int | Sequence[int] = 0,
         progress: Progress | None = None,
+        prefix: Float[np.ndarray, "b f n z"] | None = None,
+        temperature: float | None = None,
+        negative_prompt: str | None = None,
     ) -> Float[np.ndarray, "b k n z"]:
         """Deep tokens of the `num_clips + 1` keyframes of each prompt's video.
 
         Those of prompt i are, bit for bit, those of that prompt alone with its own seed; see the
-        pipeline for arguments and errors.
+        pipeline for errors.
+
+        Args:
+          prompt, num_clips, seed, progress: See the pipeline.
+          prefix: Keyframes of each prompt's video to go on from, as `encode` makes them. They come
+            first in the result, with `num_clips` behind them; prompts may then be empty.
+          temperature: Divides the logits of the mixture; None for the model's own.
+          negative_prompt: Instead of the empty one, where the model's own guidance is above 1.
         """
-        ids, seeds = self._read_prompts(prompt, seed)
+        ids, seeds = self._read_prompts(prompt, seed, allow_empty=prefix is not None)
         num_clips = options.named("num_clips", options.OPTIONS["num_clips"], num_clips)
+        drawing = self._drawing(temperature, negative_prompt)
         count, mesh = len(seeds), self._mesh(len(seeds))
         # One prompt at a time on each device: the products of a batch are rounded in another way
         # in each size.
@@ -285,46 +277,68 @@ class DiCoDePipeline(base.Pipeline):
                 progress("keyframes", start, count)
             rows = np.minimum(np.arange(start, start + at_once), count - 1)
             keys = fold(sample_keys([seeds[i] for i in rows]), 0)
-            written = self._keyframes(ids[rows], keys, num_clips, mesh)
-            tokens.append(np.concatenate(list(written), axis=1))
+            known = None if prefix is None else np.asarray(prefix, np.float32)[rows]
+            count_new = num_clips + (known is None)
+            written = self._keyframes(ids[rows], keys, count_new, mesh, prefix=known, **drawing)
+            tokens.append(np.concatenate([*([] if known is None else [known]), *written], axis=1))
         if progress is not None:
             progress("keyframes", count, count)
         return checks.finite_tokens(np.concatenate(tokens)[:count], "language_model")
 
-    def _read_prompts(self, prompt, seed) -> tuple[np.ndarray, list[int]]:
+    def _drawing(self, temperature: Any, negative_prompt: Any) -> dict[str, Any]:
+        """What `stream_keyframes` is told in place of the model's own."""
+        changes: dict[str, Any] = {}
+        if temperature is not None:
+            rule = options.Real(1e-6, 1e6)
+            changes["logits_temperature"] = options.named("temperature", rule, temperature)
+        if negative_prompt is not None:
+            if self.config.generation.guidance_scale == 1:
+                raise UserError(
+                    "negative_prompt: this model's language model is not guided "
+                    "(generation.guidance_scale is 1); leave it out"
+                )
+            (prompt,) = options.check_prompts([negative_prompt])
+            ids = self.text.encode([prompt], self.config.text_length).ids
+            changes["uncond_ids"] = jnp.asarray(ids[0])
+        return changes
+
+    def _read_prompts(self, prompt, seed, allow_empty=False) -> tuple[np.ndarray, list[int]]:
         """Text ids `[b, l]` and seeds of prompts."""
         if self.language_model is None:
             raise UserError("this model has no language model; it can encode and decode only")
+        if allow_empty and isinstance(prompt, list):
+            prompt = ["" if one is None else one for one in prompt]
         prompts = options.check_prompts(prompt)
         seeds = options.check_seeds(seed, len(prompts))
-        encoded = self.text.encode(prompts, self.config.text_length, allow_empty=False)
+        encoded = self.text.encode(prompts, self.config.text_length, allow_empty=allow_empty)
         for i in encoded.truncated:
             cut.warn(encoded.left_out[i], encoded.lengths[i], self.config.text_length, stacklevel=3)
         return np.asarray(encoded.ids), seeds
 
-    def _keyframes(self, ids, keys, num_clips: int, mesh=None) -> Iterator[Array]:
+    def _keyframes(
+        self, ids, keys, num_keyframes: int, mesh=None, prefix=None, **changes
+    ) -> Iterator[Array]:
         """Keyframes `[b, 1, n, z]`, dispatched and not waited for."""
         (graph,), (state,) = self._of("language_model", mesh=mesh)
         return stream_keyframes(
             nnx.merge(graph, state),
             jnp.asarray(ids),
-            num_keyframes=num_clips + 1,
+            num_keyframes=num_keyframes,
             keys=keys,
             mesh=mesh,
-            **vars(self.config.generation),
+            prefix=None if prefix is None else jnp.asarray(prefix),
+            **{**vars(self.config.generation), **changes},
         )
 
     def encode(
-        self,
-        video: UInt8[np.ndarray, "f h w 3"],
-        keyframes: Sequence[int] | None = None,
+        self, video: Any, keyframes: Sequence[int] | None = None
     ) -> Float[np.ndarray, "k n z"]:
         """Deep tokens of the keyframes of a video of any size, cropped or stretched to a square.
 
         Which of the two is a fact of the tokenizer (`DeepTokenizerConfig.resize`).
 
         Args:
-          video: Frames in [0, 255].
+          video: uint8 `[f, h, w, 3]`, a `Video`, or the path of a file, which is read.
           keyframes: Indices of two keyframes or more, negative ones from the end; the first and
             the last frame by default.
 
@@ -332,9 +346,7 @@ class DiCoDePipeline(base.Pipeline):
           UserError: Fewer than two frames, an index outside of them, or this model has no
             tokenizer.
         """
-        video = checks.as_array(video, "a video is uint8 [f, h, w, 3]")
-        if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8 or not video.size:
-            raise UserError(f"a video is uint8 [f, h, w, 3], got {video.dtype} {video.shape}")
+        video = read_frames(video)
         if len(video) < 2:
             raise UserError("a clip needs two keyframes, the video has one frame")
         given = [0, -1] if keyframes is None else keyframes
@@ -347,18 +359,22 @@ class DiCoDePipeline(base.Pipeline):
 
         One is held at a time, whatever its size; where it comes again next, its tokens do.
         """
-        if self.tokenizer is None:
-            raise UserError("this model has no tokenizer; it can generate and decode only")
+        tokens = self._encoded(frames)
+        if len(tokens) < 2:
+            raise UserError(f"a clip needs two keyframes, got {len(tokens)}")
+        return tokens
+
+    def _encoded(self, frames: Iterable[Any]) -> Float[np.ndarray, "k n z"]:
+        reads, (tokens, last) = self._reads(), ([], None)
         graph, state = self._split["tokenizer"]
-        tokens, last = [], None
         for frame in frames:
             if not tokens or frame is not last:
-                small = _resized(frame, self.config.frame_size, self.tokenizer.cfg)
+                small = square(frame, self.config.frame_size, **reads) / 255 * 2 - 1
                 encoded = np.asarray(_encode(graph, state, small))
             tokens.append(encoded)
             last = frame
-        if len(tokens) < 2:
-            raise UserError(f"a clip needs two keyframes, got {len(tokens)}")
+        if not tokens:
+            raise UserError("a clip needs two keyframes, got none")
         return checks.finite_tokens(np.stack(tokens), "tokenizer")
 
     def decode(
@@ -375,8 +391,12 @@ class DiCoDePipeline(base.Pipeline):
 
         Args:
           tokens: Deep tokens of two or more keyframes, of one video or of a batch.
-          seed, num_frames, clips_per_batch, progress, changes: As for the pipeline; video i of a
-            batch is painted as it is alone with its own seed.
+          seed, num_frames: As for the pipeline; video i of a batch is painted as it is alone with
+            its own seed.
+          clips_per_batch: Clips of all videos that each device paints at once; "auto" for as many
+            as are fast and fit in the memory that is free.
+          progress: Called as `(what, done, total)` while it works.
+          changes: How clips are painted, see `options.SamplingOptions`.
 
         Returns:
           `(k - 1) * num_frames` frames in [0, 255].
@@ -398,7 +418,8 @@ class DiCoDePipeline(base.Pipeline):
                 "decode_stream paints any number"
             )
         count = int(np.prod(batch)) * (k - 1)
-        frames = base.gathered((clip.frames for clip in _counted(clips, count, progress)), count)
+        told = clips if progress is None else calls.counted(clips, count, progress)
+        frames = base.gathered((clip.frames for clip in told), count)
         return frames.reshape(*batch, -1, *frames.shape[2:])
 
     def decode_stream(
@@ -408,11 +429,13 @@ class DiCoDePipeline(base.Pipeline):
         seed: int | Sequence[int] = 0,
         num_frames: int | None = None,
         clips_per_batch: int | str = "auto",
+        result: str = "pixels",
         **changes: Unpack[options.SamplingOptions],
     ) -> Iterator[Clip]:
         """The clips between neighbouring keyframes, each as soon as it is painted.
 
-        Those of a video come in order, one video after the other. For arguments see `decode`.
+        Those of a video come in order, one video after the other. For arguments see `decode`;
+        `result="latents"` gives scaled latents in place of frames.
 
         Raises:
           UserError: As for `decode`, at the call; later, when what came out is no video.
@@ -437,12 +460,13 @@ class DiCoDePipeline(base.Pipeline):
         )
         num_clips = videos.shape[1] - 1
         sampling = self._sampling(num_frames=num_frames, **changes)
-        return self._clips(rows, len(videos), num_clips, sampling, clips_per_batch, "decoder")
+        told = options.named("result", options.OneOf(("pixels", "latents")), result)
+        settings = sampling, clips_per_batch, "decoder"
+        return self._clips(rows, len(videos), num_clips, *settings, result=told)
 
-    def _clips(
-        self, rows: Iterable[Mapping], num_videos, num_clips, sampling, clips_per_batch, blame
-    ) -> Iterator[Clip]:
+    def _clips(self, rows, num_videos, num_clips, *settings, result="pixels") -> Iterator[Clip]:
         """Clips of the rows, which are those of one video after the other."""
+        sampling, clips_per_batch, blame = settings
         painted = self._paint(
             _decode,
             ["decoder"],
@@ -452,14 +476,12 @@ class DiCoDePipeline(base.Pipeline):
             clips=num_clips,
             clips_per_batch=painting.check_clips(clips_per_batch),
             blame=blame,
+            result=result,
         )
         return (Clip(*divmod(i, num_clips), frames) for i, frames in enumerate(painted))
 
     def reconstruct(
-        self,
-        video: UInt8[np.ndarray, "f h w 3"],
-        keyframes: Sequence[int] | None = None,
-        **changes: Any,
+        self, video: Any, keyframes: Sequence[int] | None = None, **changes: Any
     ) -> UInt8[np.ndarray, "f h w 3"]:
         """`decode(encode(video, keyframes), **changes)`."""
         return self.decode(self.encode(video, keyframes), **changes)
@@ -476,37 +498,17 @@ def _row(first, second, seed: int, clip: int) -> dict[str, Any]:
     return {"first": first, "second": second, "seed": np.uint32(seed), "clip": np.int32(clip)}
 
 
-def _counted(clips: Iterator[Clip], count: int, progress: Progress | None) -> Iterator[Clip]:
-    """The clips, with a word of each."""
-    for done, clip in enumerate(clips):
-        if progress is not None:
-            progress("clips", done, count)
-        yield clip
-    if progress is not None:
-        progress("clips", count, count)
-
-
-def _resized(frame: Any, size: int, cfg: DeepTokenizerConfig) -> Float[np.ndarray, "s s 3"]:
-    """A frame as the tokenizer wants it, in [-1, 1]."""
-    frame = checks.as_array(frame, "a keyframe is uint8 [h, w, 3]")
-    if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8 or not frame.size:
-        raise UserError(f"a keyframe is uint8 [h, w, 3], got {frame.dtype} {frame.shape}")
-    h, w, _ = frame.shape
-    height, width = (min(h, w),) * 2 if cfg.resize == "crop" else (h, w)
-    left, top = (w - width) / 2, (h - height) / 2
-    box = (left, top, left + width, top + height)
-    return resize_square(frame, size, box, antialias=cfg.antialias) / 255 * 2 - 1
-
-
 @functools.partial(jax.jit, static_argnames=("graph",))
 def _encode(graph, state, image):
     return nnx.merge(graph, state)(image[None, None])[0, 0]
 
 
 @painting.program
-def _decode(decoder, rows, sampling):
+def _decode(decoder, rows, sampling, *, result="pixels"):
     tokens = jnp.stack([rows["first"], rows["second"]], axis=1)
     keys = fold(sample_keys(rows["seed"]), 1 + rows["clip"])
     latents = decode_clip(decoder, tokens, keys, sampling)
+    if result == "latents":
+        return latents, jnp.isfinite(latents).all(axis=(1, 2, 3, 4))
     # A frame at a time: a clip's would take more memory than its latents' whole way here.
     return checks.quantize(decode_latents(decoder, latents, per_frame=True))

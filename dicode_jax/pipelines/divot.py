@@ -18,13 +18,14 @@ import numpy as np
 from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
+from dicode_jax.media.videos import Video, Videos
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.models.latent_video import sample_latents
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import sample_keys
 from dicode_jax.pipelines import base, checks, options, painting
-from dicode_jax.typing import Float, UInt8
+from dicode_jax.typing import Float
 
 PARTS: dict[str, tuple[type, type]] = {
     "unet": (UNet3D, UNet3DConfig),
@@ -74,7 +75,7 @@ class DivotDetokenizer(base.Pipeline):
         clips_per_batch: int | str = "auto",
         seed: int | Sequence[int] = 0,
         **changes: Unpack[options.SamplingOptions],
-    ) -> UInt8[np.ndarray, "b f h w 3"]:
+    ) -> Videos:
         """Paints a clip for each set of features.
 
         Args:
@@ -87,12 +88,14 @@ class DivotDetokenizer(base.Pipeline):
           changes: How it is painted, see `options.SamplingOptions`.
 
         Returns:
-          Frames in [0, 255].
+          A video of a clip for each.
 
         Raises:
           UserError: Features of another width, guidance without `null_features`, or an option that
             is impossible.
         """
+        if isinstance(features, str):
+            raise UserError("this model decodes features of Divot's video tokenizer, and no prompt")
         width = self.parts["resampler"].cfg.embed_dim
         wanted = f"features are [l, {width}] or a batch"
         features = checks.as_array(features, wanted, np.float32)
@@ -125,7 +128,10 @@ class DivotDetokenizer(base.Pipeline):
             blame=", ".join(PARTS),
             config=self.config,
         )
-        return base.gathered(painted, len(batch))
+        return Videos(
+            Video(frames=frames, fps=float(self.config.fps), seed=one)
+            for one, frames in zip(seeds, painted, strict=True)
+        )
 
 
 @painting.program

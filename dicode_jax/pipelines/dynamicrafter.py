@@ -1,7 +1,7 @@
 """Image to video, and the video between two images, with DynamiCrafter (arXiv 2310.12190).
 
     pipe = DynamiCrafterPipeline.from_pretrained("models/dynamicrafter_512")
-    video = pipe(image, "waves roll in", seed=0)
+    video = pipe("waves roll in", image="beach.jpg", seed=0)
 
 The image conditions twice: its CLIP tokens go through a resampler into one run of tokens for each
 frame, and its latents are concatenated to the noisy ones (of every frame, or of the first and the
@@ -12,8 +12,8 @@ frame before it is cropped, so that a narrow one gets no black bars.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,8 @@ from dicode_jax.models.latent_video import sample_latents
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import fold, sample_keys
-from dicode_jax.pipelines import base, checks, options, painting
+from dicode_jax.pipelines import base, calls, checks, options, painting
+from dicode_jax.pipelines.painting import Clip
 from dicode_jax.text.clip import ClipTokenizer
 from dicode_jax.typing import Array, Float, UInt8
 
@@ -82,6 +83,7 @@ class DynamiCrafterPipeline(base.Pipeline):
     kind = "dynamicrafter"
     part_types = PARTS
     config_type = DynamiCrafterConfig
+    takes = calls.COMMON - {"video", "num_clips", "temperature", "tokens"}
 
     def __init__(
         self,
@@ -124,54 +126,33 @@ class DynamiCrafterPipeline(base.Pipeline):
             if wrong:
                 raise UserError(f"the parts of this model do not fit together: {line}")
 
-    def __call__(
-        self,
-        image: UInt8[np.ndarray, "*b h w 3"],
-        prompt: str | Sequence[str] = "",
-        *,
-        last_image: UInt8[np.ndarray, "*b h w 3"] | None = None,
-        num_frames: int | None = None,
-        clips_per_batch: int | str = "auto",
-        seed: int | Sequence[int] = 0,
-        **changes: Unpack[options.SamplingOptions],
-    ) -> UInt8[np.ndarray, "b f h w 3"]:
-        """Paints a video for each image.
+    def _answer(self, call: calls.Call) -> calls.Answer:
+        """Paints a clip of each image, and of its last image in the interpolation model.
 
-        Image i of a call with `seed=s` gives what it gives alone with `seed=s + i`, within one grey
-        level, as sums run in another order in another batch. An option that is None takes the
-        model's default.
-
-        Args:
-          image: First frame (of the interpolation model too), of any size, in [0, 255]; one or a
-            batch.
-          prompt: What happens; one for all images, or one for each.
-          last_image: Last frame, for the interpolation model alone, which needs it. The first image
-            again makes a loop.
-          num_frames: Frames of the video. Models were trained on 16; with another number every
-            frame sees the image tokens of all 16, as in the original.
-          clips_per_batch: Videos that each device paints at once; "auto" for as many as are fast
-            and fit in the memory that is free.
-          seed: Of all randomness, 0 to 2**32 - 1; or a seed for each image.
-          changes: How it is painted, see `options.SamplingOptions`. `fs` is the frame stride for
-            the 256 model (1 to 6, larger for more motion), frames per second for the others
-            (smaller for more motion).
-
-        Returns:
-          Frames in [0, 255] of the model's size.
-
-        Raises:
-          UserError: An image or an option is impossible.
+        Another number of frames than the 16 of the training lets every frame see the image tokens
+        of all 16, as in the original. `fs` is the frame stride for the 256 model (1 to 6, larger
+        for more motion), frames per second for the others (smaller for more motion).
         """
-        return self._videos(
-            image,
-            prompt,
-            last_image,
-            seed,
-            clips_per_batch,
-            "pixels",
-            num_frames=num_frames,
-            **changes,
+        if call.images is None:
+            raise UserError("this model goes on from an image; give one as image=")
+        images, lasts = (self._covering(x) for x in (call.images, call.last_images))
+        settings = dict(call.options)
+        batch = settings.pop("clips_per_batch", "auto")
+        prompts = ["" if one is None else one for one in call.prompts]
+        is_latent = call.output_type == "latent"
+        clips = self._videos(
+            images,
+            prompts,
+            lasts,
+            call.seeds,
+            batch,
+            "latents" if is_latent else "pixels",
+            **settings,
         )
+        if is_latent:
+            return calls.Answer(latents=base.gathered(clips, len(prompts)))
+        parts = (Clip(i, 0, frames) for i, frames in enumerate(clips))
+        return calls.Answer(frames=call.gather(parts, len(prompts)))
 
     def sample_latents(
         self,
@@ -188,19 +169,26 @@ class DynamiCrafterPipeline(base.Pipeline):
         Raises:
           UserError: An image or an option is impossible.
         """
-        return self._videos(image, prompt, last_image, seed, clips_per_batch, "latents", **changes)
-
-    def _videos(self, image, prompt, last_image, seed, clips_per_batch, result, **changes):
         images = self._fit(image, "image")
+        lasts = None if last_image is None else self._fit(last_image, "last_image")
+        painted = self._videos(images, prompt, lasts, seed, clips_per_batch, "latents", **changes)
+        return base.gathered(painted, len(images))
+
+    def _videos(
+        self, images, prompt, lasts, seed, clips_per_batch, result, negative_prompt="", **changes
+    ) -> Iterator[np.ndarray]:
         prompts = options.check_prompts(prompt)
         prompts = prompts * len(images) if isinstance(prompt, str) else prompts
         if len(prompts) != len(images):
             raise UserError(f"{len(images)} image(s) and {len(prompts)} prompts: give one for each")
-        lasts = self._last_images(last_image, images)
+        self._check_last_images(lasts, images)
         sampling = self._sampling(**changes)
         at_once = painting.check_clips(clips_per_batch)
         seeds = options.check_seeds(seed, len(images))
-        null_ids, *ids = self.text(["", *prompts], self.parts["text_tower"].cfg.max_seq_len)
+        null_ids, *ids = self.text(
+            [*options.check_prompts([negative_prompt]), *prompts],
+            self.parts["text_tower"].cfg.max_seq_len,
+        )
         rows = (
             {
                 "ids": ids[i],
@@ -210,7 +198,7 @@ class DynamiCrafterPipeline(base.Pipeline):
             }
             for i, one in enumerate(seeds)
         )
-        painted = self._paint(
+        return self._paint(
             _paint,
             list(PARTS),
             rows,
@@ -222,7 +210,12 @@ class DynamiCrafterPipeline(base.Pipeline):
             schedule=self.config.schedule,
             result=result,
         )
-        return base.gathered(painted, len(images))
+
+    def _covering(self, images: list[np.ndarray] | None) -> Any:
+        """Images of any sizes, as `_fit` makes them."""
+        if images is None:
+            return None
+        return jnp.concatenate([self._fit(image, "image") for image in images])
 
     def _fit(self, image, name: str) -> Float[Array, "b y x 3"]:
         """Images [b, h, w, 3] of the model's size in [-1, 1], scaled to cover it and cropped."""
@@ -236,19 +229,15 @@ class DynamiCrafterPipeline(base.Pipeline):
         batch = image if image.ndim == 4 else image[None]
         return _cover(jnp.asarray(batch), size=self.config.frame_size)
 
-    def _last_images(self, last_image, images):
-        if self.config.interpolation and last_image is None:
+    def _check_last_images(self, lasts, images) -> None:
+        if self.config.interpolation and lasts is None:
             raise UserError(
                 "this model paints between two images: pass last_image (the first again for a loop)"
             )
-        if not self.config.interpolation and last_image is not None:
+        if not self.config.interpolation and lasts is not None:
             raise UserError("this model goes on from one image; last_image is for interpolation")
-        if last_image is None:
-            return None
-        lasts = self._fit(last_image, "last_image")
-        if len(lasts) != len(images):
+        if lasts is not None and len(lasts) != len(images):
             raise UserError(f"{len(images)} image(s) and {len(lasts)} last image(s)")
-        return lasts
 
     def _sampling(self, **changes: Any) -> SamplingConfig:
         sampling = super()._sampling(**changes)

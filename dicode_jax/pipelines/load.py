@@ -3,6 +3,7 @@
 import importlib
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ PIPELINES = {
     "dynamicrafter": "DynamiCrafterPipeline",
     "divot": "DivotDetokenizer",
     "ar_diffusion": "ARDiffusionPipeline",
+    "landiff": "LanDiffPipeline",
 }
 """Kind, which is the name of a module here too -> class."""
 
@@ -35,11 +37,15 @@ def load(
     path_or_name: str | os.PathLike | None = None,
     revision: str | None = None,
     *,
-    dtype: Any = None,
-    param_dtype: Any = jnp.float32,
+    dtype: Any = "auto",
+    param_dtype: Any = None,
+    how: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Any:
     """Loads a model of any kind: a folder, a model of the package, or one of the Hub.
+
+        pipe = dicode_jax.load()
+        pipe("a red circle moves right on a black background").save("circle.mp4")
 
     Args:
       path_or_name: A folder, the name of a packaged model, or `owner/name` on the Hugging Face Hub,
@@ -48,20 +54,28 @@ def load(
       dtype: Computing type; None for that of the parameters and inputs, "auto" for what suits the
         device, in weights and computing: float32 on CPUs, bfloat16 on accelerators, float16 on
         those that have no bfloat16.
-      param_dtype: Type of the weights in memory.
+      param_dtype: Type of the weights in memory; None for what "auto" says, else float32. One that
+        is given goes before "auto", which then leaves the computing type to it.
+      how: What the kind of pipeline takes besides in `from_pretrained`.
       options: Of `hub.find_model`: `cache_dir`, `local_files_only`, `token`.
 
     Returns:
       The pipeline of the kind that the folder's `config.json` says: `DiCoDePipeline`,
-      `DynamiCrafterPipeline`, `DivotDetokenizer` or `ARDiffusionPipeline`.
+      `DynamiCrafterPipeline`, `DivotDetokenizer`, `ARDiffusionPipeline` or `LanDiffPipeline`.
 
     Raises:
       UserError: There is no such model, it is no pipeline, or its files are broken or do not fit
         together.
     """
     folder = hub.find_model(path_or_name, revision=revision, **options)
+    is_auto = isinstance(dtype, str) and dtype == "auto"
+    if is_auto and param_dtype is not None:
+        dtype = None
     return pipeline_class(pipeline_kind(folder)).from_pretrained(
-        folder, dtype=dtype, param_dtype=param_dtype
+        folder,
+        dtype=dtype,
+        param_dtype=jnp.float32 if param_dtype is None else param_dtype,
+        **(how or {}),
     )
 
 

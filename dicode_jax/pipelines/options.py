@@ -157,6 +157,13 @@ OPTIONS: Mapping[str, Whole | Real | OneOf | Interval] = {
     "guidance_interval": Interval(0.0, 1.0),
     "deep_cache_interval": Whole(1, MAX_STEPS),
     "fps": Real(0.0, 1000.0, is_open=True),
+    "diffusion_guidance_scale": Real(0.0, MAX_GUIDANCE),
+    "motion_score": Real(0.0, 1000.0),
+    "temperature": Real(0.0, 100.0, is_open=True),
+    "top_k": Whole(1, 2**24),
+    "top_p": Real(0.0, 1.0, is_open=True),
+    "ramp": OneOf(("released", "smooth")),
+    "carry": OneOf(("latents", "frames")),
 }
 
 QUALITIES: Mapping[str, Mapping[str, Any]] = {

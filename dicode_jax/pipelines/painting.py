@@ -80,10 +80,8 @@ def paint(
     """
 
     def running():
-        for batch in ahead(_batched(rows, size), 1):
-            full = batch + batch[-1:] * (size - len(batch))
-            stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *full)
-            out = run(jax.device_put(stacked, place))
+        for batch in ahead(batched(rows, size), 1):
+            out = run(stacked(batch, size, place))
             jax.tree.map(lambda x: x.copy_to_host_async(), out)
             yield len(batch), out
 
@@ -141,7 +139,15 @@ def _fitting(traced: Any, device: Any) -> int:
     return 2 ** (min(max(fits, 1), MOST).bit_length() - 1)
 
 
-def _batched(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+def stacked(rows: list[PyTree], size: int, place: NamedSharding | None = None) -> PyTree:
+    """A micro-batch on devices, which the last of the rows fills up."""
+    full = rows + rows[-1:] * (size - len(rows))
+    whole = jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *full)
+    return jax.device_put(whole, place)
+
+
+def batched(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    """Runs of as many items, the last of which may be shorter."""
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch

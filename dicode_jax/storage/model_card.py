@@ -204,30 +204,45 @@ _DICODE = (
     "Text to video through compressed deep tokens (DiCoDe, arXiv 2412.04446), in JAX and Flax NNX.",
     "text-to-video",
     """
-from dicode_jax import DiCoDePipeline
+import dicode_jax
 
-pipe = DiCoDePipeline.from_pretrained({name})
-video = pipe("a dog runs on the beach", num_clips=2, seed=0)  # uint8 [1, frames, h, w, 3]
+pipe = dicode_jax.load({name})
+pipe("a dog runs on the beach", num_clips=2, seed=0).save("dog.mp4")
 """,
 )
 _DYNAMICRAFTER = (
     "Image to video with latent diffusion (DynamiCrafter, arXiv 2310.12190), in JAX and Flax NNX.",
     "image-to-video",
     """
-from dicode_jax.pipelines.dynamicrafter import DynamiCrafterPipeline
+import dicode_jax
 
-pipe = DynamiCrafterPipeline.from_pretrained({name})
-video = pipe(image, "waves roll in", seed=0)  # image: uint8 [h, w, 3]; video: [1, frames, h, w, 3]
+pipe = dicode_jax.load({name})
+pipe("waves roll in", image="beach.jpg", seed=0).save("waves.mp4")
 """,
 )
 _DIVOT = (
     "De-tokenizer of Divot (arXiv 2412.04432): features to clips, in JAX and Flax NNX.",
     "other",
     """
-from dicode_jax.pipelines.divot import DivotDetokenizer
+import dicode_jax
 
-decoder = DivotDetokenizer.from_pretrained({name})
+decoder = dicode_jax.load({name})
 video = decoder(features, null_features=null_features, seed=0)  # features: of Divot's tokenizer
 """,
 )
-_USES = {"dicode": _DICODE, "dynamicrafter": _DYNAMICRAFTER, "divot": _DIVOT}
+_LANDIFF = (
+    "Text to video through semantic tokens (LanDiff, arXiv 2503.04606), in JAX and Flax NNX.",
+    "text-to-video",
+    """
+import dicode_jax
+
+pipe = dicode_jax.load({name}, dtype="auto")
+video = pipe("a dog runs on the beach", num_clips=2, seed=0)  # uint8 [1, frames, h, w, 3]
+""",
+)
+_USES = {
+    "dicode": _DICODE,
+    "dynamicrafter": _DYNAMICRAFTER,
+    "divot": _DIVOT,
+    "landiff": _LANDIFF,
+}

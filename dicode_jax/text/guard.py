@@ -1,5 +1,6 @@
 """Tokenizers of files from elsewhere: read within bounds, and run where they may fail."""
 
+import base64
 import contextlib
 import os
 import stat
@@ -16,6 +17,7 @@ __all__ = ["MAX_FILE", "check", "check_length", "check_size", "read_tokenizer", 
 MAX_FILE = 1 << 25  # bytes; Llama 3's tokenizer.json has 9 to 17 million
 MAX_PROMPT = 20_000  # letters; a bad pattern takes 3 s for as many, and 100 s for 100,000
 MAX_GROWTH = 16  # letters that rules of replacement make of one
+NFKC_LONGEST = 18  # letters that Unicode's own table makes of one, which is no rule of a stranger's
 
 
 @contextlib.contextmanager
@@ -95,6 +97,20 @@ def _growth(rules: Any) -> int:
             todo += held.values()
             if held.get("type") in ("Replace", "Prepend"):
                 growth *= 1 + len(held.get("content") or held.get("prepend") or "")
+            if held.get("type") == "Precompiled":
+                growth *= _longest(held.get("precompiled_charsmap") or "")
         elif isinstance(held, list):
             todo += held
     return growth
+
+
+def _longest(charsmap: str) -> int:
+    """Letters of the longest string that sentencepiece's table of replacements puts in, at least 1.
+
+    It holds the size of a trie, the trie, and the strings, a zero behind each. What is not longer
+    than `NFKC_LONGEST` counts as 1.
+    """
+    table = base64.b64decode(charsmap)
+    strings = table[4 + int.from_bytes(table[:4], "little") :].decode().split("\0")
+    longest = max(map(len, strings))
+    return longest if longest > NFKC_LONGEST else 1

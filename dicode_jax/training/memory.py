@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from dicode_jax.errors import UserError
@@ -53,7 +54,11 @@ def row_bytes(stage: Stage, plan: Plan) -> int:
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), b))
 
         def backward(params, frozen, batch, keys):
-            loss = lambda p: stage.loss_fn(nnx.merge(plan.graph, p, frozen), batch, keys)[0]  # noqa: E731
+            told = {"step": jnp.zeros((), jnp.int32)} if stage.takes_step else {}
+
+            def loss(params):
+                return stage.loss_fn(nnx.merge(plan.graph, params, frozen), batch, keys, **told)[0]
+
             return jax.vjp(loss, params)[1]
 
         with jax.set_mesh(plan.mesh):

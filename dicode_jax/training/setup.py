@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from dicode_jax.errors import UserError
 from dicode_jax.nn.rngs import TracedRngs, blank, stream
 from dicode_jax.runtime import sharding
-from dicode_jax.training.optim import make_optimizer, make_schedule
+from dicode_jax.training.optim import make_schedule
 from dicode_jax.training.stage import Metrics, Stage
 from dicode_jax.training.state import TrainState, TrainStep, create_state, make_train_step
 from dicode_jax.typing import Array, PyTree
@@ -135,7 +135,7 @@ def plan_stage(stage: Stage, mesh: Mesh) -> Plan:
     if not jax.tree.leaves(params):
         raise UserError(f"{stage.name}: the config leaves no parameter to train")
 
-    tx = make_optimizer(config.optim, config.num_steps)
+    tx = stage.make_optimizer(config.optim, config.num_steps)
 
     def create(params):
         # Not the stream that parameters are drawn from: the noise of a step must know none of them.
@@ -166,6 +166,8 @@ def plan_stage(stage: Stage, mesh: Mesh) -> Plan:
         ema_decay=config.ema_decay,
         accumulate_steps=config.optim.accumulate_steps,
         shardings=of_params,
+        takes_step=stage.takes_step,
+        update=stage.update,
     )
     step = jax.jit(
         step,

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dicode_jax import cli
-from dicode_jax.cli import evaluate, prompt_lists, video
+from dicode_jax.cli import evaluate, evaluated_lists, video
 from dicode_jax.data import shapes_world
 from dicode_jax.evaluation import accuracy, report
 from dicode_jax.media.video import read_video
@@ -209,7 +209,7 @@ def test_vbench_finds_its_layout(run, tmp_path):
     args = types.SimpleNamespace(
         vbench_prompts=str(flickering), prompts=None, samples_per_prompt=None, seed=0
     )
-    assert len(prompt_lists.named(args, tmp_path)) == 50
+    assert len(evaluated_lists.named(args, tmp_path)) == 50
 
 
 @pytest.mark.parametrize(
@@ -278,3 +278,19 @@ def test_a_token_that_carries_the_background_is_found_out(run, capsys):
     assert run(painter, "--suite", "tokens", "--num", 1, out="b")[0] == 2
     assert run(Painter("ar_diffusion"), "--suite", "tokens", out="c")[0] == 2
     assert "deep tokens" in capsys.readouterr().err
+
+
+def test_of_a_landiff_the_first_two_seconds_are_judged(run, capsys):
+    painter = Painter("landiff")
+    call = painter.__call__
+    paint = lambda prompts, **options: np.concatenate(  # noqa: E731
+        [call(prompts, **options), np.zeros((len(prompts), 9, 64, 64, 3), np.uint8)], axis=1
+    )
+    more = type("Longer", (), {"__call__": lambda self, prompts, **o: paint(prompts, **o)})()
+    vars(more).update(vars(painter))
+    assert means(run(more, "--num", 3, "--steps", 2)[1])["all"] == pytest.approx(2 / 3)
+    assert painter.calls[0][1] == {"seed": accuracy.seeds(3, 2), "num_inference_steps": 2}
+    assert run(more, "--num-frames", 16, out="b")[0] == 2
+    assert "has no num_frames" in capsys.readouterr().err
+    assert run(more, "--suite", "long", out="c")[0] == 2
+    assert "not there for LanDiff" in capsys.readouterr().err

@@ -200,7 +200,7 @@ def test_every_kind_has_a_line_on_what_it_can():
 @pytest.mark.parametrize(
     ("argv", "model", "message"),
     [
-        ("encode in.webp --out x.safetensors", DYNAMICRAFTER, "not encode; it generates, from --i"),
+        ("encode in.webp --out x.safetensors", DYNAMICRAFTER, "not encode; it generates from --im"),
         ("reconstruct in.webp --out x.webp", DYNAMICRAFTER, "does not reconstruct; it generates"),
         ("decode t.safetensors --out x.webp", DYNAMICRAFTER, "does not decode; it generates"),
         ("generate cat --out x.webp", DYNAMICRAFTER, "goes on from an image; name it with --image"),
@@ -208,7 +208,9 @@ def test_every_kind_has_a_line_on_what_it_can():
         ("generate --image a.png --last-image b.png --out x.webp", DYNAMICRAFTER, "interpolation"),
         ("generate --image in.webm --out x.webp", DYNAMICRAFTER, "in.webm"),
         ("generate --last-image a.png --out x.webp", DYNAMICRAFTER, "--last-image goes with"),
-        ("generate cat --image a.png --out x.webp", DICODE, "--image is for DynamiCrafter"),
+        ("continue in.webp --out x.webp", DYNAMICRAFTER, "goes on from an image"),
+        ("interpolate a.png a.txt --out x.webp", DICODE, "a.txt"),
+        ("interpolate a.png b.png --out x.webp", None, "does not interpolate; it decodes"),
         ("decode f.safetensors --out x.webp", DICODE, "'dicode', decodes tokens"),
         ("generate cat --out x.webp", None, "does not generate; it decodes features"),
         ("encode in.webp --out x.safetensors", None, "does not encode; it decodes features"),

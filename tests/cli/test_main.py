@@ -1,6 +1,7 @@
 """The command line does its work through the pipeline, and every mistake costs one line."""
 
 import dataclasses
+import gc
 import json
 import os
 import pathlib
@@ -71,6 +72,9 @@ class StubPipeline:
     def decode_stream(self, tokens, *, num_frames, **options):
         self.calls.append(("decode", tokens.shape, num_frames, options))
         return self._paint(len(tokens) - 1, num_frames)
+
+    def record(self, **told):
+        return {"dicode_jax": "0.1", **told}
 
     def _paint(self, num_clips, num_frames):
         for index in range(num_clips):
@@ -161,6 +165,18 @@ class TestGenerate:
         assert cli.main(["generate", "red " * 99, "--out", "a.mp4"]) == 0
         assert capsys.readouterr().err == "dicode: warning: too long for data\n"
 
+    def test_cycles_are_looked_for_seldom_and_as_before_afterwards(self, calls, work, monkeypatch):
+        before, inside = gc.get_threshold(), []
+
+        def stream(self, *_, **__):
+            inside.append(gc.get_threshold())
+            return self._paint(1, 8)
+
+        monkeypatch.setattr(StubPipeline, "stream", stream)
+        assert cli.main(["generate", PROMPT, "--out", "out.gif"]) == 0
+        assert inside[0][0] > 10 * before[0]
+        assert gc.get_threshold() == before
+
     @pytest.mark.parametrize("prompt", ["", "  \n"])
     def test_an_empty_prompt_is_refused_before_the_model_loads(self, calls, work, capsys, prompt):
         assert "prompt is empty" in fails(capsys, "generate", prompt, "--out", "a.mp4")
@@ -174,7 +190,9 @@ class TestGenerate:
             ("--num-clips", "1000000000", "from 1 to 1000000"),
             ("--num-clips", "two", "want a whole number from 1 to 1000000, got 'two'"),
             ("--num-clips", "1.5", "want a whole number"),
-            ("--num-frames", "0", "from 2 to 256"),
+            ("--num-frames", "0", "from 1 to 1000000"),
+            ("--num-frames", "1", "from 2 to 256"),
+            ("--num-frames", "258", "from 2 to 256"),
             ("--guidance-scale", "101", "at most 100, got 101"),
             ("--seed", "4294967296", "from 0 to 4294967295"),
             ("--num-frames", "7", "even"),

@@ -36,8 +36,15 @@ def test_a_schedule_that_passes_moves_every_frame_through_all_steps(
     assert (np.diff(made.steps[:, given:], axis=1) <= 0).all()  # never ahead of the frame before
     assert ((made.starts >= 0) & (made.starts <= frames - size)).all()
     assert np.isin(np.diff(made.starts), (0, 1)).all()
+    parts = list(made.parts())
+    assert parts[0][0] == 0
+    assert [start for start, _ in parts[1:]] + [rows] == [stop for _, stop in parts]
+    assert max(stop - start for start, stop in parts) <= (lag or steps)
     if frames - given <= size or size * lag >= steps:
         made.check()
+        assert all(made.starts[stop - 1] - made.starts[start] <= 1 for start, stop in parts)
+        ends = [stop for _, stop in parts]
+        assert {int(np.argmax(made.steps[:, f] == steps)) for f in range(given, frames)} <= {*ends}
     else:
         with pytest.raises(UserError, match="must reach"):
             made.check()

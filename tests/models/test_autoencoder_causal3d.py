@@ -57,6 +57,15 @@ def test_a_scan_over_pairs_is_chunk_after_chunk_with_the_cache_handed_on():
     second, cache = decode(z[:, 3:5], cache)
     third, _ = decode(z[:, 5:], cache)
     np.testing.assert_allclose(jnp.concatenate([first, second, third], axis=1), scanned, atol=1e-5)
+    decode_more = jax.jit(model.decode_more)
+    pieces, cache = [], None
+    for piece in (z[:, :3], z[:, 3:]):
+        made, cache = decode_more(TINY.scale_factor * piece, cache)
+        pieces.append(made)
+    np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), scanned, atol=1e-5)
+    for piece, wanted in ((z[:, :2], "odd"), (z[:, :3], "even")):
+        with pytest.raises(ValueError, match=f"must be {wanted}, got"):
+            model.decode_more(piece, None if wanted == "odd" else cache)
     moved, _ = decode(z[:, 5:], jax.tree.map(lambda x: x + 1.0, cache))
     assert np.abs(moved - third).max() > 1e-3
 

@@ -94,6 +94,18 @@ def test_form_is_chosen_by_platform_type_and_shape(form, on, sizes, dtype):
         assert attention._form(query, key) == form
 
 
+@pytest.mark.parametrize(("t", "s", "in_parts"), [(1, 16, True), (1, 15, False), (2, 16, False)])
+def test_one_query_meets_its_values_in_parts_on_gpus(t, s, in_parts):
+    query, key, value = draws((2, t, 3, 8), (2, s, 3, 8), (2, s, 3, 8))
+    mask = causal_mask(t, s, offset=s - 5)
+    call = lambda *x: dot_product_attention(*x, mask=mask)  # noqa: E731
+    with tracing_for(platform="gpu"):
+        traced = jax.make_jaxpr(call)(query, key, value)
+        got = call(query, key, value)
+    assert ("optimization_barrier" in str(traced)) == in_parts
+    np.testing.assert_allclose(got, by_hand(query, key, value, mask), atol=1e-6)
+
+
 def test_without_cudnn_one_warning_and_the_same_numbers(monkeypatch):
     monkeypatch.setattr(fused_attention_stablehlo, "cuda_versions", None)
     query, key, value = (x.astype(jnp.bfloat16) for x in draws(*((2, 6, 4, 8) for _ in range(3))))

@@ -2,33 +2,122 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import compilations
 from flax import nnx
-from tiny_ar_diffusion import DIT, VAE, make
+from tiny_ar_diffusion import DIT, SAMPLING, VAE, make
 
 import dicode_jax
+from dicode_jax.diffusion.asynchronous import sample_frames
+from dicode_jax.diffusion.frame_schedule import frame_schedule
+from dicode_jax.diffusion.samplers.asynchronous import AsynchronousDDIM
+from dicode_jax.diffusion.samplers.base import per_sample_normal
+from dicode_jax.diffusion.time_grid import ddim_timesteps
 from dicode_jax.distributions.projected_gaussian import unit
 from dicode_jax.errors import UserError
 from dicode_jax.models.ar_diffusion.dit import Denoiser, DenoiserConfig
 from dicode_jax.models.ar_diffusion.frame_vae import FrameVAE
+from dicode_jax.nn.rngs import fold, sample_keys
 from dicode_jax.pipelines.ar_diffusion import ARDiffusionConfig, ARDiffusionPipeline
 
 
 @pytest.fixture(scope="module")
 def pipe():
-    return make()
+    return make(spread=0.1)
+
+
+def near(got, want):
+    """Other sums in another batch, and a step of a grey level between."""
+    assert got.shape == want.shape
+    assert np.abs(np.asarray(got, int) - want).max() <= 1
 
 
 def test_videos_depend_on_class_and_seed_alone(pipe):
-    both = pipe(["Crawling", 0], seed=[7, 8])
-    assert both.shape == (2, 5, 8, 8, 3)
-    assert both.dtype == np.uint8
-    for prompt in (" crawling", "2", 2, np.int64(2)):
-        np.testing.assert_array_equal(pipe(prompt, seed=7)[0], both[0])
-    np.testing.assert_array_equal(pipe("archery", seed=8)[0], both[1])
-    assert not np.array_equal(pipe("Archery", seed=7)[0], both[0])
+    prompts = ["Crawling", 0, "basketball"]
+    for at_once in (2, 3):
+        videos = pipe(prompts, seed=7, clips_per_batch=at_once)
+        assert videos.shape == (3, 5, 8, 8, 3)
+        assert videos.dtype == np.uint8
+        for i, prompt in enumerate((" crawling", "Archery", np.int64(1))):
+            near(pipe(prompt, seed=7 + i)[0], videos[i])
+    for prompt in ("2", 2):
+        np.testing.assert_array_equal(pipe(prompt, seed=7), pipe("Crawling", seed=7))
+    assert not np.array_equal(pipe("Archery", seed=7)[0], videos[0])
+
+
+def dense(pipe, label, seed, num_frames, lag, history_noise):
+    """Latents of a whole video at once, all of it in memory."""
+    graph, state = nnx.split(pipe.parts["denoiser"])
+    schedule, (n, c) = pipe._schedule, (DIT.num_tokens, DIT.channels)
+    steps = ddim_timesteps("uniform", SAMPLING.num_inference_steps, schedule.num_timesteps)
+    sampler = AsynchronousDDIM(schedule=schedule, timesteps=tuple(map(int, steps)))
+    frames = frame_schedule(num_frames, len(steps), lag, window=DIT.num_frames)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))
+    of_stream = [
+        per_sample_normal(keys(fold(sample_keys([seed]), i)[0], np.arange(num_frames)), 0, (n, c))
+        for i in (0, 1)
+    ]
+
+    @jax.jit
+    def run(x, history):
+        model = nnx.merge(graph, state)
+        contexts = model.contexts(jnp.array([label, -1]))
+
+        def denoise(x, times, step):
+            cond, null = (model(x, times, context[None]) for context in contexts)
+            return null + SAMPLING.guidance_scale * (cond - null)
+
+        options = {"history_noise": history_noise, "history": history}
+        return sample_frames(denoise, sampler, x, frames, **options)[0]
+
+    return run(*(x[None] for x in of_stream))
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "lag", "history_noise", "temporal"),
+    [(9, 5, 300, False), (4, 4, 0, True)],
+)
+def test_what_is_held_of_a_video_is_enough(num_frames, lag, history_noise, temporal):
+    pipe = make(spread=0.1, vae=dataclasses.replace(VAE, temporal=temporal))
+    options = {"num_frames": num_frames, "lag": lag, "history_noise": history_noise}
+    latents = dense(pipe, 1, 5, **options)
+    graph, state = nnx.split(pipe.parts["vae"])
+    pixels = jax.jit(lambda x: nnx.merge(graph, state).decode(x))(latents)
+    want = (255 * np.clip(pixels, 0, 1)).astype(np.uint8)
+    near(pipe(1, seed=5, **options), want)
+
+
+def test_pixels_of_a_frame_need_the_latents_up_to_it_alone():
+    graph, state = nnx.split(make(vae=dataclasses.replace(VAE, temporal=True)).parts["vae"])
+    latents = jax.random.normal(jax.random.key(1), (1, 4, 3, 4))
+    decode = jax.jit(lambda x, only: nnx.merge(graph, state).decode(x, only))
+    whole = jax.jit(lambda x: nnx.merge(graph, state).decode(x))(latents)
+    for i in range(4):
+        some = latents.at[:, i + 1 :].set(0)  # what is not there yet
+        np.testing.assert_allclose(decode(some, i)[:, 0], whole[:, i], atol=1e-5)
+
+
+def test_memory_and_programs_do_not_grow_with_the_length(pipe):
+    short = pipe(0, num_frames=9)
+    with compilations("_advance") as programs, compilations("_decode") as more:
+        stream = pipe.stream(0, num_frames=10**6)
+        clips = [next(stream) for _ in range(5)]
+        held = [sum(x.nbytes for x in jax.live_arrays())]
+        for _ in range(20):
+            next(stream)
+        held.append(sum(x.nbytes for x in jax.live_arrays()))
+    np.testing.assert_array_equal(np.concatenate([clip.frames for clip in clips]), short[0, :5])
+    assert held[1] < held[0] + 20 * 48  # latents of 20 frames would take as much
+    assert programs == more == []
+
+
+def test_videos_side_by_side_leave_frame_by_frame(pipe):
+    clips = list(pipe.stream([0, 1, 2], num_frames=3, clips_per_batch=2))
+    order = [(clip.sample, clip.index) for clip in clips]
+    assert order == [(s, i) for i in range(3) for s in (0, 1)] + [(2, i) for i in range(3)]
 
 
 def test_frames_leave_in_order_and_as_soon_as_they_are_done(pipe):
@@ -40,6 +129,8 @@ def test_frames_leave_in_order_and_as_soon_as_they_are_done(pipe):
 
 def test_given_frames_come_back_bit_for_bit(pipe):
     video = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    long = np.concatenate([video] * 4)  # more than the window has
+    np.testing.assert_array_equal(pipe(0, video=long, num_frames=9)[0, :8], long)
     plain = pipe(0, video=video, num_frames=4)
     noisy = pipe(0, video=video, num_frames=4, history_noise=400)
     for got in (plain, noisy):
@@ -72,6 +163,7 @@ def test_a_saved_pipeline_gives_the_same(pipe, tmp_path):
 def test_a_model_without_classes_takes_no_prompt():
     pipe = make(num_classes=0)
     assert pipe(num_frames=2, lag=6).shape == (1, 2, 8, 8, 3)
+    assert pipe([None, ""], num_frames=2).shape == (2, 2, 8, 8, 3)
     with pytest.raises(UserError, match="takes no prompt, got 'Archery'"):
         pipe("Archery")
 
@@ -83,6 +175,9 @@ def test_a_model_without_classes_takes_no_prompt():
         (3, {}, "from 0 to 2"),
         (None, {}, "from 0 to 2"),
         (0, {"lag": 1}, r"4 \* lag must reach the 6 steps, so lag 2 at least"),
+        (0, {"num_frames": 10**6 + 1}, "num_frames: want a whole number from 1 to 1000000"),
+        (0, {"num_frames": 2.5}, "num_frames"),
+        (0, {"clips_per_batch": 0}, "clips_per_batch"),
         (0, {"lag": 7}, "from 0 to the 6 steps"),
         (0, {"lag": 2.5}, "lag"),
         (0, {"num_inference_steps": 501}, "501"),

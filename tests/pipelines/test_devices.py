@@ -25,11 +25,18 @@ def test_eight_devices_give_the_tokens_and_frames_of_one(report):
     assert report["equal_alone"]
     assert report["levels"] <= 1
     assert report["spread"] > 1
+    assert report["rolled_levels"] <= 1
+    assert report["rolled_shape"] == [9, 6, 8, 8, 3]
 
 
 @pytest.mark.slow
 @pytest.mark.multi_device
 def test_no_program_that_generates_or_denoises_sends_anything_between_devices(report):
-    assert report["partitions"] == {"_begin": 8, "_go_on": 8, "_decode": 8}
+    assert report["partitions"] == {
+        "_begin": 8,
+        "_go_on": 8,
+        "_decode": 8,
+        "_advance": 8,
+    }
     assert report["without_loop"] == []
     assert report["collectives"] == []

@@ -105,10 +105,10 @@ def apart(a, b):
 
 
 def test_a_video_for_every_image(pipe, images):
-    videos = pipe(images, ["cat", "dog"], seed=3)
+    videos = pipe(["cat", "dog"], image=images, seed=3)
     assert videos.shape == (2, FRAMES, 8, 16, 3)
     assert videos.dtype == np.uint8
-    assert videos.std() > 0
+    assert np.asarray(videos).std() > 0
 
 
 def test_sample_of_a_batch_is_that_image_alone_with_its_own_seed(pipe, images, latents):
@@ -118,8 +118,8 @@ def test_sample_of_a_batch_is_that_image_alone_with_its_own_seed(pipe, images, l
         assert (apart(alone, latents[i : i + 1]) < 1e-4).all()
     swapped = pipe.sample_latents(images[::-1], ["dog", "cat"], seed=[4, 3])
     assert (apart(swapped[::-1], latents) < 1e-4).all()
-    videos = pipe(images, ["cat", "dog"], seed=3).astype(int)
-    assert np.abs(pipe(images[1], "dog", seed=4)[0] - videos[1]).max() <= 1
+    videos = np.asarray(pipe(["cat", "dog"], image=images, seed=3), int)
+    assert np.abs(pipe("dog", image=images[1], seed=4)[0] - videos[1]).max() <= 1
 
 
 def test_same_seed_repeats_and_another_differs(pipe, images, latents):
@@ -191,8 +191,16 @@ def test_images_of_any_size_are_covered_without_bars(pipe, size):
     ("options", "message"),
     [
         ({"image": np.zeros((8, 16, 3), np.float32)}, "image is uint8"),
-        ({"image": np.zeros((0, 8, 16, 3), np.uint8)}, "image is empty"),
-        ({"prompt": ["cat", "dog"]}, r"1 image\(s\) and 2 prompts"),
+        ({"image": np.zeros((0, 8, 16, 3), np.uint8)}, "image: the list is empty"),
+        (
+            {"prompt": list("abc"), "image": [np.zeros((8, 16, 3), np.uint8)] * 2},
+            r"3 prompts, 2 image\(s\): give one for each, or one for all",
+        ),
+        ({"image": None}, "goes on from an image; give one as image="),
+        ({"num_clips": 2}, "does not know num_clips; beside prompt and seed it takes guidance_s"),
+        ({"video": "in.mp4"}, "does not know video"),
+        ({"output_type": "tokens"}, "does not know tokens"),
+        ({"prompt": np.zeros((8, 16, 3), np.uint8)}, "a prompt is text, .* a picture as image="),
         ({"last_image": np.zeros((8, 16, 3), np.uint8)}, "last_image is for interpolation"),
         ({"image": [[1, 2], [3]]}, "image is uint8"),
         ({"prompt": []}, "list of prompts is empty"),
@@ -218,9 +226,9 @@ def test_mistake_is_one_clear_line(pipe, options, message):
 
 def test_interpolation_wants_its_last_image(between, images):
     with pytest.raises(UserError, match="pass last_image"):
-        between(images[0])
-    with pytest.raises(UserError, match=r"1 image\(s\) and 2 last"):
-        between(images[0], last_image=images[:2])
+        between(image=images[0])
+    with pytest.raises(UserError, match=r"1 prompts, 3 image\(s\), 2 last image"):
+        between(image=[images[0]] * 3, last_image=images[:2])
 
 
 def test_parts_that_do_not_fit_are_refused(pipe):

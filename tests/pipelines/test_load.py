@@ -28,6 +28,7 @@ from dicode_jax.pipelines.ar_diffusion import ARDiffusionPipeline
 from dicode_jax.pipelines.dicode import DiCoDePipeline, GenerationConfig, PipelineConfig
 from dicode_jax.pipelines.divot import DivotConfig, DivotDetokenizer
 from dicode_jax.pipelines.dynamicrafter import DynamiCrafterConfig, DynamiCrafterPipeline
+from dicode_jax.pipelines.landiff import LanDiffPipeline
 from dicode_jax.storage import weights
 
 OLD = pathlib.Path(__file__).parents[1] / "old_models"
@@ -36,6 +37,7 @@ CLASSES = {
     "dynamicrafter": DynamiCrafterPipeline,
     "divot": DivotDetokenizer,
     "ar_diffusion": ARDiffusionPipeline,
+    "landiff": LanDiffPipeline,
 }
 
 
@@ -91,15 +93,20 @@ def test_old_dicode_folder_generates_and_decodes():
 def test_old_dynamicrafter_folder_paints():
     pipe = dicode_jax.load(OLD / "dynamicrafter")
     assert type(pipe) is DynamiCrafterPipeline
-    video = pipe(np.full((8, 16, 3), 90, np.uint8), "cat", seed=1)
+    video = pipe("cat", image=np.full((8, 16, 3), 90, np.uint8), seed=1)
     assert video.shape == (1, 4, 8, 16, 3)
-    assert video.std() > 0
+    assert video.frames.std() > 0
 
 
 def test_the_types_that_are_asked_for_reach_the_pipeline(monkeypatch):
     monkeypatch.setattr(DiCoDePipeline, "from_pretrained", lambda *args, **options: (args, options))
-    got = dicode_jax.load(OLD / "dicode", dtype="auto", param_dtype=np.float16)
-    assert got == ((OLD / "dicode",), {"dtype": "auto", "param_dtype": np.float16})
+    for asked, told in (
+        ({}, {"dtype": "auto", "param_dtype": jnp.float32}),  # which "auto" overrules
+        ({"dtype": None}, {"dtype": None, "param_dtype": jnp.float32}),
+        ({"param_dtype": np.float16}, {"dtype": None, "param_dtype": np.float16}),
+        ({"dtype": "bfloat16", "param_dtype": np.float16},) * 2,
+    ):
+        assert dicode_jax.load(OLD / "dicode", **asked) == ((OLD / "dicode",), told)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +120,7 @@ def test_the_types_that_are_asked_for_reach_the_pipeline(monkeypatch):
     ],
 )
 def test_parts_are_loaded_in_the_types_that_are_asked_for(monkeypatch, options, computes, stored):
-    def stop(*args, **types):
+    def stop(*args, skip, **types):
         raise UserError(str(types))
 
     monkeypatch.setattr(base, "auto_dtype", lambda: jnp.bfloat16)

@@ -29,11 +29,16 @@ BOUNDS = {  # name: (lowest, the next below, highest, the next above)
     "guidance_rescale": (0.0, BELOW, 1.0, ABOVE),
     "eta": (0.0, BELOW, 1.0, ABOVE),
     "fps": (-BELOW, 0.0, 1000.0, 1000.1),
+    "diffusion_guidance_scale": (0.0, BELOW, 100.0, 100.1),
+    "motion_score": (0.0, BELOW, 1000.0, 1000.1),
+    "temperature": (-BELOW, 0.0, 100.0, 100.1),
+    "top_k": (1, 0, 2**24, 2**24 + 1),
+    "top_p": (-BELOW, 0.0, 1.0, ABOVE),
 }
 
 
 def test_every_option_has_its_bounds():
-    assert {*BOUNDS, "sampler", "guidance_interval"} == set(options.OPTIONS)
+    assert {*BOUNDS, "sampler", "guidance_interval", "ramp", "carry"} == set(options.OPTIONS)
 
 
 def test_an_interval_ascends_within_its_bounds():

@@ -275,7 +275,7 @@ def test_push_sends_the_pipeline_and_its_card(api, folder):
     assert {"config.json", "README.md", "decoder/model.safetensors"} <= set(files)
     card = files["README.md"].decode()
     assert f"# {NAME}" in card
-    assert f'from_pretrained("{NAME}")' in card
+    assert f'dicode_jax.load("{NAME}")' in card
     assert "float16" in card
     assert "no licence" in card  # the decoder's origin was handed on
     assert DIGEST in card

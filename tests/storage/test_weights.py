@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax import monitoring
 from safetensors.flax import save_file
 
 from dicode_jax.errors import UserError
@@ -49,6 +50,25 @@ def test_half_precision_storage_is_read_as_float32(tmp_path):
     assert {array.dtype for array in stored.values()} == {jnp.dtype("float16")}
     module, _ = weights.load_module(tmp_path, Resampler, ResamplerConfig)
     assert module.proj_in.kernel.dtype == jnp.float32
+
+
+def test_loading_compiles_nothing(tmp_path):
+    """A start would wait for two programs of each shape, read from the cache or not."""
+    config = dataclasses.replace(CONFIG, dim=20, embed_dim=14)  # shapes that no other test has
+    weights.save_module(tmp_path, Resampler(config, rngs=nnx.Rngs(0)), config, dtype=jnp.float16)
+    compiled = []
+
+    def note(event, _, **more):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(more)
+
+    monitoring.register_event_duration_secs_listener(note)
+    try:
+        for dtype in (jnp.float32, jnp.bfloat16):
+            weights.load_module(tmp_path, Resampler, ResamplerConfig, param_dtype=dtype)
+    finally:
+        monitoring.unregister_event_duration_listener(note)
+    assert not compiled
 
 
 def test_half_precision_storage_is_read_on_the_host_too(tmp_path):

@@ -122,10 +122,15 @@ class FrameVAE(nnx.Module):
         return rearrange(mean, "(b f) l c -> b f l c", b=len(video))
 
     @typechecked
-    def decode(self, latents: Float[Array, "b f l c"]) -> Float[Array, "b f h w 3"]:
+    def decode(
+        self, latents: Float[Array, "b f l c"], only: Array | None = None
+    ) -> Float[Array, "b g h w 3"]:
         """Frames, not clipped to [0, 1]; only the directions of the latents count.
 
         A frame does not depend on later ones, nor without `temporal` on any other.
+
+        Args:
+            only: number of the one frame that is painted, which may be traced; None for all.
 
         Raises:
             ValueError: the latents are of another number or width of tokens than the config's.
@@ -136,17 +141,25 @@ class FrameVAE(nnx.Module):
                 f"latents must have {cfg.num_tokens} tokens of {cfg.token_dim} channels, got "
                 f"{latents.shape[2]} of {latents.shape[3]}"
             )
-        images = self.pixel_decoder(self.soft_codes(self.logits(latents)))
+        patches = rearrange(self.patches(latents), "(b f) y x d -> b f y x d", b=len(latents))
+        if only is not None:
+            patches = jax.lax.dynamic_slice_in_dim(patches, only, 1, axis=1)
+        codes = self.soft_codes(self.logits(rearrange(patches, "b f y x d -> (b f) y x d")))
+        images = self.pixel_decoder(codes)
         return rearrange(images, "(b f) h w c -> b f h w c", b=len(latents))
 
-    def logits(self, latents: Float[Array, "b f l c"]) -> Float[Array, "n y x k"]:
-        """Which codes each patch is made of."""
+    def patches(self, latents: Float[Array, "b f l c"]) -> Float[Array, "n y x d"]:
+        """What the transformer makes of the latents' directions, one vector for each patch."""
         mix = None
         if self.temporal is not None:
             sizes = {"num_frames": latents.shape[1], "num_tokens": latents.shape[2]}
             mix = functools.partial(self.temporal, **sizes)
         tokens = unit(rearrange(latents, "b f l c -> (b f) l c"))
-        return self.code_logits(jnp.tanh(self.code_up(self.decoder(tokens, mix))))
+        return self.decoder(tokens, mix)
+
+    def logits(self, patches: Float[Array, "n y x d"]) -> Float[Array, "n y x k"]:
+        """Which codes each patch is made of."""
+        return self.code_logits(jnp.tanh(self.code_up(patches)))
 
     def soft_codes(self, logits: Float[Array, "n y x k"]) -> Float[Array, "n y x z"]:
         """What the pixel decoder gets: for each patch a mean of codes."""

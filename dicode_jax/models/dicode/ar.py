@@ -212,7 +212,7 @@ class DiCoDeLM(nnx.Module):
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> LMOutput:
-        """Loss on rows that hold several videos, as `data.packing.pack_row` lays them out.
+        """Loss on rows that hold several videos, as `packing.pack_row` lays them out.
 
         Attention stays inside a video, and the body's positions and the numbers of keyframes count
         from its beginning: a video is seen as it is alone, and the loss is the mean over all

@@ -29,6 +29,7 @@ from jax.sharding import Mesh, PartitionSpec
 from dicode_jax.distributions.gaussian_mixture import GaussianMixture
 from dicode_jax.models.dicode import ar_losses
 from dicode_jax.models.dicode.ar import DiCoDeLM
+from dicode_jax.nn.attention import KEYS_IN_PARTS
 from dicode_jax.nn.kv_cache import KVCache
 from dicode_jax.runtime.platform import platform
 from dicode_jax.runtime.sharding import BATCH, ROWS, WHOLE, by_rows
@@ -151,14 +152,10 @@ def stream_keyframes(
         window, overlap = _window(lm, text_length, num_prefix, num_keyframes, window, overlap)
         # The last token of a window and the separator behind it are never fed.
         size = text_length + 1 + window * (cfg.num_tokens + 1) - 2
+        size += -size % KEYS_IN_PARTS if platform() == "gpu" else 0
     is_guided = isinstance(guidance_scale, jax.Array) or guidance_scale > 1
     if is_guided and uncond_ids is None:
         uncond_ids = jnp.full((text_length,), cfg.pad_token_id, text_ids.dtype)
-    elif not is_guided and b == 1 and mesh is None and platform() == "gpu":
-        # XLA multiplies one row by a matrix without cuBLAS and with more bytes: two are cheaper.
-        text_ids = jnp.repeat(text_ids, 2, axis=0)
-        keys = None if keys is None else jnp.repeat(keys, 2, axis=0)
-        prefix = None if prefix is None else jnp.repeat(prefix, 2, axis=0)
     plan = _Plan(
         size=size,
         num_new=num_keyframes if parity else 1,
@@ -176,8 +173,7 @@ def stream_keyframes(
         logits_temperature=jnp.asarray(logits_temperature, jnp.float32),
         guidance_scale=jnp.asarray(guidance_scale, jnp.float32),
     )
-    runs = _write(lm, inputs, plan, prefix, num_keyframes, window, overlap, mesh)
-    return (tokens[:b] for tokens in runs)
+    return _write(lm, inputs, plan, prefix, num_keyframes, window, overlap, mesh)
 
 
 def _write(lm, inputs, plan, prefix, num_keyframes, window, overlap, mesh) -> Iterator[Array]:

@@ -126,8 +126,8 @@ def stream_tokens(
       top_k, top_p: Draw from the likeliest tokens alone, see `distributions.categorical`; at most
         one of the two.
       do_sample: False takes the likeliest token.
-      given: Semantic tokens of the first frames, as the tokenizer makes them, of fewer frames than
-        the first segment has.
+      given: Semantic tokens of the first frames, as the tokenizer makes them; one frame at least
+        is left to write.
 
     Returns:
       For each segment its layout and its tokens as the model saw them; what is given comes back.
@@ -147,10 +147,8 @@ def stream_tokens(
         raise ValueError("captions must be padded on the left: text_valid ends in False")
     segments = cfg.frames.segments(num_frames)
     known = 0 if given is None else cfg.frames.num_frames(given.shape[1])
-    if known >= segments[0]:
-        raise ValueError(
-            f"{known} frames are given, and the first segment has {segments[0]}: give fewer"
-        )
+    if known >= num_frames:
+        raise ValueError(f"{known} frames are given, and the video has {num_frames}: give fewer")
     if given is not None:
         check_codes(given, cfg.codebook_size)
     is_traced = isinstance(guidance_scale, jax.Array)
@@ -176,13 +174,16 @@ def stream_tokens(
 
 def _write(call, draft, layouts, start) -> Iterator[tuple[np.ndarray, Array]]:
     graph, state, inputs, plan = call
+    known = jnp.zeros((len(draft.last), 0), jnp.int32) if start is None else start
     index = 0
     for layout in layouts:
-        known = 0 if start is None else start.shape[1]
-        tokens, draft = _go_on(graph, state, inputs, draft, layout[known:], index + known, plan)
+        tokens, known = known[:, : len(layout)], known[:, len(layout) :]
+        if (rest := layout[tokens.shape[1] :]).size:
+            at = index + tokens.shape[1]
+            drawn, draft = _go_on(graph, state, inputs, draft, rest, at, plan)
+            tokens = jnp.concatenate([tokens, drawn], axis=1) if tokens.size else drawn
         index += len(layout)
-        yield layout, tokens if start is None else jnp.concatenate([start, tokens], axis=1)
-        start = None
+        yield layout, tokens
 
 
 def _ends_in_words(text_valid: Array | None) -> bool:

@@ -31,6 +31,8 @@ class WindowSampling:
         to step; "smooth", from 1 at the first step up.
       ramp_steps: Steps of the ramp; `num_inference_steps` when None.
       ramp_exponent: How late it rises.
+      history_noise: Timestep of the noise under which the network sees a prefix, or that of the
+        window itself where there is less left; 0 shows it clean, as the original.
       batch_guidance: Evaluate both branches in one call, which takes more memory.
 
     Raises:
@@ -42,6 +44,7 @@ class WindowSampling:
     ramp: str = "released"
     ramp_steps: int | None = None
     ramp_exponent: int = 5
+    history_noise: int = 0
     batch_guidance: bool = False
 
     def __post_init__(self):
@@ -49,6 +52,8 @@ class WindowSampling:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.history_noise < 0:
+            raise ValueError(f"history_noise must not be negative, got {self.history_noise}")
         if not 0 <= self.guidance_scale < math.inf:
             raise ValueError(f"guidance_scale must not be negative, got {self.guidance_scale}")
         if self.ramp not in RAMPS:
@@ -102,7 +107,7 @@ def sample_window(
       cfg: Settings.
       keys: One per sample, `[b]`; a sample depends on its key alone.
       prefix: The first latents of the window, which are known: the network sees them clean in every
-        step, and they come back as they are.
+        step (but for `history_noise`), and they come back as they are.
       x_init: Starting noise instead of the keys'.
       noise: Noise of every step instead of the keys'; that of the last is not used.
       return_trajectory: Also return the states behind all steps.
@@ -135,8 +140,22 @@ def sample_window(
     def join(outputs, step):
         return guide(outputs[0], outputs[1], 1.0 + cfg.guidance_scale * ramp[step])
 
+    sampler = SubsampledDPM(schedule=schedule)
+    signals, hidden = _prefix_levels(sampler, cfg.history_noise, grid), None
+    if prefix is not None and cfg.history_noise:
+        if keys is None:
+            raise ValueError("history_noise needs keys (one per sample)")
+        hidden = per_sample_normal(keys, 2, prefix.shape[1:])
+
     def put_prefix(x, step):
-        return x if prefix is None else x.at[:, :num_known].set(prefix.astype(x.dtype))
+        if prefix is None:
+            return x
+        shown = prefix
+        if hidden is not None:
+            signal = jnp.asarray(signals, jnp.float32)[step]
+            noised = signal * prefix + jnp.sqrt(1 - signal**2) * hidden
+            shown = jnp.where(step < len(grid) - 1, noised, prefix)
+        return x.at[:, :num_known].set(shown.astype(x.dtype))
 
     return sample(
         guided_denoise(
@@ -145,7 +164,7 @@ def sample_window(
             join,
             batched=cfg.batch_guidance,
         ),
-        SubsampledDPM(schedule=schedule),
+        sampler,
         x_init.astype(jnp.float32),
         grid,
         keys=None if keys is None else fold(keys, 1),
@@ -153,3 +172,13 @@ def sample_window(
         project=None if prefix is None else put_prefix,
         return_trajectory=return_trajectory,
     )
+
+
+def _prefix_levels(sampler: SubsampledDPM, timestep: int, grid: np.ndarray) -> np.ndarray:
+    """Factor of the clean prefix at each step, float64 `[steps + 1]`; 1 behind the last."""
+    schedule = sampler.schedule
+    if timestep >= schedule.num_timesteps:
+        raise ValueError(
+            f"history_noise must be below the {schedule.num_timesteps} timesteps, got {timestep}"
+        )
+    return np.maximum(np.sqrt(schedule.alphas_cumprod64[timestep]), sampler.signals(grid))

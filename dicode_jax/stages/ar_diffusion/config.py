@@ -7,6 +7,7 @@ from typing import Literal
 from dicode_jax.diffusion.timesteps import check_mode
 from dicode_jax.models.ar_diffusion.dit import DenoiserConfig
 from dicode_jax.models.ar_diffusion.frame_vae import FrameVAEConfig
+from dicode_jax.models.patch_discriminator import PatchDiscriminatorConfig
 from dicode_jax.stages.config import RunConfig
 
 
@@ -32,6 +33,17 @@ class FrameVAETrainConfig(RunConfig):
       logit_weight: Weight of the mean square of the codes' logits, from which their mean for each
         patch is taken off. A patch whose logits have run away gets one code whatever happens, and
         no gradient through it; the release starts from trained codes and has none.
+      patch_weight: Weight of the squared error of pixels that one linear layer, not exported, reads
+        off the transformer's patches. It trains the tokens while the codes still mean nothing; the
+        release, which starts from trained codes, has none.
+      probe_weight: Weight of the cross-entropy of linear probes, not exported, that tell from the
+        latents what a frame of the drawn world shows; 0 for other data.
+      disc_start: Step from which a discriminator of patches judges: odd steps are its own, even
+        ones the VAE's, each with an optimiser of its own. None for none at all.
+      disc_weight: Weight of what it says, after that was scaled to move the last convolution as
+        the errors do.
+      discriminator: Its sizes.
+      discriminator_init: Folder of a converted one; None starts fresh.
     """
 
     model: FrameVAEConfig = FrameVAEConfig()
@@ -44,11 +56,28 @@ class FrameVAETrainConfig(RunConfig):
     kl_weight: float = 0.0
     token_noise: float | None = None
     logit_weight: float = 0.0
+    patch_weight: float = 0.0
+    probe_weight: float = 0.0
+    disc_start: int | None = None
+    disc_weight: float = 1.0
+    discriminator: PatchDiscriminatorConfig = PatchDiscriminatorConfig()
+    discriminator_init: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
         if self.token_noise is not None and not 0 <= self.token_noise < math.inf:
             raise ValueError(f"token_noise must not be negative, got {self.token_noise}")
+        for name in ("patch_weight", "probe_weight"):
+            weight = getattr(self, name)
+            if weight < 0 or (weight and self.model.temporal):
+                raise ValueError(
+                    f"{name} must not be negative, and 0 for the temporal decoder, got {weight}"
+                )
+        if self.disc_start is None:
+            if self.discriminator_init is not None:
+                raise ValueError("discriminator_init is of no use without disc_start")
+        else:
+            self._check_discriminator(self.disc_start)
         if self.frame_size != self.model.image_size:
             raise ValueError(
                 f"frame_size must be the model's image_size, got {self.frame_size} and "
@@ -57,6 +86,25 @@ class FrameVAETrainConfig(RunConfig):
         if self.model.temporal and self.init is None:
             raise ValueError(
                 "the temporal decoder goes on from a trained frame VAE: name its folder as init"
+            )
+
+    def _check_discriminator(self, start: int):
+        if start < 0 or not 0 <= self.disc_weight < math.inf:
+            raise ValueError(
+                f"disc_start and disc_weight must not be negative, got {start} and "
+                f"{self.disc_weight}"
+            )
+        if self.model.temporal:
+            raise ValueError("the temporal decoder learns without a discriminator: no disc_start")
+        if self.optim.schedule != "constant" or self.optim.warmup_steps:
+            raise ValueError(
+                "two optimisers that take turns want a rate that does not change: with disc_start "
+                "set optim.schedule to constant and optim.warmup_steps to 0"
+            )
+        if (least := self.discriminator.least_size) > self.frame_size:
+            raise ValueError(
+                f"a discriminator of {self.discriminator.num_layers} layers needs frames of "
+                f"{least} pixels at least, frame_size is {self.frame_size}"
             )
 
 

@@ -1,7 +1,7 @@
 """Examples for the language model: a caption as ids, and a video as keyframes or deep tokens.
 
 They come from videos, whose keyframes the step encodes, or from a token cache, which was encoded
-before. A cache also gives packed rows of several videos (`data.packing`).
+before. A cache also gives packed rows of several videos (`packing`).
 
 Letters: l text ids, k keyframes, n deep tokens of a keyframe, z their width.
 """
@@ -18,10 +18,11 @@ from dicode_jax.data.clips import read_keyframes
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.encoded_cache import EncodedCache
 from dicode_jax.data.records import ClipSource, Record, in_validation, name_hash
+from dicode_jax.data.rows import plan_rows
 from dicode_jax.data.sources.open import kind_of, open_source
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
-from dicode_jax.stages.dicode.packing import pack_row, plan_rows, video_length
+from dicode_jax.stages.dicode.packing import pack_row, video_length
 from dicode_jax.storage import weights
 from dicode_jax.text.gpt import TextTokenizer
 
@@ -180,7 +181,7 @@ class PackedExamples:
         return " + ".join(map(self.videos.name, self._rows[index]))
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """A row as `data.packing.pack_row` describes it."""
+        """A row as `packing.pack_row` describes it."""
         texts, tokens = zip(*(self.videos.read(i, rng) for i in self._rows[index]), strict=True)
         return pack_row(
             texts,

@@ -53,7 +53,7 @@ def make_stage(config: ARTrainConfig) -> Stage:
 
     Batches hold `text_ids` int32 [b, l], `frame_mask` bool [b, k], and `keyframes` uint8
     [b, k, h, w, 3], or `tokens` [b, k, n, z] where they were encoded before. Packed batches are
-    those of `data.packing.pack_row`.
+    those of `packing.pack_row`.
 
     Raises:
       UserError: There is no tokenizer to read keyframes with, or it gives other tokens than the

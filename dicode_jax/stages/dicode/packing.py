@@ -1,4 +1,4 @@
-"""Several videos in one row of a batch: which go together, and how the row is laid out.
+"""Several videos in one row of a batch: how the row is laid out (`data.rows` says which).
 
 A video takes `l + k (n + 1)` positions, `text | <img> | n tokens | <img> | n tokens ...` with the
 text padded to `l`, exactly as it stands alone: a model that attends inside a video only, and counts
@@ -16,48 +16,6 @@ import numpy as np
 def video_length(num_keyframes, *, text_length: int, num_tokens: int):
     """Positions of a video; `num_keyframes` may be an array."""
     return text_length + num_keyframes * (num_tokens + 1)
-
-
-def plan_rows(
-    lengths: Sequence[int] | np.ndarray, row_length: int, *, seed: int
-) -> list[np.ndarray]:
-    """Puts every video into exactly one row, by first fit over a seeded order.
-
-    Args:
-      lengths: Positions of each video.
-      row_length: Positions of a row.
-      seed: Of the order.
-
-    Returns:
-      Rows in the order in which they were begun: indices of videos, int64. The last ones may be
-      far from full.
-
-    Raises:
-      ValueError: A video is longer than a row.
-    """
-    sizes = np.asarray(lengths)
-    if len(sizes) and sizes.max() > row_length:
-        longest = int(sizes.argmax())
-        raise ValueError(
-            f"video {longest} needs {sizes[longest]} positions, a row has {row_length}"
-        )
-    order = np.random.default_rng(seed).permutation(len(sizes))
-    rows: list[list[int]] = []
-    room: list[int] = []
-    # Rows only fill up, so the first row that takes a length never moves back: one mark for each
-    # length makes the search linear.
-    first = dict.fromkeys(np.unique(sizes).tolist(), 0)
-    for index, length in zip(order.tolist(), sizes[order].tolist(), strict=True):
-        row = first[length]
-        while row < len(rows) and room[row] < length:
-            row += 1
-        first[length] = row
-        if row == len(rows):
-            rows.append([])
-            room.append(row_length)
-        rows[row].append(index)
-        room[row] -= length
-    return [np.asarray(row, np.int64) for row in rows]
 
 
 def pack_row(

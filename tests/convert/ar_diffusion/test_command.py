@@ -10,6 +10,7 @@ import pytest
 from convert_names import read_manifest, shapes_only, state_dict
 from flax import nnx
 from safetensors.numpy import save_file
+from tiny_ar_diffusion import VAE
 
 from convert import to_torch
 from convert.ar_diffusion import command, discriminator, dit, vae
@@ -17,25 +18,15 @@ from convert.engine.plan import plan
 from dicode_jax.models.ar_diffusion.dit import Denoiser, DenoiserConfig, DiTConfig
 from dicode_jax.models.ar_diffusion.frame_vae import FrameVAE, FrameVAEConfig
 from dicode_jax.models.lpips import LPIPS, LPIPSConfig
-from dicode_jax.models.maskgit_decoder import MaskGITDecoderConfig
 from dicode_jax.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
-from dicode_jax.models.query_tokenizer import QueryTransformerConfig
 from dicode_jax.nn.rngs import blank
 from dicode_jax.pipelines.ar_diffusion import ARDiffusionPipeline
 from dicode_jax.storage import weights
 
-SIDE = QueryTransformerConfig(patch_size=2, embed_dim=64, num_layers=1, num_heads=1)
-TINY = FrameVAEConfig(
-    image_size=4,
-    num_tokens=3,
-    token_dim=2,
-    codebook_size=5,
-    encoder=SIDE,
-    decoder=SIDE,
-    pixel_decoder=MaskGITDecoderConfig(
-        z_channels=6, channels=32, channel_mult=(1, 2), num_res_blocks=1
-    ),
-)
+# Of widths that a checkpoint tells heads and groups by.
+SIDE = dataclasses.replace(VAE.encoder, embed_dim=64, num_heads=1)
+PIXELS = dataclasses.replace(VAE.pixel_decoder, channels=32, num_groups=32)
+TINY = dataclasses.replace(VAE, encoder=SIDE, decoder=SIDE, pixel_decoder=PIXELS)
 JUDGE = PatchDiscriminatorConfig(channels=4, num_layers=2)
 
 
@@ -126,9 +117,7 @@ def test_both_namings_of_lpips_fill_it(slices):
 
 
 SMALL = DenoiserConfig(
-    dit=DiTConfig(
-        num_tokens=3, channels=2, embed_dim=32, num_layers=1, context_len=3, context_dim=5
-    ),
+    dit=DiTConfig(num_tokens=3, embed_dim=32, num_layers=1, context_len=3, context_dim=5),
     null="zero",
 )
 YAML = """
@@ -139,7 +128,7 @@ model:
     norm_preprocess: true
     model_cfg:
       target: src.gen_model.modules.dit_model.DiT_crossattn
-      params: {num_frames: 16, n_token_per_frame: 3, in_channels: 2, hidden_size: 32, depth: 1,
+      params: {num_frames: 16, n_token_per_frame: 3, in_channels: 4, hidden_size: 32, depth: 1,
                num_heads: 8, context_dim: 5, context_token: 3, causal_attn_mode: temporal_causal}
     diffusion_cfg:
       target: src.gen_model.modules.diffusion.LatentDiffusion
@@ -213,7 +202,7 @@ def test_parts_that_do_not_fit_and_tables_that_are_others_are_named(
     other = state_dict(model, dit.denoiser_rules(wide)) | dit.stored_tables(wide)
     save_file(other, folder / "model.safetensors")
     assert command.main(["--vae", str(checkpoints[0]), "--dit", str(folder), *out]) == 2
-    assert "the denoiser makes 4 tokens of 2 numbers for a frame" in capsys.readouterr().err
+    assert "the denoiser makes 4 tokens of 4 numbers for a frame" in capsys.readouterr().err
     for args, message in (
         (["--config", "a.yaml"], "nothing to convert"),
         (["--dit", str(folder), "--vae-config", "a.yaml"], "--vae-config is of --vae"),

@@ -91,7 +91,7 @@ def test_given_frames_come_back_bit_for_bit_and_are_seen_under_their_noise():
         jax.debug.callback(lambda *a: shown.append(a), x[:, :2], times[:, :2])
         return jnp.broadcast_to(x.mean(axis=1, keepdims=True), x.shape)
 
-    history = jax.random.normal(jax.random.key(2), given.shape)
+    history = jax.random.normal(jax.random.key(2), x.shape)
     plain, _ = sample_frames(mean_of_all, make(), x, frames, given=given)
     jax.effects_barrier()
     assert all(np.array_equal(a, given) and (t == 1).all() for a, t in shown)
@@ -102,11 +102,33 @@ def test_given_frames_come_back_bit_for_bit_and_are_seen_under_their_noise():
     jax.effects_barrier()
     assert all((t == 300).all() for _, t in shown)
     level = make().schedule.alphas_cumprod64[300]
-    want = np.sqrt(level) * given + np.sqrt(1 - level) * history
+    want = np.sqrt(level) * given + np.sqrt(1 - level) * history[:, :2]
     assert all(np.allclose(a, want, atol=1e-6) for a, _ in shown)
     for got in (plain, noisy):
         np.testing.assert_array_equal(got[:, :2], given)
     assert not np.allclose(plain[:, 2:], noisy[:, 2:])
+
+
+def test_finished_frames_are_seen_under_the_noise_of_history_and_stay():
+    x, shown = noise(3), []
+
+    def watched(x, times, step):
+        jax.debug.callback(lambda *a: shown.append(a), x[:, 0], times[:, 0], step, ordered=True)
+        return denoise(x, times, step)
+
+    frames, history = frame_schedule(3, STEPS, STEPS, window=3), noise(3)[::-1]
+    options = {"history_noise": 300, "history": history}
+    got, _ = sample_frames(watched, make(), x, frames, **options)
+    plain, _ = sample_frames(denoise, make(), x, frames)
+    jax.effects_barrier()
+    np.testing.assert_allclose(got, plain, atol=1e-6)  # as no frame looks at another here
+    level = make().schedule.alphas_cumprod64[300]
+    want = np.sqrt(level) * got[:, 0] + np.sqrt(1 - level) * history[:, 0]
+    for a, t, step in shown:
+        assert (t == 300).all() == (step >= STEPS)
+        assert np.allclose(a, want, atol=1e-6) == (step >= STEPS)
+    with pytest.raises(ValueError, match="needs history"):
+        sample_frames(denoise, make(), x, frames, history_noise=300)
 
 
 def test_steps_outside_of_the_grid_are_refused():

@@ -1,6 +1,7 @@
 """LanDiff's denoiser: control that starts as nothing, two scans, full size, refusals."""
 
 import dataclasses
+import itertools
 import math
 from typing import cast
 
@@ -161,6 +162,33 @@ def test_a_prefix_comes_back_and_a_sample_depends_on_its_key_alone():
         sample_window(Constant(), CONTEXT, semantic, cfg, keys=keys, prefix=X)
     with pytest.raises(ValueError, match="keys"):
         sample_window(Constant(), CONTEXT, semantic, cfg, keys=None)
+
+
+def test_a_prefix_is_seen_under_noise_of_its_own_or_of_the_window_s_if_that_is_less():
+    """The network of this one predicts what it sees of the prefix, which nothing else tells."""
+    seen = []
+
+    class Seeing(Constant):
+        def __call__(self, x, timesteps, *args):
+            jax.debug.callback(lambda x: seen.append(np.asarray(x)), x[:, :2])
+            return super().__call__(x, timesteps, *args)
+
+    keys, prefix = jax.random.split(jax.random.key(0), 2), X[:, :2]
+    semantic = jnp.broadcast_to(SEMANTIC, X.shape)
+    options = {"num_inference_steps": 4, "guidance_scale": 0.0}  # at 999, 749, 499 and 249
+    for timestep, equal in ((0, (True,) * 3), (500, (True, False, False))):
+        cfg = WindowSampling(history_noise=timestep, **options)
+        out, _ = sample_window(Seeing(), CONTEXT, semantic, cfg, keys=keys, prefix=prefix)
+        jax.effects_barrier()
+        np.testing.assert_array_equal(out[:, :2], prefix)  # bit for bit, whatever was shown
+        assert len(seen) == 4
+        got = tuple(np.allclose(a, b, atol=1e-6) for a, b in itertools.pairwise(seen))
+        assert got == equal
+        assert np.allclose(seen[0], prefix) == (timestep == 0)
+        seen.clear()
+    cfg = WindowSampling(history_noise=1000, **options)
+    with pytest.raises(ValueError, match="history_noise must be below the 1000 timesteps"):
+        sample_window(Constant(), CONTEXT, semantic, cfg, keys=keys, prefix=prefix)
 
 
 def test_another_scale_compiles_nothing_and_a_smooth_ramp_rises():

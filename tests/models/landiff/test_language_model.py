@@ -138,6 +138,9 @@ def test_given_frames_come_back_and_are_seen(lm):
     got = list(stream_segments(lm, TEXT, num_frames=4, keys=KEYS, given=given, **DRAW))
     assert [x.shape[1] for x in got] == [8, 4]
     np.testing.assert_array_equal(jnp.concatenate(got, axis=1), whole)  # draws are by place
+    longer = generate(lm, TEXT, num_frames=5, keys=KEYS, **DRAW)
+    runs = list(stream_segments(lm, TEXT, num_frames=5, keys=KEYS, given=longer[:, :12], **DRAW))
+    np.testing.assert_array_equal(jnp.concatenate(runs, axis=1), longer)  # more than a segment
     other = generate(lm, TEXT, num_frames=4, keys=KEYS, given=4 - given, **DRAW)
     np.testing.assert_array_equal(other[:, :6], 4 - given)
     assert (other[:, 6:] != whole[:, 6:]).any()
@@ -165,7 +168,7 @@ def test_the_likeliest_tokens_alone_are_drawn_when_asked_for(lm):
         ({"keys": KEYS, "top_p": 0.0}, "top_p must be above 0"),
         ({"keys": KEYS, "num_frames": 0}, "at least one semantic frame"),
         ({"keys": KEYS, "num_frames": 20}, "positions, but the model has 60"),
-        ({"keys": KEYS, "given": jnp.zeros((2, 8), int)}, "the first segment has 3: give fewer"),
+        ({"keys": KEYS, "given": jnp.zeros((2, 12), int)}, "4 frames are given, .* has 4"),
         ({"keys": KEYS, "given": jnp.zeros((2, 5), int)}, "5 tokens make no video"),
     ],
 )

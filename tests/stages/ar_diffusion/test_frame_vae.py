@@ -1,6 +1,7 @@
 """Stage 1 of AR-Diffusion: its configs, what learns, where it starts and what it writes."""
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -8,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_ar_diffusion import VAE
 
 from dicode_jax import config as config_lib
 from dicode_jax.data.config import DataConfig
 from dicode_jax.errors import UserError
 from dicode_jax.models.ar_diffusion.frame_vae import FrameVAE, FrameVAEConfig
 from dicode_jax.models.lpips import LPIPS, LPIPSConfig
-from dicode_jax.models.maskgit_decoder import MaskGITDecoderConfig
-from dicode_jax.models.query_tokenizer import QueryTransformerConfig
 from dicode_jax.nn.rngs import blank
 from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
 from dicode_jax.stages.ar_diffusion import frame_vae
@@ -27,18 +27,7 @@ from dicode_jax.training.setup import prepare
 
 FOLDER = pathlib.Path(__file__).parents[3] / "configs" / "ar_diffusion"
 FILES = sorted(p for p in FOLDER.glob("*_vae*.py") if "get_config" in p.read_text())
-SIDE = QueryTransformerConfig(patch_size=4, embed_dim=8, num_layers=1, num_heads=2)
-MODEL = FrameVAEConfig(
-    image_size=16,
-    num_tokens=3,
-    token_dim=4,
-    codebook_size=5,
-    encoder=SIDE,
-    decoder=SIDE,
-    pixel_decoder=MaskGITDecoderConfig(
-        z_channels=6, channels=4, channel_mult=(1, 1, 2), num_res_blocks=1, num_groups=2
-    ),
-)
+MODEL = dataclasses.replace(VAE, image_size=16)
 CONFIG = FrameVAETrainConfig(
     model=MODEL,
     data=DataConfig(num_frames=3),
@@ -47,6 +36,7 @@ CONFIG = FrameVAETrainConfig(
     batch_size=4,
     frame_size=16,
 )
+KEY = jax.random.key(1)
 IMAGES = np.random.default_rng(0).integers(0, 255, (4, 16, 16, 3)).astype(np.uint8)
 
 
@@ -112,11 +102,56 @@ def test_logits_of_codes_weigh_by_their_spread_over_the_codes():
         keys = jax.random.split(jax.random.key(1), 4)
         losses = [frame_vae.loss_fn(c, model, batch, keys)[0] for c in (plain, weighed)]
         latents = model.vae.posterior(frame_vae.to_unit(batch["image"])).mode()
-        return losses, model.vae.logits(latents[:, None])
+        return losses, model.vae.logits(model.vae.patches(latents[:, None]))
 
     (without, with_weight), logits = run(state)
     spread = np.var(np.asarray(logits, np.float64), axis=-1).mean()
     np.testing.assert_allclose(with_weight - without, 0.25 * spread, rtol=1e-4)
+
+
+def test_pixels_read_off_the_patches_weigh_and_are_not_exported(tmp_path):
+    quiet = dataclasses.replace(CONFIG, token_noise=0.0)
+    read = dataclasses.replace(quiet, patch_weight=0.5)
+    stage = build_stage(read)
+    model = frame_vae.Trained(read, rngs=nnx.Rngs(0))
+    kernel = model.patch_head.kernel
+    kernel[...] = jnp.zeros_like(kernel[...])
+    model.patch_head.bias[...] += 0.25  # whatever the patches hold
+    batch, keys = {"image": jnp.asarray(IMAGES)}, jax.random.split(jax.random.key(1), 4)
+    without, with_weight = (
+        jax.jit(functools.partial(frame_vae.loss_fn, config))(model, batch, keys)[0]
+        for config in (quiet, read)
+    )
+    want = np.square(0.25 - IMAGES / 255.0).mean()
+    np.testing.assert_allclose(with_weight - without, 0.5 * want, rtol=1e-4)
+    assert stage.is_trained(("patch_head", "kernel"), None)
+    stage.export(model, tmp_path / "model")
+    weights.load_module(tmp_path / "model", FrameVAE, FrameVAEConfig)
+    with pytest.raises(ValueError, match="patch_weight must not be negative, and 0 for the temp"):
+        dataclasses.replace(with_time("x"), patch_weight=1.0)
+
+
+def test_probes_read_the_latents_and_know_the_drawn_world_alone(tmp_path):
+    quiet = dataclasses.replace(CONFIG, token_noise=0.0)
+    probed = dataclasses.replace(quiet, probe_weight=2.0)
+    stage = build_stage(probed)
+    model = frame_vae.Trained(probed, rngs=nnx.Rngs(0))
+    for probe in model.probes:  # sure of the first class, whatever the latents are
+        probe.kernel[...] = jnp.zeros_like(probe.kernel[...])
+        probe.bias[...] = probe.bias[...].at[0].set(1.0)
+    labels = jnp.zeros((4, 3), jnp.int32).at[0, 0].set(1)
+    assert stage.batch_shapes(4)["labels"].shape == labels.shape
+    batch, keys = {"image": jnp.asarray(IMAGES), "labels": labels}, jax.random.split(KEY, 4)
+    without, _ = jax.jit(functools.partial(frame_vae.loss_fn, quiet))(model, batch, keys)
+    loss, metrics = jax.jit(functools.partial(frame_vae.loss_fn, probed))(model, batch, keys)
+    assert (metrics["probe_color"], metrics["probe_shape"]) == (0.75, 1)
+    counts = [probe.bias.shape[0] for probe in model.probes]
+    right = [np.log(np.e + n - 1) - 1 for n in counts]
+    want = (np.sum(right) + 0.25) / 3  # a quarter of the colours is wrong by one logit
+    np.testing.assert_allclose(loss - without, 2 * want, rtol=1e-4)
+    videos = dataclasses.replace(probed, data=dataclasses.replace(CONFIG.data, path=str(tmp_path)))
+    with pytest.raises(UserError, match="know the synthetic world only"):
+        build_stage(videos)
 
 
 @pytest.fixture

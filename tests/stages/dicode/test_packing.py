@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicode_jax.stages.dicode.packing import pack_row, plan_rows, video_length
+from dicode_jax.data.rows import plan_rows
+from dicode_jax.stages.dicode.packing import pack_row, video_length
 
 LENGTHS = st.lists(st.integers(1, 12), max_size=60)
 
@@ -67,3 +68,10 @@ def test_more_than_a_row_holds_is_refused():
         pack_row([text] * 2, [tokens] * 2, row_length=17, max_frames=4, **options)
     with pytest.raises(ValueError, match="the row has 30 and 3"):
         pack_row([text] * 2, [tokens] * 2, row_length=30, max_frames=3, **options)
+
+
+@given(lengths=LENGTHS, most=st.integers(1, 4))
+def test_a_row_takes_no_more_sequences_than_it_has_room_for(lengths, most):
+    rows = plan_rows(lengths, 30, seed=0, most=most)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    assert all(len(row) <= most and sum(lengths[i] for i in row) <= 30 for row in rows)

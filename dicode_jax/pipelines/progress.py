@@ -1,0 +1,95 @@
+"""What a person sees of a call while it runs: bars, and how long the compiler has been at work."""
+
+import contextlib
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Progress = Callable[[str, int, int], Any]
+"""``(what, done, of how many)``"""
+
+_TICK = 1.0  # seconds between two looks at the clock
+
+
+@contextlib.contextmanager
+def shown(progress: Any = True) -> Iterator[Progress]:
+    """Gives a function to tell of the work, which is seen as bars of tqdm, also in a notebook.
+
+    Where standard error is no terminal, such as a log, nothing is written.
+
+    Args:
+      progress: False shows nothing; a function is told instead, as `(what, done, total)`.
+    """
+    if callable(progress):
+        yield progress
+        return
+    in_notebook = _in_notebook()
+    if not progress or not (in_notebook or sys.stderr.isatty()):
+        yield lambda what, done, total: None
+        return
+    bars = _Bars()
+    with bars:
+        yield bars
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config
+
+
+class _Bars:
+    """One bar at a time; its text says when a program is being compiled, and for how long."""
+
+    def __init__(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tqdm, where there are no widgets
+            from tqdm.auto import tqdm
+        self._tqdm: Any = tqdm
+        self._bar: Any = None
+        self._what = ""
+        self._since: float | None = None  # when the compiler began
+        self._over = threading.Event()
+        self._clock = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> "_Bars":
+        from jax import monitoring
+
+        self("start", 0, 0)
+        monitoring.register_event_duration_secs_listener(self._on_event)
+        self._clock.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        from jax import monitoring
+
+        monitoring.unregister_event_duration_listener(self._on_event)
+        self._over.set()
+        self._clock.join()
+        self._bar.close()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what != self._what:
+            if self._bar is not None:
+                self._bar.close()
+            self._what = what
+            self._bar = self._tqdm(total=total or None, desc=what, dynamic_ncols=True, leave=False)
+        self._bar.update(done - self._bar.n)
+        self._bar.refresh()  # clips are seconds apart
+
+    def _on_event(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        """The last step before the compiler, and its end."""
+        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            self._since = time.monotonic()
+        elif event == "/jax/core/compile/backend_compile_duration":
+            self._since = None
+
+    def _tick(self) -> None:
+        while not self._over.wait(_TICK):
+            since, text = self._since, self._what
+            if since is not None:
+                text = f"{text} (compiling, {time.monotonic() - since:.0f} s)"
+            self._bar.set_description(text)

@@ -1,0 +1,97 @@
+"""What the trainings of LanDiff's autoencoder and semantic tokenizer are told."""
+
+import dataclasses
+
+from dicode_jax.data.config import DataConfig
+from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3DConfig
+from dicode_jax.models.landiff.features import num_semantic_frames
+from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizerConfig
+from dicode_jax.stages.config import RunConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAE3DTrainConfig(RunConfig):
+    """Training of the causal autoencoder on clips of `data.num_frames` frames.
+
+    Errors are means over pixels in [-1, 1].
+
+    Attributes:
+      model: Sizes; `scale_factor` is measured at export, so that latents have unit variance.
+      init: `model` folder of an earlier run, or a converted VAE; None starts fresh.
+      lpips: Folder of a converted LPIPS; None weighs edges in its place.
+      crop_size: Side of the random squares of a clip that are learned from; None takes all of it.
+        Validation and sheets always see all.
+      squared_weight: Weight of the squared error beside the absolute error of weight 1.
+      perceptual_weight: Weight of LPIPS.
+      edge_weight: Weight of the absolute error of differences between neighbours, at full, half and
+        quarter size; without `lpips` alone.
+      kl_weight: Weight of the KL term, averaged over latent numbers.
+    """
+
+    data: DataConfig = DataConfig(num_frames=17)
+    model: AutoencoderCausal3DConfig = AutoencoderCausal3DConfig()
+    init: str | None = None
+    lpips: str | None = None
+    crop_size: int | None = None
+    squared_weight: float = 1.0
+    perceptual_weight: float = 1.0
+    edge_weight: float = 0.5
+    kl_weight: float = 1e-4
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.model.num_latents(self.data.num_frames)
+        for name in ("frame_size", "crop_size"):
+            size, step = getattr(self, name), self.model.downsampling
+            if size is not None and (size < step or size % step):
+                raise ValueError(f"{name} must be a multiple of {step}, got {size}")
+        if self.crop_size is not None and self.crop_size > self.frame_size:
+            raise ValueError(
+                f"crop_size must be at most the frame_size {self.frame_size}, got {self.crop_size}"
+            )
+        for name in ("squared_weight", "perceptual_weight", "edge_weight", "kl_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SemanticTokenizerTrainConfig(RunConfig):
+    """Training of the semantic tokenizer on features of clips of up to a segment.
+
+    The loss is the mean squared error of features, and the commitment of tokens to their codes.
+
+    Attributes:
+      model: Sizes; grid and width of the features are the encoder's.
+      features: Folder of the frozen encoder: a `vit` such as Theia, a `clip_vision`, or the image
+        tower of a small DiCoDe's tokenizer; None takes that of the packaged one.
+      init: `model` folder of an earlier run, or a converted tokenizer; None starts fresh.
+      commitment_weight: Weight of the squared distance of tokens to their codes.
+      code_decay: Decay of the moving averages that codes are.
+      revive_below: A code that fewer vectors of a batch go to, on average, becomes one of them.
+      kmeans_rounds: Rounds of k-means on the vectors of the first step, which start the codes; that
+        step itself learns from tokens as they are.
+    """
+
+    data: DataConfig = DataConfig(num_frames=49)
+    model: SemanticTokenizerConfig = SemanticTokenizerConfig()
+    features: str | None = None
+    init: str | None = None
+    commitment_weight: float = 1.0
+    code_decay: float = 0.8
+    revive_below: float = 2.0
+    kmeans_rounds: int = 10
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.model.check_frames(num_semantic_frames(self.data.num_frames))
+        if self.ema_decay:
+            raise ValueError(
+                "ema_decay must be 0: codes are averages of the latest tokens, which averaged "
+                "weights would not make"
+            )
+        if not 0 <= self.code_decay < 1:
+            raise ValueError(f"code_decay must be in [0, 1), got {self.code_decay}")
+        if self.commitment_weight < 0 or self.revive_below < 0 or self.kmeans_rounds < 1:
+            raise ValueError(
+                "commitment_weight and revive_below must not be negative, kmeans_rounds at least 1"
+            )

@@ -1,0 +1,243 @@
+"""Videos of a tiny LanDiff: clips, windows, given frames, tokens, and what cannot be."""
+
+import dataclasses
+import warnings
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import with_value
+from tiny_landiff_pipeline import CONFIGS, make, video
+
+import dicode_jax
+from dicode_jax.errors import UserError
+from dicode_jax.pipelines import shelf
+from dicode_jax.pipelines.landiff import LanDiffPipeline
+from dicode_jax.pipelines.landiff_config import LanDiffConfig, LanDiffSamplingConfig
+
+PROMPT, OTHER = "a red circle grows on a black background", "a blue cross"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return make()
+
+
+@pytest.mark.slow
+def test_a_sample_is_what_it_is_alone_and_clips_come_in_order(pipe):
+    both = list(pipe.stream([PROMPT, OTHER], num_clips=2, seed=7))
+    assert [(c.sample, c.index, len(c.frames)) for c in both] == [
+        (0, 0, 17), (0, 1, 8), (1, 0, 17), (1, 1, 8),
+    ]  # fmt: skip
+    assert pipe.num_frames(2) == 25
+    assert both[0].frames.shape[1:] == (*pipe.frame_size, 3) == (16, 24, 3)
+    alone = pipe(OTHER, num_clips=2, seed=8, progress=False)
+    assert alone.shape == (1, 25, 16, 24, 3)
+    np.testing.assert_array_equal(alone[0], np.concatenate([c.frames for c in both[2:]]))
+    assert both[0].frames.std() > 0
+    assert not np.array_equal(both[0].frames, both[2].frames)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_given_frames_come_back_bit_for_bit(pipe):
+    given = video(9)
+    plain = np.asarray(pipe("", video=given, seed=1))
+    noisy = np.asarray(pipe("", video=given, seed=1, history_noise=400))
+    for made in (plain, noisy):
+        assert made.shape == (1, 17, 16, 24, 3)
+        np.testing.assert_array_equal(made[0, :9], given)
+    assert not np.array_equal(plain, noisy)
+
+
+@pytest.mark.slow
+def test_tokens_are_painted_window_by_window(pipe):
+    codes = np.asarray([0, 1, 2, 3, 4, 4, 3, 2, 1, 0, 1, 2, 3], np.int64)  # 3 + 3 + 1 frames
+    clips = [clip.frames for clip in pipe.decode_stream(codes, seed=3)]
+    assert [len(frames) for frames in clips] == [17, 8]
+    shorter = pipe.decode(codes[:9], seed=3)  # the first five frames
+    np.testing.assert_array_equal(shorter[0], clips[0])
+    again = [clip.frames for clip in pipe.decode_stream(codes, seed=3, carry="frames")]
+    np.testing.assert_array_equal(again[0], clips[0])
+    assert again[1].shape == clips[1].shape
+    assert not np.array_equal(again[1], clips[1])
+
+
+@pytest.mark.slow
+def test_a_video_goes_through_tokens_and_back(pipe):
+    frames = video(17)
+    codes = pipe.encode(frames)
+    assert codes.dtype == np.int32
+    assert len(codes) == 9  # 3 + 1 + 1, 3 + 1
+    # A segment knows nothing of the one before.
+    np.testing.assert_array_equal(codes[:5], pipe.encode(frames[:9]))
+    np.testing.assert_array_equal(pipe.reconstruct(frames, seed=2), pipe.decode(codes, seed=2))
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_folder_gives_the_same_whole_or_part_by_part(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "model")
+    want = pipe(PROMPT, num_clips=2, seed=4)
+    loaded = dicode_jax.load(tmp_path / "model")
+    assert isinstance(loaded, LanDiffPipeline)
+    assert loaded.config == pipe.config
+    np.testing.assert_array_equal(loaded(PROMPT, num_clips=2, seed=4), want)
+    apart = LanDiffPipeline.from_pretrained(tmp_path / "model", offload=True)
+    np.testing.assert_array_equal(apart(PROMPT, num_clips=2, seed=4), want)
+    with pytest.raises(UserError, match="copy the folder"):
+        apart.save_pretrained(tmp_path / "copy")
+    with pytest.raises(UserError, match="T5 overflows in float16"):
+        LanDiffPipeline.from_pretrained(tmp_path / "model", dtype=jnp.float16)
+
+
+def test_text_to_video_needs_no_encoder_of_frames(pipe):
+    parts = {name: part for name, part in pipe.parts.items() if name != "features"}
+    pipe = LanDiffPipeline(parts, config=pipe.config, text=pipe.text)
+    for call in (lambda: pipe.encode(video(9)), lambda: pipe.stream("", image=video(1)[0])):
+        with pytest.raises(UserError, match="cannot read frames: it has no encoder of features"):
+            call()
+    pipe.stream(PROMPT)  # is begun by whoever reads it
+
+
+def test_without_features_the_tokenizer_s_encoder_is_neither_read_nor_missed(pipe, tmp_path):
+    kept = {name: pipe.parts[name] for name in ("text_encoder", "language_model", "denoiser")}
+    kept |= {name: pipe.parts[name] for name in ("vae", "semantic_tokenizer")}
+    LanDiffPipeline(kept, config=pipe.config, text=pipe.text).save_pretrained(tmp_path / "a")
+    LanDiffPipeline.check_folder(tmp_path / "a")
+    loaded = LanDiffPipeline.from_pretrained(tmp_path / "a")
+    assert loaded.parts["semantic_tokenizer"].encoder is None
+    with pytest.raises(ValueError, match="has no encoder"):
+        loaded.parts["semantic_tokenizer"].encode(jnp.zeros((1, 1, 2, 3, 8)))
+    loaded.save_pretrained(tmp_path / "b")
+    LanDiffPipeline.check_folder(tmp_path / "b")
+    a, b = (shelf.part_bytes(tmp_path / x / "semantic_tokenizer", jnp.float32) for x in "ab")
+    assert b < a
+    assert b == shelf.part_bytes(tmp_path / "a/semantic_tokenizer", jnp.float32, ("encoder.",))
+
+
+def test_one_warning_says_which_words_are_lost(pipe):
+    words = "a large red circle moves in a circle on a black background a"
+    long = f"{words} {words}"
+    with pytest.warns(UserWarning, match="has 27 tokens") as caught:
+        pipe.stream(long)
+    assert [str(one.message) for one in caught] == [
+        "the prompt has 27 tokens; the language model reads the first 16 and leaves out: red circle"
+        " moves in a circle on a black background a; the painter reads the first 15 and leaves out:"
+        " large red circle moves in a circle on a black background a"
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe.stream(PROMPT)
+
+
+def test_a_clip_that_is_not_finite_is_refused_and_not_shown_black(pipe):
+    broken = LanDiffPipeline(
+        {**pipe.parts, "denoiser": with_value(pipe.parts["denoiser"], np.inf)},
+        config=pipe.config,
+        text=pipe.text,
+    )
+    with pytest.raises(UserError, match="sample 0 came out as NaN or infinite numbers"):
+        broken.decode(np.zeros(9, np.int32), seed=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"prompt": 3}, "a prompt is text"),
+        ({"prompt": "a pink horse"}, "words that the model has never seen: pink, horse"),
+        ({"num_clips": 0}, "num_clips: want a whole number"),
+        ({"num_clips": 9}, "positions of the language model, which has 80"),
+        ({"top_k": 3, "top_p": 0.5}, "exclude each other"),
+        ({"top_k": 13}, "top_k is at most 12"),
+        ({"num_inference_steps": 1}, "must be in 2..1000, got 1"),
+        ({"history_noise": 1000}, "history_noise"),
+        ({"carry": "pixels"}, "carry: want latents or frames"),
+        ({"eta": 1.0}, "there is no option eta; there are num_clips, guidance_scale"),
+        ({"seed": -1}, "seed"),
+        ({"image": np.zeros((2, 2, 3))}, "an image is uint8"),
+        ({"image": np.zeros((2, 2, 3), np.uint8), "video": video(1)}, "not both"),
+        ({"video": video(13)}, r"8 m \+ 1\), so that none is lost, got 13"),
+        ({"video": video(17)}, "goes on from at most 9 frames, got 17"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_the_call(pipe, options, words):
+    with pytest.raises(UserError, match=words):
+        pipe.stream(**{"prompt": PROMPT} | options)
+
+
+@pytest.mark.parametrize(
+    ("codes", "words"),
+    [
+        ([0.5] * 9, "whole numbers"),
+        ([[0] * 9], "whole numbers"),
+        ([0] * 8 + [5], "codes from 0 to 4, got 5"),
+        ([0] * 7, "7 tokens make no video"),
+        ([0] * 4, "4 tokens are 2 semantic frames"),
+    ],
+)
+def test_tokens_of_no_video_are_refused(pipe, codes, words):
+    with pytest.raises(UserError, match=words):
+        pipe.decode_stream(np.asarray(codes))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("semantic_tokenizer", {"codebook_size": 6}, "their codes are 5 and 6"),
+        ("vae", {"z_channels": 3}, "channels of latents are 2 and 3"),
+        ("vae", {"time_factor": 2}, "semantic frame are 2 and 4"),
+        ("language_model", {"text_dim": 5}, "language model's text are 5 and 6"),
+        ("features", {"patch_size": 4}, r"grid of features are \(2, 3\) and \(4, 6\)"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(pipe, name, changes, words):
+    configs = CONFIGS | {name: dataclasses.replace(CONFIGS[name], **changes)}
+    with pytest.raises(UserError, match=words):
+        pipe._check_fit(pipe.config, configs)
+
+
+@pytest.mark.parametrize(
+    "make_config",
+    [
+        lambda: LanDiffConfig(prefix_latents=4),
+        lambda: LanDiffConfig(text_length=1),
+        lambda: LanDiffConfig(max_segments=0),
+        lambda: LanDiffSamplingConfig(top_k=1, top_p=0.5),
+    ],
+)
+def test_impossible_configs_are_refused(make_config):
+    with pytest.raises(UserError):
+        make_config()
+
+
+def test_the_size_of_what_is_remembered_is_known_before(pipe):
+    # 2 layers' worth of k and v: 1 layer, 2 rows, 2 heads of 4 numbers, float32.
+    for clips, frames in ((1, 5), (3, 9)):
+        positions = 3 + 16 + pipe.parts["language_model"].cfg.frames.count(frames) + 2 * frames
+        assert pipe.cache_bytes(clips) == 2 * 2 * positions * 2 * 4 * 4 + 4
+        assert pipe.cache_bytes(clips, is_guided=False) == 2 * positions * 2 * 4 * 4 + 4
+
+
+def test_parts_that_memory_cannot_hold_are_told_with_their_sizes(monkeypatch):
+    class Device:
+        platform = "gpu"
+
+    sizes = {"text_encoder": 9_500_000_000, "vae": 430_000_000}
+    for free, offload, words in (
+        (
+            9_900_000_000,
+            False,
+            "the parts take 9.93 GB .*text_encoder 9.5, vae 0.43.* GPU has 9.9 ",
+        ),
+        (9_400_000_000, True, "text_encoder alone takes 9.5 GB, and the GPU has 9.4 GB free"),
+    ):
+        monkeypatch.setattr(shelf.memory, "available", lambda device, free=free: (free, free))
+        with pytest.raises(UserError, match=words):
+            shelf.check_room(sizes, [Device()], offload=offload)
+        shelf.check_room(sizes, [Device()] * 2, offload=False)  # split over both
+    monkeypatch.setattr(shelf.memory, "available", lambda device: (9_600_000_000,) * 2)
+    shelf.check_room(sizes, [Device()], offload=True)
+    monkeypatch.setattr(shelf.memory, "available", lambda device: None)
+    shelf.check_room(sizes, [Device()], offload=False)

@@ -1,0 +1,383 @@
+"""LanDiff's denoiser learns: what moves when, where a base goes, windows, prefixes, refusals."""
+
+import dataclasses
+import itertools
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny import random_module
+from tiny_landiff_training import DIFFUSION_CONFIG, LM_CONFIG, SEMANTIC, TEXT, VAE, write_cache
+
+from dicode_jax import config as config_lib
+from dicode_jax.data.config import DataConfig
+from dicode_jax.data.shapes_world import all_captions
+from dicode_jax.errors import UserError
+from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3D
+from dicode_jax.models.landiff.dit import Denoiser
+from dicode_jax.models.landiff.language_model import LanguageModel
+from dicode_jax.models.landiff.semantic import UpsamplerConfig
+from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizer
+from dicode_jax.models.t5 import T5Encoder
+from dicode_jax.nn.rngs import ShapeRngs, blank
+from dicode_jax.pipelines.landiff import LanDiffPipeline
+from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
+from dicode_jax.stages.landiff import diffusion
+from dicode_jax.stages.landiff.windows import open_windows
+from dicode_jax.stages.registry import build_stage
+from dicode_jax.storage import weights
+from dicode_jax.text.t5 import learn_words
+from dicode_jax.training.setup import prepare
+
+CONFIGS = pathlib.Path(__file__).parents[3] / "configs" / "landiff"
+CONFIG, MODEL = DIFFUSION_CONFIG, DIFFUSION_CONFIG.model
+STACKED = dataclasses.replace(MODEL, dit=dataclasses.replace(MODEL.dit, scan_layers=True))
+EVEN = dataclasses.replace(MODEL, dit=dataclasses.replace(MODEL.dit, num_frames=2))
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders as trainings leave them: a denoiser, a semantic tokenizer, a text encoder."""
+    root = tmp_path_factory.mktemp("models")
+    made = {
+        "denoiser": (lambda: Denoiser(MODEL, rngs=ShapeRngs()), MODEL),
+        "tokenizer": (lambda: SemanticTokenizer(SEMANTIC, rngs=ShapeRngs()), SEMANTIC),
+        "text_encoder": (lambda: T5Encoder(TEXT, rngs=ShapeRngs()), TEXT),
+    }
+    for name, (make, cfg) in made.items():
+        weights.save_module(root / name, random_module(make), cfg)
+    learn_words(all_captions()).save(root / "text_encoder")
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def named(models):
+    return dataclasses.replace(CONFIG, semantic_tokenizer=models, text_encoder=models)
+
+
+def random_batch(config):
+    draw = {
+        "latents": lambda shape: RNG.normal(size=shape),
+        "codes": lambda shape: RNG.integers(0, 9, shape),
+        "offset": lambda shape: RNG.integers(0, 3, shape),
+        "text": lambda shape: RNG.integers(0, 30, shape) / (1 if len(shape) == 2 else 30),
+    }
+    shapes = build_stage(config).batch_shapes(3)
+    return {n: jnp.asarray(draw[n](x.shape), x.dtype) for n, x in shapes.items()}
+
+
+def steps(config, count):
+    """The arrays of a run before and after each of its first steps."""
+    prepared = prepare(build_stage(config), make_mesh(ShardingConfig(), jax.devices()[:1]))
+
+    def arrays(state):
+        flat = nnx.to_flat_state(nnx.state(prepared.model_of(state)))
+        return {path: np.array(x[...]) for path, x in flat}
+
+    found, batch = [arrays(prepared.state)], random_batch(config)
+    state = prepared.state
+    for _ in range(count):
+        state, _ = prepared.train_step(state, batch)
+        found.append(arrays(state))
+    return found
+
+
+def moved(before, after):
+    return {path for path, x in after.items() if (x != before[path]).any()}
+
+
+def test_control_starts_as_the_base_and_moves_from_its_zero_layers_inwards(named, tmp_path):
+    upsampler = UpsamplerConfig(
+        feature_dim=11, channels=(4,), num_res_blocks=1, hidden_dim=4, num_groups=2
+    )
+    dit = dataclasses.replace(MODEL.dit, height=2, width=4, patch_size=1, num_layers=2)
+    small = dataclasses.replace(MODEL, dit=dit, control_layers=1, upsampler=upsampler)
+    base = random_module(lambda: Denoiser(small, rngs=ShapeRngs()))
+    weights.save_module(tmp_path / "denoiser", base, small)
+    config = dataclasses.replace(
+        named,
+        model=small,
+        semantic=dataclasses.replace(SEMANTIC, grid=(2, 4)),
+        semantic_tokenizer=None,
+        text=None,
+        base=str(tmp_path),
+        trained="control",
+    )
+    found = steps(config, 3)
+    of_base = {path: np.asarray(x[...]) for path, x in nnx.to_flat_state(nnx.state(base.dit))}
+    control = ("denoiser", "control")
+    for path, x in found[0].items():  # a copy by name
+        if path[:3] == (*control, "embed"):
+            np.testing.assert_array_equal(x, of_base[path[2:]], str(path))
+        if path[:5] == (*control, "blocks", 0, "layer"):
+            np.testing.assert_array_equal(x, of_base["lower_blocks", 0, *path[5:]], str(path))
+    zero = (*control, "blocks", 0, "zero", "kernel")
+    last = {("denoiser", "semantic", "to_latents", name) for name in ("kernel", "bias")}
+    assert not any(found[0][path].any() for path in {zero} | last)
+    first, second, third = (moved(*pair) for pair in itertools.pairwise(found))
+    assert first == {zero}
+    assert last <= second
+    assert ("denoiser", "semantic", "conv_in", "kernel") not in second
+    assert ("denoiser", "semantic", "conv_in", "kernel") in third
+    assert all(path[1] in ("control", "semantic") and path[-1] != "positions" for path in third)
+    for path, x in of_base.items():
+        np.testing.assert_array_equal(found[3]["denoiser", "dit", *path], x, str(path))
+
+
+def test_drawn_control_has_the_sizes_of_other_layers():
+    denoiser = random_module(lambda: Denoiser(STACKED, rngs=ShapeRngs()))
+    before = dict(nnx.to_flat_state(nnx.clone(nnx.state(denoiser))))
+    diffusion._draw_control(denoiser, nnx.Rngs(0))
+    after = {path: np.asarray(x[...]) for path, x in nnx.to_flat_state(nnx.state(denoiser))}
+    drawn = {path for path, x in after.items() if (x != before[path][...]).any()}
+    zeros = {path for path in after if path[-2:] == ("zero", "kernel")}
+    assert drawn == zeros | {("semantic", "to_latents", "kernel")}
+    for path in zeros:  # uniform within sqrt(6 / 32)
+        assert 0.4 < np.abs(after[path]).max() < 0.4331
+        assert len(np.unique(after[path])) == after[path].size
+
+
+@pytest.mark.parametrize(("wanted", "base_alone"), [(MODEL, False), (STACKED, True)])
+def test_layers_are_found_however_they_are_kept(models, tmp_path, wanted, base_alone):
+    whole = diffusion.denoiser_arrays(models, STACKED)
+    state = nnx.state(blank(Denoiser, STACKED))
+    leaves = [
+        (p, x.replace(jnp.asarray(whole["denoiser", *p]))) for p, x in nnx.to_flat_state(state)
+    ]
+    graph, _ = nnx.split(blank(Denoiser, STACKED))
+    stacked = nnx.merge(graph, nnx.from_flat_state(leaves))
+    weights.save_module(tmp_path / "denoiser", stacked, STACKED)
+    one, other = (
+        diffusion.denoiser_arrays(str(folder), wanted, base_alone=base_alone)
+        for folder in (models, tmp_path)
+    )
+    assert one.keys() == other.keys()
+    has_all = {("denoiser", *p) for p, _ in nnx.to_flat_state(nnx.state(blank(Denoiser, wanted)))}
+    left_out = {path for path in has_all if path[1] == "semantic" or "zero" in path}
+    assert one.keys() == (has_all - left_out if base_alone else has_all)
+    for path, x in one.items():
+        np.testing.assert_array_equal(x, other[path], str(path))
+
+
+def test_features_are_those_of_the_windows_frames_across_segments(models, named):
+    stage = build_stage(named)
+    reader = nnx.eval_shape(lambda: stage.create(ShapeRngs())).codes
+    graph, state = nnx.split(reader)
+    loaded = stage.load()
+    leaves = [(p, x.replace(jnp.asarray(loaded["codes", *p]))) for p, x in nnx.to_flat_state(state)]
+    codes = jnp.asarray(RNG.integers(0, 9, (2, 2, 8)))
+    read = jax.jit(lambda codes, at: nnx.merge(graph, nnx.from_flat_state(leaves))(codes, at, 3))(
+        codes, jnp.array([0, 2])
+    )
+    tokenizer = weights.load_module(f"{models}/tokenizer", SemanticTokenizer, type(SEMANTIC))[0]
+    decode = nnx.jit(lambda tokenizer, codes: tokenizer.decode(codes))
+    whole = decode(tokenizer, codes.reshape(4, 8)).reshape(2, 6, 2, 3, 11)
+    np.testing.assert_allclose(read[0], whole[0, :3], atol=1e-5)
+    np.testing.assert_allclose(read[1], whole[1, 2:5], atol=1e-5)
+
+
+def windows_of(folder, named, frames=(7, 4, 2), **changes):
+    tokenizer = weights.hash_module(f"{named.semantic_tokenizer}/tokenizer")
+    data = write_cache(folder, frames, tokenizer=tokenizer)
+    config = dataclasses.replace(named, data=data, **changes)
+    config = diffusion.settle(config)
+    return open_windows(config, diffusion.read_words(config), "train")
+
+
+def test_windows_start_at_every_step_and_bring_the_segments_they_touch(named, tmp_path):
+    windows = windows_of(tmp_path / "c", named)
+    assert [windows.name(i) for i in range(len(windows))] == [
+        "0.mp4 from latent 0", "0.mp4 from latent 2", "0.mp4 from latent 4", "1.mp4 from latent 0"
+    ]  # fmt: skip
+    read = [windows(i, RNG) for i in range(4)]
+    video = windows.cache[0].arrays
+    np.testing.assert_array_equal(read[1]["latents"], video["latents"][2:5])
+    np.testing.assert_array_equal(read[1]["codes"].ravel(), video["codes"][:16])
+    assert [int(x["offset"]) for x in read] == [0, 2, 1, 0]
+    np.testing.assert_array_equal(read[2]["codes"].ravel()[:12], video["codes"][8:])
+    short = windows.cache[1].arrays["codes"]  # a segment and a frame
+    np.testing.assert_array_equal(read[3]["codes"].ravel()[:12], short)
+    assert not read[3]["codes"].ravel()[12:].any()
+    ids = windows.words("a red circle moves left on a gray background", 14)
+    assert read[0]["text"].tolist() == [*ids, *[windows.words.pad_id] * (14 - len(ids))]
+    shapes = build_stage(windows.config).batch_shapes(1)
+    assert {n: (x.shape, x.dtype) for n, x in read[1].items()} == {
+        n: (x.shape[1:], x.dtype) for n, x in shapes.items()
+    }
+    first = windows_of(tmp_path / "d", named, window_step=0)
+    assert [int(x) for x in first.places[:, 1]] == [0, 0]
+
+
+class Plain:
+    """Stands in for the denoiser: predicts zeros, and notes what it is told."""
+
+    cfg = MODEL
+
+    def semantic_latents(self, features):
+        return features
+
+    def __call__(self, x, timesteps, context, semantic):
+        self.x, self.times, self.context = map(np.asarray, (x, timesteps, context))
+        return jnp.zeros_like(x)
+
+
+class Conditioned:
+    def __init__(self):
+        self.denoiser = Plain()
+
+    def codes(self, codes, offset, num_frames):
+        return jnp.zeros((len(codes), num_frames, 1, 1, 1))
+
+    def context(self, text):
+        return jnp.ones((len(text), 2, 3))
+
+
+def test_prefixes_are_clean_and_do_not_count_and_texts_are_dropped_by_their_share():
+    config = dataclasses.replace(CONFIG, num_known=2, prefix_share=0.3, text_dropout=0.2)
+    model, b = Conditioned(), 400
+    shapes = build_stage(config).batch_shapes(b)
+    batch = {n: jnp.zeros(x.shape, x.dtype) for n, x in shapes.items()}
+    batch["latents"] += 2.0  # which the noise does not give
+    keys = jax.random.split(jax.random.key(0), b)
+    loss, metrics = diffusion.loss_fn(config, model, batch, keys)
+    seen = model.denoiser
+    clean = (seen.x == 2).all((2, 3, 4))
+    assert {tuple(row) for row in clean.tolist()} == {(True, True, False), (False,) * 3}
+    np.testing.assert_allclose(clean[:, 0].mean(), 0.3, atol=0.07)
+    np.testing.assert_allclose((seen.context == 0).all((1, 2)).mean(), 0.2, atol=0.06)
+    assert 0 <= seen.times.min() < 30
+    assert 970 < seen.times.max() < 1000
+    # The error of zeros is v itself, written out anew; the schedule is the release's.
+    beta = np.linspace(np.sqrt(0.00085), np.sqrt(0.012), 1000) ** 2
+    level = np.cumprod(1 - beta)
+    a = np.sqrt(level / (3 - 2 * level))
+    a = ((a - a[-1]) * a[0] / (a[0] - a[-1]))[seen.times][:, None]
+    noisy = seen.x.reshape(b, 3, -1)
+    with np.errstate(all="ignore"):
+        eps = (noisy - 2 * a[..., None]) / np.sqrt(1 - a[..., None] ** 2)
+    v = a[..., None] * eps - 2 * np.sqrt(1 - a[..., None] ** 2)
+    of_frames = np.square(v).mean(-1)
+    want = np.where(clean[:, 0], of_frames[:, 2:].mean(1), of_frames.mean(1)).mean()
+    np.testing.assert_allclose(loss, want, rtol=1e-4)
+    np.testing.assert_allclose(metrics["last"], of_frames[:, 2].mean(), rtol=1e-4)
+    diffusion.loss_fn(config, model, batch, keys, deterministic=True)
+    assert (seen.context == 1).all()
+
+
+def test_what_is_written_is_gone_on_from(named, tmp_path):
+    config = dataclasses.replace(named, control_start="drawn")
+    painter = random_module(lambda: diffusion.Painter(config, rngs=ShapeRngs()))
+    build_stage(config).export(painter, tmp_path / "model")
+    again = dataclasses.replace(config, init=str(tmp_path / "model"))
+    loaded, want = build_stage(again).load(), dict(nnx.to_flat_state(nnx.state(painter)))
+    assert loaded.keys() == want.keys()
+    for path, x in loaded.items():
+        if path[0] == "denoiser":
+            np.testing.assert_array_equal(x, want[path][...], str(path))
+    wider = dataclasses.replace(MODEL, dit=dataclasses.replace(MODEL.dit, time_dim=6))
+    with pytest.raises(UserError, match="other sizes than the config's: time_dim 5, not 6"):
+        build_stage(dataclasses.replace(again, model=wider)).load()
+
+
+def test_what_is_written_is_a_pipeline_when_all_parts_are_named(named, models, tmp_path):
+    shutil.copytree(models, tmp_path / "lm" / "model")
+    root = tmp_path / "lm" / "model"
+    for name, kind, cfg in (
+        ("language_model", LanguageModel, LM_CONFIG.model),
+        ("vae", AutoencoderCausal3D, VAE),
+    ):
+        module = random_module(lambda kind=kind, cfg=cfg: kind(cfg, rngs=ShapeRngs()))
+        weights.save_module(root / name, module, cfg)
+    config_lib.to_json(dataclasses.replace(LM_CONFIG, segments=3), root.parent / "config.json")
+    config = dataclasses.replace(
+        named,
+        vae=str(root),
+        text_encoder=str(root),
+        text_guidance=3.0,
+        motion_score=0.4,
+        sample_steps=7,
+    )
+    painter = random_module(lambda: diffusion.Painter(config, rngs=ShapeRngs()))
+    diffusion.export(config, painter, tmp_path / "out")
+    pipe = LanDiffPipeline.from_pretrained(tmp_path / "out")
+    assert (pipe.config.max_segments, pipe.config.text_length) == (3, 14)
+    assert (pipe.config.prefix_latents, pipe.config.sampling.ramp) == (1, "smooth")
+    assert pipe.config.sampling.guidance_scale == 3.0
+    assert pipe.config.sampling.motion_score == 0.4
+    assert pipe.config.sampling.num_inference_steps == 7
+    kernel = pipe.parts["denoiser"].dit.embed.text.kernel
+    np.testing.assert_array_equal(kernel[...], painter.denoiser.dit.embed.text.kernel[...])
+    shutil.rmtree(root / "language_model")
+    with pytest.raises(UserError, match=r"no language_model in .*, which the pipeline needs"):
+        diffusion.export(config, painter, tmp_path / "other")
+
+
+def test_what_does_not_fit_is_said_before_a_run(named, tmp_path, models):
+    data = write_cache(tmp_path / "c", tokenizer="b" * 64)
+    with pytest.raises(UserError, match="shapes is no cache"):
+        diffusion.settle(dataclasses.replace(named, data=DataConfig()))
+    with pytest.raises(UserError, match=r"--semantic-tokenizer MODEL[\s\S]*--text-encoder MODEL"):
+        diffusion.settle(dataclasses.replace(CONFIG, data=data))
+    other = dataclasses.replace(
+        MODEL, upsampler=dataclasses.replace(MODEL.upsampler, feature_dim=12)
+    )
+    mismatched = dataclasses.replace(SEMANTIC, feature_dim=12)
+    with pytest.raises(UserError, match=r"tokenizer does not fit the config: features of 2x3x11"):
+        diffusion.settle(dataclasses.replace(named, data=data, model=other, semantic=mismatched))
+    words = diffusion.read_words(named)
+    with pytest.raises(UserError, match=r"made with another tokenizer than .* \(bbbbbbbbbbbb, not"):
+        open_windows(dataclasses.replace(named, data=data), words, "train")
+    short = write_cache(tmp_path / "s", (2,), tokenizer=weights.hash_module(f"{models}/tokenizer"))
+    with pytest.raises(UserError, match="holds no window of 3 latents"):
+        open_windows(dataclasses.replace(named, data=short), words, "train")
+    wide = write_cache(
+        tmp_path / "w", latent=(4, 4, 3), tokenizer=weights.hash_module(f"{models}/tokenizer")
+    )
+    with pytest.raises(UserError, match=r"latents \(4, 4, 3\), the model's are \(4, 6, 3\)"):
+        open_windows(dataclasses.replace(named, data=wide), words, "train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_known": 3}, "leaves something to learn of 3 latents"),
+        ({"num_known": 0}, "above 0 with a prefix_share"),
+        ({"prefix_share": 1.5}, "prefix_share must be in"),
+        ({"model": EVEN}, "num_frames must be odd, got 2"),
+        ({"window_step": -1}, "window_step must not be negative"),
+        ({"base": "a", "init": "b"}, "init brings the base too"),
+        ({"base": "a", "control_start": "drawn"}, "control that is drawn spoils its base"),
+        ({"trained": "control"}, "a base that was never trained cannot stay"),
+        ({"text": dataclasses.replace(TEXT, embed_dim=8)}, "vectors of 8 numbers"),
+        ({"semantic": dataclasses.replace(SEMANTIC, grid=(2, 2))}, "features of 2x2x11 make"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "trained"),
+    [("shapes_diffusion", None), ("released_diffusion", 979_141_968 - 2 * 1920 - 34_129_920)],
+)
+def test_configs_have_their_sizes(name, trained):
+    config = config_lib.load_config_file(CONFIGS / f"{name}.py")
+    stage = build_stage(config)
+    flat = nnx.to_flat_state(nnx.state(blank(stage.create)))
+    count = sum(x.size for path, x in flat if stage.is_trained(path, None))
+    assert count == (trained or count)
+    assert config_lib.from_dict(type(config), config_lib.to_dict(config)) == config
+    if trained:  # without the norm that is not used, and positions
+        assert config.segments == 1
+    else:
+        assert config.segments == 2
+        assert (
+            config.model.dit.text_dim
+            == config_lib.load_config_file(CONFIGS / "shapes_lm.py").model.text_dim
+        )
