@@ -39,6 +39,7 @@ MODULES = {
     "lpips": "models.lpips.LPIPSConfig",
     "patch_discriminator": "models.patch_discriminator.PatchDiscriminatorConfig",
     "resampler": "nn.resampler.ResamplerConfig",
+    "shapes_classifier": "models.shapes_classifier.ShapesClassifierConfig",
     "t5_encoder": "models.t5.T5EncoderConfig",
     "unet3d": "models.unet3d.UNet3DConfig",
     "vit": "models.vit.ViTConfig",

@@ -60,6 +60,8 @@ NOT_RUN = {
     r"tests\.fuzz": "minutes; tests/fuzz/test_doors.py tries a hundred of each",
     r"score_samplers": "clips of 64 x 64; tests/test_score_samplers.py",
     r"ar_diffusion|runs/dit": "tests/stages/ar_diffusion, tests/convert have tiny ones",
+    r"train_shapes_features|--videos": "clips of 64 x 64; tests/test_shapes_features.py",
+    r"--suite tokens": "as many paintings as tokens; tests/cli/test_evaluate.py",
     r"mutation_trial": "an hour; tests/test_scripts.py tries it on a toy",
 }
 LESS = {

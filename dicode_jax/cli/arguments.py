@@ -5,7 +5,7 @@ import difflib
 import sys
 from collections.abc import Callable, Mapping
 
-from dicode_jax.cli import completion, data, doctor, runs
+from dicode_jax.cli import completion, data, doctor, evaluate_arguments, runs
 from dicode_jax.cli.landiff_options import LANDIFF, add_options
 from dicode_jax.diffusion.samplers import SAMPLERS
 from dicode_jax.errors import UserError
@@ -28,8 +28,6 @@ from dicode_jax.pipelines.options import (
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")
 CLIP_FRAMES = Whole(2, MAX_FRAMES, is_even=True)
 ATTENTION = ("auto", "xla", "mapped", "cudnn")
-SUITES = {"shapes": 128, "reconstruction": 64, "long": 16}
-"""Suite of `dicode evaluate` -> how many clips or videos, unless told otherwise."""
 
 _EPILOG = """\
 examples:
@@ -220,71 +218,12 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         metavar="PATH",
         help="a model folder, a packaged name or owner/name on the Hub (default: the packaged one)",
     )
-    _add_evaluate(command)
+    evaluate_arguments.add_parsers(command, _add_sampling, _add_computing)
     data.add_parsers(command)
     runs.add_parsers(command)
     doctor.add_parsers(command)
     completion.add_parsers(command)
     return parser
-
-
-def _add_evaluate(command: Callable[..., argparse.ArgumentParser]) -> None:
-    sub = command(
-        "evaluate",
-        "measure how good a model is",
-        "shapes: whether clips of captions that no training saw obey them, in all and in every "
-        "frame; reconstruction: how near clips come to the true ones when they are taken apart and "
-        "painted again, beside what needs no model; long: how videos of a minute hold together. "
-        "Numbers with 95 % intervals go to results.json and report.md. Painted videos are kept in "
-        "the folder too: an evaluation that was stopped goes on when it is asked for again.",
-    )
-    sub.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL",
-        help="a model folder, a packaged name or owner/name on the Hub (default: the packaged one)",
-    )
-    sub.add_argument("--suite", choices=SUITES, help="(default: shapes)")
-    sub.add_argument(
-        "--prompts",
-        metavar="FILE",
-        help="no suite: a video for each line of a text file, called by its words and seed",
-    )
-    sub.add_argument(
-        "--vbench-prompts",
-        metavar="FILE",
-        help="the same as VBench wants them: DIR/LIST/PROMPT-INDEX.mp4, five of each prompt, of "
-        "temporal_flickering.txt 25",
-    )
-    sub.add_argument(
-        "--samples-per-prompt",
-        type=number(int, Whole(1, 1000)),
-        metavar="N",
-        help="videos of each prompt of a list, with seeds from --seed on (default: 1, or VBench's)",
-    )
-    sub.add_argument("--out", required=True, metavar="DIR", help="the folder for what is found")
-    sub.add_argument(
-        "--num",
-        type=number(int, Whole(1, 100_000)),
-        metavar="N",
-        help="clips or videos (default: " + ", ".join(f"{n} {s}" for s, n in SUITES.items()) + ")",
-    )
-    sub.add_argument(
-        "--num-clips",
-        type=number(int, Whole(2, MAX_CLIPS)),
-        metavar="N",
-        help="of each long video, of two seconds each (default: 30; 8 of AR-Diffusion)",
-    )
-    sub.add_argument(
-        "--lpips",
-        metavar="DIR",
-        help="LPIPS's converted weights, for the suite reconstruction",
-    )
-    sub.add_argument(
-        "--lag", type=number(int, Whole(0, MAX_STEPS)), metavar="N", help="of AR-Diffusion"
-    )
-    _add_sampling(sub)
-    _add_computing(sub)
 
 
 def _add_going_on(parser: argparse.ArgumentParser) -> None:

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from dicode_jax.cli import evaluated_lists, video
-from dicode_jax.cli.arguments import SUITES
+from dicode_jax.cli import distances, evaluated_lists, video
+from dicode_jax.cli.evaluate_arguments import SUITES
 from dicode_jax.errors import UserError
 
 MAX_ROW = 4000  # of scenes; each has a million seeds of its own
@@ -19,6 +19,8 @@ SHEET_ROWS = 10
 
 def evaluate(args: argparse.Namespace) -> None:
     """Runs `dicode evaluate`."""
+    from dicode_jax.evaluation import report
+
     if args.lpips is not None and args.suite != "reconstruction":
         raise UserError("--lpips is for --suite reconstruction")
     if args.num_clips is not None and args.suite != "long":
@@ -34,16 +36,27 @@ def evaluate(args: argparse.Namespace) -> None:
     out = pathlib.Path(args.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is no folder; name another")
-    folder, kind = video.find(args, "dicode", "ar_diffusion")
+    if (args.videos is None) != (args.reference is None):
+        raise UserError("--videos and --reference go together")
+    if args.videos is not None:
+        if args.model is not None or args.suite is not None or lists:
+            raise UserError("--videos goes without MODEL, --suite and lists: no model is loaded")
+        if args.features is None:
+            raise UserError("--videos needs --features, a folder that train_shapes_features wrote")
+        found = distances.compare(args)
+        _make(out)
+        print(report.table(found.values))
+        video.say(f"{report.write(found, out)}: of {found.settings['count of each']} videos each")
+        return
+    folder, kind = video.find(args, "dicode", "ar_diffusion", "landiff")
+    if kind == "landiff" and args.suite not in (None, "shapes"):
+        raise UserError(f"--suite {args.suite} is not there for LanDiff yet; shapes and lists are")
     if args.lag is not None and kind != "ar_diffusion":
         raise UserError("--lag is for AR-Diffusion models")
     if lists:
         evaluated_lists.named(args, out)  # what is wrong is known before the model loads
     pipe = video.load(args, folder)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {error.strerror or error}") from error
+    _make(out)
     start = time.monotonic()
     if lists:
         count = evaluated_lists.paint(args, out, pipe, _options(args, pipe))
@@ -52,6 +65,13 @@ def evaluate(args: argparse.Namespace) -> None:
     run = Run(args, out, folder, pipe)
     page = RUNS[run.suite](run)
     video.say(f"{page}: {run.num} in {time.monotonic() - start:.1f} s")
+
+
+def _make(out: pathlib.Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out}: {error.strerror or error}") from error
 
 
 class Run:
@@ -91,7 +111,9 @@ class Run:
                 progress("videos", i + 1, self.num)
                 yield one
 
-    def report(self, title: str, sheet: tuple[list, list[str]], **found: Any) -> pathlib.Path:
+    def report(
+        self, title: str, sheet: tuple[list, list[str]], more: dict | None = None, **found: Any
+    ) -> pathlib.Path:
         """Writes the contact sheet and the report, and prints the table; gives the page's path."""
         from dicode_jax.evaluation import report
         from dicode_jax.media.video import contact_sheet
@@ -108,7 +130,7 @@ class Run:
                 "dtype": self.args.dtype,
                 **self.options,
             },
-            pictures={f"The first {len(sheet[0])}": "sheet.png"},
+            pictures={f"The first {len(sheet[0])}": "sheet.png", **(more or {})},
             **found,
         )
         page = report.write(whole, self.out)
@@ -122,11 +144,14 @@ def _options(args: argparse.Namespace, pipe) -> dict[str, Any]:
     del options["seed"]
     if args.num_frames is not None:
         options["num_frames"] = args.num_frames
-    if pipe.kind != "ar_diffusion":
+    if pipe.kind == "dicode":
         return options
     del options["clips_per_batch"]
-    if odd := options.keys() - {"num_inference_steps", "guidance_scale", "num_frames"}:
-        raise UserError(f"an AR-Diffusion model has no {', '.join(sorted(odd))}; leave it out")
+    own = {"num_inference_steps", "guidance_scale"} | (
+        {"num_frames"} if pipe.kind == "ar_diffusion" else set()
+    )
+    if odd := options.keys() - own:
+        raise UserError(f"this model has no {', '.join(sorted(odd))}; leave it out")
     return options if args.lag is None else options | {"lag": args.lag}
 
 
@@ -150,24 +175,41 @@ def _prompts(pipe, scenes: Sequence[Any]) -> list[Any]:
 
 
 def _shapes(run: Run) -> pathlib.Path:
-    from dicode_jax.evaluation import accuracy
+    from dicode_jax.data import shapes_world
+    from dicode_jax.evaluation import accuracy, distribution
 
     scenes = run.scenes()
     prompts, clips, rows = _prompts(run.pipe, scenes), [], []
+    features = None
+    if run.args.features is not None:
+        features = distribution.shapes_features(run.args.features)
 
     def paint(numbers, seeds):
         return run.pipe([prompts[i] for i in numbers], seed=seeds, **run.options)
 
-    for scene, clip in zip(scenes, run.kept("clips", paint, AT_ONCE)):
+    seconds = shapes_world.NUM_FRAMES / shapes_world.FPS  # which the caption is about
+    most = max(round(seconds * run.pipe.config.fps), 2)
+    for scene, whole in zip(scenes, run.kept("clips", paint, AT_ONCE)):
+        clip = whole[:most]
         with _square(run.folder):
             rows.append(accuracy.judged(scene.attributes, clip))
-        clips += [clip] * (len(clips) < SHEET_ROWS)
+        clips += [clip] * (len(clips) < SHEET_ROWS or features is not None)
     captions = [scene.caption for scene in scenes]
+    values: dict[str, Any] = dict(accuracy.summary(rows))
+    notes = accuracy.NOTES
+    if features is not None:
+        drawn = [shapes_world.render(scene)[0] for scene in scenes]
+        sets = [
+            [features.clip(one, shapes_world.FPS, "a clip") for one in each]
+            for each in (clips, drawn)
+        ]
+        values |= distribution.distances(features, *sets)
+        notes |= distribution.NOTES | {"features": str(distribution.protocol(features))}
     return run.report(
         "Do clips show what their captions say?",
-        (clips, captions),
-        values=accuracy.summary(rows),
-        notes=accuracy.NOTES,
+        (clips[:SHEET_ROWS], captions),
+        values=values,
+        notes=notes,
         plots=accuracy.plots([scene.attributes for scene in scenes], rows),
         rows=[{"caption": caption, **row} for caption, row in zip(captions, rows)],
     )
@@ -260,7 +302,71 @@ def _long(run: Run) -> pathlib.Path:
     )
 
 
-RUNS = {"shapes": _shapes, "reconstruction": _reconstruction, "long": _long}
+def _tokens(run: Run) -> pathlib.Path:
+    import numpy as np
+
+    from dicode_jax.data import shapes_world
+    from dicode_jax.evaluation import accuracy, quality, shapes, tokens
+    from dicode_jax.evaluation.intervals import interval
+    from dicode_jax.media.video import contact_sheet
+
+    pipe, scenes, args = run.pipe, run.scenes(), run.args
+    if pipe.kind != "dicode":
+        raise UserError("--suite tokens is for DiCoDe models, which have deep tokens")
+    if run.num < 2:
+        raise UserError("--suite tokens takes means over videos; give --num 2 at least")
+    size, length = pipe.config.frame_size, args.num_frames or pipe.config.sampling.num_frames
+    seeds = accuracy.seeds(run.num, args.seed)
+    drawn = [shapes_world.render(s, num_frames=length, frame_size=size)[0] for s in scenes]
+    held = np.stack([pipe.encode(clip) for clip in drawn])
+    count = held.shape[2]
+    whole = pipe.decode(held, seed=seeds, **run.options)
+    changed = {
+        "without token": [tokens.without(held, i) for i in range(count)],
+        "first tokens": [tokens.first(held, i + 1) for i in range(count)],
+    }
+    sweeps, values = {}, {}
+    with video.progress_bar() as progress:
+        for number, (name, sets) in enumerate(changed.items()):
+            places, pictures, labels = [], [drawn[0], whole[0]], ["drawn", "all tokens"]
+            for i, one in enumerate(sets):
+                clips = pipe.decode(one, seed=seeds, **run.options)
+                errors = quality.squared_errors(whole, clips)
+                rows = [
+                    shapes.judge(clip).matches(scene.attributes) | {"squared error": float(error)}
+                    for scene, clip, error in zip(scenes, clips, errors)
+                ]
+                places.append(rows)
+                pictures.append(clips[0])
+                labels.append(f"{name} {i + 1}")
+                for field in shapes.FIELDS:
+                    values[f"{name} {i + 1}: {field}"] = interval(float(r[field]) for r in rows)
+                progress("sweeps", number * count + i + 1, 2 * count)
+            sweeps[name] = places
+            contact_sheet(run.out / f"{name.replace(' ', '_')}.png", pictures, labels=labels)
+    way = tokens.between(held[0], held[1], 7)
+    painted = pipe.decode(way, seed=[seeds[0]] * len(way), **run.options)
+    contact_sheet(run.out / "between.png", list(painted))
+    near = tokens.nearest(held, 3)
+    shown = [(i, j) for i, others in enumerate(near[:3]) for j in (i, *others)]
+    labels = [("" if i == j else "near it: ") + scenes[j].caption for i, j in shown]
+    contact_sheet(run.out / "nearest.png", [drawn[j] for _, j in shown], labels=labels)
+    return run.report(
+        "What does each token carry?",
+        (drawn[:SHEET_ROWS], [scene.caption for scene in scenes]),
+        values=values,
+        notes=tokens.NOTES,
+        plots=tokens.plots(sweeps),
+        more={
+            "Without each token": "without_token.png",
+            "The first tokens": "first_tokens.png",
+            "Between two videos": "between.png",
+            "Nearest neighbours": "nearest.png",
+        },
+    )
+
+
+RUNS = {"shapes": _shapes, "reconstruction": _reconstruction, "long": _long, "tokens": _tokens}
 
 
 @contextlib.contextmanager

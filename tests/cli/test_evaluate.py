@@ -231,3 +231,66 @@ def test_a_list_that_gives_no_names_is_refused(run, tmp_path, capsys, option, pr
         assert run(Painter(), *wrong)[0] == 2
         assert "one at a time" in capsys.readouterr().err
     assert run(Painter(), "--samples-per-prompt", 2)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--videos", "a"], "go together"),
+        (["--videos", "a", "--reference", "b"], "needs --features"),
+        (["m", "--videos", "a", "--reference", "b"], "no model is loaded"),
+        (["--videos", "a", "--reference", "b", "--features", "c"], "there is no folder a"),
+    ],
+)
+def test_distances_that_cannot_be_asked_for_are_one_line(run, capsys, words, said):
+    assert run(Painter(), *words)[0] == 2
+    assert said in capsys.readouterr().err
+    assert not pathlib.Path("found").exists()
+
+
+def test_a_token_that_carries_the_background_is_found_out(run, capsys):
+    painter = Painter(num=4)
+
+    def encode(clip):
+        """The background in token 1, the whole clip's number in token 0, nothing in token 2."""
+        painter.seen.append(clip)
+        number = float(len(painter.seen))
+        edge = clip[0, 0, 0].astype(np.float32)
+        return np.stack([np.stack([np.full(3, number), edge, np.zeros(3)])] * 2).astype(np.float32)
+
+    def decode(held, **_):
+        back = held[:, 0, 1].round().astype(np.uint8)
+        return np.stack([np.broadcast_to(color, (16, 64, 64, 3)) for color in back])
+
+    painter.seen, painter.encode, painter.decode = [], encode, decode
+    status, found = run(painter, "--suite", "tokens", "--num", 4)
+    assert status == 0
+    values = means(found)
+    for place, right in ((1, 1), (3, 1)):
+        assert values[f"without token {place}: background"] == right
+    assert values["without token 2: background"] < 1
+    assert values["first tokens 1: background"] == values["without token 2: background"]
+    assert values["first tokens 2: background"] == 1
+    page = pathlib.Path("found/report.md").read_text()
+    for name in ("without_token", "first_tokens", "between", "nearest"):
+        assert f"({name}.png)" in page
+        assert pathlib.Path(f"found/{name}.png").exists()
+    assert run(painter, "--suite", "tokens", "--num", 1, out="b")[0] == 2
+    assert run(Painter("ar_diffusion"), "--suite", "tokens", out="c")[0] == 2
+    assert "deep tokens" in capsys.readouterr().err
+
+
+def test_of_a_landiff_the_first_two_seconds_are_judged(run, capsys):
+    painter = Painter("landiff")
+    call = painter.__call__
+    paint = lambda prompts, **options: np.concatenate(  # noqa: E731
+        [call(prompts, **options), np.zeros((len(prompts), 9, 64, 64, 3), np.uint8)], axis=1
+    )
+    more = type("Longer", (), {"__call__": lambda self, prompts, **o: paint(prompts, **o)})()
+    vars(more).update(vars(painter))
+    assert means(run(more, "--num", 3, "--steps", 2)[1])["all"] == pytest.approx(2 / 3)
+    assert painter.calls[0][1] == {"seed": accuracy.seeds(3, 2), "num_inference_steps": 2}
+    assert run(more, "--num-frames", 16, out="b")[0] == 2
+    assert "has no num_frames" in capsys.readouterr().err
+    assert run(more, "--suite", "long", out="c")[0] == 2
+    assert "not there for LanDiff" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import pytest
 
 from dicode_jax.data import shapes_world
 from dicode_jax.errors import UserError
-from dicode_jax.evaluation import accuracy, kept, long_video, reconstruction, report
+from dicode_jax.evaluation import accuracy, kept, long_video, reconstruction, report, tokens
 from dicode_jax.evaluation.intervals import Interval
 from dicode_jax.evaluation.quality import psnr
 
@@ -190,3 +190,21 @@ def test_a_model_whose_files_change_has_another_fingerprint(tmp_path):
     assert one == kept.fingerprint(tmp_path)
     (tmp_path / "a").write_text("12")
     assert kept.fingerprint(tmp_path) != one
+
+
+def test_tokens_that_are_taken_away_become_means_of_their_places():
+    held = np.random.default_rng(0).normal(size=(3, 2, 5, 4)).astype(np.float32)
+    gone = tokens.without(held, 3)
+    np.testing.assert_allclose(gone[2, 1, 3], held[:, :, 3].mean((0, 1)), rtol=1e-6)
+    np.testing.assert_array_equal(np.delete(gone, 3, axis=2), np.delete(held, 3, axis=2))
+    kept = tokens.first(held, 2)
+    np.testing.assert_array_equal(kept[:, :, :2], held[:, :, :2])
+    np.testing.assert_allclose(kept[1, 0, 4], held[:, :, 4].mean((0, 1)), rtol=1e-6)
+    np.testing.assert_array_equal(tokens.first(held, 5), held)
+
+
+def test_the_way_between_videos_is_straight_and_neighbours_are_the_nearest():
+    one, other = np.zeros((2, 3, 4)), np.full((2, 3, 4), 8.0)
+    np.testing.assert_array_equal(tokens.between(one, other, 5)[:, 1, 2, 3], [0, 2, 4, 6, 8])
+    held = np.array([0.0, 10, 3, 11])[:, None, None, None] * np.ones((1, 2, 3, 4))
+    np.testing.assert_array_equal(tokens.nearest(held, 2), [[2, 1], [3, 2], [0, 1], [1, 2]])

@@ -1,0 +1,84 @@
+"""What `dicode evaluate` accepts."""
+
+import argparse
+from collections.abc import Callable
+
+from dicode_jax.pipelines.options import MAX_CLIPS, MAX_STEPS, Whole, number
+
+SUITES = {"shapes": 128, "reconstruction": 64, "long": 16, "tokens": 16}
+"""Suite of `dicode evaluate` -> how many clips or videos, unless told otherwise."""
+
+
+def add_parsers(
+    command: Callable[..., argparse.ArgumentParser], add_sampling: Callable, add_computing: Callable
+) -> None:
+    """Declares the options; `command(name, summary, details)` makes a parser."""
+    sub = command(
+        "evaluate",
+        "measure how good a model is",
+        "shapes: whether clips of captions that no training saw obey them, in all and in every "
+        "frame; reconstruction: how near clips come to the true ones when they are taken apart and "
+        "painted again, beside what needs no model; long: how videos of a minute hold together; "
+        "tokens: what each deep token carries. "
+        "Numbers with 95 % intervals go to results.json and report.md. Painted videos are kept in "
+        "the folder too: an evaluation that was stopped goes on when it is asked for again.",
+    )
+    sub.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a model folder, a packaged name or owner/name on the Hub (default: the packaged one)",
+    )
+    sub.add_argument("--suite", choices=SUITES, help="(default: shapes)")
+    sub.add_argument(
+        "--videos",
+        metavar="DIR",
+        help="no model: distances of the videos in a folder from those of --reference",
+    )
+    sub.add_argument("--reference", metavar="DIR", help="as many true videos")
+    sub.add_argument(
+        "--features",
+        metavar="DIR",
+        help="weights of scripts/train_shapes_features.py, for --videos; with them the suite "
+        "shapes gives distances from drawn clips too",
+    )
+    sub.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="no suite: a video for each line of a text file, called by its words and seed",
+    )
+    sub.add_argument(
+        "--vbench-prompts",
+        metavar="FILE",
+        help="the same as VBench wants them: DIR/LIST/PROMPT-INDEX.mp4, five of each prompt, of "
+        "temporal_flickering.txt 25",
+    )
+    sub.add_argument(
+        "--samples-per-prompt",
+        type=number(int, Whole(1, 1000)),
+        metavar="N",
+        help="videos of each prompt of a list, with seeds from --seed on (default: 1, or VBench's)",
+    )
+    sub.add_argument("--out", required=True, metavar="DIR", help="the folder for what is found")
+    sub.add_argument(
+        "--num",
+        type=number(int, Whole(1, 100_000)),
+        metavar="N",
+        help="clips or videos (default: " + ", ".join(f"{n} {s}" for s, n in SUITES.items()) + ")",
+    )
+    sub.add_argument(
+        "--num-clips",
+        type=number(int, Whole(2, MAX_CLIPS)),
+        metavar="N",
+        help="of each long video, of two seconds each (default: 30; 8 of AR-Diffusion)",
+    )
+    sub.add_argument(
+        "--lpips",
+        metavar="DIR",
+        help="LPIPS's converted weights, for the suite reconstruction",
+    )
+    sub.add_argument(
+        "--lag", type=number(int, Whole(0, MAX_STEPS)), metavar="N", help="of AR-Diffusion"
+    )
+    add_sampling(sub)
+    add_computing(sub)

@@ -1,0 +1,55 @@
+"""Distances between sets: which clips go through a network, how, and what is refused."""
+
+import numpy as np
+import pytest
+
+from dicode_jax.errors import UserError
+from dicode_jax.evaluation import distribution
+from dicode_jax.evaluation.frechet import frechet_distance
+from dicode_jax.evaluation.kernel_distance import kernel_distance
+
+
+def features(sizes=None):
+    """Mean colour of the first frame, and of all."""
+
+    def run(clips):
+        (sizes if sizes is not None else []).append(len(clips))
+        return np.concatenate([clips[:, 0].mean((1, 2)), clips.mean((1, 2, 3))], axis=1)
+
+    return distribution.Features(
+        name="mean", digest="0", num_frames=3, frame_size=4, fps=2.0, run=run
+    )
+
+
+def test_a_clip_is_of_the_frames_at_the_protocol_s_rate_in_its_size():
+    frames = np.arange(8, dtype=np.uint8)[:, None, None, None] * np.ones((1, 6, 8, 3), np.uint8)
+    clip = features().clip(frames, 6.0, "v")
+    assert clip.shape == (3, 4, 4, 3)
+    np.testing.assert_array_equal(clip[:, 0, 0, 0], [0, 3, 6])
+    np.testing.assert_array_equal(features().clip(frames, 2.0, "v")[:, 0, 0, 0], [0, 1, 2])
+    with pytest.raises(UserError, match="v has 8 frames, 8 a second"):
+        features().clip(frames, 8.0, "v")
+
+
+def test_a_frame_keeps_its_middle_square():
+    frame = np.zeros((4, 8, 3), np.uint8)
+    frame[:, 2:6] = 90
+    np.testing.assert_array_equal(distribution.fitted(frame, 4), 90)
+
+
+def test_distances_are_those_of_the_features_whatever_the_batches():
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 256, (2, 19, 3, 4, 4, 3), np.uint8)
+    sizes = []
+    found = distribution.distances(features(sizes), list(first), list(second))
+    a, b = (features().run(x) for x in (first, second))
+    np.testing.assert_allclose(found["FD-mean"], frechet_distance(a, b), rtol=1e-9)
+    np.testing.assert_allclose(found["KVD-mean"], kernel_distance(a, b), rtol=1e-9)
+    assert sizes == [16] * 4  # one program
+
+
+def test_sets_of_other_sizes_are_refused():
+    clips = list(np.zeros((3, 3, 4, 4, 3), np.uint8))
+    for first, second, said in ((clips, clips[:2], "3 videos cannot"), (clips[:1],) * 2 + ("two",)):
+        with pytest.raises(UserError, match=said):
+            distribution.distances(features(), first, second)
