@@ -8,6 +8,7 @@ from typing import Any
 
 from dicode_jax.cli import generate as one
 from dicode_jax.cli import prompt_lists, video
+from dicode_jax.cli.arguments import LANDIFF
 from dicode_jax.errors import UserError
 from dicode_jax.pipelines.options import MAX_CLIPS
 
@@ -42,9 +43,10 @@ def generate(args: argparse.Namespace) -> None:
         num_videos_per_prompt=args.num_videos_per_prompt or 1,
         suffix=f".{args.format}",
     )
-    folder, kind = video.find(args, "dicode", "dynamicrafter", "ar_diffusion")
+    folder, kind = video.find(args, "dicode", "dynamicrafter", "ar_diffusion", "landiff")
     given = _settings(args, kind)
-    pipe = functools.cache(lambda: video.load(args, folder))  # not for a folder that is whole
+    how = {"offload": True} if args.offload else None
+    pipe = functools.cache(lambda: video.load(args, folder, how))  # not for a folder that is whole
 
     def paint(task: prompt_lists.Task, path: pathlib.Path) -> Mapping[str, Any]:
         options = {**given, "num_clips": args.num_clips, **task.options}
@@ -65,10 +67,11 @@ def generate(args: argparse.Namespace) -> None:
 def _settings(args: argparse.Namespace, kind: str) -> dict[str, Any]:
     """What the pipeline is told for all prompts."""
     given = {name: x for name, x in video.sampling(args).items() if name != "seed"}
-    for name in ("num_frames", "lag", "history_noise"):
+    own = [name for name in LANDIFF if name not in ("offload", "caption")]
+    for name in ("num_frames", "lag", "history_noise", *own):
         if getattr(args, name) is not None:
             given[name] = getattr(args, name)
-    if kind == "ar_diffusion" and given.get("clips_per_batch") == "auto":
+    if kind in ("ar_diffusion", "landiff") and given.get("clips_per_batch") == "auto":
         del given["clips_per_batch"]
     return given
 

@@ -41,7 +41,7 @@ from dicode_jax.models.t5 import T5Encoder, T5EncoderConfig
 from dicode_jax.models.vit import ViT, ViTConfig
 from dicode_jax.nn.layer_stack import without_scan
 from dicode_jax.nn.rngs import blank
-from dicode_jax.pipelines import base, checks, options, shelf
+from dicode_jax.pipelines import base, calls, checks, options, shelf
 from dicode_jax.pipelines.landiff_config import LanDiffConfig, LanDiffSamplingConfig
 from dicode_jax.pipelines.painting import Clip
 from dicode_jax.runtime import memory
@@ -83,6 +83,7 @@ class LanDiffPipeline(base.Pipeline):
     part_types = PARTS
     optional = frozenset({"painter_text", "features"})
     config_type = LanDiffConfig
+    takes = calls.COMMON - {"last_image", "num_frames", "negative_prompt", "latent", "tokens"}
 
     def __init__(self, parts: Mapping[str, Any], *, shelf: shelf.OnDisk | None = None, **known):
         super().__init__(parts, **known)
@@ -365,10 +366,6 @@ class LanDiffPipeline(base.Pipeline):
             )
 
     # What it does
-
-    def __call__(self, prompt: Any = None, **arguments: Any) -> UInt8[np.ndarray, "b f h w 3"]:
-        """Generates a video for each prompt: what `stream` gives, gathered; see there."""
-        return _gathered(self.stream(prompt, **arguments))
 
     def stream(
         self,
