@@ -20,7 +20,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -47,6 +47,7 @@ from dicode_jax.training.flops import count_flops
 from dicode_jax.training.state import create_state, make_train_step
 
 INSTALL = "pip install torch diffusers transformers, torch from its index of CPU builds"
+PEERS = ("torch", "diffusers", "transformers")
 FRAMES, TEXT, IMAGE = 16, 77, 16  # context of a frame: the text and its image tokens
 PROMPT, KEYFRAMES, LM_ROWS, LM_KEYFRAMES = 80, 6, 2, 25
 
@@ -425,7 +426,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=1, help="calls before (default: 1)")
     parser.add_argument("--json", action="store_true", help="one object a line")
     args = parser.parse_args()
-    require_peers()
+    require_peers(("torch",) if set(args.what) <= {"dit"} else PEERS)
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -438,9 +439,9 @@ def main() -> None:
         gc.collect()
 
 
-def require_peers() -> None:
+def require_peers(peers: Sequence[str] = PEERS) -> None:
     """Ends with one line when PyTorch's side is not installed."""
-    missing = [x for x in ("torch", "diffusers", "transformers") if not importlib.util.find_spec(x)]
+    missing = [x for x in peers if not importlib.util.find_spec(x)]
     if missing:
         sys.exit(f"error: the peers need {', '.join(missing)}: {INSTALL}")
 

@@ -50,6 +50,7 @@ TRAININGS = {
     "landiff_lm_training": "stages.landiff.generation_config.LMTrainConfig",
     "landiff_vae_training": "stages.landiff.config.VAE3DTrainConfig",
     "landiff_diffusion_training": "stages.landiff.generation_config.DiffusionTrainConfig",
+    "landiff_tokenizer_training": "stages.landiff.config.SemanticTokenizerTrainConfig",
     "representation_training": "stages.dicode.configs.RepresentationTrainConfig",
     "tokenizer_training": "stages.dicode.configs.TokenizerTrainConfig",
     "ar_training": "stages.dicode.configs.ARTrainConfig",

@@ -193,7 +193,7 @@ def supply(option, path, command):
         run(f"python -m convert {family} HF_FOLDER --for-dicode --out {path}")
     elif option in ("gpt2", "llama", "convert.gpt2", "convert.llama"):
         write_body(path, is_llama=is_llama)
-    elif option == "--prompts":
+    elif option in ("--prompts", "--vbench-prompts"):
         path.write_text("a red circle\n")
     elif path.suffix == ".png" and option in ("--image", "interpolate", "first.png", "last.png"):
         Image.fromarray(greys(1, 16, 16)[0]).save(path)

@@ -10,6 +10,7 @@ from tiny_landiff import TINY
 from dicode_jax.data import encoded_cache
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.encoded_cache import Example, Spec, shard_path
+from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3DConfig
 from dicode_jax.models.landiff.frames import FrameTokens
 from dicode_jax.models.landiff.language_model import LanguageModelConfig
 from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizerConfig
@@ -74,6 +75,11 @@ DIFFUSION_CONFIG = DiffusionTrainConfig(
     num_steps=4,
     batch_size=3,
 )
+
+VAE = AutoencoderCausal3DConfig(
+    channels=4, encoder_mult=(1, 1, 1), decoder_mult=(1, 1, 1), encoder_blocks=1, decoder_blocks=1,
+    z_channels=3, time_factor=4, num_groups=2,
+)  # fmt: skip
 
 
 def write_cache(

@@ -21,7 +21,10 @@ def build(config: FrameVAETrainConfig, workdir: pathlib.Path) -> loop.Task:
     """Trains the frame VAE of AR-Diffusion, or its temporal decoder."""
     stage, reconstruct = build_stage(config), look(frame_vae.reconstruct)
     if not config.model.temporal:
-        return data.frame_task(stage, reconstruct, ["frames", "reconstructed"])
+        has_labels = bool(config.probe_weight)
+        return data.frame_task(
+            stage, reconstruct, ["frames", "reconstructed"], has_labels=has_labels
+        )
     clips = ClipReader(data=config.data, frame_size=config.frame_size, fs=None)
     splits = data.open_splits(config, lambda *args: {"video": clips(*args)["video"]}, images=False)
     (clip,) = data.held_out_examples(config, splits.held_out, 1)["video"]

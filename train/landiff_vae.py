@@ -21,8 +21,8 @@ def build(config: VAE3DTrainConfig, workdir: pathlib.Path) -> loop.Task:
     """Trains the causal autoencoder of LanDiff on clips."""
     stage = build_stage(config)
     reconstruct = look(lambda model, video: vae3d.reconstruct(model.vae, video)[1])
-    learned = data.open_splits(config, vae3d.clips(config, config.crop_size), images=False)
-    whole = dataclasses.replace(learned.held_out, read=vae3d.clips(config))
+    learned = data.open_splits(config, vae3d.reader(config, config.crop_size), images=False)
+    whole = dataclasses.replace(learned.held_out, read=vae3d.reader(config))
     (clip,) = data.held_out_examples(config, whole, 1)["video"]
     return loop.Task(
         stage=stage,

@@ -20,7 +20,7 @@ FAMILIES = {family.name: family for family in (gpt2.FAMILY, llama.FAMILY)}
 TEXT = {"patterns": hugging_face.TEXT_FILES, "bare": True}
 OPTIONS = {  # of `find_folder`, by the fields that name a folder
     **{field: {} for field in ("tokenizer", "init", "autoencoder", "representation", "vae")},
-    **{field: {} for field in ("semantic_tokenizer", "text_encoder", "base")},
+    **{field: {} for field in ("features", "semantic_tokenizer", "text_encoder", "base")},
     "body_init": TEXT | {"either": hugging_face.WEIGHTS},
     "text_tokenizer": TEXT,
 }
@@ -34,6 +34,7 @@ WANTED = {
     "semantic_tokenizer": f"{OF_RUN}train.landiff_tokenizer, or a converted LanDiff",
     "text_encoder": f"{OF_RUN}train.landiff_lm",
     "base": f"{OF_RUN}train.landiff_diffusion, or a converted LanDiff",
+    "features": "the folder of a frozen image encoder: a vit, a clip_vision or a dicode_tokenizer",
     "body_init": "a GPT-2 or Llama of Hugging Face, or what python -m convert made of one",
     "text_tokenizer": "a tokenizer.json, or the folder of one",
 }

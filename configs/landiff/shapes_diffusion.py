@@ -53,7 +53,7 @@ def get_config() -> DiffusionTrainConfig:
             embed_dim=128,
             num_layers=3,
             num_heads=4,
-            token_dim=128,
+            token_dim=64,
             codebook_size=CODES,
         ),
         text=TEXT,
@@ -65,6 +65,8 @@ def get_config() -> DiffusionTrainConfig:
         window_step=2,
         sample_steps=25,
         sample_guidance=0.0,
+        text_guidance=2.0,
+        motion_score=0.3,
         optim=OptimConfig(
             optimizer="muon", lr=3e-3, warmup_steps=100, schedule="wsd", weight_decay=0.0
         ),

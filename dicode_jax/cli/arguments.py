@@ -257,7 +257,24 @@ def _add_evaluate(command: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="MODEL",
         help="a model folder, a packaged name or owner/name on the Hub (default: the packaged one)",
     )
-    sub.add_argument("--suite", choices=SUITES, default="shapes", help="(default: shapes)")
+    sub.add_argument("--suite", choices=SUITES, help="(default: shapes)")
+    sub.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="no suite: a video for each line of a text file, called by its words and seed",
+    )
+    sub.add_argument(
+        "--vbench-prompts",
+        metavar="FILE",
+        help="the same as VBench wants them: DIR/LIST/PROMPT-INDEX.mp4, five of each prompt, of "
+        "temporal_flickering.txt 25",
+    )
+    sub.add_argument(
+        "--samples-per-prompt",
+        type=number(int, Whole(1, 1000)),
+        metavar="N",
+        help="videos of each prompt of a list, with seeds from --seed on (default: 1, or VBench's)",
+    )
     sub.add_argument("--out", required=True, metavar="DIR", help="the folder for what is found")
     sub.add_argument(
         "--num",
@@ -433,10 +450,9 @@ def _add_landiff(parser: argparse.ArgumentParser, *names: str) -> None:
     """Options that LanDiff alone has: some, and those of all painting."""
     for name in (*names, "diffusion_guidance_scale", "ramp", "carry"):
         rule, (metavar, text) = OPTIONS.get(name), LANDIFF[name]
-        known: dict[str, Any] = {"metavar": metavar}
-        if isinstance(rule, OneOf):
-            known = {"choices": rule.names}
-        elif isinstance(rule, Whole | Real):
+        is_name = isinstance(rule, OneOf)
+        known: dict[str, Any] = {"choices": rule.names} if is_name else {"metavar": metavar}
+        if isinstance(rule, Whole | Real):
             known["type"] = number(int if isinstance(rule, Whole) else float, rule)
         parser.add_argument(f"--{name.replace('_', '-')}", help=f"for LanDiff: {text}", **known)
 
@@ -472,11 +488,8 @@ def _add_computing(parser: argparse.ArgumentParser) -> None:
         help="form of attention: one large product, a loop over heads, or NVIDIA's kernels, which "
         "compute in half precision (default: auto, what suits device and sizes)",
     )
-    parser.add_argument(
-        "--offload",
-        action="store_true",
-        help=f"for LanDiff: {LANDIFF['offload'][1]}",
-    )
+    text = f"for LanDiff: {LANDIFF['offload'][1]}"
+    parser.add_argument("--offload", action="store_true", help=text)
     parser.add_argument(
         "--no-compile-cache",
         action="store_true",

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from dicode_jax.cli import video
+from dicode_jax.cli import evaluated_lists, video
 from dicode_jax.cli.arguments import SUITES
 from dicode_jax.errors import UserError
 
@@ -19,25 +19,38 @@ SHEET_ROWS = 10
 
 def evaluate(args: argparse.Namespace) -> None:
     """Runs `dicode evaluate`."""
-    if args.seed > MAX_ROW:
-        raise UserError(f"--seed names a row of scenes here, 0 to {MAX_ROW}; got {args.seed}")
     if args.lpips is not None and args.suite != "reconstruction":
         raise UserError("--lpips is for --suite reconstruction")
     if args.num_clips is not None and args.suite != "long":
         raise UserError("--num-clips is for --suite long")
+    lists = {"--prompts": args.prompts, "--vbench-prompts": args.vbench_prompts}
+    lists = [name for name, path in lists.items() if path is not None]
+    if len(lists) > 1 or (lists and args.suite is not None):
+        raise UserError("--suite, --prompts and --vbench-prompts go one at a time")
+    if not lists and args.seed > MAX_ROW:
+        raise UserError(f"--seed names a row of scenes here, 0 to {MAX_ROW}; got {args.seed}")
+    if args.samples_per_prompt is not None and not lists:
+        raise UserError("--samples-per-prompt is for --prompts and --vbench-prompts")
     out = pathlib.Path(args.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is no folder; name another")
     folder, kind = video.find(args, "dicode", "ar_diffusion")
     if args.lag is not None and kind != "ar_diffusion":
         raise UserError("--lag is for AR-Diffusion models")
-    run = Run(args, out, folder, video.load(args, folder))
+    if lists:
+        evaluated_lists.named(args, out)  # what is wrong is known before the model loads
+    pipe = video.load(args, folder)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {out}: {error.strerror or error}") from error
     start = time.monotonic()
-    page = RUNS[args.suite](run)
+    if lists:
+        count = evaluated_lists.paint(args, out, pipe, _options(args, pipe))
+        video.say(f"{out}: {count} videos in {time.monotonic() - start:.1f} s")
+        return
+    run = Run(args, out, folder, pipe)
+    page = RUNS[run.suite](run)
     video.say(f"{page}: {run.num} in {time.monotonic() - start:.1f} s")
 
 
@@ -46,7 +59,8 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, out: pathlib.Path, folder: pathlib.Path, pipe):
         self.args, self.out, self.folder, self.pipe = args, out, folder, pipe
-        self.num = args.num or SUITES[args.suite]
+        self.suite = args.suite or "shapes"
+        self.num = args.num or SUITES[self.suite]
         self.options = _options(args, pipe)
 
     def scenes(self) -> list[Any]:
@@ -88,7 +102,7 @@ class Run:
             settings={
                 "model": str(self.folder),
                 "kind": self.pipe.kind,
-                "suite": self.args.suite,
+                "suite": self.suite,
                 "videos": self.num,
                 "seed": self.args.seed,
                 "dtype": self.args.dtype,

@@ -36,7 +36,7 @@ def generate(args: argparse.Namespace, folder: pathlib.Path, image=None, last_im
     )
     scale = settings.get("guidance_scale", pipe.config.sampling.guidance_scale)
     size = pipe.cache_bytes(args.num_clips, is_guided=scale != 1)
-    shared.say(f"the language model takes {size / 1e9:.3g} GB for what it has written")
+    shared.say(f"the language model takes {size / 1e6:.4g} MB for what it has written")
     label = args.prompt or pathlib.Path(str(args.image or args.video)).name
     _write(args, pipe, clips, args.num_clips, start, label)
 
@@ -74,11 +74,9 @@ def reconstruct(args: argparse.Namespace, folder: pathlib.Path) -> None:
     _paint(args, pipe, tokens, settings, start, pathlib.Path(args.video).name)
 
 
-def warm_up(args: argparse.Namespace, pipe, prompt: str) -> None:
-    """Runs a clip, and the second of a longer video."""
-    settings = {k: v for k, v in shared.sampling(args).items() if k in OTHERS[:3]}
-    clips = min(args.num_clips, 2)
-    for _ in pipe.stream(prompt, num_clips=clips, **settings):
+def warm_up(args: argparse.Namespace, folder: pathlib.Path, pipe, prompt: str) -> None:
+    """Runs a clip, and the second of a longer video; the cache of `generate` has its length."""
+    for _ in pipe.stream(prompt, num_clips=min(args.num_clips, 2), **_settings(args, folder)):
         pass
 
 

@@ -34,7 +34,7 @@ def warmup(args: argparse.Namespace) -> None:
     with _compilations():
         # They are run, as what jax compiles on the way is seen in no other manner.
         if kind == "landiff":
-            landiff.warm_up(args, pipe, PROMPT)
+            landiff.warm_up(args, folder, pipe, PROMPT)
         elif kind == "dynamicrafter":
             _animate(args, pipe)
         elif kind == "ar_diffusion":

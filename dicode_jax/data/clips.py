@@ -96,6 +96,26 @@ def read_clip(
     return _clip(frames, fps, stride)
 
 
+def read_window(
+    record: Record, cfg: DataConfig, frame_size: int, rng: np.random.Generator
+) -> UInt8[np.ndarray, "f h w 3"]:
+    """Reads a clip as `read_clip`, but of a scene any of its frames may be the first.
+
+    Of a scene frames are `1 / cfg.fps` seconds apart, or as many of its own as `cfg.frame_stride`;
+    a start that is not random is its beginning, where it obeys its caption.
+
+    Raises:
+      BrokenRecord: As `read_clip`.
+    """
+    if not isinstance(record.media, Scene):
+        return read_clip(record, cfg, frame_size, rng)["video"]
+    step = 1 / cfg.fps if cfg.fps is not None else (cfg.frame_stride or 1) / synthetic.FPS
+    most = round(_SCENE_CLIPS * KEYFRAME_INTERVAL / step)
+    first = int(rng.integers(most)) if cfg.clip_start == "random" else 0
+    times = (first + np.arange(cfg.num_frames)) * step / KEYFRAME_INTERVAL
+    return synthetic.render_at(record.media, times, frame_size=frame_size)
+
+
 def read_frame(
     record: Record, cfg: DataConfig, frame_size: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:

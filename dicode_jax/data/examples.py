@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from dicode_jax.data.clips import read_clip, read_frame, read_whole
+from dicode_jax.data.clips import read_clip, read_frame, read_whole, read_window
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.records import BrokenRecord, ClipSource, Record
 
@@ -44,6 +44,26 @@ class ClipReader:
         clip = read_clip(record, self.data, self.frame_size, rng)
         fs = clip["frame_stride"] if self.fs is None else np.asarray(self.fs, np.int32)
         return {"video": clip["video"], "fs": fs}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WindowReader:
+    """Clips that start anywhere: `video` uint8 [f, h, w, 3].
+
+    Attributes:
+      crop_size: Side of a random square of the clip that is taken; None takes all of it.
+    """
+
+    data: DataConfig
+    frame_size: int
+    crop_size: int | None = None
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        video, size = read_window(record, self.data, self.frame_size, rng), self.crop_size
+        if size is None:
+            return {"video": video}
+        top, left = (int(rng.integers(side - size + 1)) for side in video.shape[1:3])
+        return {"video": video[:, top : top + size, left : left + size]}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

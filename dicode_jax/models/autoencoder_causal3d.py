@@ -281,7 +281,10 @@ def decode_in_chunks(
     if cache is None:
         first, cache = decode(z[:, :3])
         frames, z = [first], z[:, 3:]
-    if z.shape[1]:
+    if z.shape[1] == 2:  # no loop for one pair: inside of one, convolutions crawl on CPUs
+        later, cache = decode(z, cache)
+        frames.append(later)
+    elif z.shape[1]:
         pairs = rearrange(z, "b (n t) y x z -> n b t y x z", t=2)
 
         def step(cache, pair):

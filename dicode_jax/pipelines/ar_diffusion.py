@@ -84,7 +84,7 @@ class ARDiffusionConfig:
 
 
 class ARDiffusionPipeline(base.Pipeline):
-    """Holds the denoiser and the VAE of single frames.
+    """Holds the denoiser and the VAE, which makes latents of single frames.
 
     Args:
       parts: A module for each name in `PARTS`.

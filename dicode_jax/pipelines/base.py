@@ -182,7 +182,8 @@ class Pipeline:
         if any(other is not image for other in call.images or []):
             raise UserError("this model goes on from one image for all prompts; give one")
         clips = stream(call.prompts, image=image, video=call.video, seed=call.seeds, **given)
-        return calls.Answer(frames=call.gather(clips, given.get("num_frames", 0) * len(call.seeds)))
+        count = given.get("num_frames") or given.get("num_clips", 0)
+        return calls.Answer(frames=call.gather(clips, count * len(call.seeds)))
 
     def record(self, **told: Any) -> dict[str, Any]:
         """What a file says of a video of this pipeline, see `media.record`, and what is told."""
@@ -283,14 +284,20 @@ class Pipeline:
     @classmethod
     def _load_part(cls, folder: pathlib.Path, name: str, **options: Any) -> nnx.Module:
         """One of the modules; options are those of `weights.load_module`."""
+        options["skip"] = cls._skipped(folder, name)
         module, _ = weights.load_module(folder / name, *cls._types(folder, name), **options)
         checks.check_weights(name, module)
         return module
 
     @classmethod
-    def _types(cls, folder: pathlib.Path, name: str) -> tuple[type, type]:
+    def _types(cls, folder: pathlib.Path, name: str) -> tuple[Any, type]:
         """Classes of a part's module and config; a part may have those that its config says."""
         return cls.part_types[name]
+
+    @classmethod
+    def _skipped(cls, folder: pathlib.Path, name: str) -> tuple[str, ...]:
+        """Beginnings of the names of stored arrays for which a pipeline has no use."""
+        return ()
 
     @classmethod
     def check_folder(cls, folder: str | os.PathLike) -> Any:
@@ -302,7 +309,9 @@ class Pipeline:
         folder = pathlib.Path(folder)
         config, configs = cls._read_config(folder), {}
         for name in cls._stored(folder):
-            configs[name] = weights.check_module(folder / name, *cls._types(folder, name))
+            configs[name] = weights.check_module(
+                folder / name, *cls._types(folder, name), skip=cls._skipped(folder, name)
+            )
         cls._check_fit(config, configs)
         cls._read_text(folder, configs)
         return config

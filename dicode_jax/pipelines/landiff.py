@@ -1,7 +1,7 @@
 """LanDiff (arXiv 2503.04606): a language model writes semantic tokens, a painter makes frames.
 
 pipe = LanDiffPipeline.from_pretrained("models/landiff", dtype="auto")
-video = pipe("a dog surfs", num_clips=1, seed=0)  # uint8 [1, 49, 480, 720, 3]
+pipe("a dog surfs", num_clips=1, seed=0).save("dog.mp4")  # 49 frames of 480 x 720
 for clip in pipe.stream("a dog surfs", num_clips=19):
     ...  # a minute: 49 frames, then 24 a clip, each as soon as it is painted
 
@@ -39,8 +39,6 @@ from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizer, Sema
 from dicode_jax.models.landiff.streaming import Window, num_latents, windows, written_frames
 from dicode_jax.models.t5 import T5Encoder, T5EncoderConfig
 from dicode_jax.models.vit import ViT, ViTConfig
-from dicode_jax.nn.layer_stack import without_scan
-from dicode_jax.nn.rngs import blank
 from dicode_jax.pipelines import base, calls, checks, options, shelf
 from dicode_jax.pipelines.landiff_config import LanDiffConfig, LanDiffSamplingConfig
 from dicode_jax.pipelines.painting import Clip
@@ -89,10 +87,16 @@ class LanDiffPipeline(base.Pipeline):
         super().__init__(parts, **known)
         self._shelf = shelf
 
-    # Loading and saving
+    @classmethod
+    def _skipped(cls, folder: pathlib.Path, name: str) -> tuple[str, ...]:
+        """Tokens are made of features alone, so that without these their encoder has no use."""
+        has_use = name != "semantic_tokenizer" or (folder / "features").is_dir()
+        return () if has_use else ("encoder.",)
 
     @classmethod
-    def _types(cls, folder: pathlib.Path, name: str) -> tuple[type, type]:
+    def _types(cls, folder: pathlib.Path, name: str) -> tuple[Any, type]:
+        if name == "semantic_tokenizer" and cls._skipped(folder, name):
+            return functools.partial(SemanticTokenizer, has_encoder=False), PARTS[name][1]
         if name != "features":
             return PARTS[name]
         kind, _ = config_lib.read_json(folder / name / CONFIG_FILE)
@@ -122,18 +126,16 @@ class LanDiffPipeline(base.Pipeline):
             raise UserError("T5 overflows in float16; take bfloat16 or float32")
         devices = list(jax.local_devices() if devices is None else devices)
         names = cls._stored(folder)
-        sizes = {name: shelf.part_bytes(folder / name, param_dtype) for name in names}
+        skipped = {name: cls._skipped(folder, name) for name in names}
+        sizes = {n: shelf.part_bytes(folder / n, param_dtype, skipped[n]) for n in names}
         shelf.check_room(sizes, devices, offload=offload)
         load = functools.partial(cls._load_part, folder, dtype=dtype, param_dtype=param_dtype)
         if not offload and len(devices) == 1:
             return {name: load(name) for name in names}, {}
         if not offload:
             return {n: shelf.spread(load(n, on_host=True), devices) for n in names}, {}
-        parts = {}
-        for name in names:
-            module, config_type = cls._types(folder, name)
-            config = config_lib.from_json(config_type, folder / name / CONFIG_FILE)
-            parts[name] = blank(module, without_scan(config), dtype=dtype, param_dtype=param_dtype)
+        types = {"dtype": dtype, "param_dtype": param_dtype}
+        parts = {n: shelf.outline(folder / n, *cls._types(folder, n), **types) for n in names}
         return parts, {"shelf": shelf.OnDisk(load)}
 
     @classmethod
@@ -155,9 +157,7 @@ class LanDiffPipeline(base.Pipeline):
 
     def save_pretrained(self, folder: Any, *, dtype: Any = None) -> None:
         if self._shelf is not None:
-            raise UserError(
-                "parts that are loaded one after another are not saved: copy the folder"
-            )
+            raise UserError("parts that are on disk are not saved: copy the folder")
         super().save_pretrained(folder, dtype=dtype)
 
     @classmethod
@@ -179,12 +179,10 @@ class LanDiffPipeline(base.Pipeline):
         }
         if "features" in configs:
             found = configs["features"]
-
             sides = dit.height * vae.downsampling, dit.width * vae.downsampling
-            want = tuple(side // found.patch_size for side in sides)
+            want = sides[0] // found.patch_size, sides[1] // found.patch_size
             pairs["grid of features"] = (tokenizer.grid, want)
             pairs["width of the encoder's features"] = (tokenizer.feature_dim, found.embed_dim)
-
         for what, (ours, theirs) in pairs.items():
             if ours != theirs:
                 raise UserError(f"the parts do not fit: {what} are {ours} and {theirs}")
@@ -215,8 +213,6 @@ class LanDiffPipeline(base.Pipeline):
             painter_text="painter_text" if "painter_text" in self.text else "text_encoder",
         )
 
-    # What is asked for
-
     @property
     def frame_size(self) -> tuple[int, int]:
         """Height and width."""
@@ -246,16 +242,17 @@ class LanDiffPipeline(base.Pipeline):
         Args:
           text_len: Tokens of the prompt; 0 for the most.
         """
-        cfg: LanguageModelConfig = self.parts["language_model"].cfg
-        frames = num_latents(
-            num_clips, self.parts["denoiser"].cfg.dit.num_frames, self.config.prefix_latents
-        )
-        seen = written_frames(cfg.frames, frames, self.config.max_segments)
-        size = NUM_PREFIX + (text_len or self.config.text_length)
-        size += cfg.frames.count(seen) + 2 * seen
+        total = (self.num_frames(num_clips) - 1) // STRIDE + 1
+        size = self._positions(total, text_len or self.config.text_length)
         body = nnx.merge(*self._split["language_model"]).body
         made = jax.eval_shape(lambda: body.init_cache(batch=1 + is_guided, size=size))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made))
+
+    def _positions(self, frames: int, text_len: int) -> int:
+        """Of the language model for so many semantic frames, or for those that it sees of them."""
+        tokens = self.parts["language_model"].cfg.frames
+        seen = written_frames(tokens, frames, self.config.max_segments)
+        return NUM_PREFIX + text_len + tokens.count(seen) + 2 * seen
 
     def _sampling(self, **changes: Any) -> LanDiffSamplingConfig:
         known = vars(self.config.sampling)
@@ -283,13 +280,12 @@ class LanDiffPipeline(base.Pipeline):
 
     def _check_length(self, frames: int, text_len: int, sampling: LanDiffSamplingConfig) -> None:
         """Refuses a video that the language model has no positions, or the device no room for."""
-        cfg: LanguageModelConfig = self.parts["language_model"].cfg
-        seen = written_frames(cfg.frames, frames, self.config.max_segments)
-        size = NUM_PREFIX + text_len + cfg.frames.count(seen) + 2 * seen
-        if size > cfg.body.max_seq_len:
+        size = self._positions(frames, text_len)
+        most = self.parts["language_model"].cfg.body.max_seq_len
+        if size > most:
             raise UserError(
                 f"{sampling.num_clips} clips are {size} positions of the language model, which has "
-                f"{cfg.body.max_seq_len}; ask for fewer, or set max_segments in {CONFIG_FILE}"
+                f"{most}; ask for fewer, or set max_segments in {CONFIG_FILE}"
             )
         is_guided = sampling.guidance_scale != 1
         needed = self.cache_bytes(sampling.num_clips, is_guided=is_guided, text_len=text_len)
@@ -302,7 +298,9 @@ class LanDiffPipeline(base.Pipeline):
             )
 
     def _read_prompts(self, prompt: Any, *, may_be_empty: bool) -> list[str]:
-        prompts = [one.strip() for one in options.check_prompts("" if prompt is None else prompt)]
+        if isinstance(prompt, list):
+            prompt = ["" if one is None else one for one in prompt]
+        prompts = [x.strip() for x in options.check_prompts("" if prompt is None else prompt)]
         if not may_be_empty and not all(prompts):
             raise UserError("the prompt is empty; say what to show")
         return prompts
@@ -346,10 +344,11 @@ class LanDiffPipeline(base.Pipeline):
             raise UserError("give an image or a video to go on from, not both")
         self._check_features()
         if video is None:
-            image = checks.as_array(image, "an image is uint8 [h, w, 3]")
+            wanted = "an image is uint8 [h, w, 3]"
+            image = checks.as_array(image, wanted)
             if image.ndim != 3:
-                raise UserError(f"an image is uint8 [h, w, 3], got {image.dtype} {image.shape}")
-            return self._read_video(image[None], "an image is uint8 [h, w, 3]")
+                raise UserError(f"{wanted}, got {image.dtype} {image.shape}")
+            return self._read_video(image[None], wanted)
         given = self._read_video(video, "a video is uint8 [f, h, w, 3]")
         if len(given) != self.given_frames(len(given)):
             raise UserError(
@@ -359,13 +358,11 @@ class LanDiffPipeline(base.Pipeline):
         return given
 
     def _check_features(self) -> None:
-        if "features" not in self.parts or self.parts["features"] is None:
+        if self.parts.get("features") is None:
             raise UserError(
                 "this model cannot read frames: it has no encoder of features (python -m convert "
                 "landiff takes it by --theia)"
             )
-
-    # What it does
 
     def stream(
         self,
@@ -403,7 +400,8 @@ class LanDiffPipeline(base.Pipeline):
         )
         known = 0 if given is None else (len(given) - 1) // STRIDE + 1
         plan = self._plan(total, known)
-        return _clips(self._engine.generate(ids, seeds, sampling, given, plan))
+        made = self._engine.generate(ids, seeds, sampling, given, plan)
+        return (Clip(*one) for one in made)
 
     def encode(self, video: UInt8[np.ndarray, "f h w 3"]) -> Int[np.ndarray, " n"]:
         """Semantic tokens of a video of 8 m + 1 frames, from 0 on.
@@ -453,7 +451,8 @@ class LanDiffPipeline(base.Pipeline):
         cuts = np.cumsum([cfg.frames.count(n) for n in cfg.frames.segments(plan[-1].stop)])[:-1]
         segments = [part[None].astype(np.int32) for part in np.split(codes, cuts)]
         written = [segments] * len(prompts)
-        return _clips(self._engine.show(ids, written, seeds, sampling, None, plan))
+        made = self._engine.show(ids, written, seeds, sampling, None, plan)
+        return (Clip(*one) for one in made)
 
     def reconstruct(self, video: UInt8[np.ndarray, "f h w 3"], prompt: Any = "", **arguments: Any):
         """A video through its semantic tokens and back, uint8 `[1, f, h, w, 3]`."""
@@ -477,10 +476,6 @@ class LanDiffPipeline(base.Pipeline):
             return windows(total, size, self.config.prefix_latents, known)
         except ValueError as error:
             raise UserError(str(error)) from error
-
-
-def _clips(shown: Iterable[Any]) -> Iterator[Clip]:
-    return (Clip(*one) for one in shown)
 
 
 def _gathered(clips: Iterable[Clip]) -> np.ndarray:

@@ -11,7 +11,7 @@ class LanDiffSamplingConfig:
     """How videos are made; the defaults are those of the release's command.
 
     Attributes:
-      num_clips: Of a video: the first one is a window of the painter, each other what a further
+      num_clips: Of a stream: the first one is a window of the painter, each other what a further
         window adds.
       guidance_scale: Of the language model; 1 for none.
       motion_score: How much moves, as the language model was told in training.

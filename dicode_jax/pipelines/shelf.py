@@ -14,19 +14,32 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError
+from dicode_jax.nn.layer_stack import without_scan
+from dicode_jax.nn.rngs import blank
 from dicode_jax.runtime import memory, sharding
 from dicode_jax.storage import weights
 
 
-def part_bytes(folder: pathlib.Path, param_dtype: Any) -> int:
+def part_bytes(folder: pathlib.Path, param_dtype: Any, skip: tuple[str, ...] = ()) -> int:
     """What the weights of a stored module take in memory; only their header is read.
+
+    Args:
+      skip: See `weights.load_module`.
 
     Raises:
       UserError: They are missing or damaged.
     """
     arrays, _ = weights.read_header(folder / weights.WEIGHTS_FILE)
-    return sum(math.prod(shape) for _, shape in arrays.values()) * jnp.dtype(param_dtype).itemsize
+    shapes = [shape for name, (_, shape) in arrays.items() if not name.startswith(skip)]
+    return sum(map(math.prod, shapes)) * jnp.dtype(param_dtype).itemsize
+
+
+def outline(folder: pathlib.Path, kind: Any, config_type: type, **types: Any) -> nnx.Module:
+    """A stored module as `load_module` gives it, with shapes in place of arrays."""
+    config = config_lib.from_json(config_type, folder / weights.CONFIG_FILE)
+    return blank(kind, without_scan(config), **types)
 
 
 def check_room(sizes: Mapping[str, int], devices: Sequence[Any], *, offload: bool) -> None:

@@ -9,8 +9,8 @@ from dicode_jax.stages.config import AutoencoderTrainConfig
 from dicode_jax.stages.dicode import configs, language_model, representation, tokenizer
 from dicode_jax.stages.landiff import diffusion as landiff_diffusion
 from dicode_jax.stages.landiff import language_model as landiff_lm
-from dicode_jax.stages.landiff import vae3d
-from dicode_jax.stages.landiff.config import VAE3DTrainConfig
+from dicode_jax.stages.landiff import semantic_tokenizer, vae3d
+from dicode_jax.stages.landiff.config import SemanticTokenizerTrainConfig, VAE3DTrainConfig
 from dicode_jax.stages.landiff.generation_config import DiffusionTrainConfig, LMTrainConfig
 from dicode_jax.training.stage import Stage
 
@@ -23,6 +23,7 @@ _STAGES = {
     LMTrainConfig: landiff_lm.make_stage,
     VAE3DTrainConfig: vae3d.make_stage,
     DiffusionTrainConfig: landiff_diffusion.make_stage,
+    SemanticTokenizerTrainConfig: semantic_tokenizer.make_stage,
     configs.RepresentationTrainConfig: representation.make_stage,
     configs.TokenizerTrainConfig: tokenizer.make_stage,
     configs.ARTrainConfig: language_model.make_stage,

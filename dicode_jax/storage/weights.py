@@ -191,6 +191,7 @@ def load_module(
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
     on_host: bool = False,
+    skip: tuple[str, ...] = (),
 ) -> tuple[Module, Any]:
     """Reads what `save_module` wrote, with one array at a time in memory beside the module.
 
@@ -202,6 +203,7 @@ def load_module(
       on_host: Keeps the arrays as NumPy's, for models that no single device holds, and blocks that
         are stored as a stack stacked, as trainings want them. On a device each is its own, which
         is faster to generate with.
+      skip: Beginnings of the names of stored arrays that `kind` has no use for; they are not read.
 
     Returns:
       The module and its config.
@@ -212,14 +214,14 @@ def load_module(
     folder = pathlib.Path(folder)
     config = config_lib.from_json(config_type, folder / CONFIG_FILE)
     options = {"dtype": dtype, "param_dtype": param_dtype}
-    graph, abstract = nnx.split(_blank(folder, kind, config, **options))
+    graph, abstract = nnx.split(_blank(folder, kind, config, skip=skip, **options))
     is_stacked = not on_host and without_scan(config) != config
     if is_stacked:
         config = without_scan(config)
         graph, _ = nnx.split(blank(kind, config, **options))
     flat = {".".join(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(abstract)}
     state = []
-    for name, _, array in _tensors(folder / WEIGHTS_FILE):
+    for name, _, array in _tensors(folder / WEIGHTS_FILE, skip):
         path, leaf = flat[name]
         stored_as = param_dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
         for place, part in unstack(path, array) if is_stacked else [(path, array)]:
@@ -231,13 +233,17 @@ def load_module(
     return nnx.merge(graph, nnx.from_flat_state(state)), config
 
 
-def _tensors(path: pathlib.Path) -> Iterator[tuple[str, str, np.ndarray]]:
+def _tensors(
+    path: pathlib.Path, skip: tuple[str, ...] = ()
+) -> Iterator[tuple[str, str, np.ndarray]]:
     """Name, type as the format spells it, and array of a whole safetensors file, one by one."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = parse_json(file.read(length), path)
         header.pop("__metadata__", None)
         for name, stored in sorted(header.items()):
+            if name.startswith(skip):
+                continue
             if (dtype := _dtype(stored["dtype"])) is None:
                 raise UserError(f"{path}: {printable(name, 120)} {_OF_NO_TYPE} {stored['dtype']}")
             try:
@@ -283,7 +289,11 @@ def hash_module(folder: str | pathlib.Path) -> str:
 
 
 def check_module(
-    folder: str | pathlib.Path, kind: Callable[..., nnx.Module], config_type: Any
+    folder: str | pathlib.Path,
+    kind: Callable[..., nnx.Module],
+    config_type: Any,
+    *,
+    skip: tuple[str, ...] = (),
 ) -> Any:
     """The config of a folder that `load_module` would load, by it and the weights' header alone.
 
@@ -292,19 +302,24 @@ def check_module(
     """
     folder = pathlib.Path(folder)
     config = config_lib.from_json(config_type, folder / CONFIG_FILE)
-    _blank(folder, kind, config)
+    _blank(folder, kind, config, skip=skip)
     return config
 
 
 def _blank(
-    folder: pathlib.Path, kind: Callable[..., Module], config: Any, **options: Any
+    folder: pathlib.Path,
+    kind: Callable[..., Module],
+    config: Any,
+    *,
+    skip: tuple[str, ...] = (),
+    **options: Any,
 ) -> Module:
     """The module of a config without its arrays, which the header of the weights says are there.
 
     It is given up when it wants many more of them: a number in a config is quickly written.
     """
     path = folder / WEIGHTS_FILE
-    stored, _ = read_header(path)
+    stored = {name: x for name, x in read_header(path)[0].items() if not name.startswith(skip)}
     try:
         most = min(len(stored) + 100, MAX_ARRAYS)
         module = blank(kind, config, most=most, **options)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from dicode_jax.nn.rngs import row_keys, stream
 from dicode_jax.runtime.sharding import ShardingConfig, gather_to_host, global_batch, make_mesh
-from dicode_jax.training.stage import WEIGHT, LossFn
+from dicode_jax.training.stage import STATISTICS, WEIGHT, LossFn
 from dicode_jax.typing import Array, PyTree
 
 
@@ -100,6 +100,7 @@ def _weighted_sums(
 
     def row(batch, key):
         loss, metrics = loss_fn(model, jax.tree.map(lambda x: x[None], batch), key[None])
+        metrics = {name: x for name, x in metrics.items() if name != STATISTICS}
         return {WEIGHT: jnp.ones(()), "loss": loss, **metrics}
 
     num_rows = len(jax.tree.leaves(batch)[0])

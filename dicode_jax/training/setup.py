@@ -167,6 +167,7 @@ def plan_stage(stage: Stage, mesh: Mesh) -> Plan:
         accumulate_steps=config.optim.accumulate_steps,
         shardings=of_params,
         takes_step=stage.takes_step,
+        update=stage.update,
     )
     step = jax.jit(
         step,

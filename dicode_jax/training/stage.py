@@ -23,6 +23,10 @@ Metrics = Mapping[str, Array]
 LossFn = Callable[[Any, PyTree, Array], tuple[Array, Metrics]]
 WEIGHT = "weight"
 
+# What a loss hands on to `Stage.update` by this name, beside its metrics: arrays with the rows of
+# the batch in front.
+STATISTICS = "statistics"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -42,6 +46,9 @@ class Stage:
       make_optimizer: Of the optimiser's config and the number of steps; see `training.optim`.
       batch_shapes: Shapes and types of a batch of the given size, without `ids`.
       export: Writes the model as folders that the pipelines and other trainings read.
+      update: `(trained parameters, statistics, key) -> trained parameters` moves what no gradient
+        does, such as codes, behind each step of the optimiser; pure. `statistics` are those of all
+        rows (`STATISTICS`), the same however the batch was split.
     """
 
     name: str
@@ -54,3 +61,4 @@ class Stage:
     export: Callable[[Any, pathlib.Path], None]
     takes_step: bool = False
     make_optimizer: Callable[[OptimConfig, int], optax.GradientTransformation] = make_optimizer
+    update: Callable[[Any, PyTree, Array], Any] | None = None

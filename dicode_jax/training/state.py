@@ -12,11 +12,13 @@ from flax import nnx
 
 from dicode_jax.nn.rngs import row_keys
 from dicode_jax.runtime.sharding import BATCH, constrain
-from dicode_jax.training.stage import WEIGHT, LossFn, Metrics
+from dicode_jax.training.stage import STATISTICS, WEIGHT, LossFn, Metrics
 from dicode_jax.typing import Array, PyTree
 
 # (state, frozen, batch) -> (state, metrics)
 TrainStep = Callable[["TrainState", PyTree, PyTree], tuple["TrainState", Metrics]]
+
+NO_ROW = 2**32 - 1  # the number of the key of a step that no row has
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -65,6 +67,7 @@ def make_train_step(
     accumulate_steps: int = 1,
     shardings: PyTree = None,
     takes_step: bool = False,
+    update: Callable[[PyTree, PyTree, Array], PyTree] | None = None,
 ) -> TrainStep:
     """One training step as a pure function; the caller compiles it (and donates the state).
 
@@ -80,6 +83,7 @@ def make_train_step(
         parts by their `WEIGHT`, and so those of the whole batch.
       shardings: Of the parameters, which the gradients take too; None leaves it to the compiler.
       takes_step: See `Stage`.
+      update: Moves parameters behind the optimiser, see `Stage.update`.
 
     Returns:
       `step(state, frozen, batch) -> (state, metrics)`; metrics hold `loss`, `grad_norm`, `lr`,
@@ -90,38 +94,46 @@ def make_train_step(
         told = {"step": step} if takes_step else {}
         loss, metrics = loss_fn(nnx.merge(graph, params, frozen), batch, keys, **told)
         weight = jnp.asarray(metrics.get(WEIGHT, len(keys)), jnp.float32)
-        return loss, ({k: x for k, x in metrics.items() if k != WEIGHT}, weight)
+        statistics = metrics.get(STATISTICS)
+        metrics = {k: x for k, x in metrics.items() if k not in (WEIGHT, STATISTICS)}
+        return loss, (metrics, weight, statistics)
 
     def grad_fn(*args):
-        (loss, (metrics, weight)), grads = jax.value_and_grad(loss_of, has_aux=True)(*args)
+        (loss, aux), grads = jax.value_and_grad(loss_of, has_aux=True)(*args)
+        metrics, weight, statistics = aux
         if shardings is not None:
             grads = jax.lax.with_sharding_constraint(grads, shardings)
-        return (loss, metrics, grads), weight
+        return ((loss, metrics, grads), weight), statistics
 
     def gradients(params, frozen, batch, keys, step):
         if accumulate_steps == 1:
-            return grad_fn(params, frozen, batch, keys, step)[0]
+            (means, _), statistics = grad_fn(params, frozen, batch, keys, step)
+            return means, statistics
 
         def add_part(total, part):
-            means, weight = grad_fn(params, frozen, *part, step)
+            (means, weight), statistics = grad_fn(params, frozen, *part, step)
             sums = jax.tree.map(lambda x: weight * x, means)
-            return jax.tree.map(jnp.add, total, (sums, weight)), None
+            return jax.tree.map(jnp.add, total, (sums, weight)), statistics
 
         parts = jax.tree.map(lambda x: _split_rows(x, accumulate_steps), (batch, keys))
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(grad_fn, params, frozen, *first, step)
+        shapes, _ = jax.eval_shape(grad_fn, params, frozen, *first, step)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
-        (sums, weight), _ = jax.lax.scan(add_part, zeros, parts)
-        return jax.tree.map(lambda x: x / jnp.where(weight > 0, weight, 1), sums)
+        (sums, weight), statistics = jax.lax.scan(add_part, zeros, parts)
+        means = jax.tree.map(lambda x: x / jnp.where(weight > 0, weight, 1), sums)
+        return means, jax.tree.map(_join_rows, statistics)
 
     def train_step(state: TrainState, frozen: PyTree, batch: PyTree):
         (num_rows,) = {len(x) for x in jax.tree.leaves(batch)}
-        keys = constrain(row_keys(jax.random.fold_in(state.rng, state.step), num_rows), BATCH)
+        key = jax.random.fold_in(state.rng, state.step)
+        keys = constrain(row_keys(key, num_rows), BATCH)
         taken = state.step - state.skipped  # the optimiser counts its own steps
-        loss, metrics, grads = gradients(state.params, frozen, batch, keys, taken)
+        (loss, metrics, grads), statistics = gradients(state.params, frozen, batch, keys, taken)
         grad_norm = optax.global_norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        if update is not None:
+            params = update(params, statistics, jax.random.fold_in(key, NO_ROW))
         ema = state.ema
         if ema is not None:
             decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
@@ -154,3 +166,8 @@ def make_train_step(
 def _split_rows(x: Array, parts: int) -> Array:
     """`[b, ...]` to `[parts, b/parts, ...]` in strides, so that rows stay on their devices."""
     return constrain(rearrange(x, "(b parts) ... -> parts b ...", parts=parts), None, BATCH)
+
+
+def _join_rows(x: Array) -> Array:
+    """What `_split_rows` split, in the order of the rows."""
+    return rearrange(x, "parts b ... -> (b parts) ...")

@@ -23,10 +23,13 @@ def test_a_video_is_written_frame_by_frame(folder, tmp_path, capsys):
     Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(tmp_path / "first.png")
     arguments = ["--lag", "3", "--num-frames", "4", "--history-noise", "50", "--dtype", "float32"]
     arguments += ["--image", str(tmp_path / "first.png"), "--model", str(folder)]
+    arguments += ["--sheet", str(tmp_path / "sheet.png")]
     assert cli.main(["generate", "Basketball", "--out", str(out), *arguments]) == 0
     probed = video.probe(out)
     assert "4 frames of 8 x 8" in capsys.readouterr().out
     assert (probed.width, probed.height) == (8, 8)
+    sheet = Image.open(tmp_path / "sheet.png")
+    assert sheet.width > 2 * sheet.height  # four frames of a window in one row
 
 
 def test_info_says_what_it_makes(folder, capsys):
@@ -62,6 +65,9 @@ def test_a_video_is_gone_on_from(folder, tmp_path):
     ("arguments", "words"),
     [
         (["Diving"], "a prompt is the number of a class"),
+        (["3"], "from 0 to 2"),
+        (["0", "--num-frames", "1000001"], "from 1 to 1000000"),
+        (["0", "--video", "nothing.mp4"], "nothing.mp4"),
         (["0", "--num-clips", "2"], "--num-clips and --clips-per-batch out"),
         (["0", "--clips-per-batch", "2"], "--num-clips and --clips-per-batch out"),
         (

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from dicode_jax import cli
-from dicode_jax.cli import evaluate, video
+from dicode_jax.cli import evaluate, evaluated_lists, video
 from dicode_jax.data import shapes_world
-from dicode_jax.evaluation import accuracy
+from dicode_jax.evaluation import accuracy, report
+from dicode_jax.media.video import read_video
 
 
 class Painter:
@@ -24,7 +25,9 @@ class Painter:
         self.last = [*self.scenes][-1]
         sampling = types.SimpleNamespace(num_frames=16)
         names = tuple(self.scenes) if kind == "ar_diffusion" else None
-        self.config = types.SimpleNamespace(sampling=sampling, frame_size=64, class_names=names)
+        self.config = types.SimpleNamespace(
+            sampling=sampling, frame_size=64, class_names=names, fps=8.0
+        )
         cfg = types.SimpleNamespace(image_size=64, num_tokens=8, token_dim=8)
         self.parts = {"vae": types.SimpleNamespace(cfg=cfg)}
 
@@ -54,6 +57,7 @@ def run(monkeypatch, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "draw", lambda plot, path: None)  # tests/evaluation draws
 
     def run(painter, *words, out="found"):
         monkeypatch.setattr(video, "find", lambda args, *kinds: (folder, painter.kind))
@@ -166,3 +170,64 @@ def test_the_packaged_model_paints_as_closely_as_its_page_says(tmp_path):
     found = means(json.loads((tmp_path / "results.json").read_text()))
     assert found["psnr"] == pytest.approx(float(level), abs=0.1)  # one decimal, and rounding
     assert found["psnr above the floor"] == pytest.approx(float(above), abs=0.1)
+
+
+def listed(path, *prompts):
+    path.write_text("\n".join(prompts) + "\n\n", encoding="utf-8")
+    return path
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in pathlib.Path(folder).rglob("*.mp4"))
+
+
+def test_videos_of_a_list_are_called_by_prompt_and_seed_and_only_missing_ones_are_painted(
+    run, tmp_path
+):
+    painter = Painter()
+    one, two, _ = painter.scenes
+    path = listed(tmp_path / "list.txt", one, two)
+    words = ("--prompts", path, "--samples-per-prompt", 2, "--steps", 3)
+    assert run(painter, *words)[0] == 0
+    names = [f"{p.replace(' ', '-')}-{seed}.mp4" for p in (one, two) for seed in (2, 3)]
+    assert files("found") == sorted(names)
+    told = {"num_inference_steps": 3, "clips_per_batch": "auto"}
+    assert painter.calls == [([p], {"seed": s} | told) for p in (one, two) for s in (2, 3)]
+    pathlib.Path("found", names[2]).unlink()
+    assert run(painter, *words)[0] == 0
+    assert painter.calls[4:] == [([two], {"seed": 2} | told)]
+    assert len(read_video(pathlib.Path("found", names[2])).frames) == 16
+
+
+def test_vbench_finds_its_layout(run, tmp_path):
+    painter = Painter()
+    prompt = next(iter(painter.scenes))
+    path = listed(tmp_path / "human_action.txt", prompt)
+    assert run(painter, "--vbench-prompts", path)[0] == 0
+    assert files("found") == [f"human_action/{prompt}-{i}.mp4" for i in range(5)]
+    flickering = listed(tmp_path / "temporal_flickering.txt", "a", "b")
+    args = types.SimpleNamespace(
+        vbench_prompts=str(flickering), prompts=None, samples_per_prompt=None, seed=0
+    )
+    assert len(evaluated_lists.named(args, tmp_path)) == 50
+
+
+@pytest.mark.parametrize(
+    ("option", "prompts", "said"),
+    [
+        ("--vbench-prompts", ["a/b"], "can be no file's name"),
+        ("--vbench-prompts", ["x" * 250], "can be no file's name"),
+        ("--prompts", ["a", "b", "a"], "holds the prompt 'a' twice"),
+        ("--prompts", ["a b", "a-b"], "two prompts would both"),
+        ("--prompts", [" "], "holds no prompt"),
+    ],
+)
+def test_a_list_that_gives_no_names_is_refused(run, tmp_path, capsys, option, prompts, said):
+    assert run(Painter(), option, listed(tmp_path / "l.txt", *prompts))[0] == 2
+    assert said in capsys.readouterr().err
+    assert not pathlib.Path("found").exists()
+    both = ("--prompts", "x", "--vbench-prompts", "y")
+    for wrong in (both, ("--suite", "long", "--prompts", "x")):
+        assert run(Painter(), *wrong)[0] == 2
+        assert "one at a time" in capsys.readouterr().err
+    assert run(Painter(), "--samples-per-prompt", 2)[0] == 2

@@ -42,7 +42,7 @@ def test_clips_are_written_as_they_are_painted(folder, tmp_path, capsys, monkeyp
     assert cli.main([*map(str, argv)]) == 0
     out = capsys.readouterr().out
     assert "in.webp: goes on from the last 9 of its 12 frames" in out
-    assert "the language model takes 6.34e-06 GB" in out
+    assert "the language model takes 0.005892 MB" in out
     assert "out.webp: 25 frames of 24 x 16, 3.125 s" in out
     frames = media.read_video("out.webp").frames
     np.testing.assert_array_equal(frames[:9], video(12)[3:])

@@ -5,7 +5,9 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+import tiny_ar_diffusion
 from jax import monitoring
+from PIL import Image
 from tiny import tiny_pipeline
 
 from dicode_jax import cli
@@ -71,6 +73,33 @@ def test_after_a_warmup_no_prompt_and_no_length_compiles(misses, model, capsys):
     for prompt, num_clips in ((SHORT, 1), (LONG, 2), (SHORT, 5), (LONG, 9)):
         generate(model, prompt, num_clips)
     assert not misses
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_after_a_warmup_of_ar_diffusion_no_length_and_no_class_compiles(misses, capsys):
+    tiny_ar_diffusion.make().save_pretrained("rolling")
+    options, image = ["--model", "rolling", "--lag", "4"], np.zeros((8, 8, 3), np.uint8)
+    Image.fromarray(image).save("first.png")
+    jax.clear_caches()
+    assert cli.main(["warmup", *options]) == 0
+    assert misses
+    assert "advance" in capsys.readouterr().out
+    misses.clear()
+    jax.clear_caches()
+    for prompt, more in (("0", ["5"]), ("Crawling", ["11", "--image", "first.png"])):
+        argv = ["generate", prompt, "--out", "a.webp", *options, "--num-frames", *more]
+        assert cli.main(argv) == 0
+    assert not misses
+    assert cli.main(["warmup", *options, "--sampler", "unipc"]) == 2
+    assert "steered by --steps and --guidance-scale alone" in capsys.readouterr().err
+
+
+def test_other_kinds_refuse_a_lag(model, capsys):
+    assert cli.main(["warmup", *model, "--lag", "2"]) == 2
+    assert "is no AR-Diffusion model; leave --lag out" in capsys.readouterr().err
+    assert cli.main(["warmup", *model, "--num-frames", "7"]) == 2
+    assert "--num-frames: want an even number, got 7" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -120,7 +120,7 @@ def test_the_types_that_are_asked_for_reach_the_pipeline(monkeypatch):
     ],
 )
 def test_parts_are_loaded_in_the_types_that_are_asked_for(monkeypatch, options, computes, stored):
-    def stop(*args, **types):
+    def stop(*args, skip, **types):
         raise UserError(str(types))
 
     monkeypatch.setattr(base, "auto_dtype", lambda: jnp.bfloat16)

@@ -5,8 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from tiny import random_module
-from tiny_landiff import TINY_VAE
-from tiny_landiff_training import DIFFUSION_CONFIG, LM_CONFIG, SEMANTIC, write_cache
+from tiny_landiff_training import DIFFUSION_CONFIG, LM_CONFIG, SEMANTIC, VAE, write_cache
 
 from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3D
 from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizer
@@ -26,8 +25,8 @@ def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     tokenizer = random_module(lambda: SemanticTokenizer(SEMANTIC, rngs=ShapeRngs()))
     weights.save_module(root / "tokenizer", tokenizer, SEMANTIC)
-    vae = random_module(lambda: AutoencoderCausal3D(TINY_VAE, rngs=ShapeRngs()))
-    weights.save_module(root / "vae", vae, TINY_VAE)
+    vae = random_module(lambda: AutoencoderCausal3D(VAE, rngs=ShapeRngs()))
+    weights.save_module(root / "vae", vae, VAE)
     writer = random_module(lambda: language_model.Writer(LM_CONFIG, rngs=ShapeRngs()))
     build_stage(LM_CONFIG).export(writer, root)
     return root

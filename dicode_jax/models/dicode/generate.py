@@ -156,11 +156,6 @@ def stream_keyframes(
     is_guided = isinstance(guidance_scale, jax.Array) or guidance_scale > 1
     if is_guided and uncond_ids is None:
         uncond_ids = jnp.full((text_length,), cfg.pad_token_id, text_ids.dtype)
-    elif not is_guided and b == 1 and mesh is None and platform() == "gpu":
-        # XLA multiplies one row by a matrix without cuBLAS and with more bytes: two are cheaper.
-        text_ids = jnp.repeat(text_ids, 2, axis=0)
-        keys = None if keys is None else jnp.repeat(keys, 2, axis=0)
-        prefix = None if prefix is None else jnp.repeat(prefix, 2, axis=0)
     plan = _Plan(
         size=size,
         num_new=num_keyframes if parity else 1,
@@ -178,8 +173,7 @@ def stream_keyframes(
         logits_temperature=jnp.asarray(logits_temperature, jnp.float32),
         guidance_scale=jnp.asarray(guidance_scale, jnp.float32),
     )
-    runs = _write(lm, inputs, plan, prefix, num_keyframes, window, overlap, mesh)
-    return (tokens[:b] for tokens in runs)
+    return _write(lm, inputs, plan, prefix, num_keyframes, window, overlap, mesh)
 
 
 def _write(lm, inputs, plan, prefix, num_keyframes, window, overlap, mesh) -> Iterator[Array]:

@@ -7,17 +7,27 @@ videos need it; text to video runs without. Compared with transformers' `ViTMode
 weights; no weights of Theia have been seen here.
 """
 
-from typing import Protocol
+import os
+import pathlib
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from flax import nnx
 
-from dicode_jax.models.vit import ViT
+from dicode_jax import config as config_lib
+from dicode_jax.errors import UserError, printable
+from dicode_jax.kinds import config_type
+from dicode_jax.models.clip import CLIPVision, CLIPVisionConfig
+from dicode_jax.models.vit import ViT, ViTConfig
+from dicode_jax.nn.resampler import Resampler
+from dicode_jax.storage import weights
 from dicode_jax.typing import Array, Float, typechecked
 
 STRIDE = 4  # frames of a video for a semantic frame
 GREY = 127 / 127.5 - 1  # of what is padded
+NORM_EPS = 1e-5
 
 
 class FeatureEncoder(Protocol):
@@ -67,3 +77,84 @@ def vit_features(vit: ViT, video: Float[Array, "b f h w 3"]) -> Float[Array, "b 
 
     features = jax.lax.map(encode, rearrange(padded, "b f h w c -> (b f) h w c"))
     return rearrange(features, "(b f) y x c -> b f y x c", b=b)
+
+
+@typechecked
+def clip_features(tower: CLIPVision, video: Float[Array, "b f h w 3"]) -> Float[Array, "b g y x c"]:
+    """Features of an image tower that takes colours in [-1, 1], as the small DiCoDe's; float32.
+
+    Its last block has no norm behind it, so that each vector is brought to mean 0 and variance 1.
+
+    Args:
+      video: Colours in [-1, 1]; squares of the tower's size, 4k + 1 frames.
+
+    Raises:
+      ValueError: They are none.
+    """
+    num_semantic_frames(video.shape[1])
+    frames = video[:, ::STRIDE]
+    x = tower(rearrange(frames, "b f h w c -> (b f) h w c"))[:, 1:].astype(jnp.float32)
+    x = jax.nn.standardize(x, axis=-1, epsilon=NORM_EPS)
+    side = tower.cfg.image_size // tower.cfg.patch_size
+    return rearrange(x, "(b f) (y x) c -> b f y x c", b=len(video), y=side)
+
+
+def features_of(
+    encoder: ViT | CLIPVision, video: Float[Array, "b f h w 3"]
+) -> Float[Array, "b g y x c"]:
+    """Features of a video in [-1, 1] by whichever frozen encoder there is, float32."""
+    make = vit_features if isinstance(encoder, ViT) else clip_features
+    return make(encoder, video).astype(jnp.float32)
+
+
+def grid_of(cfg: ViTConfig | CLIPVisionConfig, frame_size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the features of frames of a height and a width."""
+    return frame_size[0] // cfg.patch_size, frame_size[1] // cfg.patch_size
+
+
+class _Deep(nnx.Module):
+    """What a folder of DiCoDe's tokenizer holds; its image tower is wanted."""
+
+    def __init__(self, cfg: Any, **options):
+        self.vision = CLIPVision(cfg.vision, **options)
+        self.resampler = Resampler(cfg.resampler, **options)
+
+
+def encoder_config(folder: str | os.PathLike) -> ViTConfig | CLIPVisionConfig:
+    """The config of the frozen encoder in a folder, see `load_encoder`.
+
+    Raises:
+      UserError: There is none, or it is of a kind that gives no features.
+    """
+    path = pathlib.Path(folder) / weights.CONFIG_FILE
+    kind, _ = config_lib.read_json(path)
+    if kind in ("vit", "clip_vision"):
+        return config_lib.from_json(config_type(kind), path)
+    if kind != "dicode_tokenizer":
+        raise UserError(
+            f"{folder} holds {printable(kind, 60)}: features of frames are those of a vit, a "
+            "clip_vision, or the image tower of a dicode_tokenizer"
+        )
+    deep: Any = config_lib.from_json(config_type(kind), path)
+    if deep.preprocess != "plain":
+        raise UserError(
+            f"the image tower in {folder} wants CLIP's preprocessing; only towers that take "
+            "colours as they are give features here"
+        )
+    return deep.vision
+
+
+def load_encoder(
+    folder: str | os.PathLike, *, dtype: Any = None, on_host: bool = False
+) -> ViT | CLIPVision:
+    """A frozen encoder: a `vit`, a `clip_vision`, or the image tower of a `dicode_tokenizer`.
+
+    Raises:
+      UserError: There is none, or its weights do not fit.
+    """
+    cfg, options = encoder_config(folder), {"dtype": dtype, "on_host": on_host}
+    kind, _ = config_lib.read_json(pathlib.Path(folder) / weights.CONFIG_FILE)
+    if kind == "dicode_tokenizer":
+        return weights.load_module(folder, _Deep, config_type(kind), **options)[0].vision
+    make: Any = ViT if isinstance(cfg, ViTConfig) else CLIPVision
+    return weights.load_module(folder, make, type(cfg), **options)[0]

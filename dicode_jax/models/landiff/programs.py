@@ -37,20 +37,18 @@ def embed_text(
 
 @program
 def features(graph, state, video: UInt8[Array, "b f h w 3"]) -> Float[Array, "b g y x c"]:
-    """What the semantic tokenizer reads of a video of 4g - 3 frames.
+    """What the semantic tokenizer reads of a video of 4g - 3 frames, float32.
 
-    A CLIP image tower gives its tokens behind the last block, without the first one.
+    A CLIP image tower gives its tokens behind the last block, each brought to mean 0 and variance
+    1, without the class token.
     """
     module, frames = nnx.merge(graph, state), to_float(video)
     if isinstance(module, ViT):
-        return vit_features(module, frames)
+        return vit_features(module, frames).astype(jnp.float32)
     side = module.cfg.image_size // module.cfg.patch_size
-
-    def encode(image):
-        return rearrange(module(image[None])[0, 1:], "(y x) c -> y x c", y=side)
-
-    found = jax.lax.map(encode, rearrange(frames[:, ::STRIDE], "b f h w c -> (b f) h w c"))
-    return rearrange(found, "(b g) y x c -> b g y x c", b=len(video))
+    x = module(rearrange(frames[:, ::STRIDE], "b f h w c -> (b f) h w c"))[:, 1:]
+    x = jax.nn.standardize(x.astype(jnp.float32), axis=-1, epsilon=1e-5)
+    return rearrange(x, "(b g) (y x) c -> b g y x c", b=len(video), y=side)
 
 
 @program

@@ -307,14 +307,20 @@ class SemanticDecoder(nnx.Module):
 
 
 class SemanticTokenizer(nnx.Module):
-    """Encoder, codes and decoder."""
+    """Encoder, codes and decoder; without its encoder it makes features of codes alone."""
 
     def __init__(
-        self, cfg: SemanticTokenizerConfig, *, dtype=None, param_dtype=jnp.float32, rngs: nnx.Rngs
+        self,
+        cfg: SemanticTokenizerConfig,
+        *,
+        has_encoder: bool = True,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
     ):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.cfg, self.dtype = cfg, dtype
-        self.encoder = SemanticEncoder(cfg, **options)
+        self.encoder = SemanticEncoder(cfg, **options) if has_encoder else None
         self.decoder = SemanticDecoder(cfg, **options)
         self.quantizer = Quantizer(
             cfg.token_dim,
@@ -325,7 +331,13 @@ class SemanticTokenizer(nnx.Module):
         )
 
     def encode(self, features: Float[Array, "b f y x c"]) -> Int[Array, "b n"]:
-        """Codes of up to a segment of frames; those of a frame know nothing of later ones."""
+        """Codes of up to a segment of frames; those of a frame know nothing of later ones.
+
+        Raises:
+          ValueError: There is no encoder.
+        """
+        if self.encoder is None:
+            raise ValueError("this semantic tokenizer has no encoder: it reads codes alone")
         return self.quantizer.encode(self.encoder(features))
 
     def decode(self, codes: Int[Array, "b n"]) -> Float[Array, "b f y x c"]:

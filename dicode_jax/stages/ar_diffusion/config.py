@@ -36,6 +36,8 @@ class FrameVAETrainConfig(RunConfig):
       patch_weight: Weight of the squared error of pixels that one linear layer, not exported, reads
         off the transformer's patches. It trains the tokens while the codes still mean nothing; the
         release, which starts from trained codes, has none.
+      probe_weight: Weight of the cross-entropy of linear probes, not exported, that tell from the
+        latents what a frame of the drawn world shows; 0 for other data.
       disc_start: Step from which a discriminator of patches judges: odd steps are its own, even
         ones the VAE's, each with an optimiser of its own. None for none at all.
       disc_weight: Weight of what it says, after that was scaled to move the last convolution as
@@ -55,6 +57,7 @@ class FrameVAETrainConfig(RunConfig):
     token_noise: float | None = None
     logit_weight: float = 0.0
     patch_weight: float = 0.0
+    probe_weight: float = 0.0
     disc_start: int | None = None
     disc_weight: float = 1.0
     discriminator: PatchDiscriminatorConfig = PatchDiscriminatorConfig()
@@ -64,11 +67,12 @@ class FrameVAETrainConfig(RunConfig):
         super().__post_init__()
         if self.token_noise is not None and not 0 <= self.token_noise < math.inf:
             raise ValueError(f"token_noise must not be negative, got {self.token_noise}")
-        if self.patch_weight < 0 or (self.patch_weight and self.model.temporal):
-            raise ValueError(
-                "patch_weight must not be negative, and 0 for the temporal decoder, got "
-                f"{self.patch_weight}"
-            )
+        for name in ("patch_weight", "probe_weight"):
+            weight = getattr(self, name)
+            if weight < 0 or (weight and self.model.temporal):
+                raise ValueError(
+                    f"{name} must not be negative, and 0 for the temporal decoder, got {weight}"
+                )
         if self.disc_start is None:
             if self.discriminator_init is not None:
                 raise ValueError("discriminator_init is of no use without disc_start")

@@ -119,8 +119,6 @@ def _with_vae(config: DiTTrainConfig) -> DiTTrainConfig:
             f"a frame, the model {dit.num_tokens} of {dit.channels} (model.dit.num_tokens, "
             "model.dit.channels)"
         )
-    if vae.temporal:
-        raise UserError(f"the VAE in {config.vae} decodes clips; take the one of single frames")
     return dataclasses.replace(config, frame_size=vae.image_size)
 
 

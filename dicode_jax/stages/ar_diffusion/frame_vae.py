@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from dicode_jax.distributions.projected_gaussian import unit
 from dicode_jax.errors import UserError
 from dicode_jax.models.ar_diffusion.frame_vae import FrameVAE, FrameVAEConfig
 from dicode_jax.models.lpips import LPIPS, LPIPSConfig
 from dicode_jax.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.rngs import row_keys
-from dicode_jax.stages import parts
+from dicode_jax.stages import parts, probes
 from dicode_jax.stages.ar_diffusion.adversarial import (
     discriminator_loss,
     is_judges_turn,
@@ -32,8 +33,9 @@ Judge = Literal["nobody", "generator", "discriminator"]
 
 
 class Trained(nnx.Module):
-    """The VAE, what reads its patches or None, and its judges: LPIPS, which does not learn, and a
-    discriminator, or None.
+    """The VAE, what reads its patches and latents, and its judges: None or nothing if not wanted.
+
+    LPIPS does not learn, a discriminator does.
     """
 
     def __init__(self, config: FrameVAETrainConfig, *, rngs: nnx.Rngs):
@@ -42,6 +44,9 @@ class Trained(nnx.Module):
         side = config.model.decoder
         pixels = 3 * side.patch_size**2
         self.patch_head = Linear(side.embed_dim, pixels, rngs=rngs) if config.patch_weight else None
+        numbers = config.model.num_tokens * config.model.token_dim
+        classes = probes.CLASSES if config.probe_weight else ()
+        self.probes = nnx.List([Linear(numbers, n, rngs=rngs) for n in classes])
         of_lpips = config.lpips and parts.stored_config(config.lpips, LPIPSConfig)
         self.lpips = LPIPS(of_lpips, rngs=rngs) if of_lpips else None
         judged = config.disc_start is not None
@@ -83,6 +88,15 @@ def make_stage(config: FrameVAETrainConfig) -> Stage:
     if (start := config.disc_start) is not None:
         make = functools.partial(make_optimizer, start)
         adversarial = {"takes_step": True, "make_optimizer": make}
+    if config.probe_weight:
+        probes.check_labels(config.data)
+
+    def batch_shapes(b: int):
+        shapes = {name: jax.ShapeDtypeStruct(parts.image_shape(config, b, *lead), jnp.uint8)}
+        if config.probe_weight:
+            shapes["labels"] = jax.ShapeDtypeStruct((b, len(probes.CLASSES)), jnp.int32)
+        return shapes
+
     return Stage(
         name="ar_diffusion_vae",
         config=config,
@@ -92,9 +106,7 @@ def make_stage(config: FrameVAETrainConfig) -> Stage:
             path[:2] == ("vae", "temporal") if temporal else path[0] != "lpips"
         ),
         loss_fn=functools.partial(loss_fn, config),
-        batch_shapes=lambda b: {
-            name: jax.ShapeDtypeStruct(parts.image_shape(config, b, *lead), jnp.uint8)
-        },
+        batch_shapes=batch_shapes,
         export=lambda model, folder: weights.save_module(folder, model.vae, config.model),
         **adversarial,
     )
@@ -140,7 +152,8 @@ def _loss(config, model, batch, keys, judge: Judge | None = None) -> tuple[Array
     frames = rearrange(video, "b f h w c -> (b f) h w c")
     posterior = vae.posterior(frames)
     drawn = posterior if config.token_noise is None else posterior.around(config.token_noise)
-    patches = vae.patches(rearrange(drawn.sample(each), "(b f) l c -> b f l c", b=b))
+    latents = drawn.sample(each)
+    patches = vae.patches(rearrange(latents, "(b f) l c -> b f l c", b=b))
     logits = vae.logits(patches)
     features = vae.pixel_decoder.features(vae.soft_codes(logits))
     last = vae.pixel_decoder.conv_out
@@ -167,6 +180,12 @@ def _loss(config, model, batch, keys, judge: Judge | None = None) -> tuple[Array
         read = rearrange(read, "n y x (p q c) -> n (y p) (x q) c", p=p, q=p)
         metrics["patches"] = jnp.square(read - frames).mean()
         loss += config.patch_weight * metrics["patches"]
+    if config.probe_weight:
+        flat = unit(latents).reshape(len(latents), -1)
+        logits_of = [probe(flat) for probe in model.probes]
+        unsure, right = probes.probe_loss(logits_of, batch["labels"])
+        loss += config.probe_weight * unsure
+        metrics |= right
     if config.logit_weight:
         centred = logits.astype(jnp.float32) - logits.mean(-1, keepdims=True)
         metrics["logits"] = jnp.square(centred).mean()

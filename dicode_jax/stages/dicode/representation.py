@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dicode_jax.data.sources.open import kind_of
 from dicode_jax.data.sources.shapes import FRAME_LABELS
 from dicode_jax.errors import UserError
 from dicode_jax.media.transforms import to_float, to_uint8
@@ -20,8 +19,8 @@ from dicode_jax.stages.dicode.configs import RepresentationTrainConfig
 from dicode_jax.stages.dicode.representation_model import (
     RepresentationConfig,
     RepresentationModel,
-    probe_loss,
 )
+from dicode_jax.stages.probes import check_labels, probe_loss
 from dicode_jax.storage import weights
 from dicode_jax.training.stage import Stage
 from dicode_jax.typing import Array, UInt8
@@ -44,10 +43,8 @@ def make_stage(config: RepresentationTrainConfig) -> Stage:
     Raises:
       UserError: Probes are asked for on data without labels; no autoencoder is where it should be.
     """
-    if config.has_labels and kind_of(config.data) != "shapes":
-        raise UserError(
-            "the probes know the synthetic world only: with other data give --probe-weight 0"
-        )
+    if config.has_labels:
+        check_labels(config.data)
     autoencoder = parts.stored_config(config.autoencoder, AutoencoderKLConfig)
 
     def load():
@@ -89,8 +86,7 @@ def loss_fn(
     if config.has_labels:
         probes, right = probe_loss(logits, batch["labels"])
         loss += config.probe_weight * probes
-        metrics["probe_loss"] = probes
-        metrics |= {f"probe_{name}": right[i] for i, name in enumerate(FRAME_LABELS)}
+        metrics |= right
     if config.pixel_weight:
         pixels = model.autoencoder.decode(predicted / scale).astype(jnp.float32)
         squares = jnp.mean(jnp.square(pixels - images), axis=(1, 2, 3))

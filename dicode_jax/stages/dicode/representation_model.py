@@ -11,18 +11,16 @@ exist in the original.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import draw
-from dicode_jax.typing import Array, Float, Int
+from dicode_jax.typing import Array, Float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,15 +80,3 @@ class RepresentationModel(nnx.Module):
             tokens = tokens + scale * draw(noise, key, tokens.shape)
         pooled = tokens.mean(axis=1)
         return self.head(tokens), [probe(pooled) for probe in self.probes]
-
-
-def probe_loss(
-    logits: Sequence[Float[Array, "b v"]], labels: Int[Array, "b p"]
-) -> tuple[Array, Array]:
-    """Mean cross-entropy of all probes, and the share of right answers of each, `[p]`."""
-    losses, right = [], []
-    for i, row in enumerate(logits):
-        target = labels[:, i]
-        losses.append(optax.softmax_cross_entropy_with_integer_labels(row, target).mean())
-        right.append(jnp.mean(jnp.argmax(row, axis=-1) == target))
-    return jnp.stack(losses).mean(), jnp.stack(right)

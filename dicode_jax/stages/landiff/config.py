@@ -4,6 +4,8 @@ import dataclasses
 
 from dicode_jax.data.config import DataConfig
 from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3DConfig
+from dicode_jax.models.landiff.features import num_semantic_frames
+from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizerConfig
 from dicode_jax.stages.config import RunConfig
 
 
@@ -50,3 +52,46 @@ class VAE3DTrainConfig(RunConfig):
         for name in ("squared_weight", "perceptual_weight", "edge_weight", "kl_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SemanticTokenizerTrainConfig(RunConfig):
+    """Training of the semantic tokenizer on features of clips of up to a segment.
+
+    The loss is the mean squared error of features, and the commitment of tokens to their codes.
+
+    Attributes:
+      model: Sizes; grid and width of the features are the encoder's.
+      features: Folder of the frozen encoder: a `vit` such as Theia, a `clip_vision`, or the image
+        tower of a small DiCoDe's tokenizer; None takes that of the packaged one.
+      init: `model` folder of an earlier run, or a converted tokenizer; None starts fresh.
+      commitment_weight: Weight of the squared distance of tokens to their codes.
+      code_decay: Decay of the moving averages that codes are.
+      revive_below: A code that fewer vectors of a batch go to, on average, becomes one of them.
+      kmeans_rounds: Rounds of k-means on the vectors of the first step, which start the codes; that
+        step itself learns from tokens as they are.
+    """
+
+    data: DataConfig = DataConfig(num_frames=49)
+    model: SemanticTokenizerConfig = SemanticTokenizerConfig()
+    features: str | None = None
+    init: str | None = None
+    commitment_weight: float = 1.0
+    code_decay: float = 0.8
+    revive_below: float = 2.0
+    kmeans_rounds: int = 10
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.model.check_frames(num_semantic_frames(self.data.num_frames))
+        if self.ema_decay:
+            raise ValueError(
+                "ema_decay must be 0: codes are averages of the latest tokens, which averaged "
+                "weights would not make"
+            )
+        if not 0 <= self.code_decay < 1:
+            raise ValueError(f"code_decay must be in [0, 1), got {self.code_decay}")
+        if self.commitment_weight < 0 or self.revive_below < 0 or self.kmeans_rounds < 1:
+            raise ValueError(
+                "commitment_weight and revive_below must not be negative, kmeans_rounds at least 1"
+            )

@@ -34,6 +34,8 @@ from dicode_jax.nn.quantizer import Quantizer
 from dicode_jax.nn.resnet import fan_in_uniform
 from dicode_jax.nn.rngs import blank, draw, row_keys, split, stream
 from dicode_jax.stages import parts
+from dicode_jax.stages.landiff import assembly
+from dicode_jax.stages.landiff.assembly import TOKENIZERS
 from dicode_jax.stages.landiff.cached import part_folder
 from dicode_jax.stages.landiff.generation_config import DiffusionTrainConfig
 from dicode_jax.stages.landiff.language_model import TEXT_ENCODER
@@ -44,7 +46,6 @@ from dicode_jax.training.stage import Path, Stage
 from dicode_jax.typing import Array, Bool, Float, Int, UInt8
 
 DENOISER = "denoiser"  # as a pipeline calls it
-TOKENIZERS = ("semantic_tokenizer", "tokenizer")  # as a pipeline and a run call it
 
 
 class CodeReader(nnx.Module):
@@ -384,5 +385,6 @@ def show(vae: AutoencoderCausal3D, latents: Float[Array, "b f h w c"]) -> UInt8[
 
 
 def export(config: DiffusionTrainConfig, model: Painter, folder: pathlib.Path) -> None:
-    """Writes `denoiser`."""
+    """Writes `denoiser`, and where autoencoder and text encoder are named all of a pipeline."""
     weights.save_module(folder / DENOISER, model.denoiser, config.model)
+    assembly.write(config, folder)

@@ -37,6 +37,7 @@ class LMTrainConfig(RunConfig):
       late_share: Share of the sequences that begin at a later segment of a video that is long
         enough. Their first segment is seen and not learned, so that the model can go on with a
         video whose beginning it no longer sees.
+      motion_scale: Times the motion of the cache makes the motion score that the model is told.
       text_length: Most text tokens, the end of the text included.
       text_dropout: Share of the sequences that see the null text, which guidance needs.
       row_samples: Sequences that may share a row; 1 does not pack.
@@ -52,6 +53,7 @@ class LMTrainConfig(RunConfig):
     segments: int = 1
     cut_share: float = 0.0
     late_share: float = 0.0
+    motion_scale: float = 1.0
     text_length: int = 512
     text_dropout: float = 0.1
     row_samples: int = 1
@@ -62,6 +64,8 @@ class LMTrainConfig(RunConfig):
         _check_share(self, "cut_share", "late_share", "text_dropout")
         if min(self.segments, self.row_samples) < 1 or self.text_length < 2:
             raise ValueError("segments and row_samples must be at least 1, text_length at least 2")
+        if not 0 < self.motion_scale < math.inf:
+            raise ValueError(f"motion_scale must be positive, got {self.motion_scale}")
         if self.late_share and self.segments == 1:
             raise ValueError("late_share needs a second segment to learn: set segments above 1")
         if self.text is not None and self.text.embed_dim != self.model.text_dim:
@@ -124,8 +128,9 @@ class DiffusionTrainConfig(RunConfig):
       prefix_share: Share of the windows with a prefix, whose other latents alone are learned.
       window_step: Latents between the starts of the windows of a video; 0 takes the first alone.
       text_dropout: Share of the windows that see zeros in place of their text.
-      sample_steps: Sampling steps of sample sheets.
-      sample_guidance: By how much guidance exceeds 1 at most there.
+      sample_steps: Sampling steps of sample sheets, and by default of what is exported.
+      sample_guidance: By how much guidance exceeds 1 at most there; in what is exported too.
+      text_guidance, motion_score: Of the language model, by default in what is exported.
     """
 
     model: DenoiserConfig = DenoiserConfig()
@@ -144,6 +149,8 @@ class DiffusionTrainConfig(RunConfig):
     text_dropout: float = 0.1
     sample_steps: int = 50
     sample_guidance: float = 6.0
+    text_guidance: float = 7.5
+    motion_score: float = 0.1
 
     def __post_init__(self):
         super().__post_init__()

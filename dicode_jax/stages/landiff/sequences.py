@@ -184,7 +184,8 @@ class Rows:
             text=self._text(video, choice if self.is_train else 0.0),
             codes=codes[start : start + cfg.frames.count(frames)],
             num_frames=frames,
-            motion_score=span_motion(video.arrays["motion"], first, first + frames),
+            motion_score=config.motion_scale
+            * span_motion(video.arrays["motion"], first, first + frames),
             given=segment if is_late else 0,
         )
 

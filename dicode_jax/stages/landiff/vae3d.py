@@ -14,8 +14,7 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from dicode_jax.data.examples import ClipReader
-from dicode_jax.data.records import Record
+from dicode_jax.data.examples import WindowReader
 from dicode_jax.data.sources.open import open_source
 from dicode_jax.data.stream import RecordExamples, first_batches
 from dicode_jax.errors import UserError
@@ -71,25 +70,9 @@ def make_stage(config: VAE3DTrainConfig) -> Stage:
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Clips:
-    """Reads `video` uint8 [f, h, w, 3]: clips, or a random square of each."""
-
-    read: ClipReader
-    crop_size: int | None = None
-
-    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        video, size = self.read(record, rng)["video"], self.crop_size
-        if size is None:
-            return {"video": video}
-        top, left = (int(rng.integers(side - size + 1)) for side in video.shape[1:3])
-        return {"video": video[:, top : top + size, left : left + size]}
-
-
-def clips(config: VAE3DTrainConfig, crop_size: int | None = None) -> Clips:
-    """The reader of a run."""
-    read = ClipReader(data=config.data, frame_size=config.frame_size, fs=None)
-    return Clips(read=read, crop_size=crop_size)
+def reader(config: VAE3DTrainConfig, crop_size: int | None = None) -> WindowReader:
+    """Reads the clips of a run, or a random square of each."""
+    return WindowReader(data=config.data, frame_size=config.frame_size, crop_size=crop_size)
 
 
 def loss_fn(
@@ -136,7 +119,7 @@ def export(config: VAE3DTrainConfig, model: Trained, folder: pathlib.Path) -> No
     source = next((source for source in sources if len(source)), None)
     if source is None:
         raise UserError(f"{data.path} is empty now, so that latents of it have no scale")
-    examples = RecordExamples(source, clips(config))
+    examples = RecordExamples(source, reader(config))
     (batch,) = first_batches(examples, data, 1, batch_size=CLIPS, seed=config.seed)
     run = jit_local(lambda vae, video: vae.encode(to_float(video)).mode())
     latents = np.concatenate([run(model.vae, clip[None]) for clip in batch["video"]])

@@ -12,7 +12,6 @@ import dicode_jax
 from convert.engine.found import Found
 from convert.landiff import command, dit, language_model, semantic_tokenizer, theia, vae
 from convert.parts import t5
-from dicode_jax.pipelines.landiff_config import LanDiffConfig
 
 VOCABULARY = "tests/text/small_spiece.model"
 
@@ -33,6 +32,7 @@ def test_a_converted_release_generates_and_reads_videos(tmp_path, monkeypatch, r
     text = {"vocab_size": 90}
     configs["text_encoder"] = type(configs["text_encoder"])(**vars(configs["text_encoder"]) | text)
     pipe = make(configs=configs)
+    monkeypatch.setattr(command, "LanDiffConfig", lambda: pipe.config)
     tables = {
         "language_model": language_model.RULES,
         "semantic_tokenizer": semantic_tokenizer.RULES,
@@ -78,11 +78,9 @@ def test_a_converted_release_generates_and_reads_videos(tmp_path, monkeypatch, r
     argv = [str(release), "--flan-t5", str(tmp_path / "flan"), "--theia", str(tmp_path / "theia")]
     assert command.main([*argv, "--out", str(out), "--dtype", "float32"]) == 0
     converted = dicode_jax.load(out)
-    assert converted.config == LanDiffConfig()
-    assert "landiff" in json.loads((out / "config.json").read_text())["kind"]
-    converted.config = pipe.config
-    options = {"num_inference_steps": 2, "seed": 1}
-    made = converted("a red circle grows", **options)
+    assert converted.config == pipe.config
+    assert json.loads((out / "config.json").read_text())["kind"] == "landiff"
+    made = np.asarray(converted("a red circle grows", seed=1))
     assert made.shape == (1, 17, 16, 24, 3)
     assert made.std() > 0
     assert converted.encode(made[0]).shape == (9,)

@@ -96,7 +96,7 @@ def test_a_sample_does_not_depend_on_its_batch(lm):
 
 
 @pytest.mark.long
-def test_one_prompt_gives_the_same_tokens_where_it_runs_as_two_rows(lm, monkeypatch):
+def test_one_prompt_gives_the_same_tokens_as_it_is_traced_for_gpus(lm, monkeypatch):
     options = {"num_keyframes": 2, "keys": KEYS[:1], "var_scale": 1.0, "prefix": TOKENS[:1]}
     want = generate(lm, TEXT[:1], **options)
     caches = []
@@ -105,9 +105,8 @@ def test_one_prompt_gives_the_same_tokens_where_it_runs_as_two_rows(lm, monkeypa
     monkeypatch.setattr(type(lm.body), "init_cache", note)
     with tracing_for(platform="gpu"):
         got = generate(lm, TEXT[:1], **options)
-    assert {cache["batch"] for cache in caches} == {2}
+    assert {cache["batch"] for cache in caches} == {1}
     assert {cache["size"] % KEYS_IN_PARTS for cache in caches} == {0}
-    assert got.shape == want.shape
     close(got, want)
 
 

@@ -281,6 +281,13 @@ def test_a_cache_of_another_vae_or_of_other_tokens_is_refused(tmp_path):
         dit.settle(wrong)
 
 
+def test_latents_of_a_vae_with_a_temporal_decoder_are_learned_too(tmp_path):
+    path = tmp_path / "vae" / weights.CONFIG_FILE
+    path.parent.mkdir()
+    config_lib.to_json(dataclasses.replace(VAE, temporal=True), path)
+    assert dit.settle_videos(dataclasses.replace(CONFIG, vae=str(path.parent))).frame_size == 8
+
+
 def test_names_of_classes_are_read_from_a_list(tmp_path):
     (tmp_path / "list.txt").write_text("1 red circle\n2 Red Cross\n\nblue circle\n")
     base = dataclasses.replace(CONFIG, class_list=str(tmp_path / "list.txt"))

@@ -36,6 +36,7 @@ CONFIG = FrameVAETrainConfig(
     batch_size=4,
     frame_size=16,
 )
+KEY = jax.random.key(1)
 IMAGES = np.random.default_rng(0).integers(0, 255, (4, 16, 16, 3)).astype(np.uint8)
 
 
@@ -128,6 +129,29 @@ def test_pixels_read_off_the_patches_weigh_and_are_not_exported(tmp_path):
     weights.load_module(tmp_path / "model", FrameVAE, FrameVAEConfig)
     with pytest.raises(ValueError, match="patch_weight must not be negative, and 0 for the temp"):
         dataclasses.replace(with_time("x"), patch_weight=1.0)
+
+
+def test_probes_read_the_latents_and_know_the_drawn_world_alone(tmp_path):
+    quiet = dataclasses.replace(CONFIG, token_noise=0.0)
+    probed = dataclasses.replace(quiet, probe_weight=2.0)
+    stage = build_stage(probed)
+    model = frame_vae.Trained(probed, rngs=nnx.Rngs(0))
+    for probe in model.probes:  # sure of the first class, whatever the latents are
+        probe.kernel[...] = jnp.zeros_like(probe.kernel[...])
+        probe.bias[...] = probe.bias[...].at[0].set(1.0)
+    labels = jnp.zeros((4, 3), jnp.int32).at[0, 0].set(1)
+    assert stage.batch_shapes(4)["labels"].shape == labels.shape
+    batch, keys = {"image": jnp.asarray(IMAGES), "labels": labels}, jax.random.split(KEY, 4)
+    without, _ = jax.jit(functools.partial(frame_vae.loss_fn, quiet))(model, batch, keys)
+    loss, metrics = jax.jit(functools.partial(frame_vae.loss_fn, probed))(model, batch, keys)
+    assert (metrics["probe_color"], metrics["probe_shape"]) == (0.75, 1)
+    counts = [probe.bias.shape[0] for probe in model.probes]
+    right = [np.log(np.e + n - 1) - 1 for n in counts]
+    want = (np.sum(right) + 0.25) / 3  # a quarter of the colours is wrong by one logit
+    np.testing.assert_allclose(loss - without, 2 * want, rtol=1e-4)
+    videos = dataclasses.replace(probed, data=dataclasses.replace(CONFIG.data, path=str(tmp_path)))
+    with pytest.raises(UserError, match="know the synthetic world only"):
+        build_stage(videos)
 
 
 @pytest.fixture

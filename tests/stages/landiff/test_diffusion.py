@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +11,20 @@ import numpy as np
 import pytest
 from flax import nnx
 from tiny import random_module
-from tiny_landiff_training import DIFFUSION_CONFIG, SEMANTIC, TEXT, write_cache
+from tiny_landiff_training import DIFFUSION_CONFIG, LM_CONFIG, SEMANTIC, TEXT, VAE, write_cache
 
 from dicode_jax import config as config_lib
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.shapes_world import all_captions
 from dicode_jax.errors import UserError
+from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3D
 from dicode_jax.models.landiff.dit import Denoiser
+from dicode_jax.models.landiff.language_model import LanguageModel
 from dicode_jax.models.landiff.semantic import UpsamplerConfig
 from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizer
 from dicode_jax.models.t5 import T5Encoder
 from dicode_jax.nn.rngs import ShapeRngs, blank
+from dicode_jax.pipelines.landiff import LanDiffPipeline
 from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
 from dicode_jax.stages.landiff import diffusion
 from dicode_jax.stages.landiff.windows import open_windows
@@ -278,6 +282,39 @@ def test_what_is_written_is_gone_on_from(named, tmp_path):
     wider = dataclasses.replace(MODEL, dit=dataclasses.replace(MODEL.dit, time_dim=6))
     with pytest.raises(UserError, match="other sizes than the config's: time_dim 5, not 6"):
         build_stage(dataclasses.replace(again, model=wider)).load()
+
+
+def test_what_is_written_is_a_pipeline_when_all_parts_are_named(named, models, tmp_path):
+    shutil.copytree(models, tmp_path / "lm" / "model")
+    root = tmp_path / "lm" / "model"
+    for name, kind, cfg in (
+        ("language_model", LanguageModel, LM_CONFIG.model),
+        ("vae", AutoencoderCausal3D, VAE),
+    ):
+        module = random_module(lambda kind=kind, cfg=cfg: kind(cfg, rngs=ShapeRngs()))
+        weights.save_module(root / name, module, cfg)
+    config_lib.to_json(dataclasses.replace(LM_CONFIG, segments=3), root.parent / "config.json")
+    config = dataclasses.replace(
+        named,
+        vae=str(root),
+        text_encoder=str(root),
+        text_guidance=3.0,
+        motion_score=0.4,
+        sample_steps=7,
+    )
+    painter = random_module(lambda: diffusion.Painter(config, rngs=ShapeRngs()))
+    diffusion.export(config, painter, tmp_path / "out")
+    pipe = LanDiffPipeline.from_pretrained(tmp_path / "out")
+    assert (pipe.config.max_segments, pipe.config.text_length) == (3, 14)
+    assert (pipe.config.prefix_latents, pipe.config.sampling.ramp) == (1, "smooth")
+    assert pipe.config.sampling.guidance_scale == 3.0
+    assert pipe.config.sampling.motion_score == 0.4
+    assert pipe.config.sampling.num_inference_steps == 7
+    kernel = pipe.parts["denoiser"].dit.embed.text.kernel
+    np.testing.assert_array_equal(kernel[...], painter.denoiser.dit.embed.text.kernel[...])
+    shutil.rmtree(root / "language_model")
+    with pytest.raises(UserError, match=r"no language_model in .*, which the pipeline needs"):
+        diffusion.export(config, painter, tmp_path / "other")
 
 
 def test_what_does_not_fit_is_said_before_a_run(named, tmp_path, models):

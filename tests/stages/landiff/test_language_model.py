@@ -163,7 +163,7 @@ def rows_of(folder, **changes):
 
 
 def test_sequences_begin_where_they_may_and_end_anywhere(tmp_path):
-    rows = rows_of(tmp_path / "a", cut_share=0.4, late_share=0.5)
+    rows = rows_of(tmp_path / "a", cut_share=0.4, late_share=0.5, motion_scale=3.0)
     assert rows.config.text.vocab_size == max(40, rows.words.vocab_size)
     rng = np.random.default_rng(1)
     read = [[rows.read(i, rng) for _ in range(60)] for i in range(3)]
@@ -173,7 +173,7 @@ def test_sequences_begin_where_they_may_and_end_anywhere(tmp_path):
     late = [x for x in read[2] if x.given]
     assert {x.num_frames for x in late} == {6}
     assert all((x.codes == video[8:24]).all() for x in late)
-    np.testing.assert_allclose([x.motion_score for x in late], np.mean([4, 5, 6, 7, 8]) / 100)
+    np.testing.assert_allclose([x.motion_score for x in late], 3 * np.mean([4, 5, 6, 7, 8]) / 100)
     assert {x.num_frames for x in read[0]} == {1, 2, 3, 4, 5, 6}
     held = Rows(**{**vars_of(rows), "is_train": False})
     assert {held.read(0, rng).num_frames for _ in range(9)} == {6}
@@ -266,6 +266,7 @@ def test_caches_that_do_not_fit_are_refused(tmp_path):
         ({"segments": 9}, "9 segments behind 14 text tokens are 144 positions; the body has 100"),
         ({"row_length": 30}, "a row 30"),
         ({"row_samples": 0}, "at least 1"),
+        ({"motion_scale": 0.0}, "motion_scale must be positive"),
         ({"model": dataclasses.replace(LM, text_dim=13)}, "12 numbers, model.text_dim is 13"),
     ],
 )

@@ -63,10 +63,10 @@ def test_the_loss_has_a_gradient_for_all_that_is_trained():
 
 def test_a_run_learns_from_squares_that_are_drawn_from_whole_clips():
     record = open_source(CONFIG.data, split="train", seed=0).record(0)
-    whole = vae3d.clips(CONFIG)(record, np.random.default_rng(0))["video"]
+    whole = vae3d.reader(CONFIG)(record, np.random.default_rng(0))["video"]
     assert whole.shape == (5, 16, 16, 3)
     squares = [
-        vae3d.clips(CONFIG, 8)(record, np.random.default_rng(seed))["video"] for seed in (0, 1)
+        vae3d.reader(CONFIG, 8)(record, np.random.default_rng(seed))["video"] for seed in (0, 1)
     ]
     assert {square.shape for square in squares} == {(5, 8, 8, 3)}
     found = [
@@ -119,7 +119,7 @@ def test_what_is_written_has_latents_of_variance_one(model, tmp_path):
     vae3d.export(config, model, tmp_path)
     stored, cfg = weights.load_module(tmp_path, AutoencoderCausal3D, AutoencoderCausal3DConfig)
     record = open_source(CONFIG.data, split="validation", seed=0)
-    read = vae3d.clips(config)
+    read = vae3d.reader(config)
     clips = [read(record.record(i), np.random.default_rng(i))["video"] for i in range(16)]
     run = jit_local(lambda vae, video: vae.encode_latents(to_float(video)))
     latents = np.stack([run(stored, clip[None]) for clip in clips])

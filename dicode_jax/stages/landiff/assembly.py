@@ -1,0 +1,64 @@
+"""A pipeline's folder of what LanDiff's four trainings leave, written by the last of them."""
+
+import pathlib
+import shutil
+
+from dicode_jax import config as config_lib
+from dicode_jax.errors import UserError
+from dicode_jax.pipelines.landiff import LanDiffConfig, LanDiffSamplingConfig
+from dicode_jax.stages.landiff.cached import part_folder
+from dicode_jax.stages.landiff.generation_config import DiffusionTrainConfig, LMTrainConfig
+from dicode_jax.storage import weights
+
+FILES = (weights.CONFIG_FILE, weights.WEIGHTS_FILE, "tokenizer.json", "spiece.model")
+TOKENIZERS = ("semantic_tokenizer", "tokenizer")  # as a pipeline and a run call it
+
+
+def write(config: DiffusionTrainConfig, folder: pathlib.Path) -> None:
+    """Puts all that the config names beside the denoiser, and `config.json`.
+
+    Without an autoencoder or a text encoder there is no pipeline, and nothing is written.
+
+    Raises:
+      UserError: A folder that is named does not hold its part.
+    """
+    if config.vae is None or config.text_encoder is None or config.semantic_tokenizer is None:
+        return
+    named = {
+        "vae": part_folder(config.vae, "vae"),
+        "semantic_tokenizer": part_folder(config.semantic_tokenizer, *TOKENIZERS),
+    }
+    for name in ("language_model", "text_encoder", "painter_text"):
+        named[name] = pathlib.Path(config.text_encoder) / name
+    named["features"] = pathlib.Path(config.semantic_tokenizer) / "features"
+    for name, source in named.items():
+        if not (source / weights.WEIGHTS_FILE).is_file():
+            if name in ("painter_text", "features"):  # of which a pipeline can do without
+                continue
+            raise UserError(f"no {name} in {source.parent}, which the pipeline needs")
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for file in FILES:
+            if (source / file).is_file():
+                shutil.copyfile(source / file, folder / name / file)
+    config_lib.to_json(settings(config), folder / weights.CONFIG_FILE)
+
+
+def settings(config: DiffusionTrainConfig) -> LanDiffConfig:
+    """What the pipeline knows: of the denoiser's training, and of the language model's."""
+    run = pathlib.Path(str(config.text_encoder)).parent / weights.CONFIG_FILE
+    known = {}
+    if run.is_file() and config_lib.read_json(run)[0] == "landiff_lm_training":
+        lm = config_lib.from_json(LMTrainConfig, run)
+        known = {"text_length": lm.text_length, "max_segments": lm.segments}
+    return LanDiffConfig(
+        fps=config.data.fps or LanDiffConfig.fps,
+        prefix_latents=config.num_known or LanDiffConfig.prefix_latents,
+        sampling=LanDiffSamplingConfig(
+            guidance_scale=config.text_guidance,
+            motion_score=config.motion_score,
+            num_inference_steps=config.sample_steps,
+            diffusion_guidance_scale=config.sample_guidance,
+            ramp="smooth",
+        ),
+        **known,
+    )

@@ -1,0 +1,203 @@
+"""Training of LanDiff's semantic tokenizer: features of a frozen encoder through codes and back.
+
+Yin et al. (arXiv 2503.04606). Loss, and how codes learn, are the release's: k-means start, moving
+averages, revival, commitment, the rotation trick, no dropped tokens (`nn.codebook`). Codes move by
+what all devices saw, behind the optimiser's step. The first step learns from tokens as they are,
+and starts the codes.
+"""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from dicode_jax.data.examples import WindowReader
+from dicode_jax.errors import UserError
+from dicode_jax.media.transforms import to_float
+from dicode_jax.models.clip import CLIPVision
+from dicode_jax.models.landiff.features import (
+    encoder_config,
+    features_of,
+    grid_of,
+    load_encoder,
+    num_semantic_frames,
+)
+from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizer, SemanticTokenizerConfig
+from dicode_jax.models.vit import ViT, ViTConfig
+from dicode_jax.nn.codebook import Codebook, averaged, revived, rotate, start
+from dicode_jax.nn.quantizer import nearest
+from dicode_jax.stages import parts
+from dicode_jax.stages.landiff.config import SemanticTokenizerTrainConfig
+from dicode_jax.storage import packaged, weights
+from dicode_jax.training.stage import STATISTICS, Path, Stage
+from dicode_jax.typing import Array, Float, PyTree, UInt8
+
+CODES = ("tokenizer", "quantizer", "codes"), ("counts",), ("sums",)  # of a `Codebook`
+
+
+class Trained(nnx.Module):
+    """The tokenizer, what its codes are averages of, and the frozen encoder."""
+
+    def __init__(self, config: SemanticTokenizerTrainConfig, *, rngs: nnx.Rngs):
+        cfg, dtype = config.model, parts.compute_dtype(config)
+        self.tokenizer = SemanticTokenizer(cfg, dtype=dtype, rngs=rngs)
+        self.counts = nnx.Param(jnp.zeros(cfg.codebook_size))
+        self.sums = nnx.Param(jnp.zeros((cfg.codebook_size, cfg.code_dim)))
+        of_encoder = encoder_config(features_folder(config))
+        make = ViT if isinstance(of_encoder, ViTConfig) else CLIPVision
+        self.encoder = make(of_encoder, dtype=dtype, rngs=rngs)
+
+    @property
+    def codebook(self) -> Codebook:
+        """The codes, and what they are averages of."""
+        return Codebook(self.tokenizer.quantizer.codes[...], self.counts[...], self.sums[...])
+
+
+def features_folder(config: SemanticTokenizerTrainConfig) -> pathlib.Path:
+    """Where the frozen encoder lies.
+
+    Raises:
+      UserError: None is named, and the package has no model.
+    """
+    if config.features is not None:
+        return pathlib.Path(config.features)
+    if (folder := packaged.models().get("shapes")) is None:
+        raise UserError("name the folder of a frozen encoder: --features FOLDER")
+    return folder / "tokenizer"
+
+
+def make_stage(config: SemanticTokenizerTrainConfig) -> Stage:
+    """Batches are `video` uint8 [b, f, h, w, 3].
+
+    Raises:
+      UserError: The encoder is not there, or gives other features than the model takes.
+    """
+    _check_features(config)
+    clip = parts.image_shape(config, config.data.num_frames)
+    return Stage(
+        name="landiff_tokenizer",
+        config=config,
+        create=lambda rngs: Trained(config, rngs=rngs),
+        load=functools.partial(load, config),
+        is_trained=lambda path, _: path[0] != "encoder",
+        loss_fn=functools.partial(loss_fn, config),
+        batch_shapes=lambda b: {"video": jax.ShapeDtypeStruct((b, *clip), jnp.uint8)},
+        export=functools.partial(export, config),
+        update=functools.partial(update, config),
+    )
+
+
+def reader(config: SemanticTokenizerTrainConfig) -> WindowReader:
+    """Reads the clips of a run."""
+    return WindowReader(data=config.data, frame_size=config.frame_size)
+
+
+def _check_features(config: SemanticTokenizerTrainConfig) -> None:
+    folder, model = features_folder(config), config.model
+    cfg = encoder_config(folder)
+    side = config.frame_size
+    found = (*grid_of(cfg, (side, side)), cfg.embed_dim)
+    if not isinstance(cfg, ViTConfig) and cfg.image_size != side:
+        raise UserError(
+            f"the encoder in {folder} takes frames of {cfg.image_size} pixels, frame_size is {side}"
+        )
+    if found != (*model.grid, model.feature_dim):
+        raise UserError(
+            f"the encoder in {folder} gives {found[0]} x {found[1]} features of {found[2]} numbers "
+            f"for a frame of {side} pixels, the model takes {model.grid[0]} x {model.grid[1]} of "
+            f"{model.feature_dim} (model.grid, model.feature_dim)"
+        )
+
+
+def load(config: SemanticTokenizerTrainConfig) -> dict[Path, Array]:
+    """The frozen encoder; of `init` the tokenizer, whose codes count as used equally often.
+
+    Raises:
+      UserError: A folder is missing, or holds something else than the config says.
+    """
+    loaded = parts.leaves(load_encoder(features_folder(config), on_host=True), "encoder")
+    if config.init is None:
+        return loaded
+    folder = pathlib.Path(config.init)
+    folder = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
+    tokenizer, _ = weights.load_module(
+        folder, SemanticTokenizer, SemanticTokenizerConfig, on_host=True
+    )
+    codes = tokenizer.quantizer.codes[...]
+    frames = num_semantic_frames(config.data.num_frames)
+    vectors = config.batch_size * config.model.frames.count(frames)
+    counts = jnp.full(len(codes), max(vectors / len(codes), config.revive_below))
+    averages = {CODES[1]: counts, CODES[2]: codes * counts[:, None]}
+    return loaded | parts.leaves(tokenizer, "tokenizer") | averages
+
+
+def loss_fn(
+    config: SemanticTokenizerTrainConfig, model: Trained, batch, keys: Array
+) -> tuple[Array, dict[str, Array]]:
+    """Error of features through codes, and the commitment of tokens to them.
+
+    `mse_iframe` and `mse_pframes` are the error's parts; `cosine` is the mean over features;
+    `used` is the share of codes that more vectors go to than `revive_below`, and `perplexity` how
+    many codes used equally often would say as much, both of the codes' averages.
+    """
+    del keys
+    features = jax.lax.stop_gradient(features_of(model.encoder, to_float(batch["video"])))
+    tokenizer, book = model.tokenizer, jax.lax.stop_gradient(model.codebook)
+    x = tokenizer.quantizer.project_in(tokenizer.encoder(features))
+    ids = nearest(jax.lax.stop_gradient(x), book.codes)
+    codes, started = book.codes[ids], book.is_started
+    commitment = jnp.where(started, jnp.square(x - codes).mean(), 0.0)
+    tokens = tokenizer.quantizer.project_out(jnp.where(started, rotate(x, codes), x))
+    tokens = tokens if tokenizer.dtype is None else tokens.astype(tokenizer.dtype)
+    made = tokenizer.decoder(tokens).astype(jnp.float32)
+    squares = jnp.square(made - features).mean((0, 2, 3, 4))
+    mse = squares.mean()
+    lengths = jnp.linalg.norm(made, axis=-1) * jnp.linalg.norm(features, axis=-1)
+    cosine = jnp.sum(made * features, axis=-1) / jnp.maximum(lengths, 1e-6)
+    metrics = {
+        "mse": mse,
+        "mse_iframe": squares[0],
+        "mse_pframes": squares[1:].mean() if len(squares) > 1 else squares[0],
+        "cosine": cosine.mean(),
+        "commitment": commitment,
+        "used": jnp.mean(book.counts > config.revive_below),
+        "perplexity": book.perplexity,
+        STATISTICS: {"vectors": jax.lax.stop_gradient(x), "ids": ids},
+    }
+    return mse + config.commitment_weight * commitment, metrics
+
+
+def update(
+    config: SemanticTokenizerTrainConfig, params: nnx.State, statistics: PyTree, key: Array
+) -> nnx.State:
+    """The parameters with the codes after a batch; see `Stage.update`."""
+    flat = dict(nnx.to_flat_state(params))
+    book = Codebook(*(flat[path].get_value() for path in CODES))
+    x = rearrange(statistics["vectors"], "b n c -> (b n) c")
+    ids = statistics["ids"].reshape(-1)
+    at_start, at_revival = jax.random.split(key)
+    moved = jax.lax.cond(
+        book.is_started,
+        lambda: averaged(book, x, ids, decay=config.code_decay),
+        lambda: start(x, at_start, len(book.codes), rounds=config.kmeans_rounds),
+    )
+    moved = revived(moved, x, at_revival, below=config.revive_below)
+    new = {path: flat[path].replace(y) for path, y in zip(CODES, moved, strict=True)}
+    return nnx.from_flat_state({**flat, **new})
+
+
+def reconstruct(
+    model: Trained, video: UInt8[Array, "b f h w 3"]
+) -> tuple[Float[Array, "b g y x c"], Float[Array, "b g y x c"]]:
+    """Features of clips, and what the codes give back of them."""
+    features = features_of(model.encoder, to_float(video))
+    return features, model.tokenizer(features).astype(jnp.float32)
+
+
+def export(config: SemanticTokenizerTrainConfig, model: Trained, folder: pathlib.Path) -> None:
+    """Writes `tokenizer`, and beside it the frozen encoder as `features`."""
+    weights.save_module(folder / "tokenizer", model.tokenizer, config.model)
+    weights.save_module(folder / "features", model.encoder, model.encoder.cfg)

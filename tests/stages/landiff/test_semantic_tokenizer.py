@@ -1,0 +1,216 @@
+"""Training of the semantic tokenizer: how codes start and live on, resume, files, refusals."""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dicode_jax import config as config_lib
+from dicode_jax.data.config import DataConfig
+from dicode_jax.errors import UserError
+from dicode_jax.media.transforms import to_float
+from dicode_jax.models.clip import CLIPVision, CLIPVisionConfig
+from dicode_jax.models.landiff.features import encoder_config, features_of, load_encoder
+from dicode_jax.models.landiff.frames import FrameTokens
+from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizer, SemanticTokenizerConfig
+from dicode_jax.models.vit import ViT, ViTConfig
+from dicode_jax.nn.rngs import blank
+from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
+from dicode_jax.stages.landiff import semantic_tokenizer
+from dicode_jax.stages.landiff.config import SemanticTokenizerTrainConfig
+from dicode_jax.stages.registry import build_stage
+from dicode_jax.storage import weights
+from dicode_jax.training.optim import OptimConfig
+from dicode_jax.training.setup import prepare
+from dicode_jax.training.stage import STATISTICS
+
+FOLDER = pathlib.Path(__file__).parents[3] / "configs" / "landiff"
+TOWER = CLIPVisionConfig(
+    image_size=8, patch_size=4, embed_dim=6, num_layers=1, num_heads=2, output_dim=None
+)
+MODEL = SemanticTokenizerConfig(
+    frames=FrameTokens(iframe=3, pframe=2, segment=3), grid=(2, 2), feature_dim=6, embed_dim=16,
+    num_layers=1, num_heads=1, token_dim=5, codebook_size=8, code_dim=4,
+)  # fmt: skip
+CONFIG = SemanticTokenizerTrainConfig(
+    model=MODEL,
+    data=DataConfig(num_frames=9),
+    optim=OptimConfig(lr=3e-3, warmup_steps=0),
+    num_steps=30,
+    batch_size=8,
+    frame_size=8,
+)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("features")
+    weights.save_module(folder, CLIPVision(TOWER, rngs=nnx.Rngs(1)), TOWER)
+    return dataclasses.replace(CONFIG, features=str(folder))
+
+
+def batch(step=0, size=8):
+    rng = np.random.default_rng((3, step))
+    return {"video": jnp.asarray(rng.integers(0, 255, (size, 9, 8, 8, 3)).astype(np.uint8))}
+
+
+@pytest.fixture(scope="module")
+def run(config):
+    """Six steps: the books before and behind each, metrics, and the last state."""
+    prepared = prepare(build_stage(config), make_mesh(ShardingConfig(), jax.devices()[:1]))
+    state, books, metrics = prepared.state, [], []
+    for step in range(6):
+        books.append(jax.device_get(prepared.model_of(state).codebook))
+        state, found = prepared.train_step(state, batch(step % 2))
+        metrics.append({name: float(x) for name, x in found.items()})
+    books.append(jax.device_get(prepared.model_of(state).codebook))
+    return prepared, state, books, metrics
+
+
+@pytest.mark.parametrize(("name", "count"), [("released", 174_543_888), ("shapes", 1_302_160)])
+def test_a_config_survives_json_and_names_the_model(name, count, tmp_path):
+    config = config_lib.load_config_file(FOLDER / f"{name}_tokenizer.py")
+    assert config_lib.from_dict(type(config), config_lib.to_dict(config)) == config
+    if config.features is not None:
+        config_lib.to_json(ViTConfig(), tmp_path / "config.json")
+        config = dataclasses.replace(config, features=str(tmp_path))
+    model = blank(build_stage(config).create)
+    found = sum(x.size for x in jax.tree.leaves(nnx.state(model.tokenizer)))
+    assert found == count
+
+
+def test_codes_start_by_k_means_and_do_not_collapse_at_the_second_step(run):
+    _, _, books, metrics = run
+    assert not books[0].counts.any()
+    assert metrics[0]["commitment"] == 0
+    started = books[1]
+    assert (started.counts >= CONFIG.revive_below).all()
+    np.testing.assert_allclose(started.sums, started.codes * started.counts[:, None], rtol=1e-4)
+    second = books[2]
+    assert np.linalg.norm(second.codes) > 0.5 * np.linalg.norm(started.codes)
+    assert len(np.unique(np.round(second.codes, 4), axis=0)) == MODEL.codebook_size
+    for found in metrics[2:]:
+        assert found["perplexity"] > 2
+        assert found["commitment"] > 0
+
+
+def test_codes_move_by_the_average_of_what_the_batch_sent_them(config, run):
+    """The third step's, from the vectors that the model before it makes, in float64."""
+    prepared, *_ = run
+    state = prepare(build_stage(config), prepared.mesh).state
+    for step in range(2):
+        state, _ = prepared.train_step(state, batch(step % 2))
+    model = prepared.model_of(state)
+    book = jax.device_get(model.codebook)
+    _, metrics = jax.jit(
+        lambda state, b: semantic_tokenizer.loss_fn(
+            config, nnx.merge(nnx.split(model)[0], state), b, jax.random.split(jax.random.key(0), 8)
+        )
+    )(nnx.split(model)[1], batch(0))
+    found = jax.device_get(metrics[STATISTICS])
+    x = np.asarray(found["vectors"], np.float64).reshape(-1, 4)
+    ids = found["ids"].reshape(-1)
+    counts = 0.8 * book.counts + 0.2 * np.bincount(ids, minlength=8)
+    sums = 0.8 * book.sums
+    np.add.at(sums, ids, 0.2 * x)
+    state, _ = prepared.train_step(state, batch(0))
+    after = jax.device_get(prepared.model_of(state).codebook)
+    alive = counts >= config.revive_below
+    assert alive.any()
+    np.testing.assert_allclose(after.counts[alive], counts[alive], rtol=1e-5)
+    np.testing.assert_allclose(after.codes[alive], (sums / counts[:, None])[alive], rtol=1e-3)
+    np.testing.assert_array_equal(after.counts[~alive], config.revive_below)
+
+
+def test_parts_of_a_batch_give_the_codes_of_all_of_it(config, run):
+    """K-means, averages and revival are of all rows, in whatever parts they are worked off."""
+    prepared, _, books, _ = run
+    optim = dataclasses.replace(config.optim, accumulate_steps=2)
+    split = prepare(build_stage(dataclasses.replace(config, optim=optim)), prepared.mesh)
+    state = split.state
+    for step in range(2):
+        state, _ = split.train_step(state, batch(step % 2))
+    got = jax.device_get(split.model_of(state).codebook)
+    for name in ("codes", "counts", "sums"):
+        np.testing.assert_allclose(getattr(got, name), getattr(books[2], name), atol=1e-4)
+
+
+def test_the_loss_falls_and_only_the_tokenizer_learns(run):
+    _, state, _, metrics = run
+    assert metrics[-1]["mse"] < metrics[1]["mse"]
+    paths = {path[0] for path, _ in nnx.to_flat_state(state.params)}
+    assert paths == {"tokenizer", "counts", "sums"}
+
+
+def test_what_is_written_reads_videos_as_the_run_did_and_can_be_gone_on_from(config, run, tmp_path):
+    prepared, state, books, _ = run
+    model = prepared.model_of(state)
+    build_stage(config).export(model, tmp_path)
+    encoder = load_encoder(tmp_path / "features")
+    tokenizer, cfg = weights.load_module(
+        tmp_path / "tokenizer", SemanticTokenizer, SemanticTokenizerConfig
+    )
+    assert cfg == MODEL
+    video = to_float(batch(7, 1)["video"])
+    codes = tokenizer.encode(features_of(encoder, video))
+    want = model.tokenizer.encode(features_of(model.encoder, video))
+    np.testing.assert_array_equal(codes, want)
+    again = dataclasses.replace(config, init=str(tmp_path), features=str(tmp_path / "features"))
+    loaded = build_stage(again).load()
+    np.testing.assert_array_equal(loaded["tokenizer", "quantizer", "codes"], books[-1].codes)
+    assert (loaded[("counts",)] >= config.revive_below).all()  # so that none is revived at once
+    np.testing.assert_allclose(
+        loaded[("sums",)], books[-1].codes * loaded[("counts",)][:, None], rtol=1e-6
+    )
+
+
+def test_features_are_the_towers_patches_at_mean_zero_and_variance_one():
+    tower = CLIPVision(TOWER, rngs=nnx.Rngs(1))
+    video = to_float(batch(0, 2)["video"])
+    got = jax.jit(lambda v: features_of(tower, v))(video)
+    assert got.shape == (2, 3, 2, 2, 6)
+    (vectors,) = np.asarray(jax.jit(tower)(video[1, 4][None]), np.float64)
+    patch = vectors[1 + 2]  # row 1, column 0, behind the class token
+    want = (patch - patch.mean()) / np.sqrt(patch.var() + 1e-5)
+    np.testing.assert_allclose(got[1, 1, 1, 0], want, atol=1e-4)
+
+
+def test_the_packaged_tower_is_found_in_its_tokenizer():
+    folder = semantic_tokenizer.features_folder(CONFIG)
+    assert encoder_config(folder).patch_size == 8
+    tower = load_encoder(folder, on_host=True)
+    stored = weights.read_arrays(folder / "model.safetensors", on_host=True)
+    np.testing.assert_array_equal(tower.class_embed[...], stored["vision.class_embed"])
+
+
+def test_an_encoder_that_does_not_fit_is_refused(config, tmp_path):
+    wide = dataclasses.replace(config, model=dataclasses.replace(MODEL, feature_dim=7))
+    with pytest.raises(UserError, match=r"gives 2 x 2 features of 6 numbers .* 2 x 2 of 7"):
+        build_stage(wide)
+    with pytest.raises(UserError, match="takes frames of 8 pixels, frame_size is 16"):
+        build_stage(dataclasses.replace(config, frame_size=16))
+    config_lib.to_json(MODEL, tmp_path / "config.json")
+    with pytest.raises(UserError, match="holds landiff_semantic_tokenizer: features of frames"):
+        build_stage(dataclasses.replace(config, features=str(tmp_path)))
+    vit = ViTConfig(image_size=8, patch_size=4, embed_dim=6, num_layers=1, num_heads=1, mlp_dim=5)
+    weights.save_module(tmp_path / "vit", ViT(vit, rngs=nnx.Rngs(0)), vit)
+    build_stage(dataclasses.replace(config, features=str(tmp_path / "vit"), frame_size=8))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data": DataConfig(num_frames=8)}, r"4k \+ 1 frames"),
+        ({"data": DataConfig(num_frames=13)}, "1 to 3 semantic frames, a segment; got 4"),
+        ({"ema_decay": 0.9}, "ema_decay must be 0"),
+        ({"code_decay": 1.0}, r"code_decay must be in \[0, 1\), got 1.0"),
+        ({"kmeans_rounds": 0}, "kmeans_rounds at least 1"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(change, said):
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(CONFIG, **change)
