@@ -8,6 +8,7 @@ from typing import Any
 
 from dicode_jax.cli import generate as one
 from dicode_jax.cli import prompt_lists, video
+from dicode_jax.cli.arguments import LANDIFF
 from dicode_jax.errors import UserError
 from dicode_jax.pipelines.options import MAX_CLIPS
 
@@ -68,10 +69,11 @@ def generate(args: argparse.Namespace) -> None:
 def _settings(args: argparse.Namespace, kind: str) -> dict[str, Any]:
     """What the pipeline is told for all prompts."""
     given = {name: x for name, x in video.sampling(args).items() if name != "seed"}
-    for name in ("num_frames", "lag", "history_noise"):
+    own = [name for name in LANDIFF if name not in ("offload", "caption")]
+    for name in ("num_frames", "lag", "history_noise", *own):
         if getattr(args, name) is not None:
             given[name] = getattr(args, name)
-    if kind == "ar_diffusion" and given.get("clips_per_batch") == "auto":
+    if kind in ("ar_diffusion", "landiff") and given.get("clips_per_batch") == "auto":
         del given["clips_per_batch"]
     return given
 

@@ -334,7 +334,7 @@ def write_frames(args, pipe, video, runs, start: float, label: str) -> None:
 def record(args: argparse.Namespace, pipe) -> dict[str, Any]:
     """What an mp4 says of how the command made it."""
     names = ("command", "prompt", "num_clips", "num_frames", "lag", "history_noise", "keyframes")
-    told = {name: getattr(args, name, None) for name in names}
+    told = {name: getattr(args, name, None) for name in (*names, *LANDIFF)}
     for name in ("image", "last_image", "video", "tokens"):  # files, of which the name is enough
         if isinstance(path := getattr(args, name, None), str):
             told[name] = pathlib.Path(path).name

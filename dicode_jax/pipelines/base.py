@@ -182,7 +182,8 @@ class Pipeline:
         if any(other is not image for other in call.images or []):
             raise UserError("this model goes on from one image for all prompts; give one")
         clips = stream(call.prompts, image=image, video=call.video, seed=call.seeds, **given)
-        return calls.Answer(frames=call.gather(clips, given.get("num_frames", 0) * len(call.seeds)))
+        count = given.get("num_frames") or given.get("num_clips", 0)
+        return calls.Answer(frames=call.gather(clips, count * len(call.seeds)))
 
     def record(self, **told: Any) -> dict[str, Any]:
         """What a file says of a video of this pipeline, see `media.record`, and what is told."""

@@ -217,7 +217,8 @@ def _digest(pixels: np.ndarray) -> str:
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as JSON holds them."""
     items = ((name, x.item() if isinstance(x, np.generic) else x) for name, x in settings.items())
-    return {n: x if isinstance(x, int | float | str) else str(x) for n, x in items}
+    is_plain = (int, float, str, list, tuple)
+    return {n: x if isinstance(x, is_plain) else str(x) for n, x in items}
 
 
 def _is_texts(prompt: Any) -> TypeGuard[Sequence[Any]]:

@@ -374,7 +374,7 @@ class DiCoDePipeline(base.Pipeline):
             tokens.append(encoded)
             last = frame
         if not tokens:
-            raise UserError("a clip needs two keyframes, got none")
+            raise UserError("a clip needs two keyframes, got 0")
         return checks.finite_tokens(np.stack(tokens), "tokenizer")
 
     def decode(

@@ -94,10 +94,10 @@ class DivotDetokenizer(base.Pipeline):
           UserError: Features of another width, guidance without `null_features`, or an option that
             is impossible.
         """
-        if isinstance(features, str):
-            raise UserError("this model decodes features of Divot's video tokenizer, and no prompt")
         width = self.parts["resampler"].cfg.embed_dim
         wanted = f"features are [l, {width}] or a batch"
+        if isinstance(features, str):
+            raise UserError(f"{wanted}, got text: this model decodes features, and no prompt")
         features = checks.as_array(features, wanted, np.float32)
         if features.ndim not in (2, 3) or features.shape[-1] != width or 0 in features.shape:
             raise UserError(f"{wanted}, got shape {features.shape}")
