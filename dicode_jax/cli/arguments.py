@@ -240,7 +240,7 @@ def _add_going_on(parser: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(history_noise=None)
     _add_lag(parser)
-    _add_landiff(parser, "motion_score", "temperature", "top_k", "top_p")
+    add_options(parser, "motion_score", "temperature", "top_k", "top_p")
     _add_sampling(parser, Whole(1, MAX_STREAM), "; of the video, any number, for AR-Diffusion")
     _add_model(parser)
 

@@ -57,8 +57,7 @@ class Pipeline:
       config_type: Class of its config, which holds `sampling`.
       takes: What a call may ask for besides prompt and seed, of `calls.COMMON`.
       name: What it was loaded as; None for one that was made in memory.
-      devices: Clips and prompts are split over these, on each of which lies a copy of the weights;
-        None for all local ones. May be set at any time.
+      devices: Clips and prompts are split over these, each with all weights; None for local ones.
     """
 
     kind: ClassVar[str]

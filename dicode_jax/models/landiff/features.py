@@ -103,8 +103,9 @@ def features_of(
     encoder: ViT | CLIPVision, video: Float[Array, "b f h w 3"]
 ) -> Float[Array, "b g y x c"]:
     """Features of a video in [-1, 1] by whichever frozen encoder there is, float32."""
-    make = vit_features if isinstance(encoder, ViT) else clip_features
-    return make(encoder, video).astype(jnp.float32)
+    if isinstance(encoder, ViT):
+        return vit_features(encoder, video).astype(jnp.float32)
+    return clip_features(encoder, video)
 
 
 def grid_of(cfg: ViTConfig | CLIPVisionConfig, frame_size: tuple[int, int]) -> tuple[int, int]:
@@ -152,8 +153,8 @@ def load_encoder(
     Raises:
       UserError: There is none, or its weights do not fit.
     """
-    cfg, options = encoder_config(folder), {"dtype": dtype, "on_host": on_host}
-    kind, _ = config_lib.read_json(pathlib.Path(folder) / weights.CONFIG_FILE)
+    folder, options = pathlib.Path(folder), {"dtype": dtype, "on_host": on_host}
+    cfg, (kind, _) = encoder_config(folder), config_lib.read_json(folder / weights.CONFIG_FILE)
     if kind == "dicode_tokenizer":
         return weights.load_module(folder, _Deep, config_type(kind), **options)[0].vision
     make: Any = ViT if isinstance(cfg, ViTConfig) else CLIPVision

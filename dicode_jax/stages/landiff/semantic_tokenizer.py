@@ -8,6 +8,7 @@ and starts the codes.
 
 import functools
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ class Trained(nnx.Module):
         self.counts = nnx.Param(jnp.zeros(cfg.codebook_size))
         self.sums = nnx.Param(jnp.zeros((cfg.codebook_size, cfg.code_dim)))
         of_encoder = encoder_config(features_folder(config))
-        make = ViT if isinstance(of_encoder, ViTConfig) else CLIPVision
+        make: Any = ViT if isinstance(of_encoder, ViTConfig) else CLIPVision
         self.encoder = make(of_encoder, dtype=dtype, rngs=rngs)
 
     @property
@@ -151,6 +152,7 @@ def loss_fn(
     del keys
     features = jax.lax.stop_gradient(features_of(model.encoder, to_float(batch["video"])))
     tokenizer, book = model.tokenizer, jax.lax.stop_gradient(model.codebook)
+    assert tokenizer.encoder is not None  # one that learns has both sides
     x = tokenizer.quantizer.project_in(tokenizer.encoder(features))
     ids = nearest(jax.lax.stop_gradient(x), book.codes)
     codes, started = book.codes[ids], book.is_started
