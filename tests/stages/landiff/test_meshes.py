@@ -33,13 +33,17 @@ def test_eight_devices_hold_an_eighth_of_what_is_large(name):
 
 @pytest.mark.long
 @pytest.mark.multi_device
-@pytest.mark.parametrize("stage", ["landiff_lm", "landiff_diffusion"])
-def test_eight_devices_give_the_losses_of_one(stage):
-    """Data, fsdp and tensor axes of two devices each; what is dropped and drawn acts."""
-    command = [sys.executable, sharded_training.__file__, "losses", stage, "one", "all"]
+@pytest.mark.parametrize(
+    ("stage", "mesh"),
+    [("landiff_lm", "all"), ("landiff_diffusion", "all"), ("semantic_tokenizer", "fsdp")],
+)
+def test_eight_devices_give_the_losses_of_one(stage, mesh):
+    """Of `all`, data, fsdp and tensor axes have two devices each; what is dropped and drawn acts,
+    and codes move and are revived by the vectors of all devices."""
+    command = [sys.executable, sharded_training.__file__, "losses", stage, "one", mesh]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found = sharded_training.read_report(done.stdout)
-    np.testing.assert_allclose(found["all"]["losses"], found["one"]["losses"], rtol=1e-5)
+    np.testing.assert_allclose(found[mesh]["losses"], found["one"]["losses"], rtol=1e-5)
     assert len(set(found["one"]["losses"])) == 5
-    assert not found["all"]["whole"]
+    assert not found[mesh]["whole"]
