@@ -6,7 +6,7 @@ python -m train.landiff_diffusion --config configs/landiff/shapes_diffusion.py \
 
 There is no base to keep, so that base and control learn together, from drawn weights: the linear
 layers between the two each feed the next, and starting at zero they would learn one after another.
-Not measured.
+Not trained yet.
 """
 
 from configs.landiff.shapes_lm import CODES, FRAMES, TEXT
@@ -29,9 +29,9 @@ def get_config() -> DiffusionTrainConfig:
                 height=16,
                 width=16,
                 channels=4,
-                embed_dim=160,
+                embed_dim=128,
                 num_layers=6,
-                num_heads=5,
+                num_heads=4,
                 time_dim=64,
                 text_len=16,
                 text_dim=TEXT.embed_dim,
