@@ -320,7 +320,7 @@ def _tokens(run: Run) -> pathlib.Path:
     drawn = [shapes_world.render(s, num_frames=length, frame_size=size)[0] for s in scenes]
     held = np.stack([pipe.encode(clip) for clip in drawn])
     count = held.shape[2]
-    whole = pipe.decode(held, seed=seeds, **run.options)
+    whole = np.asarray(pipe.decode(held, seed=seeds, **run.options))
     changed = {
         "without token": [tokens.without(held, i) for i in range(count)],
         "first tokens": [tokens.first(held, i + 1) for i in range(count)],
@@ -330,7 +330,7 @@ def _tokens(run: Run) -> pathlib.Path:
         for number, (name, sets) in enumerate(changed.items()):
             places, pictures, labels = [], [drawn[0], whole[0]], ["drawn", "all tokens"]
             for i, one in enumerate(sets):
-                clips = pipe.decode(one, seed=seeds, **run.options)
+                clips = np.asarray(pipe.decode(one, seed=seeds, **run.options))
                 errors = quality.squared_errors(whole, clips)
                 rows = [
                     shapes.judge(clip).matches(scene.attributes) | {"squared error": float(error)}
@@ -345,7 +345,7 @@ def _tokens(run: Run) -> pathlib.Path:
             sweeps[name] = places
             contact_sheet(run.out / f"{name.replace(' ', '_')}.png", pictures, labels=labels)
     way = tokens.between(held[0], held[1], 7)
-    painted = pipe.decode(way, seed=[seeds[0]] * len(way), **run.options)
+    painted = np.asarray(pipe.decode(way, seed=[seeds[0]] * len(way), **run.options))
     contact_sheet(run.out / "between.png", list(painted))
     near = tokens.nearest(held, 3)
     shown = [(i, j) for i, others in enumerate(near[:3]) for j in (i, *others)]

@@ -74,6 +74,8 @@ def paint(args: argparse.Namespace, out: pathlib.Path, pipe, options: dict[str, 
     Raises:
       UserError: A prompt is refused, or a file cannot be written.
     """
+    import numpy as np
+
     from dicode_jax.media.video import write_video
 
     videos = named(args, out)
@@ -82,6 +84,7 @@ def paint(args: argparse.Namespace, out: pathlib.Path, pipe, options: dict[str, 
             progress("videos", i, len(videos))
             if not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
-                write_video(file, pipe(prompt, seed=seed, **options)[0], pipe.config.fps)
+                frames = np.asarray(pipe(prompt, seed=seed, **options)[0])
+                write_video(file, frames, pipe.config.fps)
         progress("videos", len(videos), len(videos))
     return len(videos)

@@ -62,7 +62,8 @@ def painted(
     for start in range(0, count, at_once):
         numbers = range(start, min(start + at_once, count))
         missing = [i for i in numbers if not _file(folder, i).exists()]
-        made = dict(zip(missing, paint(missing), strict=True)) if missing else {}
+        new = map(np.asarray, paint(missing) if missing else ())
+        made = dict(zip(missing, new, strict=True))
         for i, video in made.items():
             with atomic_path(_file(folder, i)) as temporary, open(temporary, "wb") as file:
                 np.savez_compressed(file, video=video)

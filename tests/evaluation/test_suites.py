@@ -184,6 +184,15 @@ def test_kept_videos_are_not_painted_again_and_others_are_refused(tmp_path):
         list(run())
 
 
+def test_what_only_becomes_an_array_is_given_as_one(tmp_path):
+    class Video:
+        def __array__(self, dtype=None, copy=None):
+            return np.ones((2, 4, 5, 3), np.uint8)
+
+    (video,) = kept.painted(lambda numbers: [Video()], 1, tmp_path / "v", {})
+    assert type(video) is np.ndarray
+
+
 def test_a_model_whose_files_change_has_another_fingerprint(tmp_path):
     (tmp_path / "a").write_text("1")
     one = kept.fingerprint(tmp_path)
