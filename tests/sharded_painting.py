@@ -41,8 +41,8 @@ def compare() -> dict:
 
         def called(*args, **options):
             is_split = any(isinstance(x, jax.sharding.Mesh) for x in (*args, *options.values()))
-            sampler = f" {options['shared'][0].sampler}" if "shared" in options else ""
-            if is_split and (key := name + sampler) not in texts:
+            sampler = getattr(options.get("shared", (None,))[0], "sampler", "")
+            if is_split and (key := f"{name} {sampler}".strip()) not in texts:
                 texts[key] = run.lower(*args, **options).compile().as_text()
             return run(*args, **options)
 
@@ -64,7 +64,8 @@ def compare() -> dict:
         fewer = pipe.decode(tokens, seed=3, clips_per_batch=at_once, **FEWER).astype(int)
         found[count] = tokens, frames, fewer
         rolling.devices = pipe.devices
-        rolled[count] = rolling([0, 1, 2] * 3, seed=3, num_frames=6, clips_per_batch=at_once)
+        made = rolling([0, 1, 2] * 3, seed=3, num_frames=6, clips_per_batch=at_once)
+        rolled[count] = np.asarray(made, int)
     alone = [pipe.generate_tokens(x, num_clips=2, seed=3 + i)[0] for i, x in enumerate(PROMPTS)]
     return {
         "devices": jax.device_count(),
@@ -73,7 +74,7 @@ def compare() -> dict:
         "levels": [int(np.abs(found[8][i] - found[1][i]).max()) for i in (1, 2)],
         "spread": [float(found[8][i].std()) for i in (1, 2)],
         "between": float(np.abs(found[8][1] - found[8][2]).mean()),
-        "rolled_levels": int(np.abs(rolled[8].astype(int) - rolled[1].astype(int)).max()),
+        "rolled_levels": int(np.abs(rolled[8] - rolled[1]).max()),
         "rolled_shape": rolled[8].shape,
         "partitions": {
             name: int(re.search(r"num_partitions=(\d+)", text)[1]) for name, text in texts.items()

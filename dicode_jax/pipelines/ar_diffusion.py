@@ -198,10 +198,14 @@ class ARDiffusionPipeline(base.Pipeline):
         Raises:
           UserError: It is no video.
         """
-        (graph,), (state,) = self._of("vae")
-        frames = []
-        for frame in self._read_given(None, video):
-            pixels, _ = _decode(graph, state, _encode(graph, state, frame[None])[None])
+        vae = self._of("vae")
+        (graph,), (state,) = vae
+        of_vae, frames = self.parts["vae"].cfg, []
+        room = self.parts["denoiser"].cfg.dit.num_frames if of_vae.temporal else 0
+        past = np.zeros((1, room, of_vae.num_tokens, of_vae.token_dim), np.float32)
+        for number, frame in enumerate(self._read_given(None, video)):
+            rows = {"x": _encode(graph, state, frame[None])[None], "past": past}
+            pixels, _, past = _decode(*vae, rows, (np.int32(0), np.int32(min(number, room))))
             frames.append(np.asarray(pixels)[0, 0])
         return np.stack(frames)
 

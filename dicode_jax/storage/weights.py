@@ -225,7 +225,8 @@ def load_module(
         path, leaf = flat[name]
         stored_as = param_dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
         for place, part in unstack(path, array) if is_stacked else [(path, array)]:
-            part = part.astype(stored_as, copy=False)  # jax would compile a program for each shape
+            with np.errstate(over="ignore"):  # a pipeline says which part does not fit
+                part = part.astype(stored_as, copy=False)  # by jax a program for each shape
             if not on_host:  # finished before the next is read
                 part = jax.block_until_ready(jax.device_put(part))
             state.append((place, leaf.replace(part)))

@@ -167,7 +167,7 @@ def test_empty_prompt_needs_no_vocabulary(pipe, images):
     want = pipe.sample_latents(images, "", seed=1)
     np.testing.assert_array_equal(bare.sample_latents(images, "", seed=1), want)
     with pytest.raises(UserError, match="without CLIP's vocabulary"):
-        bare(images[0], "cat")
+        bare("cat", image=images[0])
 
 
 def test_saved_pipeline_gives_the_same_video(pipe, images, latents, tmp_path):
@@ -255,4 +255,4 @@ def test_what_overflows_on_the_way_is_no_video(pipe, images, part):
     parts = pipe.parts | {part: with_value(pipe.parts[part], 3e38)}
     bad = DynamiCrafterPipeline(parts, text=pipe.text, config=pipe.config)
     with pytest.raises(UserError, match="no picture: look at the weights of"):
-        bad(images, "cat")
+        bad("cat", image=images[0])
