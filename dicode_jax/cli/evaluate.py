@@ -54,12 +54,12 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.lag is not None and kind != "ar_diffusion":
         raise UserError("--lag is for AR-Diffusion models")
     if lists:
-        evaluated_lists.named(args, out)  # what is wrong is known before the model loads
+        evaluated_lists.plan(args)  # what is wrong is known before the model loads
     pipe = video.load(args, folder)
     _make(out)
     start = time.monotonic()
     if lists:
-        count = evaluated_lists.paint(args, out, pipe, _options(args, pipe))
+        count = evaluated_lists.paint(args, pipe, _options(args, pipe))
         video.say(f"{out}: {count} videos in {time.monotonic() - start:.1f} s")
         return
     run = Run(args, out, folder, pipe)

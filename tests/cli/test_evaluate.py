@@ -189,7 +189,7 @@ def test_videos_of_a_list_are_called_by_prompt_and_seed_and_only_missing_ones_ar
     path = listed(tmp_path / "list.txt", one, two)
     words = ("--prompts", path, "--samples-per-prompt", 2, "--steps", 3)
     assert run(painter, *words)[0] == 0
-    names = [f"{p.replace(' ', '-')}-{seed}.mp4" for p in (one, two) for seed in (2, 3)]
+    names = [f"{p.replace(' ', '-')}_{seed}.mp4" for p in (one, two) for seed in (2, 3)]
     assert files("found") == sorted(names)
     told = {"num_inference_steps": 3, "clips_per_batch": "auto"}
     assert painter.calls == [([p], {"seed": s} | told) for p in (one, two) for s in (2, 3)]
@@ -207,18 +207,18 @@ def test_vbench_finds_its_layout(run, tmp_path):
     assert files("found") == [f"human_action/{prompt}-{i}.mp4" for i in range(5)]
     flickering = listed(tmp_path / "temporal_flickering.txt", "a", "b")
     args = types.SimpleNamespace(
-        vbench_prompts=str(flickering), prompts=None, samples_per_prompt=None, seed=0
+        vbench_prompts=flickering, prompts=None, samples_per_prompt=None, seed=0, out="found"
     )
-    assert len(evaluated_lists.named(args, tmp_path)) == 50
+    folder, tasks = evaluated_lists.plan(args)
+    assert (folder, len(tasks)) == (pathlib.Path("found", "temporal_flickering"), 50)
 
 
 @pytest.mark.parametrize(
     ("option", "prompts", "said"),
     [
-        ("--vbench-prompts", ["a/b"], "can be no file's name"),
-        ("--vbench-prompts", ["x" * 250], "can be no file's name"),
-        ("--prompts", ["a", "b", "a"], "holds the prompt 'a' twice"),
-        ("--prompts", ["a b", "a-b"], "two prompts would both"),
+        ("--vbench-prompts", ["a/b"], "no video can be called 'a/b-0'"),
+        ("--vbench-prompts", ["x" * 250], "is too long for a file"),
+        ("--prompts", ["a", "b", "a"], "two videos would be called a_2.mp4"),
         ("--prompts", [" "], "holds no prompt"),
     ],
 )
