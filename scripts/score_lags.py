@@ -25,10 +25,10 @@ from dicode_jax.data import shapes_world
 from dicode_jax.errors import UserError
 from dicode_jax.evaluation import shapes
 from dicode_jax.evaluation.frechet import frechet_distance
+from dicode_jax.evaluation.intervals import interval
 from dicode_jax.pipelines.load import pipeline_kind
 from dicode_jax.storage import hub
 from dicode_jax.storage.files import atomic_path, check_output
-from scripts.score_samplers import interval
 
 LAGS = (0, 5, 10, 25, 50)
 FIELDS = ("color", "shape", "motion", "background")
@@ -49,7 +49,7 @@ def score(pipe, scenes: Sequence, lags: Sequence[int], options: dict, encode: Ca
     captions, found = [scene.caption for scene in scenes], {}
     for lag in lags:
         start = time.perf_counter()
-        clips = pipe(captions, num_frames=shapes_world.NUM_FRAMES, lag=lag, **options)
+        clips = np.asarray(pipe(captions, num_frames=shapes_world.NUM_FRAMES, lag=lag, **options))
         seconds = (time.perf_counter() - start) / len(scenes)
         steps = options.get("num_inference_steps") or pipe.config.sampling.num_inference_steps
         made = np.stack([encode(clip) for clip in clips])
@@ -66,7 +66,7 @@ def drift(pipe, scenes: Sequence, num_frames: int, noises: Sequence[int], option
     """History noise -> the shares of each 16 frames, in order."""
     captions, found, size = [scene.caption for scene in scenes], {}, shapes_world.NUM_FRAMES
     for noise in noises:
-        videos = pipe(captions, num_frames=num_frames, history_noise=noise, **options)
+        videos = np.asarray(pipe(captions, num_frames=num_frames, history_noise=noise, **options))
         parts = [videos[:, i : i + size] for i in range(0, num_frames, size)]
         found[str(noise)] = [shares(scenes, part, LASTING) for part in parts]
     return found
@@ -83,7 +83,8 @@ def shares(scenes: Sequence, clips: Sequence[np.ndarray], fields: Sequence[str])
     ]
     rows = np.array([[match[field] for field in fields] for match in judged], float)
     told = {field: interval(rows[:, i]) for i, field in enumerate(fields)}
-    return told | {"all": interval(rows.min(axis=1))}
+    told["all"] = interval(rows.min(axis=1))
+    return {field: [x.mean, x.low, x.high] for field, x in told.items()}
 
 
 def table(found: dict) -> str:
