@@ -36,9 +36,10 @@ PROMOTION = {"diffusion": (STRICT, RAISE), "distributions": (STRICT,), "nn": (RA
 
 
 # Rooms whose tests hold values and shapes to something else than themselves. Most of their time is
-# compilation, so they compile with few optimisations; parity, runs and commands do as users do.
+# compilation, so they compile with few optimisations; runs, commands and the arrays of `--golden` do
+# as users do.
 SIMPLE = {"convert", "diffusion", "distributions", "evaluation", "models", "nn", "pipelines"}
-SIMPLE |= {"stages", "training"}
+SIMPLE |= {"parity", "stages", "training"}
 EXACT = {"test_packed.py"}  # compares two orders of sums to the last bits
 
 
@@ -57,6 +58,7 @@ def resident():
 def compilation(request):
     is_simple = request.path.relative_to(TESTS).parts[0] in SIMPLE
     is_simple &= request.path.name not in EXACT
+    is_simple &= request.config.getoption("golden") == str(GOLDEN)
     jax.config.update("jax_disable_most_optimizations", is_simple)
     yield
     if resident() > MUCH:  # compiled programs, of files that are done
