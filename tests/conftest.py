@@ -36,8 +36,8 @@ PROMOTION = {"diffusion": (STRICT, RAISE), "distributions": (STRICT,), "nn": (RA
 
 
 # Rooms whose tests hold values and shapes to something else than themselves. Most of their time is
-# compilation, so they compile with few optimisations; runs, commands and the arrays of `--golden` do
-# as users do.
+# compilation, so they compile with few optimisations; runs, commands and the arrays of `--golden`
+# do as users do.
 SIMPLE = {"convert", "diffusion", "distributions", "evaluation", "models", "nn", "pipelines"}
 SIMPLE |= {"parity", "stages", "training"}
 EXACT = {"test_packed.py"}  # compares two orders of sums to the last bits

@@ -68,7 +68,7 @@ NOT_RUN = {
 LESS = {
     "--num-steps": "1", "--steps": "1", "--batch-size": "2", "--cached-videos": "2",
     "--cached-clips": "0", "--data.num-workers": "0", "--num-keyframes": "3", "--num": "1",
-    "--num-clips": "2",
+    "--num-clips": "2", "--num-frames": "8",
 }  # fmt: skip
 HEAD = ResamplerConfig(
     dim=16, depth=1, head_dim=8, num_heads=2, embed_dim=8, output_dim=16, output_shape=(8, 8, 4)

@@ -56,6 +56,7 @@ def test_the_files_of_the_release_are_there():
     assert {"sky_vae", "taichi_vae", "ucf101_vae", "face_vae", "sky_vae_time"} <= names
 
 
+@pytest.mark.long
 def test_the_loss_falls_and_the_model_is_written(tmp_path):
     stage = build_stage(CONFIG)
     prepared = prepare(stage, make_mesh(ShardingConfig(), jax.devices()[:1]))
