@@ -339,7 +339,7 @@ def record(args: argparse.Namespace, pipe) -> dict[str, Any]:
         if isinstance(path := getattr(args, name, None), str):
             told[name] = pathlib.Path(path).name
     settings = {name: x for name, x in sampling(args).items() if name != "clips_per_batch"}
-    return pipe.record(**{name: x for name, x in told.items() if x is not None}, **settings)
+    return pipe.record(**{n: x for n, x in told.items() if x not in (None, False)}, **settings)
 
 
 @contextlib.contextmanager

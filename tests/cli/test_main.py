@@ -438,6 +438,7 @@ class TestVideoCommands:
         lines = capsys.readouterr().out.splitlines()
         assert [line[:6] for line in lines[:3]] == ["a\\x1b[", "s\\x1b.", "a\\x1b["]
         assert all(line.startswith("  ") for line in lines[3:])  # how it was made
+        assert not [line for line in lines[3:] if line.endswith("False")]  # what was not asked for
         assert all(line.isprintable() for line in lines)
 
     def test_info_describes_videos_and_tokens(self, calls, clip, capsys):
