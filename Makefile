@@ -1,4 +1,4 @@
-# make demo    a prompt to a video, and a video through the tokenizer and back; with MODEL=ar-shapes videos of any length
+# make demo    a prompt to a video, and a video through the tokenizer and back
 # make test    lint, types and all tests but the long ones
 # make long    the tests that `make test` leaves out, of which shorter ones hold most
 # make quick   the tests of what a change breaks first, about five minutes on two cores
