@@ -9,7 +9,7 @@ import contextlib
 import io
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 __all__ = ["Faults", "OptionGone", "UserError", "print_any_name", "printable"]
@@ -83,6 +83,20 @@ class Faults:
             yield
         except ValueError as error:  # also of a config that refuses a value
             self.lines += [line for line in [str(error)] if line not in self.lines]
+
+    def through(self, value: Any, *steps: Callable[[Any], Any]) -> Any:
+        """A value after steps, of which those that make a mistake leave it as it is.
+
+        Raises:
+          UserError: There were mistakes, here or before; these come last.
+        """
+        before, self.lines = self.lines, []
+        for step in steps:
+            with self.gather():
+                value = step(value)
+        self.lines += before
+        self.tell()
+        return value
 
     def tell(self) -> None:
         """Ends the gathering.

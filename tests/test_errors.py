@@ -40,3 +40,16 @@ def test_every_message_of_an_error_is_printable_and_has_an_end():
     with pytest.raises(UserError) as caught:
         faults.tell()
     assert str(caught.value) == r"key \x1b[2J"
+
+
+def test_steps_go_on_behind_a_mistake_and_earlier_mistakes_come_last():
+    def refuse(value):
+        raise UserError(f"no {value}")
+
+    assert Faults().through(1, lambda x: x + 1, lambda x: 2 * x) == 4
+    faults = Faults()
+    faults.lines.append("known")
+    with pytest.raises(UserError) as told:
+        faults.through(1, refuse, lambda x: x + 1, refuse)
+    assert faults.lines == ["no 1", "no 2", "known"]
+    assert "3 things to mend" in str(told.value)

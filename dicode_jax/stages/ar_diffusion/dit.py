@@ -55,13 +55,7 @@ def settle(
         told.
     """
     del workdir
-    known, faults = faults or Faults(), Faults()
-    for settled in (_with_kind, _with_vae, _with_names):
-        with faults.gather():
-            config = settled(config)
-    faults.lines += known.lines
-    faults.tell()
-    return config
+    return (faults or Faults()).through(config, _with_kind, _with_vae, _with_names)
 
 
 def settle_videos(config: DiTTrainConfig) -> DiTTrainConfig:

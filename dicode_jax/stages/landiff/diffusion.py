@@ -108,13 +108,7 @@ def settle(
         told.
     """
     del workdir
-    known, faults = faults or Faults(), Faults()
-    for settled in (_with_kind, _with_tokenizer, _with_text):
-        with faults.gather():
-            config = settled(config)
-    faults.lines += known.lines
-    faults.tell()
-    return config
+    return (faults or Faults()).through(config, _with_kind, _with_tokenizer, _with_text)
 
 
 def _with_kind(config: DiffusionTrainConfig) -> DiffusionTrainConfig:
