@@ -21,6 +21,8 @@ class FrameVAETrainConfig(RunConfig):
       model: Sizes. With `temporal`, clips of `data.num_frames` are read, and what came with `init`
         stays as it is.
       init: `model` folder of an earlier run, or a converted VAE; None starts fresh.
+      train_encoder: Whether what makes latents learns; without it, as in TiTok's second stage, a
+        denoiser of these latents stays good.
       lpips: Folder of a converted LPIPS; None weighs edges in its place.
       pixel_weight: Weight of all that the pixel decoder's frames are judged by; with 0 it is left
         out, and the transformers learn alone, by patches and probes, in a fraction of the time.
@@ -53,6 +55,7 @@ class FrameVAETrainConfig(RunConfig):
 
     model: FrameVAEConfig = FrameVAEConfig()
     init: str | None = None
+    train_encoder: bool = True
     lpips: str | None = None
     frame_size: int = 256
     pixel_weight: float = 1.0
@@ -90,6 +93,10 @@ class FrameVAETrainConfig(RunConfig):
                 raise ValueError(
                     f"{name} must not be negative, and 0 for the temporal decoder, got {weight}"
                 )
+        if not self.train_encoder and self.init is None:
+            raise ValueError(
+                "an encoder that does not learn has to come from init: name its folder"
+            )
         if self.disc_start is None:
             if self.discriminator_init is not None:
                 raise ValueError("discriminator_init is of no use without disc_start")

@@ -26,7 +26,7 @@ from dicode_jax.stages.ar_diffusion.adversarial import (
 from dicode_jax.stages.ar_diffusion.config import FrameVAETrainConfig
 from dicode_jax.stages.pixel_losses import edges
 from dicode_jax.storage import weights
-from dicode_jax.training.stage import Stage
+from dicode_jax.training.stage import Path, Stage
 from dicode_jax.typing import Array, Float, UInt8
 
 Judge = Literal["nobody", "generator", "discriminator"]
@@ -117,14 +117,21 @@ def make_stage(config: FrameVAETrainConfig) -> Stage:
         config=config,
         create=lambda rngs: Trained(config, rngs=rngs),
         load=load,
-        is_trained=lambda path, _: (
-            path[:2] == ("vae", "temporal") if temporal else path[0] not in ("lpips", "proxy")
-        ),
+        is_trained=lambda path, _: is_trained(config, path),
         loss_fn=functools.partial(loss_fn, config),
         batch_shapes=batch_shapes,
         export=lambda model, folder: weights.save_module(folder, model.vae, config.model),
         **adversarial,
     )
+
+
+def is_trained(config: FrameVAETrainConfig, path: Path) -> bool:
+    """Whether a parameter learns."""
+    if config.model.temporal:
+        return path[:2] == ("vae", "temporal")
+    if not config.train_encoder and path[:2] in (("vae", "encoder"), ("vae", "moments_proj")):
+        return False
+    return path[0] not in ("lpips", "proxy")
 
 
 def to_unit(frames: UInt8[Array, "..."]) -> Float[Array, "..."]:

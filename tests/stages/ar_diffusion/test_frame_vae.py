@@ -168,6 +168,18 @@ def test_a_proxys_latents_are_read_off_the_patches_without_the_pixel_decoder(tmp
         dataclasses.replace(config, disc_start=0)
 
 
+def test_an_encoder_that_is_kept_does_not_learn_and_comes_from_somewhere(tmp_path):
+    model = frame_vae.Trained(CONFIG, rngs=nnx.Rngs(0))
+    weights.save_module(tmp_path / "vae", model.vae, MODEL)
+    config = dataclasses.replace(CONFIG, init=str(tmp_path / "vae"), train_encoder=False)
+    stage = build_stage(config)
+    paths = [path for path, _ in nnx.to_flat_state(nnx.state(model))]
+    still = {path[:2] for path in paths if not stage.is_trained(path, None)}
+    assert still == {("vae", "encoder"), ("vae", "moments_proj")}
+    with pytest.raises(ValueError, match="has to come from init: name its folder"):
+        dataclasses.replace(CONFIG, train_encoder=False)
+
+
 def test_probes_read_the_latents_and_know_the_drawn_world_alone(tmp_path):
     quiet = dataclasses.replace(CONFIG, token_noise=0.0)
     probed = dataclasses.replace(quiet, probe_weight=2.0)
