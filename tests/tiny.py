@@ -28,14 +28,20 @@ NUM_TOKENS, TOKEN_DIM, NUM_FRAMES = 3, 8, 4
 
 def random_module(build) -> nnx.Module:
     """The module with plain random parameters: its own initialisation would compile for minutes."""
-    rng = np.random.default_rng(0)
-    graph, abstract = nnx.split(nnx.eval_shape(build))
+    rng, graphs = np.random.default_rng(0), []
+
+    def make():
+        graph, state = nnx.split(build())
+        graphs.append(graph)
+        return state
+
+    abstract = jax.eval_shape(make)  # sooner than nnx's own, which keeps track of changes
 
     def draw(leaf):
         values = rng.normal(scale=0.1, size=leaf.shape) + (len(leaf.shape) == 1)
         return jnp.asarray(values, leaf.dtype)
 
-    return nnx.merge(graph, jax.tree.map(draw, abstract))
+    return nnx.merge(graphs[0], jax.tree.map(draw, abstract))
 
 
 def with_value(module: nnx.Module, value: float) -> nnx.Module:
