@@ -57,7 +57,7 @@ NOT_RUN = {
     r"convert dicode models": "tests/convert/dicode/test_command.py runs it on the official layout",
     r"to_torch|NAME": "tests/convert/test_to_torch.py and test_main.py run it",
     r"benchmarks\.": "measurements of minutes; tests/test_benchmarks.py",
-    r"tests\.fuzz": "minutes; tests/fuzz/test_doors.py tries a hundred of each",
+    r"tests\.fuzz": "minutes; tests/fuzz/test_doors.py tries thirty of each",
     r"int8_weights": "clips of 64 x 64; tests/test_scripts.py tries a layer",
     r"score_samplers": "clips of 64 x 64; tests/test_score_samplers.py",
     r"ar_diffusion|runs/dit": "tests/stages/ar_diffusion, tests/convert have tiny ones",
