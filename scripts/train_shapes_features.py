@@ -7,6 +7,7 @@ grain from none. What is printed at the end is the share of words read right off
 """
 
 import argparse
+import dataclasses
 import functools
 import sys
 import time
@@ -95,6 +96,14 @@ def train(clips, labels, *, num_steps: int, batch_size: int, say) -> ShapesClass
     return nnx.merge(graph, state)
 
 
+def spread(model: ShapesClassifier, clips) -> float:
+    """How far features of clips are from their means, root mean square, to three digits."""
+    graph, state = nnx.split(model)
+    run = jax.jit(lambda state, x: nnx.merge(graph, state).features(shown(x)))
+    found = np.concatenate([run(state, clips[i : i + 50]) for i in range(0, len(clips), 50)])
+    return float(f"{np.sqrt(found.var(axis=0).mean()):.3g}") or 1.0
+
+
 def accuracy(model: ShapesClassifier, clips, labels) -> dict[str, float]:
     """Share of clips of which a kind of word is read right."""
     graph, state = nnx.split(model)
@@ -123,8 +132,10 @@ def main(argv: list[str] | None = None) -> None:
     clips, labels = drawn(TRAINED, args.num_clips)
     size = {"num_steps": args.num_steps, "batch_size": args.batch_size}
     model = train(clips, labels, **size, say=say)
-    weights.save_module(args.out, model, model.cfg, dtype=jnp.float16)
-    for name, share in accuracy(model, *drawn(TRIED, min(500, args.num_clips))).items():
+    tried, labels = drawn(TRIED, min(500, args.num_clips))
+    cfg = dataclasses.replace(model.cfg, spread=spread(model, tried))
+    weights.save_module(args.out, model, cfg, dtype=jnp.float16)
+    for name, share in accuracy(model, tried, labels).items():
         print(f"{name:<12} {share:.3f}")
 
 
