@@ -5,7 +5,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 import jax.numpy as jnp  # noqa: E402
-import torch_inception as reference  # noqa: E402
 from flax import nnx  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
 
@@ -18,6 +17,7 @@ from dicode_jax.errors import UserError  # noqa: E402
 from dicode_jax.models.i3d import I3D, I3DConfig  # noqa: E402
 from dicode_jax.models.inception import Inception, InceptionConfig  # noqa: E402
 from dicode_jax.storage import weights  # noqa: E402
+from tests.convert.parts import torch_inception as reference  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
