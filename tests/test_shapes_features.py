@@ -18,14 +18,6 @@ from dicode_jax.storage import weights
 from scripts import train_shapes_features
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("features") / "w"
-    words = ["--num-clips", "3", "--num-steps", "1", "--batch-size", "2"]
-    train_shapes_features.main(["--out", str(folder), *words])
-    return folder
-
-
 def test_the_words_are_those_of_the_world():
     sizes = tuple(map(len, train_shapes_features.WORDS))
     assert ShapesClassifierConfig().words == sizes
@@ -40,9 +32,30 @@ def test_the_words_are_those_of_the_world():
     )
 
 
+@pytest.mark.slow
+def test_a_step_of_training_is_written_with_the_spread_of_its_features(tmp_path, capsys):
+    words = ["--num-clips", "3", "--num-steps", "1", "--batch-size", "2"]
+    train_shapes_features.main(["--out", str(tmp_path / "w"), *words])
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said] == list(train_shapes_features.FIELDS)
+    clips, _ = train_shapes_features.drawn(train_shapes_features.TRIED, 3)
+    found = networks.shapes(tmp_path / "w")(clips)
+    np.testing.assert_allclose(np.sqrt(found.var(axis=0).mean()), 1, rtol=0.02)
+
+
 @pytest.fixture(scope="module")
-def features(folder):
-    return networks.shapes(folder)
+def features():
+    return networks.shapes()
+
+
+def test_the_packaged_classifier_hears_of_motion_and_of_little_grain(features):
+    clips = train_shapes_features.drawn(1, 24)[0]
+    still = np.repeat(clips[:, :1], clips.shape[1], axis=1)
+    grain = np.random.default_rng(0).normal(0, 4, clips.shape)
+    grainy = np.clip(clips + grain, 0, 255).astype(np.uint8)
+    near, far = (distribution.distances(features, list(clips), list(x)) for x in (grainy, still))
+    assert 0 < near["FD-shapes"] < 0.1 * far["FD-shapes"]
+    assert near["KVD-shapes"] < far["KVD-shapes"]
 
 
 def test_features_hear_of_every_frame_and_of_the_order(features):
@@ -54,7 +67,7 @@ def test_features_hear_of_every_frame_and_of_the_order(features):
     assert np.abs(found[1:] - found[0]).max(axis=1).min() > 1e-5
 
 
-def test_folders_are_compared_and_the_protocol_is_reported(folder, features, tmp_path, capsys):
+def test_folders_are_compared_and_the_protocol_is_reported(features, tmp_path, capsys):
     for name, row in (("a", 1), ("b", 2)):
         (tmp_path / name).mkdir()
         for i in range(3):
@@ -63,7 +76,7 @@ def test_folders_are_compared_and_the_protocol_is_reported(folder, features, tmp
                 write_video(tmp_path / name / f"{i}.mp4", clip, 8)
             else:
                 np.savez_compressed(tmp_path / name / "0.npz", video=clip)
-    words = ["--reference", tmp_path / "b", "--features", folder, "--out", tmp_path / "out"]
+    words = ["--reference", tmp_path / "b", "--features", "--out", tmp_path / "out"]
     command = ["evaluate", "--videos", tmp_path / "a", *words]
     assert cli.main(list(map(str, command))) == 0
     found = json.loads((tmp_path / "out/results.json").read_text())["distances"]

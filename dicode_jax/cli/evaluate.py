@@ -81,7 +81,7 @@ def _check(args: argparse.Namespace) -> None:
     is_text = args.suite == "text" and lists != ["--vbench-prompts"]
     if len(lists) > 1 or (lists and args.suite is not None and not is_text):
         raise UserError("--suite, --prompts and --vbench-prompts go one at a time")
-    if not lists and args.seed > MAX_ROW:
+    if (not lists or args.suite is not None) and args.seed > MAX_ROW:
         raise UserError(f"--seed names a row of scenes here, 0 to {MAX_ROW}; got {args.seed}")
     if args.samples_per_prompt is not None and not lists:
         raise UserError("--samples-per-prompt is for --prompts and --vbench-prompts")

@@ -25,7 +25,9 @@ VOCABULARY = TOKENIZER.get_vocab_size()
 @pytest.fixture(scope="module")
 def cfg():
     return open_clip.config_from_original(
-        CONFIG | {"text_cfg": CONFIG["text_cfg"] | {"vocab_size": VOCABULARY}}
+        CONFIG
+        | {"vision_cfg": CONFIG["vision_cfg"] | {"layers": 1}}
+        | {"text_cfg": CONFIG["text_cfg"] | {"vocab_size": VOCABULARY}}
     )
 
 
