@@ -62,6 +62,8 @@ NOT_RUN = {
     r"score_samplers": "clips of 64 x 64; tests/test_score_samplers.py",
     r"ar_diffusion|runs/dit": "tests/stages/ar_diffusion, tests/convert have tiny ones",
     r"train_shapes_features|--videos": "clips of 64 x 64; tests/test_shapes_features.py",
+    r"--suite text": "a CLIP with words; tests/cli/test_evaluate.py, tests/evaluation/test_text.py",
+    r"convert (i3d|inception)": "tests/convert/parts/test_inception.py runs it on narrow ones",
     r"--suite tokens": "as many paintings as tokens; tests/cli/test_evaluate.py",
     r"mutation_trial": "an hour; tests/test_scripts.py tries it on a toy",
 }

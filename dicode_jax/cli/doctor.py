@@ -154,7 +154,7 @@ def _cache() -> str:
 def _models() -> str:
     from dicode_jax.storage import packaged
 
-    counts = {name: packaged.check(name) for name in packaged.models()}
+    counts = {name: packaged.check(name) for name in (*packaged.models(), *packaged.parts())}
     return ", ".join(f"{name} ({count} files as packaged)" for name, count in counts.items())
 
 

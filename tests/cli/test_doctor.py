@@ -44,7 +44,8 @@ def test_what_works_is_said_and_nobody_is_asked(capsys, monkeypatch):
     assert (status, err) == (0, "")
     assert "x cpu (cpu)" in said["devices"]
     assert said["video"] == ".mp4, .gif, .webp are written and read"
-    assert said["models"] == "shapes (8 files as packaged)"
+    wanted = "shapes (8 files as packaged), shapes_features (2 files as packaged)"
+    assert said["models"] == wanted
     assert "not asked" in said["hub"]
 
 
