@@ -4,6 +4,7 @@
 # make quick   the tests of what a change breaks first, about five minutes on two cores
 # make types   what pyright finds in the library, which is nothing
 # make lowest  demo and quick with exactly the lower bounds of pyproject.toml; wants the oldest Python, 3.11
+# make dist    sdist and wheel in dist/, checked as PyPI will; docs/releasing.md
 # make audit   published holes of the packages in .venv; asks an advisory service
 # make clean   remove what these made
 #
@@ -13,6 +14,7 @@
 #   PYTHON=python3.12                   the interpreter that .venv is made from
 #   PYTEST_ARGS="-k unet"               what pytest gets besides the defaults
 #   TORCH=torch==2.13.0                 what pip installs to test the reading of torch files; none by default
+#   REPOSITORY=https://...  TAG=v1.2.3  of a release, for `make dist`: where links of the README lead
 
 PROMPT ?= a red circle moves right on a black background
 VIDEO ?=
@@ -23,6 +25,8 @@ OUT ?= outputs/demo
 VENV ?= .venv
 PYTEST_ARGS ?=
 TORCH ?=
+REPOSITORY ?=
+TAG ?=
 
 # Videos, samplers, pipelines, training steps and runs, checkpoints, sharding, the commands, the package.
 QUICK := -m "not slow" tests/cli tests/data tests/diffusion tests/e2e tests/media tests/storage tests/train tests/training \
@@ -52,10 +56,10 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-shapes demo-ar-shapes test long types quick lowest audit clean
+.PHONY: help demo demo-shapes demo-ar-shapes test long types quick lowest dist audit clean
 
 help:
-	@sed -n '1,15s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
+	@sed -n '1,17s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 # $(call install,what,stamp): an editable install, repeated only when pyproject.toml changes.
 define install
@@ -72,6 +76,10 @@ $(VENV)/.installed-core: pyproject.toml
 
 $(VENV)/.installed-test: pyproject.toml
 	$(call install,.[test])
+	@touch $(VENV)/.installed-core
+
+$(VENV)/.installed-release: pyproject.toml
+	$(call install,.[release])
 	@touch $(VENV)/.installed-core
 
 demo: demo-$(MODEL)
@@ -130,6 +138,14 @@ quick: $(VENV)/.installed-test
 lowest:
 	@pins=$$("$(PYTHON)" -c '$(LOWEST)') && \
 	  $(MAKE) --no-print-directory demo quick VENV=.venv-lowest PINS="$$pins"
+
+# Built from what git tracks, which the sdist must hold whole: its tests run. The wheel is built from the sdist.
+dist: $(VENV)/.installed-release
+	@rm -rf dist
+	@$(BIN)/python scripts/release_tree.py lay build/tree --repository "$(REPOSITORY)" --tag "$(TAG)"
+	@$(BIN)/python -m build --outdir dist build/tree >build/build.log 2>&1 || { tail -n 40 build/build.log; exit 1; }
+	@$(BIN)/python scripts/release_tree.py check build/tree dist
+	@$(BIN)/python -m twine check --strict dist/*
 
 # pip-audit has an environment of its own, so that what it needs is not audited with ours.
 audit: $(VENV)/.installed-core
