@@ -142,10 +142,10 @@ lowest:
 # Built from what git tracks, which the sdist must hold whole: its tests run. The wheel is built from the sdist.
 dist: $(VENV)/.installed-release
 	@rm -rf dist
-	@$(BIN)/python scripts/release_tree.py lay build/tree --repository "$(REPOSITORY)" --tag "$(TAG)"
-	@$(BIN)/python -m build --outdir dist build/tree >build/build.log 2>&1 || { tail -n 40 build/build.log; exit 1; }
-	@$(BIN)/python scripts/release_tree.py check build/tree dist
-	@$(BIN)/python -m twine check --strict dist/*
+	@$(BIN)/python scripts/release_tree.py lay outputs/release --repository "$(REPOSITORY)" --tag "$(TAG)"
+	@$(BIN)/pyproject-build --outdir dist outputs/release >outputs/release.log 2>&1 || { tail -n 40 outputs/release.log; exit 1; }
+	@$(BIN)/python scripts/release_tree.py check outputs/release dist
+	@$(BIN)/twine check --strict dist/*
 
 # pip-audit has an environment of its own, so that what it needs is not audited with ours.
 audit: $(VENV)/.installed-core
@@ -154,5 +154,5 @@ audit: $(VENV)/.installed-core
 	@PIPAPI_PYTHON_LOCATION="$(abspath $(BIN)/python)" .venv-audit/bin/pip-audit --skip-editable
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-lowest .venv-audit outputs/demo build dist *.egg-info .jax_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-newest .venv-lowest .venv-audit outputs/demo outputs/release* build dist *.egg-info .jax_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,8 +1,8 @@
 """Lays out the files that a release is built from, and looks at what was built.
 
-    python scripts/release_tree.py lay build/tree --repository https://github.com/OWNER/NAME
-    python -m build --outdir dist build/tree
-    python scripts/release_tree.py check build/tree dist
+    python scripts/release_tree.py lay outputs/release --repository https://github.com/OWNER/NAME
+    pyproject-build --outdir dist outputs/release
+    python scripts/release_tree.py check outputs/release dist
 
 The tree holds what git tracks. On PyPI a link within the repository leads nowhere, and this
 repository does not know its own address: with `--repository` the links of README.md are written
