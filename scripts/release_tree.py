@@ -57,7 +57,7 @@ def absolute_links(text: str, repository: str, ref: str, files: set[str]) -> str
 
 
 def with_urls(pyproject: str, repository: str, ref: str) -> str:
-    """pyproject.toml with the addresses of the repository."""
+    """pyproject.toml with the addresses of the repository, in place of those that it may have."""
     urls = {
         "Repository": repository,
         "Documentation": f"{repository}/tree/{ref}/docs",
@@ -68,7 +68,9 @@ def with_urls(pyproject: str, repository: str, ref: str) -> str:
     head, table, rest = pyproject.partition("[project.urls]\n")
     if not table:
         raise Wrong("pyproject.toml has no [project.urls]")
-    return head + table + lines + rest
+    own, bracket, rest = rest.partition("\n[")
+    own = re.sub(rf"^({'|'.join(urls)}) *=.*\n?", "", own, flags=re.MULTILINE)
+    return head + table + lines + own + bracket + rest
 
 
 def check_tag(tag: str, version: str, changelog: str) -> None:

@@ -65,11 +65,14 @@ def test_a_link_that_leads_nowhere_stops_a_release():
         release_tree.absolute_links("[a](docs/c.md)", ADDRESS, "main", {"docs/b.md"})
 
 
-def test_the_address_is_added_to_the_urls():
+def test_the_address_is_added_to_the_urls_or_takes_the_place_of_another():
     before = (ROOT / "pyproject.toml").read_text()
-    urls = tomllib.loads(before)["project"]["urls"]
-    after = tomllib.loads(release_tree.with_urls(before, ADDRESS, "v1"))["project"]
-    assert after["urls"] == urls | {
+    paper = tomllib.loads(before)["project"]["urls"]["Paper"]
+    other = release_tree.with_urls(before, "https://example.org/other", "v0")
+    after = tomllib.loads(release_tree.with_urls(other, ADDRESS, "v1"))
+    assert after | {"project": None} == tomllib.loads(before) | {"project": None}
+    assert after["project"]["urls"] == {
+        "Paper": paper,
         "Repository": ADDRESS,
         "Documentation": f"{ADDRESS}/tree/v1/docs",
         "Changelog": f"{ADDRESS}/blob/v1/CHANGELOG.md",
