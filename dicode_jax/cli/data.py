@@ -33,14 +33,18 @@ def add_parsers(command: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="N",
         help="look at N records only, evenly spread",
     )
+    _add_reading(sub)
+    _add_cut(actions)
+    _add_filter(actions)
+
+
+def _add_reading(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--kind", choices=_KINDS, help="what PATH is (default: told by its form)")
     sub.add_argument(
         "--root", metavar="FOLDER", help="where the files of a table lie; read nothing outside"
     )
     sub.add_argument("--video-column", metavar="NAME", help="column of a table with the file")
     sub.add_argument("--caption-column", metavar="NAME", help="column of a table with the caption")
-    _add_cut(actions)
-    _add_filter(actions)
 
 
 def _add_cut(actions: Any) -> None:
@@ -88,7 +92,11 @@ def _add_filter(actions: Any) -> None:
         "need no second look at the files.",
         allow_abbrev=False,
     )
-    sub.add_argument("path", metavar="PATH", help="a folder or a table of videos")
+    sub.add_argument(
+        "path",
+        metavar="PATH_OR_CONFIG",
+        help="a folder or a table of videos, or a training's config file (.py)",
+    )
     sub.add_argument("--out", metavar="DIR", help="also link (or copy) what is kept into a folder")
     sub.add_argument(
         "--captions",
@@ -114,6 +122,7 @@ def _add_filter(actions: Any) -> None:
         metavar="N",
         help="bits of 192 in which hashes of the same video may differ (default: 8)",
     )
+    _add_reading(sub)
 
 
 def data(args: argparse.Namespace) -> None:
@@ -187,18 +196,18 @@ def _filter(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from dicode_jax.data import captions, filtering
-    from dicode_jax.data.config import DataConfig
     from dicode_jax.storage.files import check_output, make_folder
 
     names = ("min_motion", "min_light", "max_text", "max_distance")
     cfg = filtering.FilterConfig(**{name: getattr(args, name) for name in names})
-    videos = filtering.videos_of(DataConfig(path=args.path))
-    home = args.path if os.path.isdir(args.path) else os.path.dirname(args.path) or "."
+    data_cfg = _config(args)
+    videos, path = filtering.videos_of(data_cfg), data_cfg.path
+    home = path if os.path.isdir(path) else os.path.dirname(path) or "."
     if args.out is not None:
         home = make_folder(args.out)
     report = os.path.join(home, "filter.jsonl")
     table = args.captions or os.path.join(home, "captions.jsonl")
-    check_output(report, (".jsonl",), sources=[args.path] * os.path.isfile(args.path))
+    check_output(report, (".jsonl",), sources=[path] * os.path.isfile(path))
     check_output(table, captions.SUFFIXES, sources=[report])
     known = captions.known_captions(table)
     with tqdm(desc="videos", unit="video", leave=False, disable=None) as bar:

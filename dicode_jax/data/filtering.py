@@ -211,7 +211,7 @@ def text_share(greys: UInt8[np.ndarray, "f h w"]) -> float:
     runs = np.lib.stride_tricks.sliding_window_view(dense, _RUN, axis=1).all(axis=2)
     lines = np.zeros_like(dense)
     for shift in range(_RUN):
-        lines[:, shift : shift + runs.shape[1]] |= runs
+        lines[:, shift : shift + columns - _RUN + 1] |= runs
     return float(lines.mean())
 
 

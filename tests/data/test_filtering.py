@@ -154,6 +154,15 @@ def test_what_is_kept_is_linked_and_nothing_is_replaced(folder, tmp_path, capsys
     assert "which is not kept; name a new folder" in capsys.readouterr().err
 
 
+def test_nothing_outside_of_the_fence_is_linked(folder, tmp_path):
+    (folder / "moving.mp4").rename(tmp_path / "outside.mp4")
+    (folder / "moving.mp4").symlink_to(tmp_path / "outside.mp4")
+    argv = ["data", "filter", str(folder), "--out", str(tmp_path / "kept")]
+    assert cli.main([*argv, "--root", str(folder)]) == 0
+    assert report(tmp_path / "kept")["twin"]["kept"]
+    assert {path.stem for path in (tmp_path / "kept").glob("*.mp4")} == {"twin"}
+
+
 def test_another_file_system_gets_copies(folder, tmp_path, monkeypatch):
     def no_links(*args):
         raise OSError(18, "Invalid cross-device link")
