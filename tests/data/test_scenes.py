@@ -6,7 +6,7 @@ import signal
 
 import numpy as np
 import pytest
-from media_files import write
+from media_files import greys, number_of, write
 
 from dicode_jax import cli
 from dicode_jax.data import scenes
@@ -66,6 +66,14 @@ def test_the_first_frame_of_a_clip_is_the_first_of_its_scene(film, tmp_path):
         frames = read_video(tmp_path / "clips" / f"a_film_{name}.mp4").frames
         columns = frames.astype(int).sum(axis=(1, 3)).argmax(axis=1)
         np.testing.assert_array_equal(columns, np.arange(length) % 48)
+
+
+def test_rounded_time_stamps_cost_and_double_no_frame(tmp_path):
+    film, count = tmp_path / "film.mp4", 40
+    write(film, greys(count), times=[round(100 * i / 24) for i in range(count)])
+    (clip,) = cut_film(film, tmp_path / "clips", CutConfig(min_seconds=1)).clips
+    frames = read_video(tmp_path / "clips" / clip.video).frames
+    np.testing.assert_array_equal(number_of(frames), np.arange(count))
 
 
 def test_a_stopped_run_goes_on_and_what_is_there_stays(film, tmp_path, monkeypatch, capsys):
