@@ -180,7 +180,7 @@ def find_cuts(
         last = frame
     assert last is not None  # `iter_frames` gives two frames or an error
     step = (times[-1] - times[0]) / (len(times) - 1)
-    end = last.time + min(max(last.duration, 0.0) or step, 2 * step)
+    end = last.time + min(max(last.duration, step), 2 * step)
     return Times([cut for cut in cuts if 0 < cut < end], 1 / max(step, 1e-6)), end
 
 
