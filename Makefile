@@ -5,6 +5,7 @@
 # make gate    whether clips of the packaged model still obey their captions, a minute or two on one core
 # make types   what pyright finds in the library, which is nothing
 # make lowest  demo and quick with exactly the lower bounds of pyproject.toml; wants the oldest Python, 3.11
+# make dist    sdist and wheel in dist/, checked as PyPI will; docs/releasing.md
 # make audit   published holes of the packages in .venv; asks an advisory service
 # make clean   remove what these made
 #
@@ -14,6 +15,7 @@
 #   PYTHON=python3.12                   the interpreter that .venv is made from
 #   PYTEST_ARGS="-k unet"               what pytest gets besides the defaults
 #   TORCH=torch==2.13.0                 what pip installs to test the reading of torch files; none by default
+#   REPOSITORY=https://...  TAG=v1.2.3  of a release, for `make dist`: where links of the README lead
 
 PROMPT ?= a red circle moves right on a black background
 VIDEO ?=
@@ -24,6 +26,8 @@ OUT ?= outputs/demo
 VENV ?= .venv
 PYTEST_ARGS ?=
 TORCH ?=
+REPOSITORY ?=
+TAG ?=
 
 # Videos, samplers, pipelines, training steps and runs, checkpoints, sharding, the commands, the package.
 QUICK := -m "not slow" tests/cli tests/data tests/diffusion tests/e2e tests/media tests/storage tests/train tests/training \
@@ -53,10 +57,10 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-shapes demo-ar-shapes test long types quick gate lowest audit clean
+.PHONY: help demo demo-shapes demo-ar-shapes test long types quick gate lowest dist audit clean
 
 help:
-	@sed -n '1,16s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
+	@sed -n '1,18s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 # $(call install,what,stamp): an editable install, repeated only when pyproject.toml changes.
 define install
@@ -73,6 +77,10 @@ $(VENV)/.installed-core: pyproject.toml
 
 $(VENV)/.installed-test: pyproject.toml
 	$(call install,.[test])
+	@touch $(VENV)/.installed-core
+
+$(VENV)/.installed-release: pyproject.toml
+	$(call install,.[release])
 	@touch $(VENV)/.installed-core
 
 demo: demo-$(MODEL)
@@ -138,6 +146,14 @@ lowest:
 	@pins=$$("$(PYTHON)" -c '$(LOWEST)') && \
 	  $(MAKE) --no-print-directory demo quick VENV=.venv-lowest PINS="$$pins"
 
+# Built from what git tracks, which the sdist must hold whole: its tests run. The wheel is built from the sdist.
+dist: $(VENV)/.installed-release
+	@rm -rf dist
+	@$(BIN)/python scripts/release_tree.py lay outputs/release --repository "$(REPOSITORY)" --tag "$(TAG)"
+	@$(BIN)/pyproject-build --outdir dist outputs/release >outputs/release.log 2>&1 || { tail -n 40 outputs/release.log; exit 1; }
+	@$(BIN)/python scripts/release_tree.py check outputs/release dist
+	@$(BIN)/twine check --strict dist/*
+
 # pip-audit has an environment of its own, so that what it needs is not audited with ours.
 audit: $(VENV)/.installed-core
 	@test -x .venv-audit/bin/pip-audit || { "$(PYTHON)" -m venv --clear .venv-audit && \
@@ -145,5 +161,5 @@ audit: $(VENV)/.installed-core
 	@PIPAPI_PYTHON_LOCATION="$(abspath $(BIN)/python)" .venv-audit/bin/pip-audit --skip-editable
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-lowest .venv-audit outputs/demo outputs/gate build dist *.egg-info .jax_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-newest .venv-lowest .venv-audit outputs/demo outputs/gate outputs/release* build dist *.egg-info .jax_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

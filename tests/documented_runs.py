@@ -65,6 +65,7 @@ NOT_RUN = {
     r"--suite text": "a CLIP with words; tests/cli/test_evaluate.py, tests/evaluation/test_text.py",
     r"convert (i3d|inception)": "tests/convert/parts/test_inception.py runs it on narrow ones",
     r"--suite tokens": "as many paintings as tokens; tests/cli/test_evaluate.py",
+    r"data (cut|filter)|clips/captions": "the extra; tests/data/test_scenes.py, test_filtering.py",
     r"mutation_trial": "an hour; tests/test_scripts.py tries it on a toy",
 }
 LESS = {

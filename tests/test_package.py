@@ -19,6 +19,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "absl": "absl-py",
     "google": "protobuf",
+    "scenedetect": "scenedetect-headless",
     "orbax": "orbax-checkpoint",
     "tensorboardX": "tensorboardx",
     "yaml": "pyyaml",
@@ -144,7 +145,7 @@ def test_every_import_is_declared(project):
     extras = project["optional-dependencies"]
     # beartype is imported by `typing.py` when tests switch shape checks on.
     allowed = {
-        "dicode_jax": declared | {"beartype"} | names(extras["wandb"]),
+        "dicode_jax": declared | {"beartype"} | names(extras["data"]) | names(extras["wandb"]),
         "train": declared,
         "configs": declared,
         "convert": declared | names(extras["convert"]),
