@@ -5,11 +5,11 @@
 Captions hold combinations of colour, shape and motion that are not in training. For each lag one
 video of a window is made for each of them, all from the same noise: calls of the network, seconds,
 the shares in which `evaluation.shapes` reads what the caption says, with 95 % intervals from a
-bootstrap, and FD-shapes, the Frechet distance to true clips of the same captions between deep
-tokens of the first and the last frame, as the packaged tokenizer gives them (no FVD). Then long
-videos with and without noise on the frames that are done: the share of each 16 frames in which
-colour, shape and background are still those of the caption. A longer video of this world goes back
-over its path, which a model of one window does not know, so motion does not count there.
+bootstrap, and FD-shapes, the Frechet distance to true clips of the same captions on features of
+the packaged classifier of this world (no FVD). Then long videos with and without noise on the
+frames that are done: the share of each 16 frames in which colour, shape and background are still
+those of the caption. A longer video of this world goes back over its path, which a model of one
+window does not know, so motion does not count there.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import numpy as np
 import dicode_jax
 from dicode_jax.data import shapes_world
 from dicode_jax.errors import UserError
-from dicode_jax.evaluation import shapes
+from dicode_jax.evaluation import networks, shapes
 from dicode_jax.evaluation.frechet import frechet_distance
 from dicode_jax.evaluation.intervals import interval
 from dicode_jax.pipelines.load import pipeline_kind
@@ -43,21 +43,20 @@ def score(pipe, scenes: Sequence, lags: Sequence[int], options: dict, encode: Ca
       scenes: Of `data.shapes_world`, held out.
       lags: To try.
       options: Of the pipeline besides.
-      encode: A clip uint8 [f, h, w, 3] to features [d].
+      encode: Clips uint8 [f, h, w, 3] to features [b, d].
     """
-    true = np.stack([encode(shapes_world.render(scene)[0]) for scene in scenes])
+    true = encode([shapes_world.render(scene)[0] for scene in scenes])
     captions, found = [scene.caption for scene in scenes], {}
     for lag in lags:
         start = time.perf_counter()
         clips = np.asarray(pipe(captions, num_frames=shapes_world.NUM_FRAMES, lag=lag, **options))
         seconds = (time.perf_counter() - start) / len(scenes)
         steps = options.get("num_inference_steps") or pipe.config.sampling.num_inference_steps
-        made = np.stack([encode(clip) for clip in clips])
         found[str(lag)] = {
             "calls": steps + (shapes_world.NUM_FRAMES - 1) * lag,
             "seconds": seconds,
             **shares(scenes, clips, FIELDS),
-            "fd_shapes": frechet_distance(made, true),
+            "fd_shapes": frechet_distance(encode(clips), true),
         }
     return found
 
@@ -127,11 +126,6 @@ def plot(lags: dict, drifts: dict, path) -> None:
     figure.savefig(path, format="png", dpi=110)
 
 
-def features(tokenizer) -> Callable:
-    """Clips to deep tokens [2 * width] of the first and the last frame, means over tokens."""
-    return lambda clip: tokenizer.encode(clip).mean(axis=1).reshape(-1)
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="ar-shapes", help="a pipeline's folder or name")
@@ -158,8 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     count = max(args.num_clips, args.num_long)
     scenes = [shapes_world.scene_at(args.seed + 1000, i, "test") for i in range(count)]
     options = {"seed": args.seed, "num_inference_steps": args.steps}
-    encode = features(dicode_jax.load())
-    lags = score(pipe, scenes[: args.num_clips], args.lags, options, encode)
+    lags = score(pipe, scenes[: args.num_clips], args.lags, options, networks.shapes())
     print(table(lags))
     long, drifts = scenes[: args.num_long], {}
     if long:
