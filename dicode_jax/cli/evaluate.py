@@ -43,10 +43,6 @@ def evaluate(args: argparse.Namespace) -> None:
         video.say(f"{page}: of {found.settings['count of each']} videos each")
         return
     folder, kind = video.find(args, "dicode", "ar_diffusion", "landiff")
-    if kind == "landiff" and args.suite not in (None, "shapes", "text"):
-        raise UserError(
-            f"--suite {args.suite} is not there for LanDiff yet; shapes, text and lists are"
-        )
     if args.lag is not None and kind != "ar_diffusion":
         raise UserError("--lag is for AR-Diffusion models")
     is_list = args.suite is None and (args.prompts or args.vbench_prompts) is not None
@@ -160,7 +156,7 @@ def _reconstruction(run: Run) -> pathlib.Path:
     from dicode_jax.evaluation import reconstruction
 
     scenes, pipe = run.scenes(), run.pipe
-    size, length = _frame_size(pipe), run.args.num_frames or pipe.config.sampling.num_frames
+    size, length = _frame_size(pipe), run.args.num_frames or _clip_length(pipe)
 
     def true(number):
         return shapes_world.render(scenes[number], num_frames=length, frame_size=size)[0]
@@ -168,6 +164,10 @@ def _reconstruction(run: Run) -> pathlib.Path:
     def paint(numbers, seeds):
         if pipe.kind == "ar_diffusion":
             return [pipe.reconstruct(true(i)) for i in numbers]
+        if pipe.kind == "landiff":
+            told = [(true(i), scenes[i].caption) for i in numbers]
+            pairs = zip(told, seeds, strict=True)
+            return [pipe.reconstruct(*one, seed=seed, **run.options)[0] for one, seed in pairs]
         tokens = [pipe.encode(true(i)) for i in numbers]
         return pipe.decode(np.stack(tokens), seed=seeds, **run.options)
 
@@ -178,7 +178,7 @@ def _reconstruction(run: Run) -> pathlib.Path:
             reconstruction.thumbnails, numbers=cfg.num_tokens * cfg.token_dim
         )
     else:
-        floor, without = "repeated keyframes", reconstruction.repeated
+        floor, without = "repeated keyframes", reconstruction.repeated  # the first and the last
     rows, floors, sheet = [], [], []
     for i, clip in enumerate(run.kept("reconstructions", paint, AT_ONCE)):
         drawn = true(i)
@@ -211,12 +211,9 @@ def _reconstruction(run: Run) -> pathlib.Path:
 def _long(run: Run) -> pathlib.Path:
     from dicode_jax.evaluation import long_video
 
-    scenes, pipe, args = run.scenes(), run.pipe, run.args
+    scenes, pipe = run.scenes(), run.pipe
     prompts, found, sheet = prompts_of(pipe, scenes), [], []
-    is_rolled = pipe.kind == "ar_diffusion"  # frame after frame: of no clips but those we cut
-    num_clips = args.num_clips or (8 if is_rolled else long_video.PER_MINUTE)
-    num_frames = 16 if is_rolled else args.num_frames or pipe.config.sampling.num_frames
-    length = {"num_frames": num_clips * num_frames} if is_rolled else {"num_clips": num_clips}
+    length, num_frames, starts = _long_plan(run)
 
     def paint(numbers, seeds):
         return [
@@ -226,8 +223,9 @@ def _long(run: Run) -> pathlib.Path:
 
     for scene, one in zip(scenes, run.kept("videos", paint, 1, **length)):
         with square(run.folder):
-            found.append(long_video.measured(scene.attributes, one, num_frames))
+            found.append(long_video.measured(scene.attributes, one, num_frames, starts))
         sheet += [one] * (len(sheet) < SHEET_ROWS)
+    num_clips = len(found[0]["clips"])
     captions = [scene.caption for scene in scenes]
     return run.report(
         f"Do videos of {num_clips} clips hold together?",
@@ -237,6 +235,25 @@ def _long(run: Run) -> pathlib.Path:
         plots=long_video.plots(found),
         rows=[{"caption": caption, **row} for caption, row in zip(captions, found)],
     )
+
+
+def _long_plan(run: Run) -> tuple[dict[str, int], int, range | None]:
+    """How long the videos are, the frames of two seconds, and where a window starts in them."""
+    from dicode_jax.data import shapes_world
+    from dicode_jax.evaluation import long_video
+
+    pipe, args = run.pipe, run.args
+    if pipe.kind == "ar_diffusion":  # frame after frame: of no clips but those we cut
+        return {"num_frames": 16 * (args.num_clips or 8)}, 16, None
+    num_clips = args.num_clips or long_video.PER_MINUTE
+    if pipe.kind == "dicode":
+        return {"num_clips": num_clips}, args.num_frames or pipe.config.sampling.num_frames, None
+    num_frames = round(shapes_world.NUM_FRAMES / shapes_world.FPS * pipe.config.fps)
+    first, windows = pipe.num_frames(1), args.num_clips or 2
+    step = pipe.num_frames(2) - first
+    while args.num_clips is None and pipe.num_frames(windows) < num_clips * num_frames:
+        windows += 1
+    return {"num_clips": windows}, num_frames, range(first, pipe.num_frames(windows), step)
 
 
 def _tokens(run: Run) -> pathlib.Path:
@@ -304,9 +321,24 @@ def _tokens(run: Run) -> pathlib.Path:
 
 
 def _frame_size(pipe) -> int:
+    """Pixels of a side.
+
+    Raises:
+      UserError: The model paints no squares.
+    """
+    if pipe.kind == "landiff":
+        height, width = pipe.frame_size
+        if height != width:
+            raise UserError(f"the drawn world is square, and this model paints {height}x{width}")
+        return height
     if pipe.kind == "ar_diffusion":
         return pipe.parts["vae"].cfg.image_size
     return pipe.config.frame_size
+
+
+def _clip_length(pipe) -> int:
+    """Frames of a clip."""
+    return pipe.num_frames(1) if pipe.kind == "landiff" else pipe.config.sampling.num_frames
 
 
 def _networks(args: argparse.Namespace) -> list[Any]:

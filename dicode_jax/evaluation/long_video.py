@@ -51,25 +51,40 @@ def period(motion: str) -> int:
     return 5 if motion == "moves in a circle" else 2
 
 
-def border_ratio(video: UInt8[np.ndarray, "t h w 3"], num_frames: int) -> float:
-    """Steps between clips of so many frames by steps within; NaN where nothing changes within.
+def border_ratio(video: UInt8[np.ndarray, "t h w 3"], starts: Sequence[int]) -> float:
+    """Steps onto the frames of these numbers by other steps; NaN where nothing else changes.
 
     Raises:
-      ValueError: It is not two clips or more.
+      ValueError: No start is a frame behind another one, or no frame is no start.
     """
-    if num_frames < 2 or len(video) % num_frames or len(video) < 2 * num_frames:
-        raise ValueError(f"want two clips of {num_frames} frames or more, got {len(video)} frames")
     steps = np.array([np.abs(b.astype(np.int16) - a).mean() for a, b in itertools.pairwise(video)])
-    is_border = (np.arange(len(steps)) + 1) % num_frames == 0
+    is_border = np.isin(np.arange(1, len(video)), starts)
+    if not is_border.any() or is_border.all():
+        raise ValueError(
+            f"want two clips of two frames or more, got {len(video)} frames that clips start "
+            f"with at {[0, *starts]}"
+        )
     within = steps[~is_border].mean()
     return float(steps[is_border].mean() / within) if within else float("nan")
 
 
 def measured(
-    said: shapes_world.Attributes, video: UInt8[np.ndarray, "t h w 3"], num_frames: int
+    said: shapes_world.Attributes,
+    video: UInt8[np.ndarray, "t h w 3"],
+    num_frames: int,
+    starts: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Numbers of a video: `border ratio`, and of each clip in `clips` what is right and drift."""
-    clips = video.reshape(-1, num_frames, *video.shape[1:])
+    """Numbers of a video: `border ratio`, and of each clip in `clips` what is right and drift.
+
+    Args:
+      num_frames: Of a clip of the world, two seconds; what is left behind the last one is not
+        judged.
+      starts: Where a model's own clips start behind the first; None where those of the world do.
+    """
+    if starts is None:
+        starts = range(num_frames, len(video), num_frames)
+    count = len(video) // num_frames
+    clips = video[: count * num_frames].reshape(count, num_frames, *video.shape[1:])
     verdicts = [shapes.judge(clip) for clip in clips]
     firsts = [verdict.frames for verdict in verdicts]
     rows = []
@@ -81,7 +96,7 @@ def measured(
         row["size drift"] = float(abs(now.radius[0] / then.radius[0] - 1))
         row["place drift"] = float(np.hypot(now.x[0] - then.x[0], now.y[0] - then.y[0]))
         rows.append(row)
-    return {"border ratio": border_ratio(video, num_frames), "clips": rows}
+    return {"border ratio": border_ratio(video, starts), "clips": rows}
 
 
 def summary(found: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:

@@ -333,8 +333,51 @@ def test_of_a_landiff_the_first_two_seconds_are_judged(run, capsys):
     assert painter.calls[0][1] == {"seed": accuracy.seeds(3, 2), "num_inference_steps": 2}
     assert run(more, "--num-frames", 16, out="b")[0] == 2
     assert "has no num_frames" in capsys.readouterr().err
-    assert run(more, "--suite", "long", out="c")[0] == 2
-    assert "not there for LanDiff" in capsys.readouterr().err
+
+
+class Windows(Painter):
+    """Of 17 frames, and 8 more for each further one."""
+
+    frame_size = 64, 64
+
+    def __init__(self):
+        super().__init__("landiff")
+
+    def num_frames(self, count):
+        return 9 + 8 * count
+
+    def __call__(self, prompts, *, num_clips, **options):
+        whole = super().__call__(prompts, num_clips=8, **options)[:, : self.num_frames(num_clips)]
+        whole[:, -8:, 0, 0] += 100  # a step at the border of the last window
+        return whole
+
+    def reconstruct(self, clip, prompt, *, seed, **options):
+        self.calls.append((prompt, {"seed": seed, **options}))
+        return super().reconstruct(clip)[None]
+
+
+def test_a_landiff_is_judged_by_its_own_windows():
+    painter = Windows()
+    options = types.SimpleNamespace(num_clips=None, num_frames=None)
+    of = types.SimpleNamespace(pipe=painter, args=options)
+    assert evaluate._long_plan(of) == ({"num_clips": 59}, 16, range(17, 481, 8))
+
+
+def test_a_landiff_has_borders_and_comes_back_from_its_tokens(run):
+    painter = Windows()
+    painter.last = None  # all as they should be
+    status, found = run(painter, "--suite", "long", "--num", 3, "--num-clips", 3)
+    assert status == 0
+    assert [len(row["clips"]) for row in found["rows"]] == [2, 2, 2]
+    values = means(found)
+    assert values["color"] == values["motion"] == 1
+    assert values["border ratio"] > 1
+    painter.calls.clear()
+    status, found = run(painter, "--suite", "reconstruction", "--num", 3, out="b")
+    assert status == 0
+    want = [(p, {"seed": s}) for p, s in zip(painter.scenes, accuracy.seeds(3, 2))]
+    assert painter.calls == want
+    assert means(found)["psnr"] == pytest.approx(10 * np.log10(255**2 / 100), abs=0.01)
 
 
 @pytest.fixture
