@@ -78,6 +78,7 @@ class LanDiffPipeline(base.Pipeline):
     """
 
     kind = "landiff"
+    overflows = True  # T5 does
     part_types = PARTS
     optional = frozenset({"painter_text", "features"})
     config_type = LanDiffConfig
