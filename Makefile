@@ -4,6 +4,8 @@
 # make quick   the tests of what a change breaks first, about five minutes on two cores
 # make types   what pyright finds in the library, which is nothing
 # make lowest  demo and quick with exactly the lower bounds of pyproject.toml; wants the oldest Python, 3.11
+# make docs    the site of the documentation, in build/docs; a warning is an error
+# make notebooks   notebooks/ as .ipynb, in build/notebooks
 # make audit   published holes of the packages in .venv; asks an advisory service
 # make clean   remove what these made
 #
@@ -12,6 +14,7 @@
 #   PROMPT="a small blue cross moves up on a gray background"   VIDEO=path/to/a/video   SEED=0   STEPS=50
 #   PYTHON=python3.12                   the interpreter that .venv is made from
 #   PYTEST_ARGS="-k unet"               what pytest gets besides the defaults
+#   REPOSITORY=owner/name               on GitHub, for links of the site and badges of notebooks; none by default
 #   TORCH=torch==2.13.0                 what pip installs to test the reading of torch files; none by default
 
 PROMPT ?= a red circle moves right on a black background
@@ -23,6 +26,7 @@ OUT ?= outputs/demo
 VENV ?= .venv
 PYTEST_ARGS ?=
 TORCH ?=
+REPOSITORY ?=
 
 # Videos, samplers, pipelines, training steps and runs, checkpoints, sharding, the commands, the package.
 QUICK := -m "not slow" tests/cli tests/data tests/diffusion tests/e2e tests/media tests/storage tests/train tests/training \
@@ -45,6 +49,7 @@ export DEMO_PROMPT := $(value PROMPT)
 export DEMO_VIDEO := $(value VIDEO)
 export DEMO_OUT := $(value OUT)
 unexport PROMPT VIDEO OUT
+export REPOSITORY
 
 # Compiled programs are kept, so that a second run starts sooner.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
@@ -52,10 +57,10 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-shapes demo-ar-shapes test long types quick lowest audit clean
+.PHONY: help demo demo-shapes demo-ar-shapes test long types quick lowest docs notebooks audit clean
 
 help:
-	@sed -n '1,15s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
+	@sed -n '1,18s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 # $(call install,what,stamp): an editable install, repeated only when pyproject.toml changes.
 define install
@@ -72,6 +77,10 @@ $(VENV)/.installed-core: pyproject.toml
 
 $(VENV)/.installed-test: pyproject.toml
 	$(call install,.[test])
+	@touch $(VENV)/.installed-core
+
+$(VENV)/.installed-docs: pyproject.toml
+	$(call install,.[docs])
 	@touch $(VENV)/.installed-core
 
 demo: demo-$(MODEL)
@@ -130,6 +139,13 @@ quick: $(VENV)/.installed-test
 lowest:
 	@pins=$$("$(PYTHON)" -c '$(LOWEST)') && \
 	  $(MAKE) --no-print-directory demo quick VENV=.venv-lowest PINS="$$pins"
+
+docs: $(VENV)/.installed-docs
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env -d build/doctrees -c docs . build/docs
+	@echo "the site is in build/docs/index.html"
+
+notebooks: $(VENV)/.installed-docs
+	@$(BIN)/python docs/notebook_pages.py --out build/notebooks
 
 # pip-audit has an environment of its own, so that what it needs is not audited with ours.
 audit: $(VENV)/.installed-core

@@ -1,7 +1,7 @@
 """What programs are traced for: the platform and its type, and a form of attention that is wanted.
 
-Platform and form are read while a program is traced and are no part of its key in jax's caches: change them
-before the first call, or by `tracing_for`, which forgets what was traced.
+Platform and form are read while a program is traced and are no part of its key in jax's caches:
+change them before the first call, or by `tracing_for`, which forgets what was traced.
 """
 
 import contextlib
