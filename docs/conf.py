@@ -50,6 +50,7 @@ autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
+napoleon_attr_annotations = False  # the signature has them
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
@@ -82,7 +83,13 @@ def _sections(match):
     )
 
 
+def shorten(app, what, name, obj, options, signature, returns):
+    """Array, and not where jax keeps it."""
+    return tuple(text and text.replace("jaxlib._jax.", "") for text in (signature, returns))
+
+
 def setup(app):
     app.add_source_parser(notebook_pages.parser(REPOSITORY))
     app.connect("source-read", add_modules)
+    app.connect("autodoc-process-signature", shorten)
     app.connect("autodoc-process-docstring", docstrings.process, priority=400)  # before napoleon

@@ -4,6 +4,10 @@ import re
 
 CODE = re.compile(r"``[^`]+``|`[^`]+`")
 SPECIAL = re.compile(r"[\\*|]|(?<=\w)_(?!\w)")  # what reStructuredText would read as markup
+# `  height, width: Of the latents.` and the lines that go on with it.
+SHARED = re.compile(
+    r"^(?P<indent> +)(?P<names>\w+(?:, \w+)+):(?P<said> .*(?:\n(?P=indent) +.*)*)", re.MULTILINE
+)
 
 
 def modules(root, package):
@@ -23,7 +27,7 @@ def process(app, what, name, obj, options, lines):
 def convert(text):
     """Code to literals, everything else escaped, and code that is indented by four to blocks."""
     out, prose, indent, code = [], [], 0, None
-    for line in text.split("\n"):
+    for line in SHARED.sub(_apart, text).split("\n"):
         depth = len(line) - len(line.lstrip()) if line.strip() else None
         if code is not None and (depth is None or depth >= code):
             out.append(line)
@@ -37,6 +41,12 @@ def convert(text):
             prose.append(line)
             indent = indent if depth is None else depth
     return "\n".join([*out, *_prose(prose)])
+
+
+def _apart(match):
+    """What is said of several arguments or attributes at once, of each."""
+    names, said = match["names"].split(", "), match["said"]
+    return "\n".join(f"{match['indent']}{name}:{said}" for name in names)
 
 
 def _prose(lines):

@@ -119,6 +119,7 @@ def test_there_is_a_drawing_of_each_family_on_its_page():
             "Loads:\n\n::\n\n    a = b_*c\n\n    d\n\nEnd \\*x",
         ),
         ("Args:\n  x: A\n    b.\n  y: C.", "Args:\n  x: A\n    b.\n  y: C."),
+        ("Args:\n  x, y: A\n    b.\n  z: C.", "Args:\n  x: A\n    b.\n  y: A\n    b.\n  z: C."),
     ],
 )
 def test_docstrings_become_restructured_text(written, read):
