@@ -14,7 +14,7 @@
 #   PROMPT="a small blue cross moves up on a gray background"   VIDEO=path/to/a/video   SEED=0   STEPS=50
 #   PYTHON=python3.12                   the interpreter that .venv is made from
 #   PYTEST_ARGS="-k unet"               what pytest gets besides the defaults
-#   REPOSITORY=owner/name               on GitHub, for links of the site and badges of notebooks; none by default
+#   REPOSITORY=https://github.com/...   where this lies, for links of the site and badges of notebooks; none by default
 #   TORCH=torch==2.13.0                 what pip installs to test the reading of torch files; none by default
 
 PROMPT ?= a red circle moves right on a black background

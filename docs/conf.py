@@ -2,8 +2,8 @@
 
 The source is the whole repository, of which `include_patterns` names the pages, so that links
 between Markdown files are the same here and on GitHub. The address of the repository is not written
-here: `REPOSITORY=owner/name` in the environment gives pages their link to it, and notebooks theirs
-to Colab.
+here: `REPOSITORY` in the environment, owner/name or its whole address on GitHub, gives pages their
+link to it, and notebooks theirs to Colab.
 """
 
 import importlib.metadata
@@ -19,7 +19,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import docstrings  # noqa: E402
 import notebook_pages  # noqa: E402
 
-REPOSITORY = os.environ.get("REPOSITORY", "")
+REPOSITORY = notebook_pages.name_of(os.environ.get("REPOSITORY", ""))
 
 project = "dicode_jax"
 author = copyright = "dicode_jax contributors"

@@ -29,6 +29,11 @@ if "google.colab" in sys.modules and not pathlib.Path("pyproject.toml").exists()
     sys.path.insert(0, os.getcwd())"""
 
 
+def name_of(repository):
+    """owner/name of an address on GitHub, or as it is."""
+    return repository.removeprefix("https://github.com/").rstrip("/")
+
+
 def address(path, repository):
     """Where Colab opens a notebook."""
     return f"{COLAB}/github/{repository}/blob/{BRANCH}/{path.stem}.ipynb"
@@ -77,12 +82,13 @@ def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--out", type=pathlib.Path, required=True, help="folder for .ipynb files")
     options.add_argument(
-        "--repository", default=os.environ.get("REPOSITORY", ""), help="owner/name on GitHub"
+        "--repository", default=os.environ.get("REPOSITORY", ""), help="owner/name or address on GitHub"
     )
     args = options.parse_args()
+    repository = name_of(args.repository)
     args.out.mkdir(parents=True, exist_ok=True)
     for path in sorted(FOLDER.glob("*.py")):
-        nbformat.write(read(path, args.repository), args.out / f"{path.stem}.ipynb")
+        nbformat.write(read(path, repository), args.out / f"{path.stem}.ipynb")
         print(args.out / f"{path.stem}.ipynb")
 
 

@@ -150,7 +150,8 @@ def test_the_training_is_that_of_the_documentation(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("repository", ["", "someone/clips"])
 def test_ipynb_files_have_a_badge_where_the_repository_is_known(tmp_path, monkeypatch, repository):
-    argv = ["notebook_pages.py", "--out", str(tmp_path), "--repository", repository]
+    where = f"https://github.com/{repository}/" if repository else ""
+    argv = ["notebook_pages.py", "--out", str(tmp_path), "--repository", where]
     monkeypatch.setattr("sys.argv", argv)
     runpy.run_path(str(ROOT / "docs/notebook_pages.py"), run_name="__main__")
     made = sorted(tmp_path.glob("*.ipynb"))
