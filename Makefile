@@ -6,6 +6,8 @@
 # make types   what pyright finds in the library, which is nothing
 # make lowest  demo and quick with exactly the lower bounds of pyproject.toml; wants the oldest Python, 3.11
 # make dist    sdist and wheel in dist/, checked as PyPI will; docs/releasing.md
+# make docs    the site of the documentation, in build/docs; a warning is an error
+# make notebooks   notebooks/ as .ipynb, in build/notebooks
 # make audit   published holes of the packages in .venv; asks an advisory service
 # make clean   remove what these made
 #
@@ -15,7 +17,8 @@
 #   PYTHON=python3.12                   the interpreter that .venv is made from
 #   PYTEST_ARGS="-k unet"               what pytest gets besides the defaults
 #   TORCH=torch==2.13.0                 what pip installs to test the reading of torch files; none by default
-#   REPOSITORY=https://...  TAG=v1.2.3  of a release, for `make dist`: where links of the README lead
+#   REPOSITORY=https://github.com/...   where this lies, for links of site, notebooks and README; none by default
+#   TAG=v1.2.3                          of a release, for `make dist`
 
 PROMPT ?= a red circle moves right on a black background
 VIDEO ?=
@@ -50,6 +53,7 @@ export DEMO_PROMPT := $(value PROMPT)
 export DEMO_VIDEO := $(value VIDEO)
 export DEMO_OUT := $(value OUT)
 unexport PROMPT VIDEO OUT
+export REPOSITORY
 
 # Compiled programs are kept, so that a second run starts sooner.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
@@ -57,10 +61,10 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-shapes demo-ar-shapes test long types quick gate lowest dist audit clean
+.PHONY: help demo demo-shapes demo-ar-shapes test long types quick gate lowest dist docs notebooks audit clean
 
 help:
-	@sed -n '1,18s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
+	@sed -n '1,19s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 # $(call install,what,stamp): an editable install, repeated only when pyproject.toml changes.
 define install
@@ -81,6 +85,10 @@ $(VENV)/.installed-test: pyproject.toml
 
 $(VENV)/.installed-release: pyproject.toml
 	$(call install,.[release])
+	@touch $(VENV)/.installed-core
+
+$(VENV)/.installed-docs: pyproject.toml
+	$(call install,.[docs])
 	@touch $(VENV)/.installed-core
 
 demo: demo-$(MODEL)
@@ -153,6 +161,13 @@ dist: $(VENV)/.installed-release
 	@$(BIN)/pyproject-build --outdir dist outputs/release >outputs/release.log 2>&1 || { tail -n 40 outputs/release.log; exit 1; }
 	@$(BIN)/python scripts/release_tree.py check outputs/release dist
 	@$(BIN)/twine check --strict dist/*
+
+docs: $(VENV)/.installed-docs
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env -d build/doctrees -c docs . build/docs
+	@echo "the site is in build/docs/index.html"
+
+notebooks: $(VENV)/.installed-docs
+	@$(BIN)/python docs/notebook_pages.py --out build/notebooks
 
 # pip-audit has an environment of its own, so that what it needs is not audited with ours.
 audit: $(VENV)/.installed-core

@@ -21,6 +21,7 @@ _USES = {
     "wandb": "metrics to Weights & Biases",
     "bench": "benchmarks beside Hugging Face's GPT-2",
     "test": "the tests",
+    "docs": "`make docs` and `make notebooks`",
 }
 _NVIDIA = "/dev/nvidiactl"  # there with every driver of NVIDIA
 

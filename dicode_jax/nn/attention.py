@@ -108,7 +108,7 @@ def _form(query: Array, key: Array) -> str:
     wanted, on = platform.attention(), platform.platform()
     (t, d), s = query.shape[1::2], key.shape[1]
     is_half = query.dtype == key.dtype and query.dtype in (jnp.bfloat16, jnp.float16)
-    fits = d <= CUDNN_MAX_HEAD_DIM and d % 8 == 0
+    fits = d <= CUDNN_MAX_HEAD_DIM and d % 8 == 0 and not platform.is_before_ampere()
     pays = on == "gpu" and ((s >= CUDNN_MIN_KEYS and t > 1) or t * s >= CUDNN_MIN_SCORES)
     pays = pays or wanted == "cudnn"
     if wanted in ("auto", "cudnn") and is_half and fits and pays:

@@ -1,9 +1,11 @@
 """AR-Diffusion (arXiv 2503.07418): videos whose frames are done one after the other.
 
-pipe = ARDiffusionPipeline.from_pretrained("models/ucf101")
-video = pipe("Archery", num_frames=32, lag=5, seed=0)
-for frame in pipe.stream("Archery", num_frames=128, lag=5):
-    ...  # each is there as soon as it has taken its last step
+    pipe = ARDiffusionPipeline.from_pretrained("models/ucf101")
+    video = pipe("Archery", num_frames=32, lag=5, seed=0)
+    for frame in pipe.stream("Archery", num_frames=128, lag=5):
+        ...  # each is there as soon as it has taken its last step
+
+A model without classes is called without a prompt.
 """
 
 import dataclasses

@@ -10,7 +10,6 @@ import inspect
 import itertools
 import os
 import pathlib
-import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self, cast
@@ -28,23 +27,12 @@ from dicode_jax.pipelines import calls, checks, painting
 from dicode_jax.pipelines import progress as progress_lib
 from dicode_jax.pipelines.load import check_kind
 from dicode_jax.runtime import compile_cache, sharding
+from dicode_jax.runtime.platform import auto_dtype
 from dicode_jax.storage import hub, model_card, weights
 from dicode_jax.storage.folders import new_folder
 from dicode_jax.typing import PyTree
 
 TEXT_FOLDER = "text"
-
-
-def auto_dtype() -> Any:
-    """The type that suits the default device: float32 on a CPU, bfloat16 where it is computed in.
-
-    GPUs of NVIDIA before compute capability 8.0 have no bfloat16 and get float16.
-    """
-    device = jax.devices()[0]
-    if device.platform == "cpu":
-        return jnp.float32
-    is_old = re.fullmatch(r"[1-7]\.\d", str(getattr(device, "compute_capability", "")))
-    return jnp.float16 if is_old else jnp.bfloat16
 
 
 class Pipeline:
@@ -56,6 +44,7 @@ class Pipeline:
       optional: Parts that a pipeline may lack.
       config_type: Class of its config, which holds `sampling`.
       takes: What a call may ask for besides prompt and seed, of `calls.COMMON`.
+      overflows: Whether float16 lacks the range for it.
       name: What it was loaded as; None for one that was made in memory.
       devices: Clips and prompts are split over these, each with all weights; None for local ones.
     """
@@ -65,6 +54,7 @@ class Pipeline:
     optional: ClassVar[frozenset[str]] = frozenset()
     config_type: ClassVar[type]
     takes: ClassVar[frozenset[str]] = frozenset()
+    overflows: ClassVar[bool] = False
     name: str | None = None
     devices: Sequence[Any] | None = None
 
@@ -243,7 +233,7 @@ class Pipeline:
             Hub, which is downloaded once; None for the packaged default.
           revision: Branch, tag or commit on the Hub.
           dtype: Computing type; None for that of the parameters and inputs, "auto" for
-            `auto_dtype()` in weights and computing.
+            `auto_dtype()` in weights and computing, or float32 where a model overflows in float16.
           param_dtype: Type of the weights in memory.
           cache_dir: Where downloads are kept; None for the Hub's usual cache.
           local_files_only: Do not reach for the Hub; `HF_HUB_OFFLINE=1` does the same for all.
@@ -263,7 +253,10 @@ class Pipeline:
             token=token,
         )
         if isinstance(dtype, str) and dtype == "auto":
-            dtype = param_dtype = auto_dtype()
+            dtype = auto_dtype()
+            if cls.overflows and dtype == jnp.float16:
+                dtype = jnp.float32
+            param_dtype = dtype
         config = cls._read_config(folder)
         parts, known = cls._load_parts(folder, dtype=dtype, param_dtype=param_dtype, **how)
         text = cls._read_text(folder, {name: part.cfg for name, part in parts.items()})

@@ -1,9 +1,9 @@
 """LanDiff (arXiv 2503.04606): a language model writes semantic tokens, a painter makes frames.
 
-pipe = LanDiffPipeline.from_pretrained("models/landiff", dtype="auto")
-pipe("a dog surfs", num_clips=1, seed=0).save("dog.mp4")  # 49 frames of 480 x 720
-for clip in pipe.stream("a dog surfs", num_clips=19):
-    ...  # a minute: 49 frames, then 24 a clip, each as soon as it is painted
+    pipe = LanDiffPipeline.from_pretrained("models/landiff", dtype="auto")
+    pipe("a dog surfs", num_clips=1, seed=0).save("dog.mp4")  # 49 frames of 480 x 720
+    for clip in pipe.stream("a dog surfs", num_clips=19):
+        ...  # a minute: 49 frames, then 24 a clip, each as soon as it is painted
 
 The original makes one clip; how videos go on is in `models.landiff.streaming`.
 """
@@ -78,6 +78,7 @@ class LanDiffPipeline(base.Pipeline):
     """
 
     kind = "landiff"
+    overflows = True  # T5 does
     part_types = PARTS
     optional = frozenset({"painter_text", "features"})
     config_type = LanDiffConfig

@@ -53,7 +53,7 @@ def load(
       revision: Branch, tag or commit on the Hub.
       dtype: Computing type; None for that of the parameters and inputs, "auto" for what suits the
         device, in weights and computing: float32 on CPUs, bfloat16 on accelerators, float16 on
-        those that have no bfloat16.
+        those that have no bfloat16 (LanDiff, which overflows in it, float32).
       param_dtype: Type of the weights in memory; None for what "auto" says, else float32. One that
         is given goes before "auto", which then leaves the computing type to it.
       how: What the kind of pipeline takes besides in `from_pretrained`.

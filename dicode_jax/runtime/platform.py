@@ -1,14 +1,17 @@
-"""What programs are traced for: the platform, and the form of attention when one is wanted.
+"""What programs are traced for: the platform and its type, and a form of attention that is wanted.
 
-Both are read while a program is traced and are no part of its key in jax's caches: change them
-before the first call, or by `tracing_for`, which forgets what was traced.
+Platform and form are read while a program is traced and are no part of its key in jax's caches:
+change them before the first call, or by `tracing_for`, which forgets what was traced.
 """
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 ATTENTION = ("auto", "xla", "mapped", "cudnn")
 """Forms of `nn.attention`: what suits, one large product, a loop over heads, NVIDIA's kernels."""
@@ -26,6 +29,25 @@ _wanted = _Wanted()
 def platform() -> str:
     """Of the three "cpu", "gpu" and "tpu": the default backend, or what `tracing_for` says."""
     return _wanted.platform or jax.default_backend()
+
+
+def is_before_ampere() -> bool:
+    """Whether the default device is a GPU of NVIDIA of compute capability below 8.0, such as a T4.
+
+    Those have no bfloat16, and cuDNN has no fused attention for them, which jax does not ask.
+    """
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    return re.fullmatch(r"[1-7]\.\d", capability) is not None
+
+
+def auto_dtype() -> Any:
+    """The type that suits the default device: float32 on a CPU, bfloat16 where it is computed in.
+
+    GPUs of NVIDIA before compute capability 8.0 have no bfloat16 and get float16.
+    """
+    if jax.devices()[0].platform == "cpu":
+        return jnp.float32
+    return jnp.float16 if is_before_ampere() else jnp.bfloat16
 
 
 def attention() -> str:

@@ -1,4 +1,5 @@
 import ast
+import types
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +93,18 @@ def test_form_is_chosen_by_platform_type_and_shape(form, on, sizes, dtype):
     query, key = (jax.ShapeDtypeStruct((2, n, 3, d), dtype) for n in (t, s))
     with tracing_for(platform=on):
         assert attention._form(query, key) == form
+
+
+@pytest.mark.parametrize(
+    ("capability", "form"), [("7.5", "xla"), ("8.0", "cudnn"), ("10.0", "cudnn")]
+)
+def test_a_gpu_that_has_no_fused_kernels_is_not_asked_for_them(monkeypatch, capability, form):
+    device = types.SimpleNamespace(platform="gpu", compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    query = jax.ShapeDtypeStruct((2, 505, 3, 64), jnp.float16)
+    for wanted in ("auto", "cudnn"):
+        with tracing_for(platform="gpu", attention=wanted):
+            assert attention._form(query, query) == form
 
 
 @pytest.mark.parametrize(("t", "s", "in_parts"), [(1, 16, True), (1, 15, False), (2, 16, False)])

@@ -130,6 +130,21 @@ def test_parts_are_loaded_in_the_types_that_are_asked_for(monkeypatch, options, 
     assert str(seen.value) == str({"dtype": computes, "param_dtype": stored})
 
 
+@pytest.mark.parametrize(
+    ("pipeline", "dtype"), [(DiCoDePipeline, jnp.float16), (LanDiffPipeline, jnp.float32)]
+)
+def test_auto_is_no_type_that_a_model_overflows_in(monkeypatch, pipeline, dtype):
+    def stop(*args, **types):
+        raise UserError(str(types))
+
+    monkeypatch.setattr(base, "auto_dtype", lambda: jnp.float16)
+    monkeypatch.setattr(pipeline, "_read_config", lambda folder: None)
+    monkeypatch.setattr(pipeline, "_load_parts", stop)
+    with pytest.raises(UserError) as seen:
+        pipeline.from_pretrained(OLD / "dicode", dtype="auto")
+    assert str(seen.value) == str({"dtype": dtype, "param_dtype": dtype})
+
+
 @pytest.mark.parametrize("load", [dicode_jax.load, DiCoDePipeline.from_pretrained])
 def test_all_that_says_where_a_model_is_reaches_the_hub(monkeypatch, load):
     def stop(*args, **options):
