@@ -82,7 +82,9 @@ def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--out", type=pathlib.Path, required=True, help="folder for .ipynb files")
     options.add_argument(
-        "--repository", default=os.environ.get("REPOSITORY", ""), help="owner/name or address on GitHub"
+        "--repository",
+        default=os.environ.get("REPOSITORY", ""),
+        help="owner/name or address on GitHub",
     )
     args = options.parse_args()
     repository = name_of(args.repository)
