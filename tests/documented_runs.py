@@ -63,6 +63,7 @@ NOT_RUN = {
     r"ar_diffusion|runs/dit": "tests/stages/ar_diffusion, tests/convert have tiny ones",
     r"train_shapes_features|--videos": "clips of 64 x 64; tests/test_shapes_features.py",
     r"--suite tokens": "as many paintings as tokens; tests/cli/test_evaluate.py",
+    r"^dicode app": "serves until it is stopped; tests/app and tests/cli/test_app.py",
     r"mutation_trial": "an hour; tests/test_scripts.py tries it on a toy",
 }
 LESS = {

@@ -144,7 +144,7 @@ def test_every_import_is_declared(project):
     extras = project["optional-dependencies"]
     # beartype is imported by `typing.py` when tests switch shape checks on.
     allowed = {
-        "dicode_jax": declared | {"beartype"} | names(extras["wandb"]),
+        "dicode_jax": declared | {"beartype"} | names(extras["wandb"]) | names(extras["app"]),
         "train": declared,
         "configs": declared,
         "convert": declared | names(extras["convert"]),
