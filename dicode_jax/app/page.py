@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import gradio as gr  # pyright: ignore[reportMissingImports]
+import gradio  # pyright: ignore[reportMissingImports]
 
 from dicode_jax.app.limits import Limits
 from dicode_jax.app.models import Model
@@ -23,6 +23,8 @@ from dicode_jax.pipelines import options
 
 __all__ = ["build", "serving"]
 
+gr: Any = gradio  # an extra, which type checkers see or do not see
+
 _FONTS = ["system-ui", "sans-serif"]  # no fonts of other servers
 _DAY = 24 * 3600
 _PREVIEW = 320  # pixels
@@ -30,15 +32,20 @@ _PRIVATE = {"api_visibility": "private"}
 _CSS = """
 .gradio-container {max-width: 1180px !important; width: 100%; margin: auto;}
 #video video, #tokens img, #history img, #preview img {image-rendering: pixelated;}
-#bar div {height: 8px; border-radius: 4px; background: var(--neutral-200); overflow: hidden;}
-#bar div div {background: var(--color-accent);}
+.bar {height: 8px; border-radius: 4px; background: var(--neutral-200); overflow: hidden;}
+.bar > div {height: 8px; background: var(--color-accent);}
 #examples button {font-size: var(--text-xs);}
+#length {flex-wrap: nowrap;}
+#length .form {min-width: 0 !important;}
 #dice {font-size: 22px; align-self: stretch;}
 #preview img {max-height: 140px; object-fit: contain;}
+#history [data-testid="block-label"] {position: static; width: fit-content;}
+#history .caption-label {font-size: var(--text-xs); max-width: 100%; left: 0; right: 0;}
+#history .grid-wrap {min-height: 0;}
 """
 
 
-def _upload(**looks: Any) -> gr.File:
+def _upload(**looks: Any) -> Any:
     """A file of the visitor's own machine; Gradio's component would also fetch an address."""
     upload = gr.File(height=120, **looks)
     move, move_later = (
@@ -145,8 +152,8 @@ def _environment(root: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def build(painter: Painter) -> gr.Blocks:
-    """The page of a painter, which is served with `launch`."""
+def build(painter: Painter) -> Any:
+    """The page of a painter, a `gradio.Blocks`, which is served with `launch`."""
     limits, models = painter.limits, painter.models
     first = next(iter(models.values()))
     with gr.Blocks(title="dicode", analytics_enabled=False, delete_cache=(3600, _DAY)) as page:
@@ -166,7 +173,7 @@ def build(painter: Painter) -> gr.Blocks:
                     label="Examples", components=[prompt], elem_id="examples", type="values",
                     samples=[[one] for one in first.examples], visible=bool(first.examples),
                 )  # fmt: skip
-                with gr.Row():
+                with gr.Row(elem_id="length"):
                     clips = gr.Slider(
                         1, limits.clips, value=2, step=1, label="Clips", elem_id="clips",
                         min_width=140, scale=3, visible=first.has_clips,
@@ -199,7 +206,7 @@ def build(painter: Painter) -> gr.Blocks:
                     stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
             with gr.Column(scale=6):
                 video = gr.Video(
-                    label="Video", interactive=False, autoplay=True, loop=True, height=400,
+                    show_label=False, interactive=False, autoplay=True, loop=True, height=400,
                     elem_id="video", buttons=[],
                 )  # fmt: skip
                 bar = gr.HTML(_bar(0), elem_id="bar")
@@ -215,7 +222,7 @@ def build(painter: Painter) -> gr.Blocks:
                     elem_id="tokens", buttons=["download"], format="png",
                 )  # fmt: skip
         history = gr.Gallery(
-            label="Painted on this page", columns=6, height="auto", allow_preview=False,
+            label="Painted on this page", columns=6, height=215, allow_preview=False,
             interactive=False, elem_id="history", object_fit="contain", buttons=[],
             fit_columns=False,
         )  # fmt: skip
@@ -261,7 +268,7 @@ def build(painter: Painter) -> gr.Blocks:
                 return *_nothing("Stopped. No clip was there yet."), *_idle(session, True)
             return *_result(part), *_idle(session, True)
 
-        def pick(session, event: gr.SelectData):
+        def pick(session, event: gradio.SelectData):
             if not (isinstance(event.index, int) and 0 <= event.index < len(session.history)):
                 return [gr.update()] * (len(shown) + 2)
             made = session.history[event.index]
@@ -307,7 +314,7 @@ def _begins(model: Model) -> str:
 
 
 def _bar(done: float) -> str:
-    return f'<div><div style="height: 8px; width: {100 * float(done):.1f}%"></div></div>'
+    return f'<div class="bar"><div style="width: {100 * float(done):.1f}%"></div></div>'
 
 
 def _news(news: News) -> list[Any]:

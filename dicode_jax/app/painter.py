@@ -169,9 +169,9 @@ class Painter:
                 if made is not None:
                     session.end(job, made)
                 yield news
-        except Exception:
+        except Exception as error:
             if not job.stop.is_set():  # else its files are gone, and nobody listens
-                raise
+                raise _for_people(error) from error
         finally:
             self._jobs.discard(job.stop)
             session.end(job, made)
@@ -290,7 +290,7 @@ class Painter:
             except queue.Empty:
                 continue
             if what == "failed":
-                raise _for_people(told[0])
+                raise told[0]
             if what == "waiting":
                 yield News(said="Waiting for the video of somebody else.")
             if what == "progress" and told[0] != "clips":

@@ -32,7 +32,7 @@ def draw(
     width = columns * (_CELL + _GAP) + _GAP
     sheet = Image.new("RGB", (width, above + rows * height + _GAP // 2), _PAPER)
     pen = ImageDraw.Draw(sheet)
-    title = f"Tokens of the keyframes: {n} of {z} numbers each, blue below 0, red above"
+    title = f"{n} tokens of {z} numbers each: blue below 0, red above"
     pen.text((_GAP, _GAP), title, fill=_INK, font=font)
     for i, (frame, shade) in enumerate(zip(keyframes, maps, strict=True)):
         x, y = _GAP + i % _PER_ROW * (_CELL + _GAP), above + i // _PER_ROW * height

@@ -13,6 +13,7 @@ from PIL import Image
 from dicode_jax.errors import UserError
 
 pytest.importorskip("gradio")
+pytestmark = pytest.mark.filterwarnings("ignore")  # those of Gradio are its own to mend
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from dicode_jax.app.limits import Limits
 from dicode_jax.app.painter import Painter, Wish
 from dicode_jax.errors import UserError
 from dicode_jax.media.video import probe, read_video
+from dicode_jax.media.videos import Video
 
 WAIT = 20  # seconds, beyond which something hangs
 
@@ -130,6 +131,17 @@ def test_what_is_no_mistake_is_logged_and_not_shown(house, caplog):
     assert "secret" in caplog.text
     house.pipe.before = lambda index: None
     list(house.run())
+
+
+def test_a_file_that_cannot_be_written_is_no_mistake_of_the_visitor(house, monkeypatch, caplog):
+    def fail(self, path):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Video, "save", fail)
+    with pytest.raises(UserError, match="something went wrong here"):
+        list(house.run())
+    assert "No space left" in caplog.text
+    assert house.session.history == []
 
 
 def test_too_little_memory_is_told(house):
