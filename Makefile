@@ -2,9 +2,11 @@
 # make test    lint, types and all tests but the long ones
 # make long    the tests that `make test` leaves out, of which shorter ones hold most
 # make quick   the tests of what a change breaks first, about five minutes on two cores
+# make gate    whether clips of the packaged model still obey their captions, a minute or two on one core
 # make test-app  the page of `dicode app` in headless Chromium, where there is one
 # make types   what pyright finds in the library, which is nothing
 # make lowest  demo and quick with exactly the lower bounds of pyproject.toml; wants the oldest Python, 3.11
+# make dist    sdist and wheel in dist/, checked as PyPI will; docs/releasing.md
 # make audit   published holes of the packages in .venv; asks an advisory service
 # make clean   remove what these made
 #
@@ -15,6 +17,7 @@
 #   PYTEST_ARGS="-k unet"               what pytest gets besides the defaults
 #   BROWSER=/usr/bin/chromium           what test-app starts; SCREENSHOTS=docs/images keeps pictures of the packaged model
 #   TORCH=torch==2.13.0                 what pip installs to test the reading of torch files; none by default
+#   REPOSITORY=https://...  TAG=v1.2.3  of a release, for `make dist`: where links of the README lead
 
 PROMPT ?= a red circle moves right on a black background
 VIDEO ?=
@@ -25,6 +28,8 @@ OUT ?= outputs/demo
 VENV ?= .venv
 PYTEST_ARGS ?=
 TORCH ?=
+REPOSITORY ?=
+TAG ?=
 BROWSER ?= $(shell for b in chromium chromium-browser google-chrome; do command -v $$b && break; done)
 SCREENSHOTS ?=
 comma := ,
@@ -57,10 +62,10 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-shapes demo-ar-shapes test test-app browse long types quick lowest audit clean
+.PHONY: help demo demo-shapes demo-ar-shapes test test-app browse long types quick gate lowest dist audit clean
 
 help:
-	@sed -n '1,17s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
+	@sed -n '1,20s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 # $(call install,what,stamp): an editable install, repeated only when pyproject.toml changes.
 define install
@@ -77,6 +82,10 @@ $(VENV)/.installed-core: pyproject.toml
 
 $(VENV)/.installed-test: pyproject.toml
 	$(call install,.[test])
+	@touch $(VENV)/.installed-core
+
+$(VENV)/.installed-release: pyproject.toml
+	$(call install,.[release])
 	@touch $(VENV)/.installed-core
 
 $(VENV)/.installed-app: pyproject.toml
@@ -146,9 +155,23 @@ long: $(VENV)/.installed-test
 quick: $(VENV)/.installed-test
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(QUICK) $(PYTEST_ARGS)
 
+# Floors are a little below the lower ends of the intervals that docs/evaluation.md has.
+gate: $(VENV)/.installed-core
+	@rm -rf outputs/gate
+	@$(BIN)/dicode evaluate shapes --suite shapes --num 32 --quality draft --out outputs/gate --at-least \
+	  color=0.95 shape=0.95 motion=0.8 background=0.95 size=0.75 all=0.7 "all, and in every frame=0.55"
+
 lowest:
 	@pins=$$("$(PYTHON)" -c '$(LOWEST)') && \
 	  $(MAKE) --no-print-directory demo quick VENV=.venv-lowest PINS="$$pins"
+
+# Built from what git tracks, which the sdist must hold whole: its tests run. The wheel is built from the sdist.
+dist: $(VENV)/.installed-release
+	@rm -rf dist
+	@$(BIN)/python scripts/release_tree.py lay outputs/release --repository "$(REPOSITORY)" --tag "$(TAG)"
+	@$(BIN)/pyproject-build --outdir dist outputs/release >outputs/release.log 2>&1 || { tail -n 40 outputs/release.log; exit 1; }
+	@$(BIN)/python scripts/release_tree.py check outputs/release dist
+	@$(BIN)/twine check --strict dist/*
 
 # pip-audit has an environment of its own, so that what it needs is not audited with ours.
 audit: $(VENV)/.installed-core
@@ -157,5 +180,5 @@ audit: $(VENV)/.installed-core
 	@PIPAPI_PYTHON_LOCATION="$(abspath $(BIN)/python)" .venv-audit/bin/pip-audit --skip-editable
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-lowest .venv-audit outputs/demo build dist *.egg-info .jax_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-newest .venv-lowest .venv-audit outputs/demo outputs/gate outputs/release* build dist *.egg-info .jax_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -28,6 +28,8 @@ KINDS: dict[str, str] = {
     "ar_diffusion_vae": "convert.ar_diffusion.vae:KIND",
     "ar_diffusion_discriminator": "convert.ar_diffusion.discriminator:KIND",
     "ar_diffusion_lpips": "convert.ar_diffusion.discriminator:LPIPS_KIND",
+    "i3d": "convert.parts.inception:I3D_KIND",
+    "inception": "convert.parts.inception:INCEPTION_KIND",
     "dicode_lm": "convert.dicode.lm:from_torch",
     "dicode": "convert.dicode.modules:from_torch",
     "ar_diffusion_dit": "convert.ar_diffusion.dit:DIT",

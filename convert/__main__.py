@@ -16,6 +16,8 @@ COMMANDS = {
     "landiff": ("convert.landiff.command", "LanDiff's language model, tokenizer, text encoders"),
     "divot": ("convert.divot", "Divot's de-tokenizer to a clip decoder"),
     "open_clip": ("convert.open_clip", "any ViT of OpenCLIP"),
+    "i3d": ("convert.i3d", "I3D of Kinetics, whose logits FVD is of"),
+    "inception": ("convert.inception", "Inception-v3 of TensorFlow, whose features FID is of"),
     "gpt2": ("convert.gpt2", "Hugging Face's GPT-2 to the body of a language model"),
     "llama": ("convert.llama", "Hugging Face's Llama to the body of a language model"),
     "to_torch": ("convert.to_torch", "a model of this package under the original key names"),

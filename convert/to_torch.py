@@ -34,7 +34,16 @@ from convert.landiff import language_model as landiff_lm
 from convert.landiff import semantic_tokenizer as landiff_tokenizer
 from convert.landiff import theia
 from convert.landiff import vae as landiff_vae
-from convert.parts import autoencoder_kl, clip, deep_tokens, gpt2, llama, resampler, unet3d
+from convert.parts import (
+    autoencoder_kl,
+    clip,
+    deep_tokens,
+    gpt2,
+    inception,
+    llama,
+    resampler,
+    unet3d,
+)
 from dicode_jax import config as config_lib
 from dicode_jax.diffusion.schedules import PERSISTENT_BUFFERS
 from dicode_jax.errors import UserError
@@ -106,6 +115,8 @@ KINDS: dict[type, Kind] = {
     autoencoder_kl.KIND.config: _as_read(autoencoder_kl.KIND, deep_tokens.AUTOENCODER),
     resampler.KIND.config: _as_read(resampler.KIND, deep_tokens.RESAMPLER),
     gpt2.KIND.config: _as_read(gpt2.KIND),
+    inception.I3D_KIND.config: _as_read(inception.I3D_KIND),
+    inception.INCEPTION_KIND.config: _as_read(inception.INCEPTION_KIND),
     llama.KIND.config: _as_read(llama.KIND),
     DenoiserConfig: Kind(
         Denoiser,

@@ -35,6 +35,8 @@ MODULES = {
     "clip_text": "models.clip.CLIPTextConfig",
     "clip_vision": "models.clip.CLIPVisionConfig",
     "gpt2": "models.gpt2.GPT2Config",
+    "i3d": "models.i3d.I3DConfig",
+    "inception": "models.inception.InceptionConfig",
     "llama": "models.llama.LlamaConfig",
     "lpips": "models.lpips.LPIPSConfig",
     "patch_discriminator": "models.patch_discriminator.PatchDiscriminatorConfig",

@@ -7,6 +7,7 @@ grain from none. What is printed at the end is the share of words read right off
 """
 
 import argparse
+import dataclasses
 import functools
 import sys
 import time
@@ -95,15 +96,23 @@ def train(clips, labels, *, num_steps: int, batch_size: int, say) -> ShapesClass
     return nnx.merge(graph, state)
 
 
-def accuracy(model: ShapesClassifier, clips, labels) -> dict[str, float]:
-    """Share of clips of which a kind of word is read right."""
+def looked_at(model: ShapesClassifier, clips) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Features [b, d] of clips, and of each kind of word the one that is read [b]."""
     graph, state = nnx.split(model)
-    run = jax.jit(lambda state, x: nnx.merge(graph, state)(shown(x)))
+
+    @jax.jit
+    def run(state, x):
+        model = nnx.merge(graph, state)
+        return model.features(shown(x)), [logits.argmax(-1) for logits in model(shown(x))]
+
     parts = [run(state, clips[i : i + 50]) for i in range(0, len(clips), 50)]
-    return {
-        field: float(np.mean(np.concatenate([p[i].argmax(-1) for p in parts]) == labels[:, i]))
-        for i, field in enumerate(FIELDS)
-    }
+    words = [np.concatenate(read) for read in zip(*(read for _, read in parts))]
+    return np.concatenate([features for features, _ in parts]), words
+
+
+def spread(features: np.ndarray) -> float:
+    """How far features are from their means, root mean square, to three digits."""
+    return float(f"{np.sqrt(features.var(axis=0).mean()):.3g}") or 1.0
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -123,9 +132,12 @@ def main(argv: list[str] | None = None) -> None:
     clips, labels = drawn(TRAINED, args.num_clips)
     size = {"num_steps": args.num_steps, "batch_size": args.batch_size}
     model = train(clips, labels, **size, say=say)
-    weights.save_module(args.out, model, model.cfg, dtype=jnp.float16)
-    for name, share in accuracy(model, *drawn(TRIED, min(500, args.num_clips))).items():
-        print(f"{name:<12} {share:.3f}")
+    tried, labels = drawn(TRIED, min(500, args.num_clips))
+    features, read = looked_at(model, tried)
+    cfg = dataclasses.replace(model.cfg, spread=spread(features))
+    weights.save_module(args.out, model, cfg, dtype=jnp.float16)
+    for name, words, label in zip(FIELDS, read, labels.T):
+        print(f"{name:<12} {np.mean(words == label):.3f}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else programs go to the user's own folder
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="programs-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+# Every program: the other worker, child processes and later files find it.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["DICODE_CHECK_SHAPES"] = "1"
 
 import hypothesis
@@ -35,13 +37,17 @@ RAISE = jax.numpy_rank_promotion, "raise"
 PROMOTION = {"diffusion": (STRICT, RAISE), "distributions": (STRICT,), "nn": (RAISE,)}
 
 
-# Rooms whose tests hold values and shapes to something else than themselves. Most of their time is
-# compilation, so they compile with few optimisations; runs, commands and the arrays of `--golden`
-# do as users do.
+# Most of the time is compilation, so programs have few optimisations, those of children too. Only
+# the arrays of `--golden` are compiled as users do, and with `--long` what is not of these rooms,
+# whose tests hold values and shapes to something else than themselves.
 SIMPLE = {"convert", "diffusion", "distributions", "evaluation", "models", "nn", "pipelines"}
 SIMPLE |= {"parity", "stages", "training"}
 EXACT = {"test_packed.py"}  # compares two orders of sums to the last bits
 
+
+# Small programs compile in two thirds of the time without the emitters that go by MLIR. XLA ends a
+# process for a flag that it does not know, so only versions are told that are known to have it.
+EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 
 MUCH = 3e9  # bytes that a worker may hold between files
 
@@ -56,10 +62,12 @@ def resident():
 
 @pytest.fixture(autouse=True, scope="module")
 def compilation(request):
-    is_simple = request.path.relative_to(TESTS).parts[0] in SIMPLE
+    is_simple = request.config.getoption("golden") == str(GOLDEN)
+    if request.config.getoption("long"):
+        is_simple &= request.path.relative_to(TESTS).parts[0] in SIMPLE
     is_simple &= request.path.name not in EXACT
-    is_simple &= request.config.getoption("golden") == str(GOLDEN)
     jax.config.update("jax_disable_most_optimizations", is_simple)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(is_simple))
     yield
     if resident() > MUCH:  # compiled programs, of files that are done
         jax.clear_caches()
@@ -72,6 +80,14 @@ def promotion(request):
         for option, value in PROMOTION.get(folder, ()):
             stack.enter_context(option(value))
         yield
+
+
+def pytest_configure(config):
+    """Before XLA reads its flags; child processes read them too."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    is_ours = config.getoption("golden") == str(GOLDEN) and not config.getoption("long")
+    if is_ours and jax.__version_info__[:2] == (0, 10) and EMITTERS not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {EMITTERS}".strip()
 
 
 def pytest_report_header():

@@ -86,6 +86,7 @@ def compare() -> dict:
 
 if __name__ == "__main__":
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    os.environ["XLA_FLAGS"] = flags
     sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
     sys.stdout.write(f"\nREPORT {json.dumps(compare())}\n")

@@ -456,8 +456,8 @@ if __name__ == "__main__":
     num_devices = 8 if command in ("losses", "averages") else 4 // int(arguments[1])
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = (  # compiling is most of the time
-        f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0 "
-        "--xla_llvm_disable_expensive_passes=true"
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num_devices} "
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     )
     sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
     sys.stdout.write(f"\nREPORT {json.dumps(main(command, *arguments))}\n")

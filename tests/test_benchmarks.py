@@ -12,7 +12,7 @@ from test_gpu_kernels import LOOP
 from benchmarks import cpu_peers, gpu, gpu_kernels, host_memory, packaged, train_step
 from dicode_jax.errors import UserError
 from dicode_jax.models.gpt2 import GPT2, GPT2Config
-from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.nn.rngs import blank
 from dicode_jax.runtime import compile_cache
 from dicode_jax.stages.registry import build_stage
 
@@ -40,7 +40,7 @@ def test_without_pytorch_one_line_says_what_to_install(monkeypatch):
 def test_small_tokenizer_has_the_parts_of_the_large_one():
     paths = []
     for config in (train_step.small_tokenizer_config(), train_step.tokenizer_256.get_config()):
-        model = nnx.eval_shape(lambda c=config: build_stage(c).create(ShapeRngs()))
+        model = blank(lambda rngs, c=config: build_stage(c).create(rngs))
         paths.append({path for path, _ in nnx.to_flat_state(nnx.state(model))})
     small, large = ({path for path in found if path[1] != "vision"} for found in paths)
     assert small == large

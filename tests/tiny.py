@@ -1,5 +1,7 @@
 """A whole pipeline of random weights, small enough to build and run in a test."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,14 +28,20 @@ NUM_TOKENS, TOKEN_DIM, NUM_FRAMES = 3, 8, 4
 
 def random_module(build) -> nnx.Module:
     """The module with plain random parameters: its own initialisation would compile for minutes."""
-    rng = np.random.default_rng(0)
-    graph, abstract = nnx.split(nnx.eval_shape(build))
+    rng, graphs = np.random.default_rng(0), []
+
+    def make():
+        graph, state = nnx.split(build())
+        graphs.append(graph)
+        return state
+
+    abstract = jax.eval_shape(make)  # sooner than nnx's own, which keeps track of changes
 
     def draw(leaf):
         values = rng.normal(scale=0.1, size=leaf.shape) + (len(leaf.shape) == 1)
         return jnp.asarray(values, leaf.dtype)
 
-    return nnx.merge(graph, jax.tree.map(draw, abstract))
+    return nnx.merge(graphs[0], jax.tree.map(draw, abstract))
 
 
 def with_value(module: nnx.Module, value: float) -> nnx.Module:
@@ -45,6 +53,24 @@ def with_value(module: nnx.Module, value: float) -> nnx.Module:
 
 
 def tiny_pipeline() -> DiCoDePipeline:
+    """Modules of its own each time, of arrays that are drawn once."""
+    parts, tokenizer_text = _parts()
+    own = lambda graph, state: nnx.merge(graph, jax.tree.map(lambda x: x, state))  # noqa: E731
+    return DiCoDePipeline(
+        **{name: own(*part) for name, part in parts.items()},
+        text=tokenizer_text,
+        config=PipelineConfig(
+            frame_size=16,
+            fps=NUM_FRAMES / 2,
+            text_length=14,
+            sampling=SamplingConfig(num_frames=NUM_FRAMES, num_inference_steps=2),
+        ),
+    )
+
+
+@functools.cache
+def _parts():
+    """Graph and arrays of each part, and the words."""
     tokenizer_text = text.train_small(all_captions())
     tokenizer = DeepTokenizerConfig(
         vision=CLIPVisionConfig(
@@ -103,15 +129,10 @@ def tiny_pipeline() -> DiCoDePipeline:
         image_token_id=tokenizer_text.image_start_id,
         pad_token_id=tokenizer_text.pad_id,
     )
-    return DiCoDePipeline(
-        tokenizer=random_module(lambda: DeepTokenizer(tokenizer, rngs=ShapeRngs())),
-        decoder=random_module(lambda: ClipDecoder(decoder, rngs=ShapeRngs())),
-        language_model=random_module(lambda: DiCoDeLM(language_model, rngs=ShapeRngs())),
-        text=tokenizer_text,
-        config=PipelineConfig(
-            frame_size=16,
-            fps=NUM_FRAMES / 2,
-            text_length=14,
-            sampling=SamplingConfig(num_frames=NUM_FRAMES, num_inference_steps=2),
-        ),
-    )
+    build = {
+        "tokenizer": lambda: DeepTokenizer(tokenizer, rngs=ShapeRngs()),
+        "decoder": lambda: ClipDecoder(decoder, rngs=ShapeRngs()),
+        "language_model": lambda: DiCoDeLM(language_model, rngs=ShapeRngs()),
+    }
+    parts = {name: nnx.split(random_module(make)) for name, make in build.items()}
+    return parts, tokenizer_text

@@ -382,19 +382,21 @@ def with_arrays(
 
 
 def with_own_arrays(
-    videos: Iterable[tuple | Broken], encode: Callable[[np.ndarray], Mapping[str, np.ndarray]]
+    videos: Iterable[tuple | Broken],
+    encode: Callable[[np.ndarray, Sequence[str]], Mapping[str, np.ndarray]],
 ) -> Iterator[Example | Broken]:
-    """Gives videos what is made of all their frames at once, one after the other."""
+    """Gives videos what is made of all their frames and captions, one after the other."""
     for video in videos:
         if isinstance(video, Broken):
             yield video
             continue
         info, frames, times = video
+        captions = tuple(info["captions"])
         yield Example(
             name=info["name"],
-            captions=tuple(info["captions"]),
+            captions=captions,
             source=info["source"],
-            arrays={**encode(frames), "times": times},
+            arrays={**encode(frames, captions), "times": times},
         )
 
 

@@ -1,9 +1,9 @@
-"""What `train.encode` makes of videos for LanDiff: codes, latents, motion, features if wanted."""
+"""What `train.encode` makes of videos for LanDiff: codes, latents, motion, features and text."""
 
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from dicode_jax.stages.landiff.config import EncodeConfig
 from dicode_jax.stages.landiff.semantic_tokenizer import tokenizer_folder
 from dicode_jax.storage import weights
 from dicode_jax.training.evaluate import jit_local
+from train import landiff_text
 
 STEP = 8  # videos have a multiple of it and one more, so that their latents can be decoded
 
@@ -43,7 +44,7 @@ class VideoEncoder:
       schema: Types and shapes of the arrays.
       read: Frames and times of a record.
       settings: What decides on the arrays besides data, frame size and seed.
-      load: Gives what makes arrays of frames uint8 [f, h, w, 3].
+      load: Gives what makes arrays of frames uint8 [f, h, w, 3] and captions.
     """
 
     config: Any
@@ -51,7 +52,7 @@ class VideoEncoder:
     schema: Mapping[str, Spec]
     read: Callable[..., Mapping[str, np.ndarray]]
     settings: Mapping[str, Any]
-    load: Callable[[], Callable[[np.ndarray], dict[str, np.ndarray]]]
+    load: Callable[[], Callable[[np.ndarray, Sequence[str]], dict[str, np.ndarray]]]
 
 
 class _Modules(nnx.Module):
@@ -101,7 +102,10 @@ def find(config: EncodeConfig) -> VideoEncoder:
         folders["vae"] = pathlib.Path(config.vae)
     if config.keep_features:
         schema["features"] = Spec("bfloat16", (None, *sizes.grid, sizes.feature_dim))
-    hashes = {name: weights.hash_module(path) for name, path in folders.items()}
+    texts = landiff_text.find(config)
+    for name, width in landiff_text.widths(texts).items():
+        schema[name] = Spec("bfloat16", (None, width))
+    hashes = {name: weights.hash_module(path) for name, path in (folders | texts).items()}
     return VideoEncoder(
         config=dataclasses.replace(
             config, data=dataclasses.replace(data, resize=data.resize or "crop")
@@ -115,20 +119,24 @@ def find(config: EncodeConfig) -> VideoEncoder:
             "fps": data.fps,
             "frame_stride": data.frame_stride,
             "keep_features": config.keep_features,
+            **{f"{name}_length": getattr(config, f"{name}_length") for name in texts},
         },
-        load=lambda: _make(config, folders, tuple(schema)),
+        load=lambda: _make(config, folders, texts, set(schema)),
     )
 
 
 def _make(
-    config: EncodeConfig, folders: Mapping[str, pathlib.Path], names: tuple[str, ...]
-) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    modules = _Modules(config, folders)
+    config: EncodeConfig,
+    folders: Mapping[str, pathlib.Path],
+    texts: Mapping[str, pathlib.Path],
+    names: set[str],
+) -> Callable[[np.ndarray, Sequence[str]], dict[str, np.ndarray]]:
+    modules, read = _Modules(config, folders), landiff_text.load(config, texts)
     run = jit_local(encode)
 
-    def call(frames: np.ndarray) -> dict[str, np.ndarray]:
-        made = run(modules, frames)
-        return {"motion": frame_motion(frames)} | {n: made[n] for n in names if n != "motion"}
+    def call(frames: np.ndarray, captions: Sequence[str]) -> dict[str, np.ndarray]:
+        made = {name: x for name, x in run(modules, frames).items() if name in names}
+        return made | {"motion": frame_motion(frames)} | read(captions)
 
     return call
 

@@ -21,6 +21,7 @@ TEXT = {"patterns": hugging_face.TEXT_FILES, "bare": True}
 OPTIONS = {  # of `find_folder`, by the fields that name a folder
     **{field: {} for field in ("tokenizer", "init", "autoencoder", "representation", "vae")},
     **{field: {} for field in ("features", "semantic_tokenizer", "text_encoder", "base")},
+    **{field: {} for field in ("lm_text", "dit_text")},
     "body_init": TEXT | {"either": hugging_face.WEIGHTS},
     "text_tokenizer": TEXT,
 }
@@ -34,6 +35,9 @@ WANTED = {
     "vae": f"{OF_RUN}train.ar_diffusion_vae or train.landiff_vae, or a converted VAE",
     "semantic_tokenizer": f"{OF_RUN}train.landiff_tokenizer, or a converted LanDiff",
     "text_encoder": f"{OF_RUN}train.landiff_lm",
+    **dict.fromkeys(
+        ("lm_text", "dit_text"), "the folder of a T5 encoder with its vocabulary, or of a LanDiff"
+    ),
     "base": f"{OF_RUN}train.landiff_diffusion, or a converted LanDiff",
     "features": "the folder of a frozen image encoder: a vit, a clip_vision or a dicode_tokenizer",
     "body_init": "a GPT-2 or Llama of Hugging Face, or what python -m convert made of one",

@@ -1,9 +1,10 @@
-"""Codes, latents and motion of six seconds each, for LanDiff at the release's sizes. Not measured.
+"""Codes, latents, motion and text of six seconds each, for LanDiff at the release's sizes.
 
 python -m train.encode --config configs/landiff/released_encode.py --data.path VIDEOS \
-    --tokenizer models/landiff --vae models/landiff/vae --out cache
+    --tokenizer models/landiff --vae models/landiff/vae --lm-text models/landiff \
+    --dit-text models/landiff --out cache
 
-Frames are squares, see released_tokenizer.py.
+Not run at this size. Frames are squares, see released_tokenizer.py.
 """
 
 from dicode_jax.data.config import DataConfig

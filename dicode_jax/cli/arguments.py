@@ -44,6 +44,8 @@ examples:
   dicode evaluate runs/model --suite shapes --out found
   dicode info
   dicode data inspect videos/ --sheet sheet.png
+  dicode data cut film.mp4 --out clips
+  dicode data filter clips
   dicode metrics runs/ar --out curves.png
   dicode doctor
   dicode app

@@ -1,12 +1,14 @@
 """`dicode evaluate --videos DIR --reference DIR`: distances of two folders of videos."""
 
 import argparse
+import dataclasses
 import itertools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dicode_jax.cli import video
+from dicode_jax.cli.evaluate_arguments import DISTANCES
 from dicode_jax.errors import UserError
 
 KEPT = ".npz"  # as a suite keeps its videos
@@ -29,51 +31,109 @@ def files_of(folder: str) -> list[pathlib.Path]:
     return sorted(found)
 
 
-def clips_of(paths: Sequence[pathlib.Path], features, progress: Callable) -> list[Any]:
-    """The clip of each file that goes through a network.
+def networks_of(
+    args: argparse.Namespace, wanted: Callable[[str], bool], *, is_default: bool
+) -> list[Any]:
+    """The networks that the options name, of which a distance is wanted.
+
+    Args:
+      is_default: Whether the packaged classifier is one where none is named.
 
     Raises:
-      UserError: A file cannot be read, or is too short.
+      UserError: One is broken, or a distance is wanted whose network is not named.
+    """
+    from dicode_jax.evaluation import networks
+
+    named: list[tuple[str, Callable[[Any], Any]]] = [
+        ("i3d", networks.i3d), ("inception", networks.inception), ("features", networks.shapes)
+    ]  # fmt: skip
+    found = [make(getattr(args, x) or None) for x, make in named if getattr(args, x) is not None]
+    if not found and is_default:
+        found = [networks.shapes()]
+    names = [name for network in found for name in network.names]
+    for metric in args.metrics or ():
+        if metric in DISTANCES and metric not in map(str.lower, names):
+            what = f"those given measure {', '.join(names)}" if names else "none is given"
+            option = {"v": "--i3d", "i": "--inception", "-": "--features"}[_kind(metric)]
+            raise UserError(f"--metrics {metric} is of another network ({what}); it is of {option}")
+    return [network for network in found if any(map(wanted, network.names))]
+
+
+def _kind(metric: str) -> str:
+    return "-" if "-" in metric else metric[1]
+
+
+def told(network: Any) -> dict[str, Any]:
+    """The protocol of a network's distances, for the settings of a report."""
+    from dicode_jax.evaluation import distribution
+
+    label = ", ".join(network.names)
+    return {f"{label}: {key}": x for key, x in distribution.protocol(network).items()}
+
+
+def clips_of(
+    paths: Sequence[pathlib.Path], network: Any, progress: Callable, rates: set[float]
+) -> Iterator[Any]:
+    """The clip of each file that goes through a network; frames a second are added to `rates`.
+
+    Raises:
+      UserError: A file cannot be read or is too short, or its rate is not that of those before.
     """
     from dicode_jax.data.shapes_world import FPS
     from dicode_jax.evaluation.kept import read_kept
-    from dicode_jax.media.video import iter_frames_at
+    from dicode_jax.media.video import iter_frames_at, probe
 
-    clips = []
     for i, path in enumerate(paths):
-        progress("videos", i, len(paths))
+        progress(f"videos for {network.name}", i, len(paths))
         if path.suffix == KEPT:
-            clips.append(features.clip(read_kept(path), FPS, path))
+            frames, fps = read_kept(path), FPS
+            rates.add(fps)
         else:
-            shown = itertools.islice(iter_frames_at(path, features.fps), features.num_frames)
-            clips.append(features.clip([frame.image for frame in shown], features.fps, path))
-    progress("videos", len(paths), len(paths))
-    return clips
+            fps = network.fps or probe(path).fps
+            if not fps:
+                raise UserError(f"{path} does not say how many frames a second it has; give --fps")
+            rates.add(round(fps, 3))
+            shown = itertools.islice(iter_frames_at(path, fps), network.num_frames)
+            frames = [frame.image for frame in shown]
+        if network.fps is None and len(rates) > 1:
+            raise UserError(
+                f"the videos have {' and '.join(f'{x:g}' for x in sorted(rates))} frames a second, "
+                "and what moves twice as fast is another distribution; give --fps"
+            )
+        yield network.clip(frames, fps, path)
+    progress(f"videos for {network.name}", len(paths), len(paths))
 
 
-def compare(args: argparse.Namespace) -> Any:
+def compare(args: argparse.Namespace, wanted: Callable[[str], bool]) -> Any:
     """The report of the distances of the videos of one folder from those of another.
 
     Raises:
       UserError: The folders do not hold equally many, or one cannot be read.
     """
-    from dicode_jax.evaluation import distribution, report
+    from dicode_jax.evaluation import distribution, networks, report
 
     first, second = files_of(args.videos), files_of(args.reference)
     distribution.check_counts(len(first), len(second))
-    features = distribution.shapes_features(args.features)
-    with video.progress_bar() as progress:
-        sets = [clips_of(paths, features, progress) for paths in (first, second)]
-    values = distribution.distances(features, *sets)
-    settings = {
+    values: dict[str, float] = {}
+    settings: dict[str, Any] = {
         "videos": args.videos,
         "reference": args.reference,
         "count of each": len(first),
-        **distribution.protocol(features),
+        "seed": "none: nothing is drawn",
     }
+    for network in networks_of(args, wanted, is_default=True):
+        if network.fps is None and args.fps is not None:
+            network = dataclasses.replace(network, fps=args.fps)
+        rates: set[float] = set()
+        with video.progress_bar() as progress:
+            one, other = (network(clips_of(x, network, progress, rates)) for x in (first, second))
+        values |= distribution.between(network, one, other, wanted)
+        settings |= told(network)
+        if network.fps is None:
+            settings[f"{', '.join(network.names)}: frames a second"] = rates.pop()
     return report.Report(
         title="How far apart are two sets of videos?",
         settings=settings,
         values=values,
-        notes=distribution.NOTES,
+        notes={name: note for name, note in networks.NOTES.items() if name in values},
     )

@@ -1,6 +1,7 @@
 """`dicode doctor`: what is there of all that this package needs, and whether it works."""
 
 import argparse
+import functools
 import importlib.metadata
 import os
 import pathlib
@@ -13,8 +14,15 @@ import dicode_jax
 from dicode_jax.errors import UserError, printable
 
 _SHOWN = ("jax", "flax", "orbax-checkpoint", "grain", "numpy", "av", "pillow", "safetensors")
-_EXTRAS = {"convert": ("torch", "open_clip_torch", "pyyaml"), "wandb": ("wandb",)}
-_USES = {"convert": "reads checkpoints of PyTorch", "wandb": "sends metrics to Weights & Biases"}
+# What is not there without an extra. Accelerators are told of with the devices.
+_USES = {
+    "convert": "reading of PyTorch's checkpoints and CLIP's vocabulary",
+    "data": "`dicode data cut` and `dicode data filter`",
+    "wandb": "metrics to Weights & Biases",
+    "app": "the page of `dicode app`",
+    "bench": "benchmarks beside Hugging Face's GPT-2",
+    "test": "the tests",
+}
 _NVIDIA = "/dev/nvidiactl"  # there with every driver of NVIDIA
 
 
@@ -37,7 +45,7 @@ def doctor(args: argparse.Namespace) -> None:
     checks: dict[str, Callable[[], str]] = {
         "version": _version,
         "packages": _packages,
-        "extras": _extras,
+        **{f"[{extra}]": functools.partial(_extra, extra) for extra in _USES},
         "devices": _devices,
         "memory": _memory,
         "video": _video,
@@ -64,15 +72,11 @@ def _version() -> str:
 
 def _packages() -> str:
     """Versions, of which none may be older than what this package was tried with."""
-    old = []
-    try:
-        wanted = importlib.metadata.requires("dicode-jax") or []
-    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
-        wanted = []
-    for line in wanted:
-        match = re.fullmatch(r"([\w.-]+)>=([\d.]+)", line)
-        if match and _numbers(has := _installed(match[1])) < _numbers(match[2]):
-            old.append(f"{match[1]} is {has or 'absent'}, want {match[2]} or later")
+    old = [
+        f"{name} is {has or 'absent'}, want {least} or later"
+        for name, least, extra in _requirements()
+        if not extra and _numbers(has := _installed(name)) < _numbers(least)
+    ]
     if old:
         raise UserError("; ".join(old))
     return ", ".join(f"{name} {_installed(name) or 'absent'}" for name in _SHOWN)
@@ -89,14 +93,31 @@ def _numbers(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", version)[:3]]
 
 
-def _extras() -> str:
-    """Which extras are installed, by the packages that they bring."""
-    parts = []
-    for extra, names in _EXTRAS.items():
-        found = [f"{name} {version}" for name in names if (version := _installed(name))]
-        missing = f'not installed; pip install "dicode-jax[{extra}]" {_USES[extra]}'
-        parts.append(f"{extra}: {', '.join(found) or missing}")
-    return "; ".join(parts)
+def _extra(extra: str) -> str:
+    """Which of an extra's packages are there, and what is missing without the others."""
+    wanted = [(name, least) for name, least, of in _requirements() if of == extra]
+    if not wanted:
+        return f"not known to this install; is for {_USES[extra]}"
+    found = {name: _installed(name) for name, _ in wanted}
+    lacks = [
+        f"{name} is {found[name]}, want {least}" if found[name] else name
+        for name, least in wanted
+        if _numbers(found[name]) < _numbers(least)
+    ]
+    if not lacks:
+        return ", ".join(f"{name} {version}" for name, version in found.items())
+    return f'without {", ".join(lacks)}: no {_USES[extra]}; pip install "dicode-jax[{extra}]"'
+
+
+def _requirements() -> list[tuple[str, str, str]]:
+    """Name, least version and extra (empty for the core) of what an install wants."""
+    try:
+        lines = importlib.metadata.requires("dicode-jax") or []
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+        lines = []
+    form = r"""([\w.-]+)(?:\[[\w,-]+\])?[>~=]=([\d.]+)(?:\s*;\s*extra == ["'](\w+)["'])?"""
+    found = [match for line in lines if (match := re.fullmatch(form, line))]
+    return [(match[1], match[2], match[3] or "") for match in found]
 
 
 def _devices() -> str:
@@ -143,18 +164,29 @@ def _cache() -> str:
     from dicode_jax.runtime import compile_cache
 
     if given := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return f"{given}, by JAX_COMPILATION_CACHE_DIR"
+        return f"{given}, by JAX_COMPILATION_CACHE_DIR{_size(given)}"
     folder = compile_cache.folder()
     if folder is None:
         return "none, as there is no home folder: programs are compiled afresh by every command"
     there = next(place for place in (folder, *folder.parents) if os.path.exists(place))
-    return f"{folder}" if os.access(there, os.W_OK) else f"none, as {there} cannot be written"
+    if not os.access(there, os.W_OK):
+        return f"none, as {there} cannot be written"
+    return f"{folder}{_size(folder)}"
+
+
+def _size(folder: str | os.PathLike) -> str:
+    """How much is in a folder, as an end of a sentence."""
+    try:
+        sizes = [entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()]
+    except OSError:  # it is not there yet, or another process tidies up
+        return "; empty"
+    return f"; {len(sizes):,} files, {sum(sizes) / 1e9:.2f} GB"
 
 
 def _models() -> str:
     from dicode_jax.storage import packaged
 
-    counts = {name: packaged.check(name) for name in packaged.models()}
+    counts = {name: packaged.check(name) for name in (*packaged.models(), *packaged.parts())}
     return ", ".join(f"{name} ({count} files as packaged)" for name, count in counts.items())
 
 

@@ -1,215 +1,153 @@
 """`dicode evaluate`: suites of measures of a model, as JSON and as a page with plots."""
 
 import argparse
-import contextlib
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from dicode_jax.cli import distances, evaluated_lists, video
-from dicode_jax.cli.evaluate_arguments import SUITES
+from dicode_jax.cli import distances, evaluate_text, evaluated_lists, video
+from dicode_jax.cli.evaluate_arguments import METRICS
+from dicode_jax.cli.evaluate_run import (
+    SHEET_ROWS,
+    Run,
+    check_floors,
+    make_folder,
+    options_of,
+    prompts_of,
+    square,
+    wanted,
+)
 from dicode_jax.errors import UserError
 
 MAX_ROW = 4000  # of scenes; each has a million seeds of its own
 AT_ONCE = 8  # clips that a model is asked for in one call
-SHEET_ROWS = 10
 
 
 def evaluate(args: argparse.Namespace) -> None:
     """Runs `dicode evaluate`."""
     from dicode_jax.evaluation import report
 
-    if args.lpips is not None and args.suite != "reconstruction":
-        raise UserError("--lpips is for --suite reconstruction")
-    if args.num_clips is not None and args.suite != "long":
-        raise UserError("--num-clips is for --suite long")
-    lists = {"--prompts": args.prompts, "--vbench-prompts": args.vbench_prompts}
-    lists = [name for name, path in lists.items() if path is not None]
-    if len(lists) > 1 or (lists and args.suite is not None):
-        raise UserError("--suite, --prompts and --vbench-prompts go one at a time")
-    if not lists and args.seed > MAX_ROW:
-        raise UserError(f"--seed names a row of scenes here, 0 to {MAX_ROW}; got {args.seed}")
-    if args.samples_per_prompt is not None and not lists:
-        raise UserError("--samples-per-prompt is for --prompts and --vbench-prompts")
+    _check(args)
     out = pathlib.Path(args.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is no folder; name another")
-    if (args.videos is None) != (args.reference is None):
-        raise UserError("--videos and --reference go together")
+    report.earlier(out)  # what cannot be added to is known before anything is painted
     if args.videos is not None:
-        if args.model is not None or args.suite is not None or lists:
-            raise UserError("--videos goes without MODEL, --suite and lists: no model is loaded")
-        if args.features is None:
-            raise UserError("--videos needs --features, a folder that train_shapes_features wrote")
-        found = distances.compare(args)
-        _make(out)
+        found = distances.compare(args, functools.partial(wanted, args))
+        make_folder(out)
         print(report.table(found.values))
-        video.say(f"{report.write(found, out)}: of {found.settings['count of each']} videos each")
+        page = report.write(found, out, "distances")
+        check_floors(args, found.values)
+        video.say(f"{page}: of {found.settings['count of each']} videos each")
         return
     folder, kind = video.find(args, "dicode", "ar_diffusion", "landiff")
-    if kind == "landiff" and args.suite not in (None, "shapes"):
-        raise UserError(f"--suite {args.suite} is not there for LanDiff yet; shapes and lists are")
+    if kind == "landiff" and args.suite not in (None, "shapes", "text"):
+        raise UserError(
+            f"--suite {args.suite} is not there for LanDiff yet; shapes, text and lists are"
+        )
     if args.lag is not None and kind != "ar_diffusion":
         raise UserError("--lag is for AR-Diffusion models")
-    if lists:
+    is_list = args.suite is None and (args.prompts or args.vbench_prompts) is not None
+    if is_list:
         evaluated_lists.plan(args)  # what is wrong is known before the model loads
+    suite = args.suite or "shapes"
+    judge = None if is_list else JUDGES.get(suite, lambda args: None)(args)
     pipe = video.load(args, folder)
-    _make(out)
+    make_folder(out)
     start = time.monotonic()
-    if lists:
-        count = evaluated_lists.paint(args, pipe, _options(args, pipe))
+    if is_list:
+        count = evaluated_lists.paint(args, pipe, options_of(args, pipe))
         video.say(f"{out}: {count} videos in {time.monotonic() - start:.1f} s")
         return
-    run = Run(args, out, folder, pipe)
-    page = RUNS[run.suite](run)
+    run = Run(args, out, folder, pipe, suite, judge)
+    page = RUNS[suite](run)
     video.say(f"{page}: {run.num} in {time.monotonic() - start:.1f} s")
 
 
-def _make(out: pathlib.Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {error.strerror or error}") from error
-
-
-class Run:
-    """A model and what is asked of it."""
-
-    def __init__(self, args: argparse.Namespace, out: pathlib.Path, folder: pathlib.Path, pipe):
-        self.args, self.out, self.folder, self.pipe = args, out, folder, pipe
-        self.suite = args.suite or "shapes"
-        self.num = args.num or SUITES[self.suite]
-        self.options = _options(args, pipe)
-
-    def scenes(self) -> list[Any]:
-        """The test split's scenes that all suites look at."""
-        from dicode_jax.evaluation import accuracy
-
-        return accuracy.scenes(self.num, self.args.seed)
-
-    def kept(self, what: str, paint: Callable, at_once: int, **more: Any) -> Iterator[Any]:
-        """Videos `[f, h, w, 3]` in order, kept in a folder of the output."""
-        from dicode_jax.evaluation import accuracy, kept
-
-        seeds = accuracy.seeds(self.num, self.args.seed)
-        settings = {
-            "model": str(self.folder.resolve()),
-            "fingerprint": kept.fingerprint(self.folder),
-            "dtype": self.args.dtype,
-            "seed": self.args.seed,
-            "options": self.options,
-            **more,
-        }
-        make = lambda numbers: paint(numbers, [seeds[i] for i in numbers])  # noqa: E731
-        place = self.out / what
-        with video.progress_bar() as progress:
-            progress("videos", 0, self.num)
-            videos = kept.painted(make, self.num, place, settings, at_once=at_once)
-            for i, one in enumerate(videos):
-                progress("videos", i + 1, self.num)
-                yield one
-
-    def report(
-        self, title: str, sheet: tuple[list, list[str]], more: dict | None = None, **found: Any
-    ) -> pathlib.Path:
-        """Writes the contact sheet and the report, and prints the table; gives the page's path."""
-        from dicode_jax.evaluation import report
-        from dicode_jax.media.video import contact_sheet
-
-        contact_sheet(self.out / "sheet.png", sheet[0], labels=sheet[1][: len(sheet[0])])
-        whole = report.Report(
-            title=title,
-            settings={
-                "model": str(self.folder),
-                "kind": self.pipe.kind,
-                "suite": self.suite,
-                "videos": self.num,
-                "seed": self.args.seed,
-                "dtype": self.args.dtype,
-                **self.options,
-            },
-            pictures={f"The first {len(sheet[0])}": "sheet.png", **(more or {})},
-            **found,
-        )
-        page = report.write(whole, self.out)
-        print(report.table(whole.values))
-        return page
-
-
-def _options(args: argparse.Namespace, pipe) -> dict[str, Any]:
-    """What the pipeline is called with besides prompts and seeds."""
-    options = video.sampling(args)
-    del options["seed"]
-    if args.num_frames is not None:
-        options["num_frames"] = args.num_frames
-    if pipe.kind == "dicode":
-        return options
-    del options["clips_per_batch"]
-    own = {"num_inference_steps", "guidance_scale"} | (
-        {"num_frames"} if pipe.kind == "ar_diffusion" else set()
-    )
-    if odd := options.keys() - own:
-        raise UserError(f"this model has no {', '.join(sorted(odd))}; leave it out")
-    return options if args.lag is None else options | {"lag": args.lag}
-
-
-def _prompts(pipe, scenes: Sequence[Any]) -> list[Any]:
-    """What a pipeline is asked for scenes with: their captions, or the classes that say the same.
+def _check(args: argparse.Namespace) -> None:
+    """Refuses options that do not go together.
 
     Raises:
-      UserError: The model has no class for a caption.
+      UserError: They do not.
     """
-    from dicode_jax.data.shapes_world import parse_caption
-
-    if pipe.kind != "ar_diffusion":
-        return [scene.caption for scene in scenes]
-    named = {}
-    for name in pipe.config.class_names:
-        with contextlib.suppress(ValueError):
-            named[parse_caption(name)] = name
-    if missing := [s.caption for s in scenes if s.attributes not in named]:
-        raise UserError(f"this model has no class {missing[0]!r}; it is none of the shapes world")
-    return [named[scene.attributes] for scene in scenes]
+    lists = {"--prompts": args.prompts, "--vbench-prompts": args.vbench_prompts}
+    lists = [name for name, path in lists.items() if path is not None]
+    if (args.videos is None) != (args.reference is None):
+        raise UserError("--videos and --reference go together")
+    if args.videos is not None and (args.model is not None or args.suite is not None or lists):
+        raise UserError("--videos goes without MODEL, --suite and lists: no model is loaded")
+    is_text = args.suite == "text" and lists != ["--vbench-prompts"]
+    if len(lists) > 1 or (lists and args.suite is not None and not is_text):
+        raise UserError("--suite, --prompts and --vbench-prompts go one at a time")
+    if (not lists or args.suite is not None) and args.seed > MAX_ROW:
+        raise UserError(f"--seed names a row of scenes here, 0 to {MAX_ROW}; got {args.seed}")
+    if args.samples_per_prompt is not None and not lists:
+        raise UserError("--samples-per-prompt is for --prompts and --vbench-prompts")
+    suite = "distances" if args.videos is not None else args.suite or "shapes"
+    is_list = args.suite is None and bool(lists)
+    of_suite = {"--lpips": "reconstruction", "--num-clips": "long", "--clip": "text"}
+    for option, one in of_suite.items():
+        if getattr(args, option[2:].replace("-", "_")) is not None and args.suite != one:
+            raise UserError(f"{option} is for --suite {one}")
+    for name in ("i3d", "inception", "features"):
+        if getattr(args, name) is not None and (is_list or suite not in ("shapes", "distances")):
+            raise UserError(f"--{name} is for --videos and --suite shapes")
+    if args.fps is not None and args.videos is None:
+        raise UserError("--fps is for --videos")
+    if is_list and (args.metrics is not None or args.at_least):
+        raise UserError("--metrics and --at-least are for suites and --videos: a list is painted")
+    if odd := [name for name in args.metrics or () if name not in METRICS[suite]]:
+        where = "--videos" if suite == "distances" else f"--suite {suite}"
+        raise UserError(f"{where} has no {odd[0]}; it has {', '.join(METRICS[suite])}")
+    if suite == "text" and not is_list and args.clip is None:
+        raise UserError(
+            "--suite text needs --clip DIR, both towers of CLIP as `python -m convert open_clip` "
+            "writes them"
+        )
+    if args.metrics is not None and "lpips" in args.metrics and args.lpips is None:
+        raise UserError("--metrics lpips needs --lpips DIR, its converted weights")
 
 
 def _shapes(run: Run) -> pathlib.Path:
     from dicode_jax.data import shapes_world
-    from dicode_jax.evaluation import accuracy, distribution
+    from dicode_jax.evaluation import accuracy, distribution, networks
 
     scenes = run.scenes()
-    prompts, clips, rows = _prompts(run.pipe, scenes), [], []
-    features = None
-    if run.args.features is not None:
-        features = distribution.shapes_features(run.args.features)
+    chosen = run.judge
+    if chosen:
+        distribution.check_counts(run.num, run.num)
+    prompts, clips, rows = prompts_of(run.pipe, scenes), [], []
 
     def paint(numbers, seeds):
         return run.pipe([prompts[i] for i in numbers], seed=seeds, **run.options)
 
-    seconds = shapes_world.NUM_FRAMES / shapes_world.FPS  # which the caption is about
-    most = max(round(seconds * run.pipe.config.fps), 2)
+    most = evaluate_text.first_frames(run.pipe)
     for scene, whole in zip(scenes, run.kept("clips", paint, AT_ONCE)):
         clip = whole[:most]
-        with _square(run.folder):
+        with square(run.folder):
             rows.append(accuracy.judged(scene.attributes, clip))
-        clips += [clip] * (len(clips) < SHEET_ROWS or features is not None)
+        clips += [clip] * (len(clips) < SHEET_ROWS or bool(chosen))
     captions = [scene.caption for scene in scenes]
     values: dict[str, Any] = dict(accuracy.summary(rows))
-    notes = accuracy.NOTES
-    if features is not None:
-        drawn = [shapes_world.render(scene)[0] for scene in scenes]
-        sets = [
-            [features.clip(one, shapes_world.FPS, "a clip") for one in each]
+    notes, told = dict(accuracy.NOTES), {}
+    for network in chosen:
+        drawn = (shapes_world.render(scene)[0] for scene in scenes)
+        first, second = (
+            network(network.clip(one, shapes_world.FPS, "a clip") for one in each)
             for each in (clips, drawn)
-        ]
-        values |= distribution.distances(features, *sets)
-        notes |= distribution.NOTES | {"features": str(distribution.protocol(features))}
+        )
+        found = distribution.between(network, first, second, run.wanted)
+        values |= found
+        notes |= {name: note for name, note in networks.NOTES.items() if name in found}
+        told |= distances.told(network)
     return run.report(
         "Do clips show what their captions say?",
         (clips[:SHEET_ROWS], captions),
         values=values,
         notes=notes,
+        told=told,
         plots=accuracy.plots([scene.attributes for scene in scenes], rows),
         rows=[{"caption": caption, **row} for caption, row in zip(captions, rows)],
     )
@@ -222,7 +160,6 @@ def _reconstruction(run: Run) -> pathlib.Path:
     from dicode_jax.evaluation import reconstruction
 
     scenes, pipe = run.scenes(), run.pipe
-    distances = None if run.args.lpips is None else _lpips(run.args.lpips)
     size, length = _frame_size(pipe), run.args.num_frames or pipe.config.sampling.num_frames
 
     def true(number):
@@ -247,8 +184,8 @@ def _reconstruction(run: Run) -> pathlib.Path:
         drawn = true(i)
         if clip.shape != drawn.shape:
             raise UserError(f"this model paints clips of {clip.shape}, not of {drawn.shape}")
-        rows.append(reconstruction.measured(drawn, clip, distances))
-        floors.append(reconstruction.measured(drawn, without(drawn), distances))
+        rows.append(reconstruction.measured(drawn, clip, run.judge))
+        floors.append(reconstruction.measured(drawn, without(drawn), run.judge))
         sheet += [drawn, clip] if len(sheet) < SHEET_ROWS else []
     own, other = reconstruction.summary(rows), reconstruction.summary(floors)
     values = {
@@ -275,7 +212,7 @@ def _long(run: Run) -> pathlib.Path:
     from dicode_jax.evaluation import long_video
 
     scenes, pipe, args = run.scenes(), run.pipe, run.args
-    prompts, found, sheet = _prompts(pipe, scenes), [], []
+    prompts, found, sheet = prompts_of(pipe, scenes), [], []
     is_rolled = pipe.kind == "ar_diffusion"  # frame after frame: of no clips but those we cut
     num_clips = args.num_clips or (8 if is_rolled else long_video.PER_MINUTE)
     num_frames = 16 if is_rolled else args.num_frames or pipe.config.sampling.num_frames
@@ -288,7 +225,7 @@ def _long(run: Run) -> pathlib.Path:
         ]
 
     for scene, one in zip(scenes, run.kept("videos", paint, 1, **length)):
-        with _square(run.folder):
+        with square(run.folder):
             found.append(long_video.measured(scene.attributes, one, num_frames))
         sheet += [one] * (len(sheet) < SHEET_ROWS)
     captions = [scene.caption for scene in scenes]
@@ -366,26 +303,21 @@ def _tokens(run: Run) -> pathlib.Path:
     )
 
 
-RUNS = {"shapes": _shapes, "reconstruction": _reconstruction, "long": _long, "tokens": _tokens}
-
-
-@contextlib.contextmanager
-def _square(folder: pathlib.Path) -> Iterator[None]:
-    """What the judge does not take becomes one line."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(f"clips of {folder} cannot be judged: {error}") from error
-
-
 def _frame_size(pipe) -> int:
     if pipe.kind == "ar_diffusion":
         return pipe.parts["vae"].cfg.image_size
     return pipe.config.frame_size
 
 
-def _lpips(folder: str) -> Callable:
-    """Distances of the frames of two clips."""
+def _networks(args: argparse.Namespace) -> list[Any]:
+    """Those whose distances from drawn clips are asked for."""
+    return distances.networks_of(args, functools.partial(wanted, args), is_default=False)
+
+
+def _lpips(args: argparse.Namespace) -> Callable | None:
+    """Distances of the frames of two clips, if they are asked for."""
+    if args.lpips is None or not wanted(args, "lpips"):
+        return None
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -394,7 +326,7 @@ def _lpips(folder: str) -> Callable:
     from dicode_jax.models.lpips import LPIPS, LPIPSConfig
     from dicode_jax.storage import weights
 
-    model, _ = weights.load_module(pathlib.Path(folder), LPIPS, LPIPSConfig)
+    model, _ = weights.load_module(pathlib.Path(args.lpips), LPIPS, LPIPSConfig)
     graph, state = nnx.split(model)
     run = jax.jit(lambda state, a, b: nnx.merge(graph, state)(a, b))
 
@@ -403,3 +335,19 @@ def _lpips(folder: str) -> Callable:
         return np.asarray(run(state, one, other), np.float64)
 
     return distances
+
+
+RUNS = {
+    "shapes": _shapes,
+    "reconstruction": _reconstruction,
+    "text": evaluate_text.text,
+    "long": _long,
+    "tokens": _tokens,
+}
+"""Suite -> what runs it."""
+JUDGES: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "shapes": _networks,
+    "reconstruction": _lpips,
+    "text": evaluate_text.towers,
+}
+"""Suite -> what loads the networks that it judges with, before the model."""

@@ -1,12 +1,25 @@
 """What `dicode evaluate` accepts."""
 
 import argparse
+import math
 from collections.abc import Callable
 
-from dicode_jax.pipelines.options import MAX_CLIPS, MAX_STEPS, Whole, number
+from dicode_jax.pipelines.options import MAX_CLIPS, MAX_STEPS, Real, Whole, number
 
-SUITES = {"shapes": 128, "reconstruction": 64, "long": 16, "tokens": 16}
+SUITES = {"shapes": 128, "reconstruction": 64, "text": 128, "long": 16, "tokens": 16}
 """Suite of `dicode evaluate` -> how many clips or videos, unless told otherwise."""
+_WORDS = ("color", "shape", "motion", "background", "size")
+DISTANCES = ("fvd", "kvd", "fid", "kid", "fd-shapes", "kvd-shapes")
+METRICS = {
+    "shapes": (*_WORDS, "all", "wobble", *DISTANCES),
+    "reconstruction": ("psnr", "ssim", "lpips"),
+    "text": ("clipsim", "score", "consistency", *_WORDS, "all"),
+    "long": (*_WORDS, "border", "drift"),
+    "tokens": (*_WORDS, "error"),
+    "distances": DISTANCES,
+}
+"""Suite, or `distances` of --videos -> what --metrics names: a word of the numbers' names."""
+PACKAGED = ""  # what --features without a folder gives
 
 
 def add_parsers(
@@ -18,8 +31,9 @@ def add_parsers(
         "measure how good a model is",
         "shapes: whether clips of captions that no training saw obey them, in all and in every "
         "frame; reconstruction: how near clips come to the true ones when they are taken apart and "
-        "painted again, beside what needs no model; long: how videos of a minute hold together; "
-        "tokens: what each deep token carries. "
+        "painted again, beside what needs no model; text: how near videos are to their prompts, "
+        "by CLIP; long: how videos of a minute hold together; tokens: what each deep token "
+        "carries. "
         "Numbers with 95 % intervals go to results.json and report.md. Painted videos are kept in "
         "the folder too: an evaluation that was stopped goes on when it is asked for again.",
     )
@@ -37,15 +51,35 @@ def add_parsers(
     )
     sub.add_argument("--reference", metavar="DIR", help="as many true videos")
     sub.add_argument(
-        "--features",
+        "--i3d",
         metavar="DIR",
-        help="weights of scripts/train_shapes_features.py, for --videos; with them the suite "
-        "shapes gives distances from drawn clips too",
+        help="I3D's converted weights: FVD and KVD, of --videos and of the suite shapes",
+    )
+    sub.add_argument(
+        "--inception",
+        metavar="DIR",
+        help="Inception-v3's converted weights: FID and KID, of every frame, of the same",
+    )
+    sub.add_argument(
+        "--features",
+        nargs="?",
+        const=PACKAGED,
+        metavar="DIR",
+        help="weights of scripts/train_shapes_features.py, or the packaged ones: FD-shapes and "
+        "KVD-shapes of the same (--videos gives them where no other network is named)",
+    )
+    sub.add_argument(
+        "--fps",
+        type=number(float, Real(0.1, 240.0)),
+        metavar="X",
+        help="of --videos: frames a second that I3D and Inception look at (default: those of the "
+        "videos, which have to agree)",
     )
     sub.add_argument(
         "--prompts",
         metavar="FILE",
-        help="no suite: a video for each line of a text file, called by its words and seed",
+        help="no suite: a video for each line of a text file, called by its words and seed; of the "
+        "suite text, what is painted in place of captions of the shapes world",
     )
     sub.add_argument(
         "--vbench-prompts",
@@ -78,7 +112,40 @@ def add_parsers(
         help="LPIPS's converted weights, for the suite reconstruction",
     )
     sub.add_argument(
+        "--clip",
+        metavar="DIR",
+        help="CLIP's converted weights, for the suite text, which needs them",
+    )
+    sub.add_argument(
+        "--metrics",
+        nargs="+",
+        choices=list(dict.fromkeys(name for names in METRICS.values() for name in names)),
+        metavar="NAME",
+        help="only these numbers: "
+        + "; ".join(f"{suite}: {', '.join(names)}" for suite, names in METRICS.items()),
+    )
+    sub.add_argument(
+        "--at-least",
+        nargs="+",
+        type=_floor,
+        default=[],
+        metavar="NAME=X",
+        help="end with an error where a number of the report is lower, as in all=0.8",
+    )
+    sub.add_argument(
         "--lag", type=number(int, Whole(0, MAX_STEPS)), metavar="N", help="of AR-Diffusion"
     )
     add_sampling(sub)
     add_computing(sub)
+
+
+def _floor(text: str) -> tuple[str, float]:
+    """`NAME=X` of --at-least."""
+    name, equals, value = text.rpartition("=")
+    try:
+        floor = float(value)
+    except ValueError:
+        floor = math.nan
+    if not (name and equals and math.isfinite(floor)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=NUMBER, such as all=0.8")
+    return name, floor

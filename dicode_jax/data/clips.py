@@ -226,8 +226,14 @@ def frames_there(info: MediaInfo, cfg: DataConfig) -> int:
     return int(np.sum(np.arange(cfg.num_frames) / cfg.fps < info.duration))
 
 
-def read_overview(record: Record, count: int, height: int = 112) -> UInt8[np.ndarray, "f h w 3"]:
+def read_overview(
+    record: Record, count: int, height: int = 112, *, enlarge: bool = True
+) -> UInt8[np.ndarray, "f h w 3"]:
     """Up to `count` frames from the first to the last, uncut, for a cell of a contact sheet.
+
+    Args:
+      height: Of the cell, see `media.sheet.in_cell`.
+      enlarge: Bring lower frames to this height, too.
 
     Raises:
       BrokenRecord: The file cannot be read.
@@ -239,6 +245,7 @@ def read_overview(record: Record, count: int, height: int = 112) -> UInt8[np.nda
 
     def fit(image: Image.Image) -> np.ndarray:
         factor = in_cell(*image.size, height)
+        factor = factor if enlarge else min(factor, 1.0)
         sizes.append((max(1, round(factor * image.width)), max(1, round(factor * image.height))))
         return np.asarray(image.resize(sizes[0], Image.Resampling.BILINEAR))
 

@@ -46,8 +46,6 @@ from dicode_jax.data.sources.array_record import check_index, heavy_records
 from dicode_jax.errors import UserError, printable
 from dicode_jax.storage.files import atomic_path, parse_json, read_object, unfinished
 
-_MAX_PLAN = 2**16  # bytes
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
@@ -220,7 +218,7 @@ def changes(folder: pathlib.Path, about: Mapping[str, Any]) -> list[str] | None:
     if not os.path.lexists(path):
         return None
     try:
-        plan = read_object(path, "of a cache", _MAX_PLAN)
+        plan = read_object(path, "of a cache")
         # The last release called the encoder so, and noted three things less or more.
         plan["encoder"] = plan.pop("tokenizer", None) or plan["encoder"]
         plan["settings"].pop("names_sha256", None)

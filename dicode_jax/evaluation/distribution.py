@@ -1,39 +1,28 @@
 """Distances between two sets of videos, on features of a network, by a pinned protocol.
 
-A distance has a meaning beside others of the same protocol alone: features, frames, size, rate and
-count are part of what is reported, and sets of unequal size are refused, since the distance grows
-as sets shrink.
+A distance has a meaning beside others of the same protocol alone: features, frames, size, resize,
+rate and count are part of what is reported, and sets of unequal size are refused, since the
+distance grows as sets shrink. The networks are in `dicode_jax.evaluation.networks`.
 """
 
 import dataclasses
-import hashlib
-import os
-import pathlib
-from collections.abc import Callable, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Float, UInt8
 
-from dicode_jax.data import shapes_world
 from dicode_jax.errors import UserError
 from dicode_jax.evaluation.frechet import frechet_distance
 from dicode_jax.evaluation.kernel_distance import kernel_distance
 from dicode_jax.media.resize import resize_square
-from dicode_jax.models.shapes_classifier import ShapesClassifier, ShapesClassifierConfig
-from dicode_jax.storage import weights
+from dicode_jax.media.transforms import resize_bilinear
 
-Video = UInt8[np.ndarray, "f h w 3"]
-AT_ONCE = 16  # clips in one call of a network
-
-NOTES = {
-    "FD-shapes": "Fréchet distance on features of a small classifier of the shapes world; no FVD",
-    "KVD-shapes": "unbiased kernel distance on the same features; 0 on the mean for two sets of "
-    "one distribution, so that values may be negative",
-}
+Clip = UInt8[np.ndarray, "f s s 3"] | Float[np.ndarray, "f s s 3"]  # of a protocol, in 0..255
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,21 +30,35 @@ class Features:
     """A network that turns clips into features, and the clips that it takes.
 
     Attributes:
-      name: Distances are called by it: `FD-name` and `KVD-name`.
+      name: Of the network.
+      labels: What the Fréchet and the kernel distance are called; made of the name by default.
       digest: Of the weights, for whoever compares numbers.
-      num_frames, frame_size, fps: Of a clip: the first frames of a video at that rate, the middle
-        square, resized with antialiasing.
-      run: Clips uint8 [b, f, h, w, 3] -> features [b, d].
+      num_frames: Of a clip, the first ones of a video.
+      frame_size: A frame's middle square is resized to it.
+      fps: Frames a second of a clip; None for those that videos have.
+      antialias: Whether the resize is antialiased, and rounded to whole grey levels then.
+      of_frames: Whether each frame has features of its own.
+      at_once: Clips in one call of the network.
+      run: Clips [b, f, h, w, 3] in 0..255 -> features [b, d], or [b * f, d] of frames.
     """
 
     name: str
+    labels: tuple[str, str] | None = None
     digest: str
     num_frames: int
     frame_size: int
-    fps: float
-    run: Callable[[UInt8[np.ndarray, "b f h w 3"]], Float[np.ndarray, "b d"]]
+    fps: float | None
+    antialias: bool = True
+    of_frames: bool = False
+    at_once: int = 16
+    run: Callable[[np.ndarray], Float[np.ndarray, "n d"]]
 
-    def clip(self, frames: Sequence[UInt8[np.ndarray, "h w 3"]], fps: float, name: object) -> Video:
+    @property
+    def names(self) -> tuple[str, str]:
+        """What the Fréchet and the kernel distance are called."""
+        return self.labels or (f"FD-{self.name}", f"KVD-{self.name}")
+
+    def clip(self, frames: Sequence[UInt8[np.ndarray, "h w 3"]], fps: float, name: object) -> Clip:
         """The clip of a video of so many frames a second.
 
         Args:
@@ -64,21 +67,26 @@ class Features:
         Raises:
           UserError: It is too short.
         """
-        places = np.round(np.arange(self.num_frames) * fps / self.fps).astype(int)
+        own = self.fps or fps
+        places = np.round(np.arange(self.num_frames) * fps / own).astype(int)
         if places[-1] >= len(frames):
             raise UserError(
                 f"{name} has {len(frames)} frames, {fps:g} a second; distances on {self.name} "
-                f"features look at {self.num_frames}, {self.fps:g} a second"
+                f"features look at {self.num_frames}, {own:g} a second"
             )
-        return np.stack([fitted(frames[i], self.frame_size) for i in places])
+        size = self.frame_size
+        if self.antialias:
+            return np.stack([fitted(frames[i], size) for i in places])
+        whole = np.stack([frames[i] for i in places])
+        return np.asarray(_interpolated(whole, size))
 
-    def __call__(self, clips: Sequence[Video]) -> Float[np.ndarray, "n d"]:
+    def __call__(self, clips: Iterable[Clip]) -> Float[np.ndarray, "n d"]:
         """Features of clips, a batch at a time; the last one is filled up, so that one compiles."""
-        found = []
-        for start in range(0, len(clips), AT_ONCE):
-            part = np.stack(clips[start : start + AT_ONCE])
-            full = np.concatenate([part, np.repeat(part[-1:], AT_ONCE - len(part), 0)])
-            found.append(np.asarray(self.run(full), np.float64)[: len(part)])
+        clips, found = iter(clips), []
+        while part := list(itertools.islice(clips, self.at_once)):
+            full = np.stack(part + [part[-1]] * (self.at_once - len(part)))
+            rows = np.asarray(self.run(full), np.float64)
+            found.append(rows[: len(rows) // self.at_once * len(part)])
         return np.concatenate(found)
 
 
@@ -93,39 +101,23 @@ def fitted(frame: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s
     return np.clip(np.round(small), 0, 255).astype(np.uint8)
 
 
-def shapes_features(folder: str | os.PathLike) -> Features:
-    """Those of a classifier of the shapes world that `scripts/train_shapes_features.py` trained.
-
-    Raises:
-      UserError: The folder holds none.
-    """
-    folder = pathlib.Path(folder)
-    model, cfg = weights.load_module(folder, ShapesClassifier, ShapesClassifierConfig)
-    graph, state = nnx.split(model)
-
-    @jax.jit
-    def run(state, clips):
-        return nnx.merge(graph, state).features(clips.astype(jnp.float32) / 127.5 - 1)
-
-    return Features(
-        name="shapes",
-        digest=hashlib.sha256((folder / weights.WEIGHTS_FILE).read_bytes()).hexdigest()[:16],
-        num_frames=cfg.num_frames,
-        frame_size=cfg.frame_size,
-        fps=shapes_world.FPS * cfg.num_frames / shapes_world.NUM_FRAMES,
-        run=lambda clips: np.asarray(run(state, clips)),
-    )
+@functools.partial(jax.jit, static_argnums=1)
+def _interpolated(frames, size):
+    """Middle squares by two taps an axis, neither antialiased nor rounded."""
+    return resize_bilinear(frames.astype(jnp.float32), (size, size), crop=True)
 
 
 def protocol(features: Features) -> dict[str, Any]:
     """All that a distance depends on besides the videos."""
     size = features.frame_size
+    how = "triangle filter with antialiasing, rounded" if features.antialias else "two taps"
     return {
         "features": f"{features.name}, weights {features.digest}",
+        "samples": "each frame" if features.of_frames else "each clip",
         "frames of a clip": features.num_frames,
         "which frames": "the first ones",
-        "frames a second": features.fps,
-        "size": f"{size} x {size}, the middle square, triangle filter with antialiasing",
+        "frames a second": features.fps or "as the videos have",
+        "size": f"{size} x {size}, the middle square, bilinear, {how}",
     }
 
 
@@ -145,7 +137,9 @@ def check_counts(first: int, second: int) -> None:
 
 
 def distances(
-    features: Features, first: Sequence[Video], second: Sequence[Video]
+    features: Features,
+    first: Sequence[Clip],
+    second: Sequence[Clip],
 ) -> dict[str, float]:
     """Fréchet and kernel distance between two sets of clips.
 
@@ -153,8 +147,15 @@ def distances(
       UserError: The sets are not of one size, or of fewer than two clips.
     """
     check_counts(len(first), len(second))
-    a, b = features(first), features(second)
-    return {
-        f"FD-{features.name}": frechet_distance(a, b),
-        f"KVD-{features.name}": kernel_distance(a, b),
-    }
+    return between(features, features(first), features(second))
+
+
+def between(
+    features: Features,
+    first: Float[np.ndarray, "n d"],
+    second: Float[np.ndarray, "n d"],
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> dict[str, float]:
+    """The same of what the network found, of those distances whose names are wanted."""
+    measures = zip(features.names, (frechet_distance, kernel_distance), strict=True)
+    return {name: measure(first, second) for name, measure in measures if wanted(name)}

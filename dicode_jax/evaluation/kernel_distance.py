@@ -8,6 +8,8 @@ import numpy as np
 from dicode_jax.errors import UserError
 from dicode_jax.typing import Float, typechecked
 
+ROWS = 1024
+
 
 @typechecked
 def kernel_distance(first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "m d"]) -> float:
@@ -24,9 +26,13 @@ def kernel_distance(first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "
         raise UserError(f"a kernel distance needs two samples at least, got {n} and {m}")
     x, y = first.astype(np.float64), second.astype(np.float64)
 
-    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return (a @ b.T / a.shape[1] + 1) ** 3
+    def total(a: np.ndarray, b: np.ndarray) -> float:
+        """The kernel's sum over all pairs, some rows at a time: of frames there are many."""
+        parts = (a[i : i + ROWS] @ b.T / a.shape[1] + 1 for i in range(0, len(a), ROWS))
+        return sum(float((part**3).sum()) for part in parts)
 
-    xx, yy = kernel(x, x), kernel(y, y)
-    same = (xx.sum() - np.trace(xx)) / (n * (n - 1)) + (yy.sum() - np.trace(yy)) / (m * (m - 1))
-    return float(same - 2 * kernel(x, y).mean())
+    def itself(a: np.ndarray) -> float:
+        return float(((np.square(a).sum(axis=1) / a.shape[1] + 1) ** 3).sum())
+
+    same = (total(x, x) - itself(x)) / (n * (n - 1)) + (total(y, y) - itself(y)) / (m * (m - 1))
+    return float(same - 2 * total(x, y) / (n * m))

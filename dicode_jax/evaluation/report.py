@@ -8,10 +8,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dicode_jax.errors import UserError
 from dicode_jax.evaluation.intervals import Interval
-from dicode_jax.storage.files import atomic_path
+from dicode_jax.storage.files import atomic_path, read_object
 
 JSON_FILE, PAGE_FILE = "results.json", "report.md"
+MAX_BYTES = 1 << 28  # of results; a clip has some hundreds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,32 +58,59 @@ class Report:
     pictures: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def write(report: Report, folder: str | os.PathLike) -> pathlib.Path:
+FIELDS = {field.name for field in dataclasses.fields(Report)}
+
+
+def earlier(folder: str | os.PathLike) -> dict[str, Any]:
+    """What `results.json` of a folder holds: suite -> its report; nothing where there is none.
+
+    Raises:
+      UserError: The file is none of an evaluation's.
+    """
+    path = pathlib.Path(folder) / JSON_FILE
+    if not path.exists():
+        return {}
+    found = read_object(path, "the results of an evaluation", MAX_BYTES)
+    if not all(isinstance(one, dict) and one.keys() >= FIELDS for one in found.values()):
+        raise UserError(f"{path} is not of an evaluation; name another folder, or move it away")
+    return found
+
+
+def write(report: Report, folder: str | os.PathLike, suite: str) -> pathlib.Path:
     """Writes `results.json`, `report.md` and a picture for each plot; gives the page's path.
 
-    Each file appears when it is whole, the page last.
+    What other suites left in the folder stays, and is in both files still. Each file appears when
+    it is whole, the page last.
+
+    Args:
+      suite: What the report is called among those of the folder.
+
+    Raises:
+      UserError: The folder's `results.json` is none of an evaluation's.
     """
     folder = pathlib.Path(folder)
+    whole = earlier(folder) | {suite: _plain(report)}
     with atomic_path(folder / JSON_FILE) as temporary:
-        temporary.write_text(json.dumps(_plain(report), indent=1, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n")
     for plot in report.plots:
         with atomic_path(folder / f"{plot.name}.png") as temporary:
             draw(plot, temporary)
     with atomic_path(folder / PAGE_FILE) as temporary:
-        temporary.write_text(page(report), encoding="utf-8")
+        temporary.write_text("\n".join(map(page, whole.values())), encoding="utf-8")
     return folder / PAGE_FILE
 
 
-def page(report: Report) -> str:
-    """The report as Markdown; pictures are named as `write` names them."""
-    lines = [f"# {report.title}", "", table(report.values), ""]
-    lines += [f"- **{name}**: {note}" for name, note in report.notes.items()]
-    for plot in report.plots:
-        lines += ["", f"![{plot.title}]({plot.name}.png)"]
-    for shown, file in report.pictures.items():
+def page(report: Mapping[str, Any]) -> str:
+    """A report, as `results.json` holds it, as Markdown; pictures are named as `write` does."""
+    values = {name: _value(held) for name, held in report["values"].items()}
+    lines = [f"# {report['title']}", "", table(values), ""]
+    lines += [f"- **{name}**: {note}" for name, note in report["notes"].items()]
+    for plot in report["plots"]:
+        lines += ["", f"![{plot['title']}]({plot['name']}.png)"]
+    for shown, file in report["pictures"].items():
         lines += ["", f"{shown}:", "", f"![{shown}]({file})"]
     lines += ["", "Settings:", "", "| setting | value |", "|---|---|"]
-    lines += [f"| {name} | {_cell(value)} |" for name, value in report.settings.items()]
+    lines += [f"| {name} | {_cell(value)} |" for name, value in report["settings"].items()]
     return "\n".join(lines) + "\n"
 
 
@@ -142,6 +171,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value
+
+
+def _value(held: Any) -> float | Interval:
+    """A number or an interval out of what `_plain` made of it."""
+    read = lambda x: math.nan if x is None else float(x)  # noqa: E731
+    if isinstance(held, dict):
+        mean, low, high = (read(held[end]) for end in ("mean", "low", "high"))
+        return Interval(mean, low, high, held["count"])
+    return read(held)
 
 
 def _number(value: float) -> str:

@@ -5,6 +5,7 @@ nothing to download: a distance on them is called FD-shapes and is no FVD.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ class ShapesClassifierConfig:
       widths: Channels of the convolutions of a frame, the first of stride 4, the others of 2.
       features: Numbers for a clip.
       words: How many words there are of size, colour, shape, motion and background.
+      spread: How far features are from their means over clips, root mean square; they are divided
+        by it, so that a distance of 1 is one for a reader.
     """
 
     frame_size: int = 64
@@ -32,8 +35,11 @@ class ShapesClassifierConfig:
     widths: tuple[int, ...] = (16, 32, 48)
     features: int = 64
     words: tuple[int, ...] = (3, 8, 4, 8, 4)
+    spread: float = 1.0
 
     def __post_init__(self):
+        if not (math.isfinite(self.spread) and self.spread > 0):
+            raise ValueError(f"spread must be above 0, got {self.spread}")
         if not self.widths or min(*self.widths, self.features, self.num_frames) < 1:
             raise ValueError("widths, features and num_frames must be at least 1")
         if self.frame_size % (4 * 2 ** (len(self.widths) - 1)) or self.frame_size < 8:
@@ -66,7 +72,10 @@ class ShapesClassifier(nnx.Module):
         self.heads = nnx.List([Linear(d, count, **options) for count in cfg.words])
 
     def features(self, clips: Float[Array, "b f h w 3"]) -> Float[Array, "b d"]:
-        """Of clips in [-1, 1], of the config's size and length."""
+        """Of clips in [-1, 1], of the config's size and length; their spread is about 1."""
+        return self._read(clips) / self.cfg.spread
+
+    def _read(self, clips: Float[Array, "b f h w 3"]) -> Float[Array, "b d"]:
         b, f, h, w, _ = clips.shape
         x = clips.reshape(b * f, h, w, 3)
         for conv in self.convs:
@@ -80,5 +89,5 @@ class ShapesClassifier(nnx.Module):
 
     def __call__(self, clips: Float[Array, "b f h w 3"]) -> list[Float[Array, "b n"]]:
         """Logits of the words of size, colour, shape, motion and background."""
-        found = self.features(clips)
+        found = self._read(clips)
         return [head(found) for head in self.heads]

@@ -71,6 +71,22 @@ def is_file_name(path: str | os.PathLike) -> bool:
         return False
 
 
+def make_folder(path: str | os.PathLike) -> pathlib.Path:
+    """A folder that is there, with all above it.
+
+    Raises:
+      UserError: It cannot be made, or is a file.
+    """
+    path = pathlib.Path(path)
+    if not is_file_name(path):
+        raise UserError(f"no folder can be called {str(path)!r}")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror}") from error
+    return path
+
+
 def cache_folder() -> pathlib.Path | None:
     """Where this user keeps what can be made again; None for a user without a home.
 

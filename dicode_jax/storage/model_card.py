@@ -27,6 +27,8 @@ LICENCES = {
     "dicode": "DiCoDe: the authors' repository states no licence; ask them before sharing these",
     "dynamicrafter": "DynamiCrafter: code Apache-2.0; the weights as their own model card says",
     "open_clip": "OpenCLIP ViT-H/14 of LAION: MIT",
+    "i3d": "I3D: code Apache-2.0 (kinetics-i3d and its port); the weights as their own page says",
+    "inception": "Inception-v3 of TensorFlow: Apache-2.0, and so is pytorch-fid's port",
     "gpt2": "GPT-2: MIT, with a clause on crediting its output",
     "llama": "Llama 3.2: Community License; what is shared must say 'Built with Llama'",
     "ar_diffusion": "AR-Diffusion: as the authors' repository says; ask them before sharing these",

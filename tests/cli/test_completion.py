@@ -25,7 +25,7 @@ def script(capsys, shell):
         (["generate", "--quality", ""], ["draft", "standard", "best"]),
         (["generate", "--out", "ou"], []),  # a file, which the shell completes
         (["decode", "--lag"], []),
-        (["data", ""], ["inspect", "--help"]),
+        (["data", ""], ["inspect", "cut", "filter", "--help"]),
         (["data", "inspect", "--she"], ["--sheet"]),
         (["completion", "bash", "--h"], ["--help"]),
     ],

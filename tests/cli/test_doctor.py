@@ -10,7 +10,8 @@ from dicode_jax.cli import doctor
 from dicode_jax.media import video
 from dicode_jax.storage import packaged
 
-CHECKS = ["version", "packages", "extras", "devices", "memory", "video", "cache", "models", "hub"]
+EXTRAS = ["[convert]", "[data]", "[wandb]", "[app]", "[bench]", "[test]"]
+CHECKS = ["version", "packages", *EXTRAS, "devices", "memory", "video", "cache", "models", "hub"]
 
 
 @pytest.fixture
@@ -44,7 +45,8 @@ def test_what_works_is_said_and_nobody_is_asked(capsys, monkeypatch):
     assert (status, err) == (0, "")
     assert "x cpu (cpu)" in said["devices"]
     assert said["video"] == ".mp4, .gif, .webp are written and read"
-    assert said["models"] == "shapes (8 files as packaged)"
+    wanted = "shapes (8 files as packaged), shapes_features (2 files as packaged)"
+    assert said["models"] == wanted
     assert "not asked" in said["hub"]
 
 
@@ -94,6 +96,35 @@ def test_what_does_not_work_is_named_and_the_rest_still_looked_at(capsys, monkey
     assert said["video"] == "does not work: no encoder for \\x1b[2Jh264"
     assert said["packages"] == "does not work: av is 17.9, want 18.1 or later"
     assert err == "dicode: error: packages, video: see above\n"
+
+
+def test_each_extra_says_what_it_has_or_what_does_not_go_without_it(capsys, monkeypatch):
+    wants = ["numpy>=2.0", "torch>=2.10; extra == 'convert'", 'pyyaml>=6; extra == "convert"']
+    wants += ['scenedetect-headless>=0.7; extra == "data"', "jax[cuda12]; extra == 'cuda'"]
+    wants += ['pyright[nodejs]==1.1.414; extra == "test"', 'ruff~=0.17.5; extra == "test"']
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: wants)
+    has = {"torch": "2.9.1+cpu", "pyyaml": "6.0.4", "pyright": "1.1.414", "ruff": "0.17.6"}
+    installed = doctor._installed
+    monkeypatch.setattr(
+        doctor, "_installed", lambda n: installed(n) if n == "numpy" else has.get(n, "")
+    )
+    status, said, _ = run(capsys)
+    assert status == 0  # an extra is no must
+    assert said["[convert]"] == (
+        "without torch is 2.9.1+cpu, want 2.10: no reading of PyTorch's checkpoints and CLIP's "
+        'vocabulary; pip install "dicode-jax[convert]"'
+    )
+    assert said["[data]"].startswith("without scenedetect-headless: no `dicode data cut` and")
+    assert said["[test]"] == "pyright 1.1.414, ruff 0.17.6"
+    assert said["[wandb]"] == "not known to this install; is for metrics to Weights & Biases"
+
+
+def test_the_cache_says_how_much_it_holds(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    (tmp_path / "program").write_bytes(b"1" * 10**7)
+    assert doctor._cache() == f"{tmp_path}, by JAX_COMPILATION_CACHE_DIR; 1 files, 0.01 GB"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "none"))
+    assert doctor._cache().endswith("; empty")
 
 
 def test_the_hub_is_asked_only_when_told_to(capsys, monkeypatch):

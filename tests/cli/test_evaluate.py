@@ -1,5 +1,6 @@
 """`dicode evaluate` with a model that paints what it is told, and what it says of others."""
 
+import itertools
 import json
 import pathlib
 import re
@@ -11,8 +12,9 @@ from PIL import Image
 
 from dicode_jax import cli
 from dicode_jax.cli import evaluate, evaluated_lists, video
+from dicode_jax.cli.evaluate_arguments import METRICS, SUITES
 from dicode_jax.data import shapes_world
-from dicode_jax.evaluation import accuracy, report
+from dicode_jax.evaluation import accuracy, report, text
 from dicode_jax.media.video import read_video
 
 
@@ -64,7 +66,8 @@ def run(monkeypatch, tmp_path):
         monkeypatch.setattr(video, "load", lambda args, folder: painter)
         status = cli.main(["evaluate", *map(str, words), "--out", out, "--seed", "2"])
         found = pathlib.Path(out, "results.json")
-        return status, json.loads(found.read_text()) if found.exists() else None
+        suite = next((w for o, w in itertools.pairwise(words) if o == "--suite"), "shapes")
+        return status, json.loads(found.read_text())[suite] if found.exists() else None
 
     return run
 
@@ -86,7 +89,7 @@ def test_clips_are_held_to_their_captions_and_painted_once(run, capsys):
     assert [row["all"] for row in found["rows"]] == [True, True, False]
     assert found["settings"]["num_inference_steps"] == 4
     assert "| all | 0.667 |" in capsys.readouterr().out
-    assert Image.open("found/sheet.png").height > 64
+    assert Image.open("found/shapes_sheet.png").height > 64
     assert run(painter, "--num", 3, "--steps", 4)[1] == found
     assert len(painter.calls) == 1
     assert run(painter, "--num", 3)[0] == 2
@@ -134,6 +137,14 @@ def test_a_video_of_many_clips_is_held_to_the_wave(run):
         (["--lag", "3"], "--lag is for AR-Diffusion"),
         (["--suite", "shape"], "invalid choice"),
         (["--num", "0"], "want a whole number"),
+        (["--suite", "text"], "needs --clip DIR, both towers of CLIP"),
+        (["--clip", "x"], "--clip is for --suite text"),
+        (["--suite", "long", "--i3d", "x"], "--i3d is for --videos and --suite shapes"),
+        (["--fps", "8"], "--fps is for --videos"),
+        (["--metrics", "psnr"], "--suite shapes has no psnr; it has color, shape"),
+        (["--metrics", "fvd"], "is of another network (none is given); it is of --i3d"),
+        (["--suite", "reconstruction", "--metrics", "lpips"], "needs --lpips DIR"),
+        (["--at-least", "all"], "'all' is no NAME=NUMBER"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(run, capsys, words, said):
@@ -141,6 +152,37 @@ def test_what_cannot_be_asked_is_one_line(run, capsys, words, said):
     assert said in (error := capsys.readouterr().err)
     assert error.count("\n") == 1
     assert not pathlib.Path("found").exists()
+
+
+def test_numbers_can_be_asked_for_alone_and_suites_stay_beside_each_other(run):
+    painter = Painter()
+    words = ("--suite", "reconstruction", "--num", 2, "--metrics", "psnr")
+    status, found = run(painter, *words)
+    assert status == 0
+    assert found["values"].keys() == {
+        "psnr", "mean psnr of clips", "psnr of the floor", "psnr above the floor"
+    }  # fmt: skip
+    assert [plot["name"] for plot in found["plots"]] == ["psnr_by_place"]
+    assert run(painter, "--num", 2, "--metrics", "shape", "all")[0] == 0
+    both = json.loads(pathlib.Path("found/results.json").read_text())
+    assert both.keys() == {"reconstruction", "shapes"}
+    assert both["reconstruction"] == found
+    assert both["shapes"]["values"].keys() == {
+        "shape", "shape in every frame", "all", "all, and in every frame"
+    }  # fmt: skip
+    page = pathlib.Path("found/report.md").read_text()
+    assert page.count("# How near do clips") == page.count("# Do clips show") == 1
+
+
+def test_a_number_below_its_floor_is_an_error_after_the_report(run, capsys):
+    painter, words = Painter(), ("--num", 3, "--at-least")
+    assert run(painter, *words, "all=0.66", "background in every frame=0.5")[0] == 0
+    assert run(painter, *words, "all=0.5", "all, and in every frame=0.67")[0] == 2
+    said = capsys.readouterr()
+    assert "all, and in every frame is 0.6667, and 0.67 at least is asked for" in said.err
+    assert "| all | 0.667 |" in said.out
+    assert run(painter, *words, "al=0.5")[0] == 2
+    assert "there is no 'al'; there are color" in capsys.readouterr().err
 
 
 def test_an_option_that_a_family_lacks_and_a_clip_of_another_size_are_refused(run, capsys):
@@ -154,7 +196,7 @@ def test_an_option_that_a_family_lacks_and_a_clip_of_another_size_are_refused(ru
 
 
 def test_every_suite_that_the_parser_knows_is_run():
-    assert set(evaluate.RUNS) == set(evaluate.SUITES)
+    assert evaluate.RUNS.keys() == SUITES.keys() == METRICS.keys() - {"distances"}
 
 
 @pytest.mark.slow
@@ -167,7 +209,7 @@ def test_the_packaged_model_paints_as_closely_as_its_page_says(tmp_path):
         page,
     )
     assert cli.main([*words.split(), "--out", str(tmp_path)]) == 0
-    found = means(json.loads((tmp_path / "results.json").read_text()))
+    found = means(json.loads((tmp_path / "results.json").read_text())["reconstruction"])
     assert found["psnr"] == pytest.approx(float(level), abs=0.1)  # one decimal, and rounding
     assert found["psnr above the floor"] == pytest.approx(float(above), abs=0.1)
 
@@ -237,7 +279,6 @@ def test_a_list_that_gives_no_names_is_refused(run, tmp_path, capsys, option, pr
     ("words", "said"),
     [
         (["--videos", "a"], "go together"),
-        (["--videos", "a", "--reference", "b"], "needs --features"),
         (["m", "--videos", "a", "--reference", "b"], "no model is loaded"),
         (["--videos", "a", "--reference", "b", "--features", "c"], "there is no folder a"),
     ],
@@ -294,3 +335,51 @@ def test_of_a_landiff_the_first_two_seconds_are_judged(run, capsys):
     assert "has no num_frames" in capsys.readouterr().err
     assert run(more, "--suite", "long", out="c")[0] == 2
     assert "not there for LanDiff" in capsys.readouterr().err
+
+
+@pytest.fixture
+def towers(monkeypatch):
+    """Embeds a frame and a prompt by the colours that they show and name."""
+    colors = np.array([*shapes_world.COLORS.values()], np.float32)
+
+    def images(frames):
+        middle = frames.reshape(len(frames), -1, 3).astype(np.float32)
+        share = [(np.abs(middle - color).max(-1) < 30).mean(-1) for color in colors]
+        found = np.stack([*share, np.full(len(frames), 1e-3)], axis=1)
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+    def texts(prompts):
+        return np.array(
+            [[*(f" {c} " in f" {p} " for c in shapes_world.COLORS), 0] for p in prompts]
+        )
+
+    made = text.Towers(digest="0", images=images, texts=texts)
+    monkeypatch.setattr(text, "load", lambda folder: made)
+
+
+def test_videos_are_near_to_captions_that_they_show(run, towers):
+    painter = Painter()
+    status, found = run(painter, "--suite", "text", "--clip", "c", "--num", 3)
+    assert status == 0
+    values = means(found)
+    assert values["CLIPSIM"] == pytest.approx(2 / 3, abs=0.01)  # the last one is grey
+    assert values["CLIP score"] == pytest.approx(100 * values["CLIPSIM"])
+    assert values["all"] == pytest.approx(2 / 3)
+    assert found["settings"]["CLIP"] == "c, weights 0"
+    assert len(found["rows"][0]["clipsim"]) == 16
+    assert run(painter, "--num", 3)[0] == 0  # of the same clips
+    assert len(painter.calls) == 1
+
+
+def test_prompts_of_a_file_take_the_place_of_captions(run, towers, tmp_path):
+    painter = Painter()
+    one, two, _ = painter.scenes
+    path = listed(tmp_path / "list.txt", one, two)
+    words = ("--suite", "text", "--clip", "c", "--prompts", path, "--samples-per-prompt", 2)
+    status, found = run(painter, *words)
+    assert status == 0
+    assert [row["prompt"] for row in found["rows"]] == [one, one, two, two]
+    assert found["settings"]["videos"] == found["values"]["CLIPSIM"]["count"] == 4
+    assert means(found)["CLIPSIM"] > 0.99
+    assert "all" not in found["values"]
+    assert run(painter, "--suite", "text", "--clip", "c", "--vbench-prompts", path)[0] == 2

@@ -27,9 +27,10 @@ def misses(tmp_path, monkeypatch):
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     before = {name: getattr(jax.config, name) for name in settings}
+    before["jax_disable_most_optimizations"] = jax.config.read("jax_disable_most_optimizations")
+    settings["jax_disable_most_optimizations"] = True  # not how well matters here
     for name, value in settings.items():
         jax.config.update(name, value)
-    jax.config.update("jax_disable_most_optimizations", True)  # not how well matters here
     compile_cache.compilation_cache.reset_cache()
     log = []
 
@@ -40,7 +41,6 @@ def misses(tmp_path, monkeypatch):
     monitoring.register_event_listener(note)
     yield log
     monitoring.unregister_event_listener(note)
-    jax.config.update("jax_disable_most_optimizations", False)
     for name, value in before.items():
         jax.config.update(name, value)
     compile_cache.compilation_cache.reset_cache()

@@ -17,6 +17,7 @@ from convert.to_torch import original_state_dict
 from dicode_jax.models.clip import CLIP, CLIPConfig
 from dicode_jax.nn.rngs import blank
 from dicode_jax.storage import weights
+from dicode_jax.text import clip
 
 
 def run(*args):
@@ -29,10 +30,10 @@ def test_a_model_is_found_and_checked_against_its_config(tmp_path):
     save_file(source, file)
     config.write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}}))
     assert run(file, "--config", config, "--out", out) == 0
-    clip, cfg = weights.load_module(out, CLIP, CLIPConfig)
+    towers, cfg = weights.load_module(out, CLIP, CLIPConfig)
     assert cfg == open_clip.config_from_original(CONFIG)
     np.testing.assert_array_equal(
-        clip.vision.patch_embed.kernel[...], source["visual.conv1.weight"].transpose(2, 3, 1, 0)
+        towers.vision.patch_embed.kernel[...], source["visual.conv1.weight"].transpose(2, 3, 1, 0)
     )
     back = tmp_path / "back.safetensors"
     assert to_torch.main([str(out), "--out", str(back)]) == 0
@@ -48,6 +49,24 @@ def test_a_name_of_the_hub_brings_its_config(tmp_path, monkeypatch):
     assert run("laion/tiny", "--out", tmp_path / "out") == 0  # alone, the heads would be refused
     _, cfg = weights.load_module(tmp_path / "out", CLIP, CLIPConfig)
     assert cfg == open_clip.config_from_original(CONFIG)
+
+
+def test_a_vocabulary_goes_along_and_another_is_refused(tmp_path, capsys):
+    small = clip.build(["r e", "re d</w>"])
+    size = small.get_vocab_size()
+    config = CONFIG | {"text_cfg": CONFIG["text_cfg"] | {"vocab_size": size}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(checkpoint(config), tmp_path / "clip.safetensors")
+    clip.ClipTokenizer(small, size).save(tmp_path / "words")
+    args = [tmp_path / "clip.safetensors", "--config", tmp_path / "config.json"]
+    assert run(*args, "--vocab", tmp_path / "words", "--out", tmp_path / "out") == 0
+    words = clip.ClipTokenizer.from_file(tmp_path / "out/text", size)
+    assert words(["red"], 4).tolist() == [[size - 2, size - 3, size - 1, 0]]
+    other = clip.build(["r e"])
+    clip.ClipTokenizer(other, size - 1).save(tmp_path / "others")
+    assert run(*args, "--vocab", tmp_path / "others", "--out", tmp_path / "b") == 2
+    assert "not the vocabulary of this text tower" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,12 @@ def test_what_has_changed_since_is_named(folder):
     assert encoded_cache.stale(shards | {paths[1]: {"files": "7"}}) == {paths[1]: ["files"]}
 
 
+def test_a_plan_with_the_names_of_many_classes_is_read_again(tmp_path):
+    about = {**ABOUT, "settings": {"class_names": [f"class {i} " + 60 * "x" for i in range(5000)]}}
+    encoded_cache.write_plan(tmp_path, about)
+    assert encoded_cache.changes(tmp_path, about) == []
+
+
 def test_a_torn_shard_is_refused(folder):
     path = encoded_cache.shard_path(folder, 0, 3)
     whole = path.read_bytes()

@@ -1,5 +1,7 @@
 """Distances between sets: which clips go through a network, how, and what is refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -46,6 +48,37 @@ def test_distances_are_those_of_the_features_whatever_the_batches():
     np.testing.assert_allclose(found["FD-mean"], frechet_distance(a, b), rtol=1e-9)
     np.testing.assert_allclose(found["KVD-mean"], kernel_distance(a, b), rtol=1e-9)
     assert sizes == [16] * 4  # one program
+
+
+def test_a_clip_without_antialiasing_is_two_taps_of_the_middle_and_not_rounded():
+    frames = np.random.default_rng(0).integers(0, 256, (3, 6, 10, 3), np.uint8)
+    plain = dataclasses.replace(features(), antialias=False, fps=None)
+    clip = plain.clip(frames, 25.0, "v")  # every frame, whatever their rate
+    middle = frames[:, :, 2:8].astype(np.float64)
+    at = np.array([0.25, 1.75, 3.25, 4.75])  # centres of four pixels among six
+    first = at.astype(int)
+    share = (at - first)[:, None]
+    rows = middle[:, first] * (1 - share[..., None]) + middle[:, first + 1] * share[..., None]
+    both = rows[:, :, first] * (1 - share) + rows[:, :, first + 1] * share
+    np.testing.assert_allclose(clip, both, atol=1e-4)
+    assert plain.names == ("FD-mean", "KVD-mean")
+    named = dataclasses.replace(plain, labels=("FVD", "KVD"))
+    assert named.names == ("FVD", "KVD")
+    assert distribution.protocol(named)["frames a second"] == "as the videos have"
+
+
+def test_frames_with_features_of_their_own_are_all_kept_and_no_filling():
+    net = dataclasses.replace(
+        features(), of_frames=True, at_once=2, run=lambda clips: clips.reshape(-1, 48)[:, :3]
+    )
+    clips = np.random.default_rng(0).integers(0, 256, (3, 3, 4, 4, 3), np.uint8)
+    np.testing.assert_array_equal(net(iter(clips)), clips.reshape(9, 48)[:, :3])
+
+
+def test_of_the_distances_those_that_are_wanted_are_taken():
+    a, b = np.random.default_rng(0).normal(size=(2, 5, 3))
+    found = distribution.between(features(), a, b, lambda name: name.startswith("KVD"))
+    assert found == {"KVD-mean": kernel_distance(a, b)}
 
 
 def test_sets_of_other_sizes_are_refused():

@@ -1,6 +1,7 @@
 """Sums over clips and videos: what each number of a suite is, on drawn clips that are spoilt."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -148,11 +149,11 @@ def test_a_report_is_json_and_a_page_with_its_plots(tmp_path):
         plots=plots,
         rows=[{"right": True}],
     )
-    page = report.write(whole, tmp_path).read_text()
+    page = report.write(whole, tmp_path, "one").read_text()
     assert "| share | 0.500 | 0.250 to 0.750 | 4 |" in page
     assert "| gain | - | | |" in page
     assert "a\\|b" in page
-    held = json.loads((tmp_path / report.JSON_FILE).read_text())
+    held = json.loads((tmp_path / report.JSON_FILE).read_text())["one"]
     assert held["values"] == {
         "share": {"mean": 0.5, "low": 0.25, "high": 0.75, "count": 4},
         "gain": None,
@@ -160,6 +161,22 @@ def test_a_report_is_json_and_a_page_with_its_plots(tmp_path):
     for plot in plots:
         assert f"({plot.name}.png)" in page
         assert (tmp_path / f"{plot.name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_reports_of_one_folder_stay_beside_each_other(tmp_path):
+    def write(title, suite):
+        one = report.Report(title=title, settings={}, values={"x": float("nan"), "y": 2.0})
+        return report.write(one, tmp_path, suite).read_text()
+
+    write("First", "a")
+    write("Second", "b")
+    page = write("Third", "a")
+    assert re.findall("^# (.*)", page, re.MULTILINE) == ["Third", "Second"]
+    assert page.count("| x | - |") == page.count("| y | 2.000 |") == 2
+    assert report.earlier(tmp_path).keys() == {"a", "b"}
+    (tmp_path / report.JSON_FILE).write_text('{"title": "of something else"}')
+    with pytest.raises(UserError, match="is not of an evaluation"):
+        write("Fourth", "a")
 
 
 def test_kept_videos_are_not_painted_again_and_others_are_refused(tmp_path):

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import warnings
 import zipfile
 from collections.abc import Callable
 
@@ -92,6 +93,19 @@ def _use_text(folder: pathlib.Path) -> None:
 
 
 # Checkpoints
+
+
+def _build_words(folder: pathlib.Path) -> None:
+    small = pathlib.Path(__file__).parents[1] / "text/small_spiece.model"
+    (folder / "spiece.model").write_bytes(small.read_bytes())
+
+
+def _use_words(folder: pathlib.Path) -> None:
+    from dicode_jax.text.t5 import T5Tokenizer
+
+    with warnings.catch_warnings():  # letters that a damaged vocabulary lacks
+        warnings.simplefilter("ignore", UserWarning)
+        T5Tokenizer.from_file(folder)("a red circle moves right", 14)
 
 
 def _tensors() -> dict:
@@ -422,6 +436,7 @@ DOORS = {
         Door(name="config", files=("model/config.json", "model/*/config.json"), build=_build_model,
              use=_use_model),
         Door(name="tokenizer", files=("text/*",), build=_build_text, use=_use_text),
+        Door(name="words", files=("spiece.model",), build=_build_words, use=_use_words),
         Door(name="torch", files=("*.*",), build=_build_torch, use=_use_torch,
              mutate=_mutate_torch, is_alone=True),
         Door(name="hugging_face", files=("gpt2/*",), build=_build_hugging_face,

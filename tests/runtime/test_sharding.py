@@ -124,21 +124,23 @@ def test_constrain_does_nothing_without_a_mesh():
 
 
 STAGES = ("language_model", "tokenizer")
-MESHES = {"tokenizer": ("one", "fsdp", "all")}  # which compiles for longest; else every mesh
+# The tokenizer compiles for longest. The language model holds on every mesh, and in any number of
+# parts, what has nothing to do with a stage.
+MESHES = {"tokenizer": ("one", "fsdp")}
+TOKENIZER = pytest.param("tokenizer", marks=pytest.mark.long)
 
 
-def reports(command):
+def reports(command, stages, meshes):
     """What `sharded_training.py` finds in processes with eight emulated devices, one per stage."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    meshes = MESHES if command == "losses" else {}
     processes = [
         subprocess.Popen(
             [sys.executable, SCRIPT, command, stage, *meshes.get(stage, ())], **options
         )
-        for stage in STAGES
+        for stage in stages
     ]
     report = {}
-    for stage, process in zip(STAGES, processes):
+    for stage, process in zip(stages, processes):
         out, err = process.communicate()
         assert process.returncode == 0, err.decode()[-2000:]
         report[stage] = sharded_training.read_report(out.decode())
@@ -146,18 +148,18 @@ def reports(command):
 
 
 @pytest.fixture(scope="module")
-def on_meshes():
-    return reports("losses")
+def on_meshes(pytestconfig):
+    return reports("losses", STAGES, {} if pytestconfig.getoption("long") else MESHES)
 
 
 @pytest.fixture(scope="module")
-def in_parts():
-    return reports("averages")
+def in_parts(pytestconfig):
+    return reports("averages", STAGES if pytestconfig.getoption("long") else STAGES[:1], {})
 
 
 @pytest.mark.slow
 @pytest.mark.multi_device
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ["language_model", TOKENIZER])
 def test_parts_of_a_batch_give_the_update_of_the_whole_on_one_device_and_on_eight(in_parts, stage):
     whole = in_parts[stage]["1 devices, 1 parts"]
     assert len(in_parts[stage]) == (5 if stage == "language_model" else 3)
@@ -180,7 +182,11 @@ def test_validation_on_eight_devices_in_small_batches_is_that_of_one_device(in_p
 @pytest.mark.multi_device
 @pytest.mark.parametrize(
     ("stage", "mesh"),
-    [("language_model", "data"), *((s, m) for s in STAGES for m in ("fsdp", "all"))],
+    [
+        *(("language_model", mesh) for mesh in ("data", "fsdp", "all")),
+        ("tokenizer", "fsdp"),
+        pytest.param("tokenizer", "all", marks=pytest.mark.long),
+    ],
 )
 def test_eight_devices_give_the_losses_of_one(on_meshes, stage, mesh):
     one, eight = on_meshes[stage]["one"], on_meshes[stage][mesh]

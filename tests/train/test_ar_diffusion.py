@@ -1,6 +1,8 @@
 """Latents on disk, encoded here or by the release, and a run on them that stops and goes on."""
 
 import dataclasses
+import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +16,13 @@ from dicode_jax.data.shapes_world import COLORS, SHAPES, scene_at
 from dicode_jax.data.sources.open import open_source
 from dicode_jax.models.ar_diffusion.dit import DenoiserConfig
 from dicode_jax.models.ar_diffusion.frame_vae import FrameVAE
+from dicode_jax.models.patch_discriminator import PatchDiscriminatorConfig
 from dicode_jax.stages.ar_diffusion import dit
-from dicode_jax.stages.ar_diffusion.config import DiTTrainConfig
+from dicode_jax.stages.ar_diffusion.config import DiTTrainConfig, FrameVAETrainConfig
 from dicode_jax.stages.ar_diffusion.examples import open_latents
 from dicode_jax.storage import weights
 from dicode_jax.training.optim import OptimConfig
-from train import ar_diffusion, encode, import_latents, loop
+from train import ar_diffusion, ar_diffusion_vae, encode, import_latents, loop
 
 NAMES = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
 
@@ -96,6 +99,45 @@ def test_a_run_that_stops_goes_on_to_the_same_bits(config, cache, tmp_path):
     for name, array in one.items():
         np.testing.assert_array_equal(array, two[name], name)
     assert (tmp_path / "whole/samples/000004.png").exists()
+
+
+@pytest.mark.long
+def test_optimisers_that_take_turns_go_on_from_a_lost_end_to_the_same_bits(tmp_path):
+    config = FrameVAETrainConfig(
+        model=VAE,
+        frame_size=VAE.image_size,
+        data=DataConfig(num_frames=4),
+        optim=OptimConfig(lr=1e-2, warmup_steps=0, schedule="constant"),
+        batch_size=2,
+        validation_examples=2,
+        disc_start=1,
+        discriminator=PatchDiscriminatorConfig(channels=4, num_layers=1),
+    )
+
+    def train(name, steps):
+        workdir = tmp_path / name
+        options = loop.RunOptions(workdir=workdir, steps=steps, checkpoint_every=3, log_every=1)
+        loop.run(ar_diffusion_vae.build(config, workdir), options)
+
+    train("whole", 8)
+    train("parts", 5)
+    shutil.rmtree(tmp_path / "parts/checkpoints/5")  # killed before it came to be
+    train("parts", 8)
+    seen = {name: read_steps(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts")}
+    assert [step for step, _ in seen["parts"]] == [1, 2, 3, 4, 5, 4, 5, 6, 7, 8]
+    whole = dict(seen["whole"])
+    assert all(told == whole[step] for step, told in seen["parts"])
+    assert {"hinge" in told for told in whole.values()} == {True, False}  # both had turns
+    one, two = (weights.read_arrays(tmp_path / name / "model/model.safetensors") for name in seen)
+    assert one.keys() == two.keys()
+    assert all(np.array_equal(array, two[name]) for name, array in one.items())
+
+
+def read_steps(path):
+    """Step and what was logged of its training, in the order of the log, without speeds."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    left = ("step", "frames_per", "validation")
+    return [(r["step"], {k: v for k, v in r.items() if not k.startswith(left)}) for r in records]
 
 
 def test_latents_of_the_release_are_imported_with_their_class(vae, config, tmp_path, capsys):

@@ -17,11 +17,13 @@ from dicode_jax.models.landiff.features import features_of
 from dicode_jax.models.landiff.frames import FrameTokens
 from dicode_jax.models.landiff.motion import frame_motion
 from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizer, SemanticTokenizerConfig
+from dicode_jax.models.t5 import T5Encoder, T5EncoderConfig
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.stages.landiff.config import EncodeConfig
 from dicode_jax.storage import weights
+from dicode_jax.text.t5 import learn_words
 from dicode_jax.training.evaluate import jit_local
-from train import encode
+from train import encode, landiff_encoder, landiff_text
 from train.encode import EncodeOptions
 
 TOWER = CLIPVisionConfig(
@@ -90,6 +92,45 @@ def test_another_autoencoder_makes_another_cache(modules, tmp_path):
     assert set(EncodedCache(options.out).schema) == {"codes", "motion", "times"}
     with pytest.raises(UserError, match=r"holds another cache .*settings\.vae"):
         encode.encode(config, options)
+
+
+def test_captions_are_kept_as_the_models_read_them(modules, tmp_path):
+    _, config = modules
+    sizes = T5EncoderConfig(
+        num_layers=1, num_heads=2, embed_dim=6, head_dim=3, mlp_dim=8, vocab_size=9
+    )
+    t5 = random_module(lambda: T5Encoder(sizes, rngs=ShapeRngs()))
+    weights.save_module(tmp_path / "lan/text_encoder", t5, sizes)
+    words = learn_words(["a red circle moves up"])  # and nothing else
+    words.save(tmp_path / "lan/text_encoder")
+    folder = str(tmp_path / "lan")
+    reading = dataclasses.replace(
+        config, lm_text=folder, dit_text=folder, dit_text_length=11, lm_text_length=4
+    )
+    read = landiff_text.load(reading, landiff_text.find(reading))
+    embed = jit_local(lambda t5, ids, valid: t5(t5.embed_tokens(ids), valid))
+
+    ids = words("a red circle", 11)
+    made = read(["a red circle", "up"])
+    assert {name: (x.shape, str(x.dtype)) for name, x in made.items()} == {
+        "lm_text": ((4, 6), "bfloat16"), "dit_text": ((11, 6), "bfloat16")
+    }  # fmt: skip
+    want = embed(t5, ids[None], None)[0]  # alone: no padding was seen
+    np.testing.assert_allclose(made["lm_text"].astype(np.float32), want, atol=0.02, rtol=0.01)
+    padded = np.pad(ids, (0, 7), constant_values=words.pad_id)
+    want = embed(t5, padded[None], None)[0]
+    np.testing.assert_allclose(made["dit_text"].astype(np.float32), want, atol=0.02, rtol=0.01)
+    with pytest.warns(UserWarning, match="captions of more than 4 ids are cut there"):
+        assert len(read(["a red circle moves"])["lm_text"]) == 4
+    assert len(read([])["lm_text"]) == 1  # its end alone
+
+    encoder = landiff_encoder.find(reading)
+    assert {"lm_text", "dit_text"} < set(encoder.schema)
+    assert encoder.settings["lm_text"] == weights.hash_module(tmp_path / "lan/text_encoder")
+    with pytest.raises(UserError, match=r"no text_encoder in .*: name the `model` folder"):
+        landiff_encoder.find(dataclasses.replace(reading, lm_text=str(tmp_path)))
+    with pytest.raises(ValueError, match="lm_text_length and dit_text_length must be at least 2"):
+        dataclasses.replace(reading, dit_text_length=1)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,9 @@ def apart(a, b):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", [TRAINED_CROP, TRAINED_STRETCH, CONVERTED])
+@pytest.mark.parametrize(
+    "way", [TRAINED_CROP, pytest.param(TRAINED_STRETCH, marks=pytest.mark.long), CONVERTED]
+)
 def test_tokens_of_a_cache_are_those_of_the_pipeline(pipe, folder, pictures, tmp_path, way):
     path, images = pictures
     config = lm_config(pipe, folder(*way), data=DataConfig(path=str(path), validation=0.0))

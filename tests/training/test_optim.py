@@ -82,8 +82,14 @@ def stack(layers):
     return jax.tree.map(lambda *xs: jnp.stack(xs), *layers)
 
 
+ONE_BY_ONE = ["adamw", "lion", "sgd"]  # number by number, where those of a kernel act together
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "lion", "adafactor", "sgd"])
+@pytest.mark.parametrize(
+    "optimizer",
+    ["muon", "adafactor", *(pytest.param(x, marks=pytest.mark.long) for x in ONE_BY_ONE)],
+)
 def test_stacked_layers_take_the_steps_of_single_ones(optimizer):
     keys = iter(jax.random.split(jax.random.key(0), 100))
     grads = jax.tree.map(lambda x: jax.random.normal(next(keys), x.shape), LAYERS)

@@ -21,7 +21,11 @@ class FrameVAETrainConfig(RunConfig):
       model: Sizes. With `temporal`, clips of `data.num_frames` are read, and what came with `init`
         stays as it is.
       init: `model` folder of an earlier run, or a converted VAE; None starts fresh.
+      train_encoder: Whether what makes latents learns; without it, as in TiTok's second stage, a
+        denoiser of these latents stays good.
       lpips: Folder of a converted LPIPS; None weighs edges in its place.
+      pixel_weight: Weight of all that the pixel decoder's frames are judged by; with 0 it is left
+        out, and the transformers learn alone, by patches and probes, in a fraction of the time.
       squared_weight: Weight of the squared error beside the absolute error of weight 1.
       perceptual_weight: Weight of LPIPS.
       edge_weight: Weight of the absolute error of differences between neighbours, at full, half and
@@ -36,6 +40,9 @@ class FrameVAETrainConfig(RunConfig):
       patch_weight: Weight of the squared error of pixels that one linear layer, not exported, reads
         off the transformer's patches. It trains the tokens while the codes still mean nothing; the
         release, which starts from trained codes, has none.
+      proxy: `model` folder of a trained autoencoder of images, whose scaled latents are read off
+        the patches in place of pixels (as TiTok's first stage learns another tokenizer's codes):
+        an edge counts in them as much as an area.
       probe_weight: Weight of the cross-entropy of linear probes, not exported, that tell from the
         latents what a frame of the drawn world shows; 0 for other data.
       disc_start: Step from which a discriminator of patches judges: odd steps are its own, even
@@ -48,8 +55,10 @@ class FrameVAETrainConfig(RunConfig):
 
     model: FrameVAEConfig = FrameVAEConfig()
     init: str | None = None
+    train_encoder: bool = True
     lpips: str | None = None
     frame_size: int = 256
+    pixel_weight: float = 1.0
     squared_weight: float = 0.0
     perceptual_weight: float = 1.0
     edge_weight: float = 1.0
@@ -57,6 +66,7 @@ class FrameVAETrainConfig(RunConfig):
     token_noise: float | None = None
     logit_weight: float = 0.0
     patch_weight: float = 0.0
+    proxy: str | None = None
     probe_weight: float = 0.0
     disc_start: int | None = None
     disc_weight: float = 1.0
@@ -67,12 +77,26 @@ class FrameVAETrainConfig(RunConfig):
         super().__post_init__()
         if self.token_noise is not None and not 0 <= self.token_noise < math.inf:
             raise ValueError(f"token_noise must not be negative, got {self.token_noise}")
+        if not 0 <= self.pixel_weight < math.inf:
+            raise ValueError(f"pixel_weight must not be negative, got {self.pixel_weight}")
+        if not self.patch_weight and (not self.pixel_weight or self.proxy):
+            raise ValueError(
+                "without pixel_weight, or with a proxy, the patches are read: set patch_weight"
+            )
+        if not self.pixel_weight and self.disc_start is not None:
+            raise ValueError(
+                "a discriminator judges what the pixel decoder makes: set pixel_weight"
+            )
         for name in ("patch_weight", "probe_weight"):
             weight = getattr(self, name)
             if weight < 0 or (weight and self.model.temporal):
                 raise ValueError(
                     f"{name} must not be negative, and 0 for the temporal decoder, got {weight}"
                 )
+        if not self.train_encoder and self.init is None:
+            raise ValueError(
+                "an encoder that does not learn has to come from init: name its folder"
+            )
         if self.disc_start is None:
             if self.discriminator_init is not None:
                 raise ValueError("discriminator_init is of no use without disc_start")

@@ -11,6 +11,7 @@ from flax import nnx
 from dicode_jax.distributions.projected_gaussian import unit
 from dicode_jax.errors import UserError
 from dicode_jax.models.ar_diffusion.frame_vae import FrameVAE, FrameVAEConfig
+from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.models.lpips import LPIPS, LPIPSConfig
 from dicode_jax.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from dicode_jax.nn.linear import Linear
@@ -25,7 +26,7 @@ from dicode_jax.stages.ar_diffusion.adversarial import (
 from dicode_jax.stages.ar_diffusion.config import FrameVAETrainConfig
 from dicode_jax.stages.pixel_losses import edges
 from dicode_jax.storage import weights
-from dicode_jax.training.stage import Stage
+from dicode_jax.training.stage import Path, Stage
 from dicode_jax.typing import Array, Float, UInt8
 
 Judge = Literal["nobody", "generator", "discriminator"]
@@ -35,15 +36,20 @@ Judge = Literal["nobody", "generator", "discriminator"]
 class Trained(nnx.Module):
     """The VAE, what reads its patches and latents, and its judges: None or nothing if not wanted.
 
-    LPIPS does not learn, a discriminator does.
+    LPIPS and the proxy do not learn, a discriminator does.
     """
 
     def __init__(self, config: FrameVAETrainConfig, *, rngs: nnx.Rngs):
         dtype = parts.compute_dtype(config)
         self.vae = FrameVAE(config.model, dtype=dtype, rngs=rngs)
         side = config.model.decoder
-        pixels = 3 * side.patch_size**2
-        self.patch_head = Linear(side.embed_dim, pixels, rngs=rngs) if config.patch_weight else None
+        of_proxy = (
+            None if config.proxy is None else parts.stored_config(config.proxy, AutoencoderKLConfig)
+        )
+        self.proxy = AutoencoderKL(of_proxy, dtype=dtype, rngs=rngs) if of_proxy else None
+        p, c = _patch(config.model, of_proxy)
+        read = Linear(side.embed_dim, c * p**2, rngs=rngs) if config.patch_weight else None
+        self.patch_head = read
         numbers = config.model.num_tokens * config.model.token_dim
         classes = probes.CLASSES if config.probe_weight else ()
         self.probes = nnx.List([Linear(numbers, n, rngs=rngs) for n in classes])
@@ -66,6 +72,8 @@ def make_stage(config: FrameVAETrainConfig) -> Stage:
             vae, of_vae = weights.load_module(config.init, FrameVAE, FrameVAEConfig, on_host=True)
             _check_init(config, of_vae)
             loaded |= parts.leaves(vae, "vae")
+        if config.proxy is not None:
+            loaded |= parts.leaves(parts.load_autoencoder(config.proxy), "proxy")
         if config.lpips is not None:
             lpips, _ = weights.load_module(config.lpips, LPIPS, LPIPSConfig, on_host=True)
             loaded |= parts.leaves(lpips, "lpips")
@@ -90,6 +98,13 @@ def make_stage(config: FrameVAETrainConfig) -> Stage:
         adversarial = {"takes_step": True, "make_optimizer": make}
     if config.probe_weight:
         probes.check_labels(config.data)
+    if config.proxy is not None:
+        latent = parts.stored_config(config.proxy, AutoencoderKLConfig).downsampling
+        if config.model.decoder.patch_size % latent:
+            raise UserError(
+                f"{config.proxy} has a latent for {latent} pixels, of which the decoder's "
+                f"patch_size {config.model.decoder.patch_size} is no multiple"
+            )
 
     def batch_shapes(b: int):
         shapes = {name: jax.ShapeDtypeStruct(parts.image_shape(config, b, *lead), jnp.uint8)}
@@ -102,14 +117,21 @@ def make_stage(config: FrameVAETrainConfig) -> Stage:
         config=config,
         create=lambda rngs: Trained(config, rngs=rngs),
         load=load,
-        is_trained=lambda path, _: (
-            path[:2] == ("vae", "temporal") if temporal else path[0] != "lpips"
-        ),
+        is_trained=lambda path, _: is_trained(config, path),
         loss_fn=functools.partial(loss_fn, config),
         batch_shapes=batch_shapes,
         export=lambda model, folder: weights.save_module(folder, model.vae, config.model),
         **adversarial,
     )
+
+
+def is_trained(config: FrameVAETrainConfig, path: Path) -> bool:
+    """Whether a parameter learns."""
+    if config.model.temporal:
+        return path[:2] == ("vae", "temporal")
+    if not config.train_encoder and path[:2] in (("vae", "encoder"), ("vae", "moments_proj")):
+        return False
+    return path[0] not in ("lpips", "proxy")
 
 
 def to_unit(frames: UInt8[Array, "..."]) -> Float[Array, "..."]:
@@ -154,10 +176,11 @@ def _loss(config, model, batch, keys, judge: Judge | None = None) -> tuple[Array
     drawn = posterior if config.token_noise is None else posterior.around(config.token_noise)
     latents = drawn.sample(each)
     patches = vae.patches(rearrange(latents, "(b f) l c -> b f l c", b=b))
-    logits = vae.logits(patches)
-    features = vae.pixel_decoder.features(vae.soft_codes(logits))
-    last = vae.pixel_decoder.conv_out
-    made = last(features)
+    if config.pixel_weight:
+        logits = vae.logits(patches)
+        features = vae.pixel_decoder.features(vae.soft_codes(logits))
+        last = vae.pixel_decoder.conv_out
+        made = last(features)
 
     def error_of(made):
         metrics, error = {}, made.astype(jnp.float32) - frames
@@ -173,12 +196,11 @@ def _loss(config, model, batch, keys, judge: Judge | None = None) -> tuple[Array
         metrics["psnr"] = -10 * jnp.log10(jnp.maximum(squares, 1e-10)).mean()
         return loss, metrics
 
-    loss, metrics = error_of(made)
+    loss, metrics = error_of(made) if config.pixel_weight else (jnp.zeros(()), {})
+    loss *= config.pixel_weight
     if model.patch_head is not None:
-        p = config.model.decoder.patch_size
-        read = model.patch_head(patches).astype(jnp.float32)
-        read = rearrange(read, "n y x (p q c) -> n (y p) (x q) c", p=p, q=p)
-        metrics["patches"] = jnp.square(read - frames).mean()
+        read = _on_grid(model, model.patch_head(patches).astype(jnp.float32))
+        metrics["patches"] = jnp.square(read - _to_read(model, frames)).mean()
         loss += config.patch_weight * metrics["patches"]
     if config.probe_weight:
         flat = unit(latents).reshape(len(latents), -1)
@@ -186,7 +208,7 @@ def _loss(config, model, batch, keys, judge: Judge | None = None) -> tuple[Array
         unsure, right = probes.probe_loss(logits_of, batch["labels"])
         loss += config.probe_weight * unsure
         metrics |= right
-    if config.logit_weight:
+    if config.pixel_weight and config.logit_weight:
         centred = logits.astype(jnp.float32) - logits.mean(-1, keepdims=True)
         metrics["logits"] = jnp.square(centred).mean()
         loss += config.logit_weight * metrics["logits"]
@@ -215,6 +237,26 @@ def _loss(config, model, batch, keys, judge: Judge | None = None) -> tuple[Array
         loss += scale * term
         told |= {"logits_made": -term, "scale": scale}
     return loss, metrics | told
+
+
+def _to_read(model: Trained, frames: Float[Array, "n h w 3"]) -> Float[Array, "n y x c"]:
+    """What the patches are to tell: the proxy's latents, of unit variance, or pixels."""
+    if model.proxy is None:
+        return frames
+    latents = model.proxy.encode(2 * frames - 1).mode().astype(jnp.float32)
+    return jax.lax.stop_gradient(model.proxy.cfg.scale_factor * latents)
+
+
+def _patch(vae: FrameVAEConfig, proxy: AutoencoderKLConfig | None) -> tuple[int, int]:
+    """Sides and channels of what is read off a patch: pixels, or the proxy's latents."""
+    side = vae.decoder.patch_size
+    return (side // proxy.downsampling, proxy.z_channels) if proxy else (side, 3)
+
+
+def _on_grid(model: Trained, read: Float[Array, "n y x d"]) -> Float[Array, "n v u c"]:
+    """What was read off the patches, on the grid of `_to_read`."""
+    p, c = _patch(model.vae.cfg, model.proxy and model.proxy.cfg)
+    return rearrange(read, "n y x (p q c) -> n (y p) (x q) c", p=p, q=p, c=c)
 
 
 def _still(module: Any) -> Any:

@@ -108,9 +108,23 @@ class EncodeConfig(RunConfig):
       tokenizer: `model` folder of the tokenizer's run, with the frozen encoder beside it.
       vae: `model` folder of the autoencoder's run; None keeps no latents.
       keep_features: Keep the encoder's features too, which are large.
+      lm_text, dit_text: Folder of the frozen text encoder that the language model or the denoiser
+        reads by, or of a pipeline: keeps what it makes of the first caption of a video. None keeps
+        nothing, as for a text encoder that learns.
+      lm_text_length, dit_text_length: Most tokens of the one, `</s>` among them; all tokens of the
+        other, padding among them.
     """
 
     data: DataConfig = DataConfig(num_frames=49, clip_start="start")
     tokenizer: str | None = None
     vae: str | None = None
     keep_features: bool = False
+    lm_text: str | None = None
+    dit_text: str | None = None
+    lm_text_length: int = 512
+    dit_text_length: int = 226
+
+    def __post_init__(self):
+        super().__post_init__()
+        if min(self.lm_text_length, self.dit_text_length) < 2:
+            raise ValueError("lm_text_length and dit_text_length must be at least 2")

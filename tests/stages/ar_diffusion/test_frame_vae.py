@@ -15,6 +15,7 @@ from dicode_jax import config as config_lib
 from dicode_jax.data.config import DataConfig
 from dicode_jax.errors import UserError
 from dicode_jax.models.ar_diffusion.frame_vae import FrameVAE, FrameVAEConfig
+from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.models.lpips import LPIPS, LPIPSConfig
 from dicode_jax.nn.rngs import blank
 from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
@@ -36,18 +37,25 @@ CONFIG = FrameVAETrainConfig(
     batch_size=4,
     frame_size=16,
 )
+PROXY = AutoencoderKLConfig(
+    channels=4, channel_mult=(1, 2), num_res_blocks=1, num_groups=2, scale_factor=0.5
+)
 KEY = jax.random.key(1)
 IMAGES = np.random.default_rng(0).integers(0, 255, (4, 16, 16, 3)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_configs_survive_json_and_build(path):
+def test_configs_survive_json_and_build(path, tmp_path):
     config = config_lib.load_config_file(path)
     again = config_lib.from_dict(type(config), config_lib.to_dict(config))
     assert again == config
+    if config.proxy is not None:
+        weights.save_module(tmp_path, AutoencoderKL(PROXY, rngs=nnx.Rngs(3)), PROXY)
+        config = dataclasses.replace(config, proxy=str(tmp_path))
     model = blank(build_stage(config).create).vae
     count = sum(x.size for x in jax.tree.leaves(nnx.state(model)))
-    counts = {"sky_vae_time": 842_713_355, "shapes_vae": 1_628_595}
+    counts = {"sky_vae_time": 842_713_355}
+    counts |= dict.fromkeys(("shapes_vae", "shapes_vae_pixels"), 1_631_683)
     assert count == counts.get(path.stem, 640_993_547)
 
 
@@ -130,6 +138,50 @@ def test_pixels_read_off_the_patches_weigh_and_are_not_exported(tmp_path):
     weights.load_module(tmp_path / "model", FrameVAE, FrameVAEConfig)
     with pytest.raises(ValueError, match="patch_weight must not be negative, and 0 for the temp"):
         dataclasses.replace(with_time("x"), patch_weight=1.0)
+
+
+def test_a_proxys_latents_are_read_off_the_patches_without_the_pixel_decoder(tmp_path):
+    proxy = AutoencoderKL(PROXY, rngs=nnx.Rngs(3))
+    weights.save_module(tmp_path / "proxy", proxy, PROXY)
+    config = dataclasses.replace(
+        CONFIG, token_noise=0.0, pixel_weight=0, patch_weight=2.0, proxy=str(tmp_path / "proxy")
+    )
+    stage = build_stage(config)
+    assert not stage.is_trained(("proxy", "encoder"), None)
+    model = frame_vae.Trained(config, rngs=nnx.Rngs(0))
+    loaded = stage.load()
+    assert {path[0] for path in loaded} == {"proxy"}
+    model.proxy = proxy
+    kernel = model.patch_head.kernel
+    kernel[...] = jnp.zeros_like(kernel[...])
+    model.patch_head.bias[...] += 0.25  # whatever the patches hold
+    batch, keys = {"image": jnp.asarray(IMAGES)}, jax.random.split(KEY, 4)
+    loss, metrics = jax.jit(functools.partial(frame_vae.loss_fn, config))(model, batch, keys)
+    latents = 0.5 * proxy.encode(jnp.asarray(IMAGES / 127.5 - 1, jnp.float32)).mode()
+    np.testing.assert_allclose(loss, 2 * np.square(0.25 - np.asarray(latents)).mean(), rtol=1e-4)
+    assert "psnr" not in metrics
+
+    wider = dataclasses.replace(PROXY, channel_mult=(1, 2, 2, 2))
+    weights.save_module(tmp_path / "wide", AutoencoderKL(wider, rngs=nnx.Rngs(3)), wider)
+    with pytest.raises(UserError, match="a latent for 8 pixels, of which the decoder's patch_size"):
+        build_stage(dataclasses.replace(config, proxy=str(tmp_path / "wide")))
+    for name in ("pixel_weight", "proxy"):
+        with pytest.raises(ValueError, match="the patches are read: set patch_weight"):
+            dataclasses.replace(CONFIG, **{name: getattr(config, name)})
+    with pytest.raises(ValueError, match="judges what the pixel decoder makes: set pixel_weight"):
+        dataclasses.replace(config, disc_start=0)
+
+
+def test_an_encoder_that_is_kept_does_not_learn_and_comes_from_somewhere(tmp_path):
+    model = frame_vae.Trained(CONFIG, rngs=nnx.Rngs(0))
+    weights.save_module(tmp_path / "vae", model.vae, MODEL)
+    config = dataclasses.replace(CONFIG, init=str(tmp_path / "vae"), train_encoder=False)
+    stage = build_stage(config)
+    paths = [path for path, _ in nnx.to_flat_state(nnx.state(model))]
+    still = {path[:2] for path in paths if not stage.is_trained(path, None)}
+    assert still == {("vae", "encoder"), ("vae", "moments_proj")}
+    with pytest.raises(ValueError, match="has to come from init: name its folder"):
+        dataclasses.replace(CONFIG, train_encoder=False)
 
 
 def test_probes_read_the_latents_and_know_the_drawn_world_alone(tmp_path):

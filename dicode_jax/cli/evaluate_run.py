@@ -1,0 +1,199 @@
+"""A model that is evaluated: what it is asked, what it painted, and the report of a suite."""
+
+import argparse
+import contextlib
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from dicode_jax.cli import video
+from dicode_jax.cli.evaluate_arguments import SUITES
+from dicode_jax.errors import UserError
+
+SHEET_ROWS = 10
+
+
+def make_folder(out: pathlib.Path) -> None:
+    """Makes the folder for what is found, unless it is there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out}: {error.strerror or error}") from error
+
+
+def wanted(args: argparse.Namespace, name: str) -> bool:
+    """Whether a number or a plot is one of `--metrics`, which are words of its name."""
+    name = name.replace("_", " ")
+    return args.metrics is None or any(
+        re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", name, re.IGNORECASE)
+        for word in args.metrics
+    )
+
+
+def check_floors(args: argparse.Namespace, values: Mapping[str, Any]) -> None:
+    """Holds the numbers of a report to `--at-least`.
+
+    Raises:
+      UserError: One is lower, or is not there.
+    """
+    for name, floor in args.at_least:
+        if name not in values:
+            raise UserError(f"--at-least: there is no {name!r}; there are {', '.join(values)}")
+        found = getattr(values[name], "mean", values[name])
+        if not found >= floor:
+            raise UserError(f"{name} is {found:.4g}, and {floor:g} at least is asked for")
+
+
+class Run:
+    """A model and what is asked of it.
+
+    Attributes:
+      args: Of the command.
+      out: The folder for what is found.
+      folder: The model's.
+      pipe: The pipeline.
+      suite: Which one.
+      judge: The networks that it judges with, if any.
+      num: How many clips or videos.
+      options: What the pipeline is called with besides prompts and seeds.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        out: pathlib.Path,
+        folder: pathlib.Path,
+        pipe: Any,
+        suite: str,
+        judge: Any,
+    ):
+        self.args, self.out, self.folder, self.pipe = args, out, folder, pipe
+        self.suite, self.judge = suite, judge
+        self.num: int = args.num or SUITES[self.suite]
+        self.options = options_of(args, pipe)
+
+    def wanted(self, name: str) -> bool:
+        """Whether a number is one of `--metrics`."""
+        return wanted(self.args, name)
+
+    def scenes(self) -> list[Any]:
+        """The test split's scenes that all suites look at."""
+        from dicode_jax.evaluation import accuracy
+
+        return accuracy.scenes(self.num, self.args.seed)
+
+    def kept(self, what: str, paint: Callable, at_once: int, **more: Any) -> Iterator[Any]:
+        """Videos `[f, h, w, 3]` in order, kept in a folder of the output."""
+        from dicode_jax.evaluation import accuracy, kept
+
+        seeds = accuracy.seeds(self.num, self.args.seed)
+        settings = {
+            "model": str(self.folder.resolve()),
+            "fingerprint": kept.fingerprint(self.folder),
+            "dtype": self.args.dtype,
+            "seed": self.args.seed,
+            "options": self.options,
+            **more,
+        }
+        make = lambda numbers: paint(numbers, [seeds[i] for i in numbers])  # noqa: E731
+        place = self.out / what
+        with video.progress_bar() as progress:
+            progress("videos", 0, self.num)
+            videos = kept.painted(make, self.num, place, settings, at_once=at_once)
+            for i, one in enumerate(videos):
+                progress("videos", i + 1, self.num)
+                yield one
+
+    def report(
+        self,
+        title: str,
+        sheet: tuple[list, list[str]],
+        *,
+        values: Mapping[str, Any],
+        plots: Sequence[Any] = (),
+        more: Mapping[str, str] | None = None,
+        told: Mapping[str, Any] | None = None,
+        **found: Any,
+    ) -> pathlib.Path:
+        """Writes the contact sheet and the report, and prints the table; gives the page's path.
+
+        Args:
+          sheet: Clips and their labels.
+          more: Pictures beside the sheet.
+          told: Settings of this suite alone.
+
+        Raises:
+          UserError: A number is lower than `--at-least` asks for.
+        """
+        from dicode_jax.evaluation import report
+        from dicode_jax.media.video import contact_sheet
+
+        picture = f"{self.suite}_sheet.png"
+        contact_sheet(self.out / picture, sheet[0], labels=sheet[1][: len(sheet[0])])
+        whole = report.Report(
+            title=title,
+            settings={
+                "model": str(self.folder),
+                "kind": self.pipe.kind,
+                "suite": self.suite,
+                "videos": self.num,
+                "seed": self.args.seed,
+                "dtype": self.args.dtype,
+                **self.options,
+                **(told or {}),
+            },
+            values={name: value for name, value in values.items() if self.wanted(name)},
+            plots=[plot for plot in plots if self.wanted(plot.name)],
+            pictures={f"The first {len(sheet[0])}": picture, **(more or {})},
+            **found,
+        )
+        page = report.write(whole, self.out, self.suite)
+        print(report.table(whole.values))
+        check_floors(self.args, whole.values)
+        return page
+
+
+def options_of(args: argparse.Namespace, pipe) -> dict[str, Any]:
+    """What the pipeline is called with besides prompts and seeds."""
+    options = video.sampling(args)
+    del options["seed"]
+    if args.num_frames is not None:
+        options["num_frames"] = args.num_frames
+    if pipe.kind == "dicode":
+        return options
+    del options["clips_per_batch"]
+    own = {"num_inference_steps", "guidance_scale"} | (
+        {"num_frames"} if pipe.kind == "ar_diffusion" else set()
+    )
+    if odd := options.keys() - own:
+        raise UserError(f"this model has no {', '.join(sorted(odd))}; leave it out")
+    return options if args.lag is None else options | {"lag": args.lag}
+
+
+def prompts_of(pipe, scenes: Sequence[Any]) -> list[Any]:
+    """What a pipeline is asked for scenes with: their captions, or the classes that say the same.
+
+    Raises:
+      UserError: The model has no class for a caption.
+    """
+    from dicode_jax.data.shapes_world import parse_caption
+
+    if pipe.kind != "ar_diffusion":
+        return [scene.caption for scene in scenes]
+    named = {}
+    for name in pipe.config.class_names:
+        with contextlib.suppress(ValueError):
+            named[parse_caption(name)] = name
+    if missing := [s.caption for s in scenes if s.attributes not in named]:
+        raise UserError(f"this model has no class {missing[0]!r}; it is none of the shapes world")
+    return [named[scene.attributes] for scene in scenes]
+
+
+@contextlib.contextmanager
+def square(folder: pathlib.Path) -> Iterator[None]:
+    """What the judge does not take becomes one line."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"clips of {folder} cannot be judged: {error}") from error
