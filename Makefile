@@ -3,6 +3,7 @@
 # make long    the tests that `make test` leaves out, of which shorter ones hold most
 # make quick   the tests of what a change breaks first, about five minutes on two cores
 # make gate    whether clips of the packaged model still obey their captions, a minute or two on one core
+# make test-app  the page of `dicode app` in headless Chromium, where there is one
 # make types   what pyright finds in the library, which is nothing
 # make lowest  demo and quick with exactly the lower bounds of pyproject.toml; wants the oldest Python, 3.11
 # make dist    sdist and wheel in dist/, checked as PyPI will; docs/releasing.md
@@ -16,6 +17,7 @@
 #   PROMPT="a small blue cross moves up on a gray background"   VIDEO=path/to/a/video   SEED=0   STEPS=50
 #   PYTHON=python3.12                   the interpreter that .venv is made from
 #   PYTEST_ARGS="-k unet"               what pytest gets besides the defaults
+#   BROWSER=/usr/bin/chromium           what test-app starts; SCREENSHOTS=docs/images keeps pictures of the packaged model
 #   TORCH=torch==2.13.0                 what pip installs to test the reading of torch files; none by default
 #   REPOSITORY=https://github.com/...   where this lies, for links of site, notebooks and README; none by default
 #   TAG=v1.2.3                          of a release, for `make dist`
@@ -31,6 +33,9 @@ PYTEST_ARGS ?=
 TORCH ?=
 REPOSITORY ?=
 TAG ?=
+BROWSER ?= $(shell for b in chromium chromium-browser google-chrome; do command -v $$b && break; done)
+SCREENSHOTS ?=
+comma := ,
 
 # Videos, samplers, pipelines, training steps and runs, checkpoints, sharding, the commands, the package.
 QUICK := -m "not slow" tests/cli tests/data tests/diffusion tests/e2e tests/media tests/storage tests/train tests/training \
@@ -61,10 +66,10 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-shapes demo-ar-shapes test long types quick gate lowest dist docs notebooks audit clean
+.PHONY: help demo demo-shapes demo-ar-shapes test test-app browse long types quick gate lowest dist docs notebooks audit clean
 
 help:
-	@sed -n '1,19s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
+	@sed -n '1,23s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 # $(call install,what,stamp): an editable install, repeated only when pyproject.toml changes.
 define install
@@ -90,6 +95,11 @@ $(VENV)/.installed-release: pyproject.toml
 $(VENV)/.installed-docs: pyproject.toml
 	$(call install,.[docs])
 	@touch $(VENV)/.installed-core
+
+$(VENV)/.installed-app: pyproject.toml
+	$(call install,.[test$(comma)app])
+	@$(BIN)/python -m pip install --quiet "playwright>=1.49"
+	@touch $(VENV)/.installed-core $(VENV)/.installed-test
 
 demo: demo-$(MODEL)
 
@@ -133,6 +143,15 @@ test: $(VENV)/.installed-test
 	@$(BIN)/ruff check .
 	@$(MAKE) --no-print-directory types
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+
+# The browser of the distribution; playwright drives it and brings none.
+test-app:
+	@if [ -n "$(BROWSER)" ]; then $(MAKE) --no-print-directory browse BROWSER="$(BROWSER)"; else \
+	  echo "no chromium, chromium-browser or google-chrome was found: the page was not looked at"; fi
+
+browse: $(VENV)/.installed-app
+	@APP_BROWSER="$(BROWSER)" APP_SCREENSHOTS="$(SCREENSHOTS)" \
+	  $(BIN)/python -m pytest tests/app tests/cli/test_app.py $(PYTEST_ARGS)
 
 types: $(VENV)/.installed-test
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python

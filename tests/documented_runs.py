@@ -66,6 +66,7 @@ NOT_RUN = {
     r"convert (i3d|inception)": "tests/convert/parts/test_inception.py runs it on narrow ones",
     r"--suite tokens": "as many paintings as tokens; tests/cli/test_evaluate.py",
     r"data (cut|filter)|clips/captions": "the extra; tests/data/test_scenes.py, test_filtering.py",
+    r"^dicode app": "serves until it is stopped; tests/app and tests/cli/test_app.py",
     r"mutation_trial": "an hour; tests/test_scripts.py tries it on a toy",
 }
 LESS = {

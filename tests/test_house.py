@@ -20,6 +20,7 @@ FLOORS = (
     ("train",),
     ("convert", "configs"),
     ("cli",),
+    ("app",),
     ("__init__",),
     ("stages",),
     ("pipelines",),

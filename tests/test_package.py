@@ -145,7 +145,9 @@ def test_every_import_is_declared(project):
     extras = project["optional-dependencies"]
     # beartype is imported by `typing.py` when tests switch shape checks on.
     allowed = {
-        "dicode_jax": declared | {"beartype"} | names(extras["data"]) | names(extras["wandb"]),
+        "dicode_jax": declared
+        | {"beartype"}
+        | set().union(*(names(extras[name]) for name in ("data", "wandb", "app"))),
         "train": declared,
         "configs": declared,
         "convert": declared | names(extras["convert"]),

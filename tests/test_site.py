@@ -11,7 +11,7 @@ import pytest
 from documented import PAGES
 from source_tree import ROOT
 
-HIDDEN = {"__init__", "_moved", "assets", "cli"}  # no API: `dicode --help` tells of the commands
+HIDDEN = {"__init__", "_moved", "app", "assets", "cli"}  # no API: commands, told of by --help
 PICTURES = sorted((ROOT / "docs/images").glob("*.svg"))
 LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]+))?\)")
 

@@ -5,7 +5,7 @@ import difflib
 import sys
 from collections.abc import Callable, Mapping
 
-from dicode_jax.cli import completion, data, doctor, evaluate_arguments, runs
+from dicode_jax.cli import app, completion, data, doctor, evaluate_arguments, runs
 from dicode_jax.cli.landiff_options import LANDIFF, add_options
 from dicode_jax.diffusion.samplers import SAMPLERS
 from dicode_jax.errors import UserError
@@ -48,6 +48,7 @@ examples:
   dicode data filter clips
   dicode metrics runs/ar --out curves.png
   dicode doctor
+  dicode app
 
 dicode COMMAND --help explains the options of a command."""
 
@@ -224,6 +225,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
     data.add_parsers(command)
     runs.add_parsers(command)
     doctor.add_parsers(command)
+    app.add_parsers(command)
     completion.add_parsers(command)
     return parser
 

@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 
-from dicode_jax.cli import completion, data, doctor, evaluate, info, many, runs, video, warmup
+from dicode_jax.cli import app, completion, data, doctor, evaluate, info, many, runs, video, warmup
 from dicode_jax.cli.arguments import make_parser
 from dicode_jax.errors import UserError, print_any_name
 from dicode_jax.runtime.interrupts import exit_status, polite_signals
@@ -35,6 +35,7 @@ COMMANDS = {
     "export": runs.export,
     "warmup": warmup.warmup,
     "doctor": doctor.doctor,
+    "app": app.app,
     "completion": lambda args: completion.completion(args, make_parser(COMMANDS)),
 }
 

@@ -10,7 +10,7 @@ import math
 import os
 import pathlib
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import av
@@ -99,8 +99,13 @@ def read_video(path: str | os.PathLike) -> Video:
 
 def iter_frames_at(path: str | os.PathLike, fps: float) -> Iterator[Frame]:
     """What is on screen at 0, 1 / fps, 2 / fps ... seconds; see `iter_frames` for the errors."""
+    return at_rate(iter_frames(path), fps)
+
+
+def at_rate(frames: Iterable[Frame], fps: float) -> Iterator[Frame]:
+    """Which of the frames of a video are on screen at 0, 1 / fps, 2 / fps ... seconds."""
     count, shown = 0, None
-    for frame in iter_frames(path):
+    for frame in frames:
         while shown is not None and count / fps < frame.time - 1e-6:
             yield shown
             count += 1

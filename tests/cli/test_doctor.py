@@ -10,7 +10,7 @@ from dicode_jax.cli import doctor
 from dicode_jax.media import video
 from dicode_jax.storage import packaged
 
-EXTRAS = ["[convert]", "[data]", "[wandb]", "[bench]", "[test]", "[docs]"]
+EXTRAS = ["[convert]", "[data]", "[wandb]", "[app]", "[bench]", "[test]", "[docs]"]
 CHECKS = ["version", "packages", *EXTRAS, "devices", "memory", "video", "cache", "models", "hub"]
 
 
