@@ -32,7 +32,7 @@ def execute(name, folder):
         "IPYTHONDIR": str(folder / "ipython"),
         "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
     }
-    client = nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3", resources=where)
+    client = nbclient.NotebookClient(notebook, timeout=3000, kernel_name="python3", resources=where)
     client.execute(env=os.environ | settings)
     return notebook
 
