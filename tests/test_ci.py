@@ -67,20 +67,22 @@ def test_only_a_python_that_makes_environments_counts(newest_python, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tests", "newer", "dist", "status", "end"),
+    ("tests", "newer", "others", "status", "end"),
     [
         ((GOOD, 0), (GOOD, 0), 0, 0, [GOOD, GOOD]),
         ((GOOD, 0), None, 0, 0, [GOOD]),
         ((BAD, 2), (GOOD, 0), 0, 1, ["failed: make test VENV=.venv TORCH=*", BAD, GOOD]),
         ((GOOD, 0), (BAD, 2), 0, 1, ["failed: make demo quick PYTHON=/new/python3 *", GOOD, BAD]),
         ((GOOD, 0), ("the demo fails", 2), 0, 1, ["failed: make demo quick *", GOOD]),
-        ((GOOD, 0), None, 2, 1, ["failed: make dist VENV=.venv", GOOD]),
+        ((GOOD, 0), None, 2, 1, ["failed: make gate docs dist test-app VENV=.venv", GOOD]),
     ],
 )
-def test_a_failure_of_any_part_is_the_status_and_the_end(tmp_path, tests, newer, dist, status, end):
+def test_a_failure_of_any_part_is_the_status_and_the_end(
+    tmp_path, tests, newer, others, status, end
+):
     shutil.copytree(FOLDER, tmp_path / ".ci")
     script(tmp_path / ".venv/bin/python", "echo /new/python3" if newer else "echo")
-    answers = {"test": tests, "demo": newer or ("not to be called", 2), "dist": ("built", dist)}
+    answers = {"test": tests, "demo": newer or ("not to be called", 2), "gate": ("built", others)}
     script(
         tmp_path / "bin/make",
         *(
