@@ -116,7 +116,7 @@ def export(args: argparse.Namespace) -> None:
     )
     hint = "parts that trainings read"
     if done.is_pipeline:
-        command = 'generate "..."' if done.has_language_model else "reconstruct VIDEO"
+        command = 'generate "..."' if done.generates else "reconstruct VIDEO"
         hint = f"dicode {command} --model {args.out} --out out.mp4"
     print(f"{args.out}: step {done.step}; {hint}")
 

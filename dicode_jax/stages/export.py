@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.pipelines.dicode import DiCoDePipeline, PipelineConfig
+from dicode_jax.pipelines.load import PIPELINES, load
 from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
 from dicode_jax.stages.dicode import configs
 from dicode_jax.stages.dicode.vocabulary import with_kept_text
@@ -35,11 +37,11 @@ from dicode_jax.training.stage import Stage
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What was written: of which step, and whether it is a pipeline that paints or generates."""
+    """What was written: of which step, whether a pipeline, and one that makes videos alone."""
 
     step: int
     is_pipeline: bool
-    has_language_model: bool
+    generates: bool
 
 
 def export(
@@ -55,8 +57,9 @@ def export(
     """Writes a checkpoint as a folder, whole or not at all.
 
     A run of the language model makes a pipeline together with the tokenizer and decoder that it
-    was trained on, a run of the tokenizer one without a language model. Other runs make the parts
-    that trainings read, as in their `model` folder.
+    was trained on, a run of the tokenizer one without a language model, and one of AR-Diffusion's
+    or LanDiff's denoiser a pipeline where its config names the other parts. Other runs make the
+    parts that trainings read, as in their `model` folder.
 
     Args:
       checkpoint: Folder of a run, its `checkpoints`, or one of these.
@@ -75,8 +78,9 @@ def export(
     workdir, step = _find_run(pathlib.Path(checkpoint), step)
     config = read_run_config(workdir / weights.CONFIG_FILE)
     has_lm = isinstance(config, configs.ARTrainConfig)
-    is_pipeline = has_lm or isinstance(config, configs.TokenizerTrainConfig)
-    _with_settings(PipelineConfig(), settings)  # before the work
+    is_dicode = has_lm or isinstance(config, configs.TokenizerTrainConfig)
+    if is_dicode:
+        _with_settings(PipelineConfig(), settings)  # before the work
     if isinstance(config, configs.ARTrainConfig):
         # All of the language model is in the checkpoint, wherever the run once started.
         named = config.tokenizer if tokenizer is None else str(hub.find_folder(tokenizer))
@@ -85,30 +89,36 @@ def export(
         _check_tokenizer(config)
     elif tokenizer is not None:
         raise UserError(f"{workdir} trained no language model, so that --tokenizer says nothing")
-    if settings and not is_pipeline:
-        raise UserError(f"{workdir} gives no pipeline, so that --set says nothing")
     sources = [workdir / "checkpoints", workdir / weights.CONFIG_FILE]
     if isinstance(config, configs.ARTrainConfig):
         sources += [config.tokenizer_folder / name for name in ("tokenizer", "decoder")]
     target = check_folder(out, sources=sources)
     stage = build_stage(config)
     step, model = load_model(stage, workdir, step=step, use_ema=use_ema)
-    if not is_pipeline:
-        with new_folder(out, sources=sources) as folder:
-            stage.export(model, folder)
-        return Exported(step, is_pipeline, has_lm)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
             dir=target.parent, prefix=f".{short(target.name)}-"
         ) as parts:
             stage.export(model, pathlib.Path(parts))
-            pipe = _assemble(config, pathlib.Path(parts))
+            if not is_dicode and not _is_pipeline(parts):
+                if settings or dtype != "float32":
+                    said = "--set" if settings else "--dtype"
+                    raise UserError(f"{workdir} gives no pipeline, so that {said} says nothing")
+                with new_folder(out, sources=sources) as folder:
+                    shutil.copytree(parts, folder, dirs_exist_ok=True)
+                return Exported(step, False, False)
+            pipe = _assemble(config, pathlib.Path(parts)) if is_dicode else load(parts, dtype=None)
             pipe.config = _with_settings(pipe.config, settings)
             pipe.save_pretrained(out, dtype=dtype)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
-    return Exported(step, is_pipeline, has_lm)
+    return Exported(step, True, has_lm or not is_dicode)
+
+
+def _is_pipeline(folder: str) -> bool:
+    path = pathlib.Path(folder) / weights.CONFIG_FILE
+    return path.is_file() and config_lib.read_json(path)[0] in PIPELINES
 
 
 def load_model(
@@ -199,7 +209,8 @@ def _assemble(config: Any, exported: pathlib.Path) -> DiCoDePipeline:
     )
 
 
-def _with_settings(config: PipelineConfig, settings: Sequence[str]) -> PipelineConfig:
+def _with_settings(config: Any, settings: Sequence[str]) -> Any:
+    """A pipeline's config that says this besides."""
     data = config_lib.to_dict(config)
     for setting in settings:
         name, _, value = setting.partition("=")
@@ -211,7 +222,7 @@ def _with_settings(config: PipelineConfig, settings: Sequence[str]) -> PipelineC
             raise UserError(
                 f"want settings of a pipeline, such as generation.var-scale=0.1, got {setting!r}"
             ) from error
-    return config_lib.from_dict(PipelineConfig, data)
+    return config_lib.from_dict(type(config), data)
 
 
 def _pipeline_config(config: Any, decoder: ClipDecoderConfig) -> PipelineConfig:
