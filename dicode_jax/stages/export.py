@@ -79,8 +79,10 @@ def export(
     config = read_run_config(workdir / weights.CONFIG_FILE)
     has_lm = isinstance(config, configs.ARTrainConfig)
     is_dicode = has_lm or isinstance(config, configs.TokenizerTrainConfig)
-    if is_dicode:
-        _with_settings(PipelineConfig(), settings)  # before the work
+    if is_dicode:  # before the work
+        _with_settings(PipelineConfig(), settings)
+    elif getattr(config, "vae", None) is None:
+        _refuse_of_parts(workdir, settings, dtype)
     if isinstance(config, configs.ARTrainConfig):
         # All of the language model is in the checkpoint, wherever the run once started.
         named = config.tokenizer if tokenizer is None else str(hub.find_folder(tokenizer))
@@ -102,9 +104,7 @@ def export(
         ) as parts:
             stage.export(model, pathlib.Path(parts))
             if not is_dicode and not _is_pipeline(parts):
-                if settings or dtype != "float32":
-                    said = "--set" if settings else "--dtype"
-                    raise UserError(f"{workdir} gives no pipeline, so that {said} says nothing")
+                _refuse_of_parts(workdir, settings, dtype)
                 with new_folder(out, sources=sources) as folder:
                     shutil.copytree(parts, folder, dirs_exist_ok=True)
                 return Exported(step, False, False)
@@ -114,6 +114,12 @@ def export(
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
     return Exported(step, True, has_lm or not is_dicode)
+
+
+def _refuse_of_parts(workdir: pathlib.Path, settings: Sequence[str], dtype: str) -> None:
+    if settings or dtype != "float32":
+        said = "--set" if settings else "--dtype"
+        raise UserError(f"{workdir} gives no pipeline, so that {said} says nothing")
 
 
 def _is_pipeline(folder: str) -> bool:

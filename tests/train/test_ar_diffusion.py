@@ -10,16 +10,20 @@ import pytest
 from flax import nnx
 from tiny_ar_diffusion import DIT, VAE, alive
 
+import dicode_jax
+from dicode_jax import config as config_lib
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.encoded_cache import EncodedCache
 from dicode_jax.data.shapes_world import COLORS, SHAPES, scene_at
 from dicode_jax.data.sources.open import open_source
+from dicode_jax.errors import UserError
 from dicode_jax.models.ar_diffusion.dit import DenoiserConfig
 from dicode_jax.models.ar_diffusion.frame_vae import FrameVAE
 from dicode_jax.models.patch_discriminator import PatchDiscriminatorConfig
 from dicode_jax.stages.ar_diffusion import dit
 from dicode_jax.stages.ar_diffusion.config import DiTTrainConfig, FrameVAETrainConfig
 from dicode_jax.stages.ar_diffusion.examples import open_latents
+from dicode_jax.stages.export import Exported, export
 from dicode_jax.storage import weights
 from dicode_jax.training.optim import OptimConfig
 from train import ar_diffusion, ar_diffusion_vae, encode, import_latents, loop
@@ -87,6 +91,7 @@ def test_a_run_that_stops_goes_on_to_the_same_bits(config, cache, tmp_path):
         changed = dataclasses.replace(config, data=data, **changes)
         options = loop.RunOptions(workdir=tmp_path / name, steps=steps, checkpoint_every=2)
         loop.run(ar_diffusion.build(changed, tmp_path / name), options)
+        config_lib.to_json(changed, tmp_path / name / "config.json")
 
     train("whole", 4)
     train("parts", 2, vae=None)  # without sheets, which draw from no stream of the training
@@ -99,6 +104,20 @@ def test_a_run_that_stops_goes_on_to_the_same_bits(config, cache, tmp_path):
     for name, array in one.items():
         np.testing.assert_array_equal(array, two[name], name)
     assert (tmp_path / "whole/samples/000004.png").exists()
+    made = export(
+        tmp_path / "whole", tmp_path / "pipe", dtype="float16", settings=["sampling.lag=2"]
+    )
+    assert made == Exported(4, True, True)
+    pipe = dicode_jax.load(tmp_path / "pipe")
+    assert pipe.config.sampling.lag == 2
+    held = weights.read_arrays(tmp_path / "pipe/denoiser/model.safetensors")
+    assert {str(x.dtype) for x in held.values()} == {"float16"}
+    for name, array in one.items():
+        np.testing.assert_array_equal(held[name], array.astype(np.float16), name)
+    for odd, said in (({"dtype": "float16"}, "--dtype"), ({"settings": ["fps=4"]}, "--set")):
+        with pytest.raises(UserError, match=f"gives no pipeline, so that {said} says nothing"):
+            export(tmp_path / "parts", tmp_path / "none", **odd)
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.long
