@@ -1,8 +1,8 @@
-# make demo    a prompt to a video, and a video through the tokenizer and back
+# make demo    a prompt to a video, and a video through the tokenizer and back; with MODEL=ar-shapes a short and a long video
 # make test    lint, types and all tests but the long ones
 # make long    the tests that `make test` leaves out, of which shorter ones hold most
 # make quick   the tests of what a change breaks first, about five minutes on two cores
-# make gate    whether clips of the packaged model still obey their captions, a minute or two on one core
+# make gate    whether clips of the packaged models still obey their captions, two minutes on one core
 # make test-app  the page of `dicode app` in headless Chromium, where there is one
 # make types   what pyright finds in the library, which is nothing
 # make lowest  demo and quick with exactly the lower bounds of pyproject.toml; wants the oldest Python, 3.11
@@ -166,8 +166,10 @@ quick: $(VENV)/.installed-test
 # Floors are a little below the lower ends of the intervals that docs/evaluation.md has.
 gate: $(VENV)/.installed-core
 	@rm -rf outputs/gate
-	@$(BIN)/dicode evaluate shapes --suite shapes --num 32 --quality draft --out outputs/gate --at-least \
+	@$(BIN)/dicode evaluate shapes --suite shapes --num 32 --quality draft --out outputs/gate/shapes --at-least \
 	  color=0.95 shape=0.95 motion=0.8 background=0.95 size=0.75 all=0.7 "all, and in every frame=0.55"
+	@$(BIN)/dicode evaluate ar-shapes --suite shapes --num 32 --lag 0 --out outputs/gate/ar-shapes --at-least \
+	  color=0.9 shape=0.8 motion=0.75 background=0.95 size=0.8 all=0.7 "all, and in every frame=0.33"
 
 lowest:
 	@pins=$$("$(PYTHON)" -c '$(LOWEST)') && \
