@@ -27,8 +27,7 @@ PAGES = (
     ROOT / "CONTRIBUTING.md",
     ROOT / "SECURITY.md",
     *sorted((ROOT / "docs").glob("*.md")),
-    ROOT / "dicode_jax/assets/shapes/README.md",
-    ROOT / "dicode_jax/assets/shapes_features/README.md",
+    *sorted((ROOT / "dicode_jax/assets").glob("*/README.md")),
 )
 COMMAND = r"(?:\bpython(?: -m|(?= scripts/))|(?<![\w./=-])dicode|(?<![\w./-])make) "
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)

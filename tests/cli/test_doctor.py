@@ -45,8 +45,9 @@ def test_what_works_is_said_and_nobody_is_asked(capsys, monkeypatch):
     assert (status, err) == (0, "")
     assert "x cpu (cpu)" in said["devices"]
     assert said["video"] == ".mp4, .gif, .webp are written and read"
-    wanted = "shapes (8 files as packaged), shapes_features (2 files as packaged)"
-    assert said["models"] == wanted
+    counts = {"shapes": 8, "ar-shapes": 5, "shapes_features": 2}
+    wanted = [f"{name} ({count} files as packaged)" for name, count in counts.items()]
+    assert said["models"] == ", ".join(wanted)
     assert "not asked" in said["hub"]
 
 
