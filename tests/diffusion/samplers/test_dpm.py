@@ -145,7 +145,7 @@ def test_the_last_step_is_of_order_1_by_choice_and_gives_the_estimate_where_it_e
         keys=KEYS,
         return_trajectory=True,
     )
-    np.testing.assert_array_equal(got, steps.x0[-1])
+    np.testing.assert_allclose(got, steps.x0[-1], rtol=1e-6, atol=1e-7)  # a few last bits
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])

@@ -22,7 +22,7 @@ def test_a_caption_gets_the_contexts_of_its_words_whether_or_not_it_was_trained_
     config = config_lib.load_config_file(CONFIG)
     stage = build_stage(config)
     size = sum(x.size for x in jax.tree.leaves(nnx.state(blank(stage.create))))
-    assert size == 4_096_392
+    assert size == 4_099_472
     assert stage.is_trained(("context",), None)
     small = dataclasses.replace(config.model.dit, embed_dim=4, num_layers=1, num_heads=1)
     model = Denoiser(dataclasses.replace(config.model, dit=small), rngs=nnx.Rngs(0))
