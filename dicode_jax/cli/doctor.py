@@ -19,9 +19,9 @@ _USES = {
     "convert": "reading of PyTorch's checkpoints and CLIP's vocabulary",
     "data": "`dicode data cut` and `dicode data filter`",
     "wandb": "metrics to Weights & Biases",
-    "app": "the page of `dicode app`",
+    "app": "page of `dicode app`",
     "bench": "benchmarks beside Hugging Face's GPT-2",
-    "test": "the tests",
+    "test": "tests",
     "docs": "`make docs` and `make notebooks`",
 }
 _NVIDIA = "/dev/nvidiactl"  # there with every driver of NVIDIA
