@@ -249,12 +249,16 @@ def build(painter: Painter) -> Any:
         shown = [video, bar, said, download, tokens]
         ends = [*shown, history, paint, stop, session]
 
-        def wait():
+        def wait(session):
+            session.is_wanted = True
             return "Waiting.", _bar(0), gr.update(interactive=False), gr.update(interactive=True)
 
         def run(session, *wish):
             asked = Wish(**dict(zip(_WISH, wish, strict=True)))
             is_made = False
+            if not session.is_wanted:  # stopped before its turn came
+                yield *_nothing("Stopped. No clip was there yet."), *_idle(session, True)
+                return
             try:
                 for news in painter.run(session, asked):
                     is_made = news.made is not None
@@ -276,16 +280,15 @@ def build(painter: Painter) -> Any:
 
         wishes = [model, prompt, seed, clips, frames, quality, start, last]
         begun = gr.on(
-            [paint.click, prompt.submit], wait, None, [said, bar, paint, stop], queue=False,
+            [paint.click, prompt.submit], wait, session, [said, bar, paint, stop], queue=False,
             show_progress="hidden", **_PRIVATE,
         )  # fmt: skip
-        painted = begun.then(
+        begun.then(
             run, [session, *wishes], ends, concurrency_limit=1, concurrency_id="paint",
             show_progress="minimal", show_progress_on=said, **_PRIVATE,
         )  # fmt: skip
-        stop.click(
-            halt, session, ends, queue=False, cancels=[painted], show_progress="hidden", **_PRIVATE
-        )
+        # Without Gradio's `cancels`, which may come late, and take what was asked for since.
+        stop.click(halt, session, ends, queue=False, show_progress="hidden", **_PRIVATE)
         history.select(pick, session, [*shown, prompt, seed], queue=False, **_PRIVATE)
         page.queue(max_size=limits.waiting, default_concurrency_limit=1, api_open=False)
     return page

@@ -56,12 +56,16 @@ class Session:
     Args:
       root: Folder of all sessions.
       kept: Videos of the history; beyond these the oldest one goes, with its files.
+
+    Attributes:
+      is_wanted: Whether what was asked for is still waited for; its turn may be yet to come.
     """
 
     def __init__(self, root: pathlib.Path, kept: int):
         self._root = root
         self.folder = root / secrets.token_urlsafe(16)
         self.history: list[Made] = []
+        self.is_wanted = True
         self._kept, self._count = kept, 0
         self._job: Job | None = None
         self._is_closed = False
@@ -104,6 +108,7 @@ class Session:
 
     def stop(self) -> Made | None:
         """Stops what is at work; the clips that are there join the history and are given back."""
+        self.is_wanted = False
         job = self._job
         if job is None:
             return None

@@ -82,3 +82,10 @@ def test_a_copy_is_a_new_visitor_with_a_folder_of_his_own(tmp_path):
 )
 def test_a_download_has_a_plain_name(prompt, stem):
     assert file_stem(prompt, 3) == stem
+
+
+def test_what_is_stopped_before_its_turn_is_not_wanted(tmp_path):
+    session = Session(tmp_path, 2)
+    assert session.is_wanted
+    assert session.stop() is None
+    assert not session.is_wanted
