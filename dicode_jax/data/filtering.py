@@ -1,6 +1,7 @@
 """Which clips of a data set are worth learning: measured, judged, and listed for captions.
 
-    measured = measure_all(cfg, "clips/filter.jsonl")
+    videos = videos_of(DataConfig(path="clips"))
+    measured = measure_all(videos, "clips/filter.jsonl")
     verdicts = judge(measured, FilterConfig(min_light=0.1))
 
 Measures are of eight frames, from the first to the last, at most 240 pixels high. They are kept in
