@@ -28,8 +28,11 @@ def write(config: DiffusionTrainConfig, folder: pathlib.Path) -> None:
         "vae": part_folder(config.vae, "vae"),
         "semantic_tokenizer": part_folder(config.semantic_tokenizer, *TOKENIZERS),
     }
+    writer = pathlib.Path(config.language_model or config.text_encoder)
     for name in ("language_model", "text_encoder", "painter_text"):
-        named[name] = pathlib.Path(config.text_encoder) / name
+        named[name] = writer / name
+    if config.language_model is not None:
+        named["painter_text"] = part_folder(config.text_encoder, "text_encoder")
     named["features"] = pathlib.Path(config.semantic_tokenizer) / "features"
     for name, source in named.items():
         if not (source / weights.WEIGHTS_FILE).is_file():
@@ -45,7 +48,8 @@ def write(config: DiffusionTrainConfig, folder: pathlib.Path) -> None:
 
 def settings(config: DiffusionTrainConfig) -> LanDiffConfig:
     """What the pipeline knows: of the denoiser's training, and of the language model's."""
-    run = pathlib.Path(str(config.text_encoder)).parent / weights.CONFIG_FILE
+    writer = config.language_model or config.text_encoder
+    run = pathlib.Path(str(writer)).parent / weights.CONFIG_FILE
     known = {}
     if run.is_file() and config_lib.read_json(run)[0] == "landiff_lm_training":
         lm = config_lib.from_json(LMTrainConfig, run)

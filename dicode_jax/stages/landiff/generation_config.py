@@ -115,6 +115,9 @@ class DiffusionTrainConfig(RunConfig):
       text: Sizes of the frozen text encoder; None reads what one has made: `dit_text` of the cache.
       text_encoder: `model` folder of the language model's training, or a pipeline, with the text
         encoder and its words.
+      language_model: The same of the language model that writes for this painter, where it reads
+        by another text encoder, such as a later state of that run; what is exported has both. Read
+        at export alone. None takes that of `text_encoder`.
       vae: `model` folder of the autoencoder whose latents are learned, or a pipeline: for sheets of
         samples, and the cache is checked by it.
       base: Folder of a pipeline or of an earlier run, whose transformer is the base; the control
@@ -138,6 +141,7 @@ class DiffusionTrainConfig(RunConfig):
     semantic_tokenizer: str | None = None
     text: T5EncoderConfig | None = None
     text_encoder: str | None = None
+    language_model: str | None = None
     vae: str | None = None
     base: str | None = None
     init: str | None = None

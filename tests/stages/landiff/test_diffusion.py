@@ -312,6 +312,18 @@ def test_what_is_written_is_a_pipeline_when_all_parts_are_named(named, models, t
     assert pipe.config.sampling.num_inference_steps == 7
     kernel = pipe.parts["denoiser"].dit.embed.text.kernel
     np.testing.assert_array_equal(kernel[...], painter.denoiser.dit.embed.text.kernel[...])
+    early = tmp_path / "early"  # what the painter read by, when the language model went on
+    read_by = random_module(lambda: T5Encoder(TEXT, rngs=ShapeRngs()))
+    read_by.final_norm.scale[...] = 3.0
+    weights.save_module(early / "text_encoder", read_by, TEXT)
+    shutil.copy(root / "text_encoder" / "tokenizer.json", early / "text_encoder")
+    both = dataclasses.replace(config, text_encoder=str(early), language_model=str(root))
+    diffusion.export(both, painter, tmp_path / "both")
+    pair = LanDiffPipeline.from_pretrained(tmp_path / "both")
+    assert pair.config == pipe.config
+    for name, other in (("painter_text", read_by), ("text_encoder", pipe.parts["text_encoder"])):
+        ours, theirs = (nnx.state(x, nnx.Param) for x in (pair.parts[name], other))
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     shutil.rmtree(root / "language_model")
     with pytest.raises(UserError, match=r"no language_model in .*, which the pipeline needs"):
         diffusion.export(config, painter, tmp_path / "other")
