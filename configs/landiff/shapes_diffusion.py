@@ -28,7 +28,7 @@ def get_config() -> DiffusionTrainConfig:
                 num_frames=5,
                 height=16,
                 width=16,
-                channels=4,
+                channels=8,
                 embed_dim=128,
                 num_layers=6,
                 num_heads=4,
