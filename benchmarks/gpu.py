@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import gc
 import json
-import os
 import pathlib
 import statistics
 import sys
@@ -40,6 +39,7 @@ from dicode_jax.nn.layer_stack import without_scan
 from dicode_jax.pipelines.base import auto_dtype
 from dicode_jax.pipelines.dicode import DiCoDePipeline, PipelineConfig
 from dicode_jax.runtime import compile_cache
+from dicode_jax.runtime.platform import keep_products_apart
 from dicode_jax.storage.files import atomic_path, check_output
 from dicode_jax.text.gpt import learn
 
@@ -352,10 +352,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    # Before the first program: XLA would join products and copy their weights in every step.
-    os.environ["XLA_FLAGS"] = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_dot_merger_threshold_mb=0"
-    )
+    keep_products_apart()  # before the first program
     try:
         main()
     except UserError as error:

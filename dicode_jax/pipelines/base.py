@@ -27,7 +27,7 @@ from dicode_jax.pipelines import calls, checks, painting
 from dicode_jax.pipelines import progress as progress_lib
 from dicode_jax.pipelines.load import check_kind
 from dicode_jax.runtime import compile_cache, sharding
-from dicode_jax.runtime.platform import auto_dtype
+from dicode_jax.runtime.platform import auto_dtype, keep_products_apart
 from dicode_jax.storage import hub, model_card, weights
 from dicode_jax.storage.folders import new_folder
 from dicode_jax.typing import PyTree
@@ -245,6 +245,7 @@ class Pipeline:
             not fit together.
         """
         compile_cache.use()
+        keep_products_apart()
         folder = hub.find_model(
             path_or_name,
             revision=revision,

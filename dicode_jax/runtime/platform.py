@@ -6,6 +6,8 @@ change them before the first call, or by `tracing_for`, which forgets what was t
 
 import contextlib
 import dataclasses
+import importlib.util
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +17,9 @@ import jax.numpy as jnp
 
 ATTENTION = ("auto", "xla", "mapped", "cudnn")
 """Forms of `nn.attention`: what suits, one large product, a loop over heads, NVIDIA's kernels."""
+
+
+_APART = "--xla_gpu_dot_merger_threshold_mb"
 
 
 @dataclasses.dataclass
@@ -38,6 +43,18 @@ def is_before_ampere() -> bool:
     """
     capability = str(getattr(jax.devices()[0], "compute_capability", ""))
     return re.fullmatch(r"[1-7]\.\d", capability) is not None
+
+
+def keep_products_apart() -> None:
+    """Has XLA for NVIDIA's GPUs compute products of one operand one by one, as they are written.
+
+    Joined ones copy their weights together in every step of a loop. XLA reads its flags once, with
+    the first program of a process, so that this does nothing behind that; a user's own flag stays.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    has_cuda = any(importlib.util.find_spec(f"jax_cuda{major}_plugin") for major in (12, 13))
+    if has_cuda and _APART not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_APART}=0".strip()
 
 
 def auto_dtype() -> Any:
