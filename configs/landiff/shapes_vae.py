@@ -2,15 +2,13 @@
 
 python -m train.landiff_vae --config configs/landiff/shapes_vae.py --workdir runs/landiff_vae
 
-Squares of 32 pixels of nine frames, of eight clips at a time, cost what one whole clip does: nearly
-all of the work is convolutions at full resolution, without which the small image autoencoder came
-out 3 dB worse. The norms then see whole clips in a second, shorter run, at a lower rate:
+Whole frames, nine of two clips at a time: random squares are often of one colour alone, which norms
+take away, and cost what whole frames cost. The caches of decoding learn more of their work in a
+second, shorter run:
 
 python -m train.landiff_vae --config configs/landiff/shapes_vae.py --init runs/landiff_vae/model \
-    --crop-size None --data.num-frames 17 --batch-size 1 --num-steps 400 --optim.lr 2e-3 \
-    --workdir runs/landiff_vae_whole
-
-Four channels, four clips of 17 frames and a rate of 5e-3 were at 25 dB after 1,000 steps.
+    --data.num-frames 17 --batch-size 1 --num-steps 300 --optim.lr 1e-3 \
+    --workdir runs/landiff_vae_long
 
 Not trained to its end yet.
 """
@@ -31,12 +29,11 @@ def get_config() -> VAE3DTrainConfig:
             encoder_blocks=1,
             decoder_blocks=1,
             z_channels=8,
-            num_groups=4,
+            num_groups=2,
         ),
         optim=OptimConfig(optimizer="muon", lr=4e-3, warmup_steps=50, weight_decay=0.0),
-        num_steps=1600,
-        batch_size=8,
-        crop_size=32,
+        num_steps=1500,
+        batch_size=2,
         ema_decay=0.998,
         validation_examples=16,
     )
