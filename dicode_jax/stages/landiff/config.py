@@ -18,6 +18,9 @@ class VAE3DTrainConfig(RunConfig):
     Attributes:
       model: Sizes; `scale_factor` is measured at export, so that latents have unit variance.
       init: `model` folder of an earlier run, or a converted VAE; None starts fresh.
+      inflate: `init` has seen single frames alone, where all places of a kernel along time see the
+        same: their sum is put on the present frame, and zeros on those before, so that a clip
+        starts as frames that know nothing of each other (Yu et al., arXiv 2310.05737).
       lpips: Folder of a converted LPIPS; None weighs edges in its place.
       crop_size: Side of the random squares of a clip that are learned from; None takes all of it.
         Validation and sheets always see all.
@@ -31,6 +34,7 @@ class VAE3DTrainConfig(RunConfig):
     data: DataConfig = DataConfig(num_frames=17)
     model: AutoencoderCausal3DConfig = AutoencoderCausal3DConfig()
     init: str | None = None
+    inflate: bool = False
     lpips: str | None = None
     crop_size: int | None = None
     squared_weight: float = 1.0
@@ -41,6 +45,8 @@ class VAE3DTrainConfig(RunConfig):
     def __post_init__(self):
         super().__post_init__()
         self.model.num_latents(self.data.num_frames)
+        if self.inflate and self.init is None:
+            raise ValueError("inflate changes what init names, and it names nothing")
         for name in ("frame_size", "crop_size"):
             size, step = getattr(self, name), self.model.downsampling
             if size is not None and (size < step or size % step):

@@ -54,7 +54,7 @@ def make_stage(config: VAE3DTrainConfig) -> Stage:
             if (folder := getattr(config, name)) is not None:
                 module, _ = weights.load_module(folder, kind, sizes, on_host=True)
                 loaded |= parts.leaves(module, "vae" if name == "init" else name)
-        return loaded
+        return {path: inflated(x) for path, x in loaded.items()} if config.inflate else loaded
 
     side = config.crop_size or config.frame_size
     clip = (config.data.num_frames, side, side, 3)
@@ -68,6 +68,14 @@ def make_stage(config: VAE3DTrainConfig) -> Stage:
         batch_shapes=lambda b: {"video": jax.ShapeDtypeStruct((b, *clip), jnp.uint8)},
         export=functools.partial(export, config),
     )
+
+
+def inflated(x: Array) -> Array:
+    """A kernel [t, h, w, c, o] of which the present frame has all; another array as it is."""
+    if x.ndim != 5:
+        return x
+    x = np.asarray(x)
+    return np.concatenate([np.zeros_like(x[1:]), x.sum(axis=0, keepdims=True)])
 
 
 def reader(config: VAE3DTrainConfig, crop_size: int | None = None) -> WindowReader:

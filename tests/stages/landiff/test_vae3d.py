@@ -15,6 +15,7 @@ from dicode_jax.data.sources.open import open_source
 from dicode_jax.media.transforms import to_float
 from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3D, AutoencoderCausal3DConfig
 from dicode_jax.models.lpips import LPIPS, LPIPSConfig
+from dicode_jax.nn.causal_conv import CausalConv, Past
 from dicode_jax.nn.rngs import blank
 from dicode_jax.stages import pixel_losses
 from dicode_jax.stages.landiff import vae3d
@@ -38,7 +39,7 @@ def model():
     return vae3d.Trained(CONFIG, rngs=nnx.Rngs(0))
 
 
-@pytest.mark.parametrize(("name", "count"), [("released", 215_583_907), ("shapes", 749_755)])
+@pytest.mark.parametrize(("name", "count"), [("released", 215_583_907), ("shapes", 765_315)])
 def test_a_config_survives_json_and_names_the_model(name, count):
     config = config_lib.load_config_file(FOLDER / f"{name}_vae.py")
     assert config_lib.from_dict(type(config), config_lib.to_dict(config)) == config
@@ -107,6 +108,30 @@ def test_the_loss_is_that_of_chunks_of_drawn_latents(model):
     np.testing.assert_allclose(loss, want, rtol=1e-5)
     of_clips = 10 * np.log10(4 / np.square(error).mean((1, 2, 3, 4)))
     np.testing.assert_allclose(metrics["psnr"], of_clips.mean(), rtol=1e-5)
+
+
+def test_what_learned_single_frames_sees_each_frame_alone_when_it_is_inflated(model, tmp_path):
+    rngs = nnx.Rngs(1)
+    of_frames, of_clips = (CausalConv(2, 3, rngs=rngs) for _ in range(2))
+    of_clips.kernel[...] = jnp.asarray(vae3d.inflated(of_frames.kernel[...]))
+    clip = jax.random.normal(jax.random.key(0), (1, 4, 5, 5, 2))
+    alone = [of_frames(clip[:, i : i + 1], Past()) for i in range(4)]
+    got = of_clips(clip, Past())
+    np.testing.assert_allclose(got, jnp.concatenate(alone, axis=1), rtol=1e-5, atol=1e-5)
+    assert not np.allclose(of_frames(clip, Past())[:, 1:], got[:, 1:], atol=0.1)
+
+    weights.save_module(tmp_path, model.vae, MODEL)
+    config = dataclasses.replace(CONFIG, init=str(tmp_path), inflate=True)
+    loaded = build_stage(config).load()
+    before = {("vae", *path): x.get_value() for path, x in nnx.to_flat_state(nnx.state(model.vae))}
+    assert loaded.keys() == before.keys()
+    for path, x in loaded.items():
+        is_changed = x.ndim == 5
+        np.testing.assert_array_equal(
+            x, vae3d.inflated(before[path]) if is_changed else before[path]
+        )
+    with pytest.raises(ValueError, match="inflate changes what init names"):
+        dataclasses.replace(CONFIG, inflate=True)
 
 
 def test_psnr_ends_a_hundred_decibels_below_the_span():
