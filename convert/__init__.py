@@ -17,6 +17,7 @@ KINDS: dict[str, str] = {
     "autoencoder_kl": "convert.parts.autoencoder_kl:KIND",
     "autoencoder_causal3d": "convert.landiff.vae:KIND",
     "landiff_denoiser": "convert.landiff.dit:KIND",
+    "cogvideox_transformer": "convert.landiff.dit:BASE",
     "resampler": "convert.parts.resampler:KIND",
     "image_proj": "convert.parts.resampler:IMAGE_PROJ",
     "clip": "convert.parts.clip:TOWERS",

@@ -14,6 +14,7 @@ COMMANDS = {
     "dynamicrafter": ("convert.dynamicrafter", "DynamiCrafter 256, 512, 512_interp or 1024"),
     "ar_diffusion": ("convert.ar_diffusion.command", "VAE and discriminator of AR-Diffusion"),
     "landiff": ("convert.landiff.command", "LanDiff's language model, tokenizer, text encoders"),
+    "cogvideox": ("convert.cogvideox", "CogVideoX-2b of diffusers to a base of LanDiff"),
     "divot": ("convert.divot", "Divot's de-tokenizer to a clip decoder"),
     "open_clip": ("convert.open_clip", "any ViT of OpenCLIP"),
     "i3d": ("convert.i3d", "I3D of Kinetics, whose logits FVD is of"),

@@ -135,6 +135,7 @@ KINDS: dict[type, Kind] = {
     landiff_dit.KIND.config: dataclasses.replace(
         _as_read(landiff_dit.KIND, "model."), extras=landiff_dit.unused_norm
     ),
+    landiff_dit.BASE.config: _as_read(landiff_dit.BASE),
     landiff_vae.KIND.config: _as_read(landiff_vae.KIND),
     landiff_lm.KIND.config: _as_read(landiff_lm.KIND),
     theia.KIND.config: _as_read(theia.KIND),

@@ -31,6 +31,7 @@ MODULES = {
     "autoencoder_kl": "models.autoencoder_kl.AutoencoderKLConfig",
     "autoencoder_causal3d": "models.autoencoder_causal3d.AutoencoderCausal3DConfig",
     "landiff_denoiser": "models.landiff.dit.DenoiserConfig",
+    "cogvideox_transformer": "models.landiff.dit.DiTConfig",
     "clip": "models.clip.CLIPConfig",
     "clip_text": "models.clip.CLIPTextConfig",
     "clip_vision": "models.clip.CLIPVisionConfig",

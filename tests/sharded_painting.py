@@ -1,6 +1,6 @@
-"""The tiny pipeline on one device and on eight: run in a process of its own.
+"""The tiny pipelines on one device and on several: run in a process of its own.
 
-python tests/sharded_painting.py
+python tests/sharded_painting.py [landiff]
 
 What it found is the line that starts with REPORT, as in `sharded_training.py`.
 """
@@ -67,7 +67,7 @@ def compare() -> dict:
         made = rolling([0, 1, 2] * 3, seed=3, num_frames=6, clips_per_batch=at_once)
         rolled[count] = np.asarray(made, int)
     alone = [pipe.generate_tokens(x, num_clips=2, seed=3 + i)[0] for i, x in enumerate(PROMPTS)]
-    return {
+    return split_part() | {
         "devices": jax.device_count(),
         "equal_tokens": bool(np.array_equal(found[8][0], found[1][0])),
         "equal_alone": bool(np.array_equal(found[8][0][:2], np.stack(alone))),
@@ -84,9 +84,84 @@ def compare() -> dict:
     }
 
 
+def split_part() -> dict:
+    """One part of LanDiff, split over four devices, beside itself on one."""
+    import jax
+    import numpy as np
+    import tiny_landiff_pipeline
+    from flax import nnx
+    from tiny import random_module
+
+    from dicode_jax.models.landiff import programs
+    from dicode_jax.models.t5 import T5Encoder
+    from dicode_jax.nn.rngs import ShapeRngs
+    from dicode_jax.pipelines import shelf
+
+    cfg, ids = tiny_landiff_pipeline.TEXT, np.asarray([[3, 1, 4, 1, 5, 9]], np.int32)
+    whole = random_module(lambda: T5Encoder(cfg, rngs=ShapeRngs()))
+    split = shelf.spread(whole, jax.devices()[:4], min_size=16)
+    made = [np.asarray(programs.embed_text(*nnx.split(x), ids, None)) for x in (whole, split)]
+    leaves = jax.tree.leaves(nnx.state(split))
+    return {
+        "part_error": float(np.abs(made[1] - made[0]).max()),
+        "part_spread": float(made[0].std()),
+        "part_split": sum(not leaf.sharding.is_fully_replicated for leaf in leaves),
+    }
+
+
+def compare_landiff() -> dict:
+    """The same of LanDiff, whose parts are split where those of the others are copied.
+
+    Every array of 16 numbers or more is split, where a real model's has 65,536.
+    """
+    import functools
+    import tempfile
+
+    import jax
+    import numpy as np
+    import tiny_landiff_pipeline
+    from flax import nnx
+
+    from dicode_jax.models.landiff import engine
+    from dicode_jax.pipelines import shelf
+    from dicode_jax.pipelines.landiff import LanDiffPipeline
+
+    tokens, found, write = [], {}, engine.write_segments
+
+    def written(*args, **options):
+        for codes in write(*args, **options):
+            tokens.append(np.asarray(codes))
+            yield codes
+
+    engine.write_segments = written
+    shelf.spread = functools.partial(shelf.spread, min_size=16)
+    with tempfile.TemporaryDirectory() as folder:
+        tiny_landiff_pipeline.make().save_pretrained(folder)
+        for count in (1, 4):
+            pipe = LanDiffPipeline.from_pretrained(folder, devices=jax.devices()[:count])
+            made = pipe(PROMPTS[0], num_clips=2, seed=3)
+            found[count] = np.concatenate(tokens, axis=1), np.asarray(made, int)
+            tokens.clear()
+    split = {
+        name: sum(
+            not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(nnx.state(part))
+        )
+        for name, part in pipe.parts.items()
+    }
+    return {
+        "devices": jax.device_count(),
+        "tokens": [codes.ravel().tolist() for codes, _ in found.values()],
+        "shape": found[4][1].shape,
+        "level": int(np.abs(found[4][1] - found[1][1]).max()),
+        "spread": float(found[1][1].std()),
+        "split": split,
+    }
+
+
 if __name__ == "__main__":
     os.environ["JAX_PLATFORMS"] = "cpu"
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     os.environ["XLA_FLAGS"] = flags
     sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
-    sys.stdout.write(f"\nREPORT {json.dumps(compare())}\n")
+    found = compare_landiff() if "landiff" in sys.argv[1:] else compare()
+    sys.stdout.write(f"\nREPORT {json.dumps(found)}\n")

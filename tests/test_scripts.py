@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from tiny import random_module
 
 from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.media.video import read_video, write_video
-from scripts import int8_weights, mutants, mutation_trial
+from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3D, AutoencoderCausal3DConfig
+from dicode_jax.nn.rngs import ShapeRngs
+from scripts import encode_in_chunks, int8_weights, mutants, mutation_trial
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -43,6 +46,20 @@ def test_drawn_video_obeys_a_caption_or_says_what_is_wrong(tmp_path):
     assert wrong.stderr.startswith("error: ")
     assert wrong.stderr.count("\n") == 1
     assert not (tmp_path / "b.mp4").exists()
+
+
+def test_latents_in_chunks_are_near_those_of_the_whole_and_apart():
+    cfg = AutoencoderCausal3DConfig(
+        channels=2, encoder_mult=(1,), decoder_mult=(1,), encoder_blocks=1, decoder_blocks=1,
+        z_channels=2, time_factor=1, num_groups=1,
+    )  # fmt: skip
+    video = encode_in_chunks.draw(5, 8)
+    assert (video.shape, video.dtype) == ((5, 8, 8, 3), np.uint8)
+    model = random_module(lambda: AutoencoderCausal3D(cfg, rngs=ShapeRngs()))
+    differences, of_frames = encode_in_chunks.compare(model, video)
+    assert differences.shape == (5,)  # of three frames and two
+    assert 0 < differences.min() < differences.max() < 1
+    assert 10 < of_frames < 100
 
 
 def test_compared_videos_are_shown_at_equal_times(tmp_path):

@@ -32,24 +32,21 @@ def build(config: DiTTrainConfig, workdir: pathlib.Path) -> loop.Task:
     config = dit.settle(find_sources(config))
     stage, encode = build_stage(config), lambda batch: batch
     if config.data.kind == "cache":
-        train, held_out = (open_latents(config, split) for split in ("train", "validation"))
-        if not len(held_out):
-            data.say_nothing_is_held_out(config, len(train))
-            held_out = train
-        batches = data.train_stream(config, train)
+        splits = data.make_splits(config, functools.partial(open_latents, config))
+        batches = data.train_stream(config, splits.train)
     else:
         encode = Encode(config)
         read = ClassedClips(
             data=config.data, frame_size=config.frame_size, classes=classes_of(config)
         )
         splits = data.open_splits(config, read, images=False)
-        batches, held_out = cached_clips(stage, splits.train, encode, workdir), splits.held_out
+        batches = cached_clips(stage, splits.train, encode, workdir)
     validation_loss = functools.partial(dit.loss_fn, config, deterministic=True)
     return loop.Task(
         stage=stage,
         batches=batches,
-        evaluate=data.evaluation(config, validation_loss, held_out, encode),
-        sample=make_sample(config, encode, held_out),
+        evaluate=data.evaluation(config, validation_loss, splits.held_out, encode),
+        sample=make_sample(config, encode, splits.held_out),
         units={"clips": config.batch_size},
     )
 

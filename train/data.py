@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
@@ -28,8 +28,11 @@ Batch = Mapping[str, np.ndarray]
 Sample = Callable[[nnx.Module, pathlib.Path, int], None]
 
 
+_Examples = TypeVar("_Examples", bound=Examples)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Splits:
+class Splits(Generic[_Examples]):
     """A data set's two sides.
 
     Attributes:
@@ -38,11 +41,11 @@ class Splits:
         back.
     """
 
-    train: RecordExamples
-    held_out: RecordExamples
+    train: _Examples
+    held_out: _Examples
 
 
-def open_splits(config: Any, read: Callable, *, images: bool = True) -> Splits:
+def open_splits(config: Any, read: Callable, *, images: bool = True) -> Splits[RecordExamples]:
     """Lists the data set of a run.
 
     Args:
@@ -52,10 +55,19 @@ def open_splits(config: Any, read: Callable, *, images: bool = True) -> Splits:
     Raises:
       UserError: See `open_source`.
     """
-    train, held_out = (
-        RecordExamples(open_source(config.data, split=split, seed=config.seed, images=images), read)
-        for split in ("train", "validation")
+    options = {"seed": config.seed, "images": images}
+    return make_splits(
+        config, lambda split: RecordExamples(open_source(config.data, split=split, **options), read)
     )
+
+
+def make_splits(config: Any, open_split: Callable[[Any], _Examples]) -> Splits[_Examples]:
+    """Both sides of a data set; where nothing is held out, that is told.
+
+    Args:
+      open_split: Opens "train" or "validation".
+    """
+    train, held_out = map(open_split, ("train", "validation"))
     if not len(held_out):
         say_nothing_is_held_out(config, len(train))
         held_out = train

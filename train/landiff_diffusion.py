@@ -27,16 +27,13 @@ def build(config: DiffusionTrainConfig, workdir: pathlib.Path) -> loop.Task:
     """Trains the denoiser of LanDiff."""
     config = diffusion.settle(find_sources(config), workdir)
     words = diffusion.read_words(config)
-    train, held_out = (open_windows(config, words, split) for split in ("train", "validation"))
-    if not len(held_out):
-        data.say_nothing_is_held_out(config, len(train))
-        held_out = train
+    splits = data.make_splits(config, functools.partial(open_windows, config, words))
     loss = functools.partial(diffusion.loss_fn, config, deterministic=True)
     return loop.Task(
         stage=build_stage(config),
-        batches=data.train_stream(config, train),
-        evaluate=data.evaluation(config, loss, held_out),
-        sample=make_sample(config, held_out),
+        batches=data.train_stream(config, splits.train),
+        evaluate=data.evaluation(config, loss, splits.held_out),
+        sample=make_sample(config, splits.held_out),
         units={"windows": config.batch_size},
     )
 

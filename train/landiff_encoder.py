@@ -65,6 +65,7 @@ class _Modules(nnx.Module):
         self.tokenizer = load(folders["tokenizer"], SemanticTokenizer, SemanticTokenizerConfig)[0]
         kind = AutoencoderCausal3D, AutoencoderCausal3DConfig
         self.vae = load(folders["vae"], *kind)[0] if "vae" in folders else None
+        self.in_chunks = config.vae_in_chunks
 
 
 def find(config: EncodeConfig) -> VideoEncoder:
@@ -119,6 +120,7 @@ def find(config: EncodeConfig) -> VideoEncoder:
             "fps": data.fps,
             "frame_stride": data.frame_stride,
             "keep_features": config.keep_features,
+            **({"vae_in_chunks": True} if config.vae_in_chunks else {}),
             **{f"{name}_length": getattr(config, f"{name}_length") for name in texts},
         },
         load=lambda: _make(config, folders, texts, set(schema)),
@@ -154,5 +156,6 @@ def encode(modules: _Modules, frames: Any) -> dict[str, Any]:
         "features": features[0].astype(jnp.bfloat16),
     }
     if modules.vae is not None:
-        made["latents"] = modules.vae.encode_latents(video)[0].astype(jnp.bfloat16)
+        latents = modules.vae.encode_latents(video, in_chunks=modules.in_chunks)
+        made["latents"] = latents[0].astype(jnp.bfloat16)
     return made

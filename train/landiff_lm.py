@@ -20,15 +20,12 @@ def build(config: LMTrainConfig, workdir: pathlib.Path) -> loop.Task:
     """Trains the language model of LanDiff."""
     config = language_model.settle(find_sources(config), workdir)
     words = language_model.read_words(config)
-    train, held_out = (open_rows(config, words, split) for split in ("train", "validation"))
-    if not len(held_out):
-        data.say_nothing_is_held_out(config, len(train))
-        held_out = train
+    splits = data.make_splits(config, functools.partial(open_rows, config, words))
     loss = functools.partial(language_model.loss_fn, config, deterministic=True)
     return loop.Task(
         stage=build_stage(config),
-        batches=data.train_stream(config, train),
-        evaluate=data.evaluation(config, loss, held_out),
+        batches=data.train_stream(config, splits.train),
+        evaluate=data.evaluation(config, loss, splits.held_out),
         units={"tokens": config.batch_size * config.positions},
     )
 

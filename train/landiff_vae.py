@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 
+from dicode_jax.stages import latents
 from dicode_jax.stages.dicode.reading import settle
 from dicode_jax.stages.landiff import vae3d
 from dicode_jax.stages.landiff.config import VAE3DTrainConfig
@@ -20,7 +21,7 @@ from train import data, loop
 def build(config: VAE3DTrainConfig, workdir: pathlib.Path) -> loop.Task:
     """Trains the causal autoencoder of LanDiff on clips."""
     stage = build_stage(config)
-    reconstruct = look(lambda model, video: vae3d.reconstruct(model.vae, video)[1])
+    reconstruct = look(lambda model, video: latents.reconstruct(model.vae, video))
     learned = data.open_splits(config, vae3d.reader(config, config.crop_size), images=False)
     whole = dataclasses.replace(learned.held_out, read=vae3d.reader(config))
     (clip,) = data.held_out_examples(config, whole, 1)["video"]

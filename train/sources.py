@@ -38,7 +38,7 @@ WANTED = {
     **dict.fromkeys(
         ("lm_text", "dit_text"), "the folder of a T5 encoder with its vocabulary, or of a LanDiff"
     ),
-    "base": f"{OF_RUN}train.landiff_diffusion, or a converted LanDiff",
+    "base": f"{OF_RUN}train.landiff_diffusion, or a converted LanDiff or CogVideoX-2b",
     "features": "the folder of a frozen image encoder: a vit, a clip_vision or a dicode_tokenizer",
     "body_init": "a GPT-2 or Llama of Hugging Face, or what python -m convert made of one",
     "text_tokenizer": "a tokenizer.json, or the folder of one",

@@ -24,8 +24,11 @@ from dicode_jax.errors import UserError, printable
 from dicode_jax.storage.files import read_object
 
 TORCH_SUFFIXES = (".bin", ".pt", ".ckpt", ".pth")
-INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+SINGLE_FILES = (
+    *("model.safetensors", "pytorch_model.bin"),
+    *("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),  # of diffusers
+)
+INDEX_FILES = tuple(f"{name}.index.json" for name in SINGLE_FILES)
 WRAPPERS = ("state_dict", "module", "model", "model_state_dict")
 PREFIXES = ("_forward_module.", "module.")
 # Parts of a key that say how a model ran: torch.compile, FSDP, recomputation.
@@ -191,8 +194,8 @@ def _open_folder(folder: pathlib.Path) -> Source:
         if found:
             return open_source(found[0])
     raise UserError(
-        f"no checkpoint in {folder}: want one of {', '.join(INDEX_FILES + SINGLE_FILES)}, or one "
-        "alone"
+        f"no checkpoint in {folder}: want one of {', '.join(SINGLE_FILES)}, or the index of one, "
+        "or one alone"
     )
 
 

@@ -97,8 +97,10 @@ def _same(one: Any, other: Any) -> bool:
     return np.array_equal(left.astype(narrow), right.astype(narrow))
 
 
-def plan_text(folder: pathlib.Path) -> tuple[Source, command.Part, Vocabulary]:
-    """A T5 in a folder of Hugging Face, and its vocabulary.
+def plan_text(
+    folder: pathlib.Path, words: pathlib.Path | None = None
+) -> tuple[Source, command.Part, Vocabulary]:
+    """A T5 in a folder of Hugging Face, and its vocabulary, which may lie in another.
 
     Raises:
       UserError: Something is missing, damaged or of another model.
@@ -106,11 +108,11 @@ def plan_text(folder: pathlib.Path) -> tuple[Source, command.Part, Vocabulary]:
     original = hugging_face.read_config(folder)
     with reading(f"{folder / 'config.json'} is not a config of T5"):
         cfg = typed(t5.config_from_original(original))
-    source, words = open_source(folder), folder / VOCABULARY
-    if not words.is_file():
-        raise UserError(f"no {VOCABULARY} in {folder}: it holds the words of the text encoder")
+    source, words = open_source(folder), words or folder
+    if not (words / VOCABULARY).is_file():
+        raise UserError(f"no {VOCABULARY} in {words}: it holds the words of the text encoder")
     made = command.Part(t5.KIND.plan(source, cfg), cfg, "t5")
-    return source, made, Vocabulary(read_small(words, 1 << 24))
+    return source, made, Vocabulary(read_small(words / VOCABULARY, 1 << 24))
 
 
 def examine(args: argparse.Namespace) -> command.Conversion:

@@ -14,9 +14,20 @@ import numpy as np
 
 from convert.engine import found
 from convert.engine.plan import Kind, below
-from convert.engine.rules import CONV1X1, CONV2D, DROP0, LINEAR, Rule, Rules, Skip, affine, dense
+from convert.engine.rules import (
+    CONV1X1,
+    CONV2D,
+    DROP0,
+    LINEAR,
+    Rule,
+    Rules,
+    Skip,
+    affine,
+    dense,
+    prefixed,
+)
 from dicode_jax.errors import UserError
-from dicode_jax.models.landiff.dit import Denoiser, DenoiserConfig, DiTConfig
+from dicode_jax.models.landiff.dit import Denoiser, DenoiserConfig, DiTConfig, make_base
 from dicode_jax.models.landiff.semantic import UpsamplerConfig
 
 ALONE = "model.diffusion_model."  # of CogVideoX's own file
@@ -78,22 +89,29 @@ def _res_block(source: str, target: str) -> Rules:
     )
 
 
+def base_rules(cfg: DiTConfig, num_lower: int) -> Rules:
+    """The table of CogVideoX's own keys without a prefix, for a `DiT` of so many lower blocks."""
+    lower = f"({'|'.join(map(str, range(num_lower)))})"
+    numbers = range(num_lower, cfg.num_layers)
+    upper = [_layer("", str(i), f"upper_blocks.{i - num_lower}") for i in numbers]
+    return (
+        *_embed("", "embed"),
+        *_layer("", lower, "lower_blocks.{0}"),
+        *(rule for layer in upper for rule in layer),
+        *affine(r"transformer\.final_layernorm", "head.norm"),
+        *affine(r"mixins\.final_layer\.norm_final", "head.last_norm"),
+        *dense(r"mixins\.final_layer\.adaLN_modulation\.1", "head.modulation.linear"),
+        *dense(r"mixins\.final_layer\.linear", "head.linear"),
+    )
+
+
 def rules(cfg: DenoiserConfig) -> Rules:
     """The table of the keys as `join` gives them."""
-    main, control = map(re.escape, (MAIN, CONTROL))
+    control = re.escape(CONTROL)
     semantic = control + re.escape(SEMANTIC)
     up, ours = rf"{semantic}upsample_model", "semantic"
-    count = cfg.control_layers
-    lower = f"({'|'.join(map(str, range(count)))})"
-    upper = [_layer(main, str(i), f"dit.upper_blocks.{i - count}") for i in _upper(cfg)]
     return (
-        *_embed(main, "dit.embed"),
-        *_layer(main, lower, "dit.lower_blocks.{0}"),
-        *(rule for layer in upper for rule in layer),
-        *affine(rf"{main}transformer\.final_layernorm", "dit.head.norm"),
-        *affine(rf"{main}mixins\.final_layer\.norm_final", "dit.head.last_norm"),
-        *dense(rf"{main}mixins\.final_layer\.adaLN_modulation\.1", "dit.head.modulation.linear"),
-        *dense(rf"{main}mixins\.final_layer\.linear", "dit.head.linear"),
+        *prefixed(base_rules(cfg.dit, cfg.control_layers), MAIN, "dit."),
         *_embed(control, "control.embed"),
         *_layer(control, r"(\d+)", "control.blocks.{0}.layer"),
         Rule(
@@ -110,10 +128,6 @@ def rules(cfg: DenoiserConfig) -> Rules:
         *dense(rf"{semantic}conv_out", f"{ours}.to_latents", CONV2D),
         Skip(rf"{control}{re.escape(TOKENIZER)}.*", why="a copy of the semantic tokenizer"),
     )
-
-
-def _upper(cfg: DenoiserConfig) -> range:
-    return range(cfg.control_layers, cfg.dit.num_layers)
 
 
 def unused_norm(cfg: DenoiserConfig) -> dict[str, np.ndarray]:
@@ -176,3 +190,9 @@ def _find_upsampler(keys: found.Keys) -> found.Found:
 
 
 KIND = Kind(Denoiser, DenoiserConfig, lambda x: DenoiserConfig(**x), lambda source, cfg: rules(cfg))
+BASE = Kind(
+    make_base,
+    DiTConfig,
+    lambda x: DiTConfig(**x),
+    lambda source, cfg: prefixed(base_rules(cfg, cfg.num_layers), ALONE),
+)

@@ -16,7 +16,8 @@ CONV3D = Layout("conv3d", (2, 3, 4, 1, 0))  # [o, i, t, h, w] -> [t, h, w, i, o]
 CONV1X1X1 = Layout("conv1x1x1", (1, 0), drop=(2, 3, 4))  # [o, i, 1, 1, 1] -> linear [i, o]
 
 
-def _spatial_norm(source: str, target: str) -> Rules:
+def spatial_norm(source: str, target: str) -> Rules:
+    """A norm of the decoder."""
     return (
         *affine(rf"{source}\.norm_layer", f"{target}.norm"),
         *dense(rf"{source}\.conv_y\.conv", f"{target}.scale", CONV1X1X1),
@@ -24,13 +25,14 @@ def _spatial_norm(source: str, target: str) -> Rules:
     )
 
 
-def _block(norm, source: str, target: str) -> Rules:
+def block(norm, source: str, target: str, *, shortcut: str = "nin_shortcut") -> Rules:
+    """A residual block, whose norms are `affine` or `spatial_norm`."""
     return (
         *norm(rf"{source}\.norm1", f"{target}.norm1"),
         *dense(rf"{source}\.conv1\.conv", f"{target}.conv1", CONV3D),
         *norm(rf"{source}\.norm2", f"{target}.norm2"),
         *dense(rf"{source}\.conv2\.conv", f"{target}.conv2", CONV3D),
-        *dense(rf"{source}\.nin_shortcut", f"{target}.shortcut", CONV1X1X1),
+        *dense(rf"{source}\.{shortcut}", f"{target}.shortcut", CONV1X1X1),
     )
 
 
@@ -38,15 +40,15 @@ def _side(norm, levels: str) -> Rules:
     level = rf"{levels}\.(\d+)"
     return (
         *dense(r"conv_(in|out)\.conv", "conv_{0}", CONV3D),
-        *_block(norm, r"mid\.block_1", "middle.0"),
-        *_block(norm, r"mid\.block_2", "middle.1"),
-        *_block(norm, rf"{level}\.block\.(\d+)", "levels.{0}.blocks.{1}"),
+        *block(norm, r"mid\.block_1", "middle.0"),
+        *block(norm, r"mid\.block_2", "middle.1"),
+        *block(norm, rf"{level}\.block\.(\d+)", "levels.{0}.blocks.{1}"),
         *dense(rf"{level}\.{levels}sample\.conv", "levels.{0}.resample.conv", CONV2D),
         *norm(r"norm_out", "norm_out"),
     )
 
 
-ENCODER_RULES, DECODER_RULES = _side(affine, "down"), _side(_spatial_norm, "up")
+ENCODER_RULES, DECODER_RULES = _side(affine, "down"), _side(spatial_norm, "up")
 RULES: Rules = (
     *prefixed(ENCODER_RULES, "encoder.", "encoder."),
     *prefixed(DECODER_RULES, "decoder.", "decoder."),

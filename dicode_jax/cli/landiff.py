@@ -74,9 +74,18 @@ def reconstruct(args: argparse.Namespace, folder: pathlib.Path) -> None:
 
 
 def warm_up(args: argparse.Namespace, folder: pathlib.Path, pipe, prompt: str) -> None:
-    """Runs a clip, and the second of a longer video; the cache of `generate` has its length."""
-    for _ in pipe.stream(prompt, num_clips=min(args.num_clips, 2), **settings(args, folder)):
-        pass
+    """Runs a clip, a video of two, and of a longer one the first clip.
+
+    The painter has one program for the first window and one for all behind it, the language model
+    some for each length. Of a longer video the last segment, where it is a shorter one, is not run,
+    as it comes behind all others; with --offload nothing of it is, as parts run to their end.
+    """
+    asked = settings(args, folder)
+    for num_clips in range(1, min(args.num_clips, 2) + 1):
+        for _ in pipe.stream(prompt, num_clips=num_clips, **asked):
+            pass
+    if args.num_clips > 2 and not args.offload:
+        next(pipe.stream(prompt, num_clips=args.num_clips, **asked))
 
 
 def describe(folder: pathlib.Path, config) -> None:

@@ -1,8 +1,9 @@
 """CogVideoX's causal autoencoder of videos (Yang et al., arXiv 2408.06072, section 2.1).
 
 Frames are 4 k + 1: the first becomes a latent of its own, each four behind it one. Norms pool over
-all frames of a call, so that decoding in chunks gives other numbers than decoding the whole; the
-release decodes in chunks and encodes the whole, and so does this. Pixels lie in [-1, 1].
+all frames of a call, so that chunks give other numbers than the whole. The release decodes in
+chunks and encodes the whole, and so does this; diffusers encodes in chunks too, which is an option
+here (`in_chunks`) and takes the memory of a chunk. Pixels lie in [-1, 1].
 Shape letters: b videos, f frames, h w pixels, t y x frames, rows and columns of latents, c z
 channels.
 """
@@ -182,7 +183,7 @@ def _conv(in_features: int, out_features: int, **options) -> CausalConv:
 
 
 class Encoder3D(nnx.Module):
-    """Whole videos to the unclamped moments of their latents."""
+    """Whole videos, or chunks of them, to the unclamped moments of their latents."""
 
     def __init__(self, cfg: AutoencoderCausal3DConfig, **options):
         norm = functools.partial(GroupNorm, eps=EPS, num_groups=cfg.num_groups, **options)
@@ -202,8 +203,11 @@ class Encoder3D(nnx.Module):
         self.norm_out = norm(width)
         self.conv_out = _conv(width, 2 * cfg.z_channels, **options)
 
-    def __call__(self, x: Float[Array, "b f h w 3"]) -> Float[Array, "b t y x z2"]:
-        past = Past()
+    def __call__(
+        self, x: Float[Array, "b f h w 3"], cache: Cache | None = None
+    ) -> tuple[Float[Array, "b t y x z2"], Cache]:
+        """Moments, and the cache for the chunk behind this one; without a cache it is the first."""
+        past = Past(cache)
         x = self.conv_in(x, past)
         for i, level in enumerate(self.levels):
             for block in level.blocks:
@@ -212,7 +216,7 @@ class Encoder3D(nnx.Module):
                 x = level.resample(halve_frames(x) if i < self.cfg.time_levels else x)
         for block in self.middle:
             x = block(x, past)
-        return self.conv_out(nnx.silu(self.norm_out(x)), past)
+        return self.conv_out(nnx.silu(self.norm_out(x)), past), past.left
 
 
 class Decoder3D(nnx.Module):
@@ -253,6 +257,39 @@ class Decoder3D(nnx.Module):
         return self.conv_out(nnx.silu(self.norm_out(x, z)), past), past.left
 
 
+def run_in_chunks(
+    run: Callable[..., tuple[Array, Cache]], x: Array, size: int, cache: Cache | None = None
+) -> tuple[Array, Cache]:
+    """Of the first `size + 1` frames (or of the only one), then of `size` after `size`.
+
+    Args:
+      run: `Encoder3D.__call__` or `Decoder3D.__call__`.
+      x: `[b, f, ...]`, of a whole number of chunks.
+      size: Frames of a chunk; of latents, where they are decoded.
+      cache: Of what is in front of `x`, which has no frame beside its chunks then.
+
+    Returns:
+      What it makes of the chunks, one behind the other, and the cache for what follows.
+    """
+    made = []
+    if cache is None:
+        first, cache = run(x[:, : size + 1])
+        made, x = [first], x[:, size + 1 :]
+    if x.shape[1] == size:  # no loop for one chunk: inside of one, convolutions crawl on CPUs
+        later, cache = run(x, cache)
+        made.append(later)
+    elif x.shape[1]:
+        chunks = rearrange(x, "b (n s) ... -> n b s ...", s=size)
+
+        def step(cache, chunk):
+            made, cache = run(chunk, cache)
+            return cache, made
+
+        cache, later = jax.lax.scan(step, cache, chunks)
+        made.append(rearrange(later, "n b f ... -> b (n f) ..."))
+    return jnp.concatenate(made, axis=1), cache
+
+
 def decode_in_chunks(
     decode: Callable[..., tuple[Array, Cache]],
     z: Float[Array, "b t y x z"],
@@ -277,23 +314,7 @@ def decode_in_chunks(
             f"latents are decoded in pairs{' behind the first one' * is_first}, so their number "
             f"must be {'odd' if is_first else 'even'}, got {z.shape[1]}"
         )
-    frames = []
-    if cache is None:
-        first, cache = decode(z[:, :3])
-        frames, z = [first], z[:, 3:]
-    if z.shape[1] == 2:  # no loop for one pair: inside of one, convolutions crawl on CPUs
-        later, cache = decode(z, cache)
-        frames.append(later)
-    elif z.shape[1]:
-        pairs = rearrange(z, "b (n t) y x z -> n b t y x z", t=2)
-
-        def step(cache, pair):
-            frames, cache = decode(pair, cache)
-            return cache, frames
-
-        cache, later = jax.lax.scan(step, cache, pairs)
-        frames.append(rearrange(later, "n b f h w c -> b (n f) h w c"))
-    return jnp.concatenate(frames, axis=1), cache
+    return run_in_chunks(decode, z, 2, cache)
 
 
 class AutoencoderCausal3D(nnx.Module):
@@ -313,8 +334,13 @@ class AutoencoderCausal3D(nnx.Module):
         self.decoder = Decoder3D(cfg, **options)
 
     @typechecked
-    def moments(self, video: Float[Array, "b f h w 3"]) -> Float[Array, "b t y x z2"]:
+    def moments(
+        self, video: Float[Array, "b f h w 3"], *, in_chunks: bool = False
+    ) -> Float[Array, "b t y x z2"]:
         """Mean and unclamped log-variance of the posterior, side by side on the last axis.
+
+        Args:
+          in_chunks: Of as many frames as are decoded at a time: 9, then 8 after 8 in the release.
 
         Raises:
           ValueError: The frames are of no fitting number or size.
@@ -326,17 +352,26 @@ class AutoencoderCausal3D(nnx.Module):
                 f"frame sides must be multiples of {step}, got {video.shape[2]}x{video.shape[3]}: "
                 "resize or crop first"
             )
-        return self.encoder(video.astype(self.dtype or video.dtype))
+        x = video.astype(self.dtype or video.dtype)
+        if not in_chunks:
+            return self.encoder(x)[0]
+        return run_in_chunks(self.encoder, x, 2 * self.cfg.time_factor)[0]
 
-    def encode(self, video: Float[Array, "b f h w 3"]) -> DiagonalGaussian:
-        """Posterior of the unscaled latents of a whole video."""
-        return DiagonalGaussian.from_moments(self.moments(video))
+    def encode(
+        self, video: Float[Array, "b f h w 3"], *, in_chunks: bool = False
+    ) -> DiagonalGaussian:
+        """Posterior of the unscaled latents of a whole video; `in_chunks` as of `moments`."""
+        return DiagonalGaussian.from_moments(self.moments(video, in_chunks=in_chunks))
 
     def encode_latents(
-        self, video: Float[Array, "b f h w 3"], key: Array | None = None
+        self,
+        video: Float[Array, "b f h w 3"],
+        key: Array | None = None,
+        *,
+        in_chunks: bool = False,
     ) -> Float[Array, "b t y x z"]:
         """Scaled latents, float32: a posterior sample, or the mean without a key."""
-        posterior = self.encode(video)
+        posterior = self.encode(video, in_chunks=in_chunks)
         z = posterior.mode() if key is None else posterior.sample(key)
         return self.cfg.scale_factor * z
 

@@ -94,13 +94,14 @@ class OnDisk:
                 leaf.delete()
 
 
-def spread(module: nnx.Module, devices: Sequence[Any]) -> nnx.Module:
+def spread(module: nnx.Module, devices: Sequence[Any], *, min_size: int = 2**16) -> nnx.Module:
     """The module with every large array split over the devices, and small ones on each.
 
     Args:
       module: Its arrays may be NumPy's.
+      min_size: Numbers of the smallest array that is split.
     """
-    cfg = sharding.ShardingConfig(data=1, fsdp=-1)
+    cfg = sharding.ShardingConfig(data=1, fsdp=-1, min_size=min_size)
     mesh = sharding.make_mesh(cfg, devices)
     graph, state = nnx.split(module)
     return nnx.merge(graph, sharding.place(state, sharding.param_shardings(state, mesh, cfg)))

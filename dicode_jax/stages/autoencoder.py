@@ -1,26 +1,22 @@
 """Training of the KL-VAE on frames: squared and absolute error, and the KL term."""
 
-import dataclasses
 import functools
 import pathlib
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dicode_jax.data.examples import FrameReader
-from dicode_jax.data.sources.open import open_source
-from dicode_jax.data.stream import RecordExamples, first_batches
-from dicode_jax.errors import UserError
-from dicode_jax.media.transforms import to_float, to_uint8
+from dicode_jax.media.transforms import to_float
 from dicode_jax.models.autoencoder_kl import AutoencoderKL
 from dicode_jax.nn.rngs import row_keys
 from dicode_jax.stages import parts
 from dicode_jax.stages.config import AutoencoderTrainConfig
+from dicode_jax.stages.latents import means, scaled
 from dicode_jax.storage import weights
 from dicode_jax.training.evaluate import jit_local
 from dicode_jax.training.stage import Stage
-from dicode_jax.typing import Array, Float, UInt8
+from dicode_jax.typing import Array
 
 
 def make_stage(config: AutoencoderTrainConfig) -> Stage:
@@ -62,30 +58,13 @@ def loss_fn(
     return loss, {"mse": mse, "psnr": psnr, "kl": kl, "std": jnp.exp(0.5 * posterior.logvar).mean()}
 
 
-def reconstruct(
-    model: AutoencoderKL, images: UInt8[Array, "b h w 3"]
-) -> tuple[Float[Array, "b y x c"], UInt8[Array, "b h w 3"]]:
-    """Means of the latents, and the images that they give back."""
-    latents = model.encode(to_float(images)).mode()
-    return latents, to_uint8(model.decode(latents))
-
-
 def export(config: AutoencoderTrainConfig, model: AutoencoderKL, folder: pathlib.Path) -> None:
     """Writes the model; its config holds the scale that gives latents of held-out data variance 1.
 
     Raises:
       UserError: The data set is not there any more, or all its latents are the same number.
     """
-    data = config.data
-    source = open_source(data, split="validation", seed=config.seed)
-    source = source if len(source) else open_source(data, split="train", seed=config.seed)
-    examples = RecordExamples(source, FrameReader(data=data, frame_size=config.frame_size))
-    (batch,) = first_batches(examples, data, 1, batch_size=64, seed=config.seed)
-    latents, _ = jit_local(reconstruct)(model, batch["image"])
-    if not (spread := float(np.std(latents))) > 0:
-        raise UserError(
-            f"all latents of {len(batch['image'])} frames of {data.path} are the same number: the "
-            "autoencoder has learned nothing; look at its frames, or train it longer"
-        )
-    scaled = dataclasses.replace(config.model, scale_factor=1 / spread)
-    weights.save_module(folder, model, scaled)
+    read, run = FrameReader(data=config.data, frame_size=config.frame_size), jit_local(means)
+    encode = lambda batch: run(model, batch["image"])  # noqa: E731
+    cfg = scaled(config, read, encode, count=64, what="frames")
+    weights.save_module(folder, model, cfg)

@@ -33,6 +33,7 @@ LICENCES = {
     "llama": "Llama 3.2: Community License; what is shared must say 'Built with Llama'",
     "ar_diffusion": "AR-Diffusion: as the authors' repository says; ask them before sharing these",
     "landiff": "LanDiff: as the authors' repository says; ask them before sharing these",
+    "cogvideox": "CogVideoX-2b: Apache-2.0, as its authors' repository says",
     "t5": "T5 v1.1 and flan-T5: Apache-2.0",
     "theia": "Theia: as its own model card says; ask its authors before sharing these",
     "divot": "Divot: Apache-2.0 'for academic purpose only', third-party components apart",

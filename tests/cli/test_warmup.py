@@ -1,5 +1,6 @@
 """A second start compiles nothing: prompts and lengths share programs, which are kept."""
 
+import argparse
 import pathlib
 
 import jax
@@ -11,6 +12,7 @@ from PIL import Image
 from tiny import tiny_pipeline
 
 from dicode_jax import cli
+from dicode_jax.cli import landiff
 from dicode_jax.cli.arguments import ATTENTION, VIDEO_SUFFIXES
 from dicode_jax.media import writer
 from dicode_jax.runtime import compile_cache, platform
@@ -93,6 +95,30 @@ def test_after_a_warmup_of_ar_diffusion_no_length_and_no_class_compiles(misses, 
     assert not misses
     assert cli.main(["warmup", *options, "--sampler", "unipc"]) == 2
     assert "steered by --steps and --guidance-scale alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("num_clips", "offload", "asked"),
+    [(1, False, [1]), (2, False, [1, 2]), (9, False, [1, 2, 9]), (9, True, [1, 2])],
+)
+def test_of_landiff_further_windows_are_run_and_longer_videos_begun(
+    monkeypatch, num_clips, offload, asked
+):
+    begun, clips = [], []
+
+    class Pipe:
+        def stream(self, prompt, *, num_clips):
+            begun.append(num_clips)
+            for _ in range(num_clips):
+                clips.append(num_clips)
+                yield
+
+    monkeypatch.setattr(landiff, "settings", lambda args, folder: {})
+    args = argparse.Namespace(num_clips=num_clips, offload=offload)
+    landiff.warm_up(args, pathlib.Path("model"), Pipe(), "a")
+    assert begun == asked
+    assert clips == [1, 2, 2, 9][: len(clips)]
+    assert len(clips) == {1: 1, 2: 3, 3: 4}[len(asked)]
 
 
 def test_other_kinds_refuse_a_lag(model, capsys):

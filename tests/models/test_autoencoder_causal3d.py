@@ -70,6 +70,24 @@ def test_a_scan_over_pairs_is_chunk_after_chunk_with_the_cache_handed_on():
     assert np.abs(moved - third).max() > 1e-3
 
 
+def test_chunks_are_encoded_one_after_the_other_with_the_cache_handed_on():
+    graph, state = nnx.split(blank(AutoencoderCausal3D, TINY))
+    rng = np.random.default_rng(0)
+    drawn = jax.tree.map(lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), state)
+    model = nnx.merge(graph, drawn)
+    video = jax.random.normal(jax.random.key(1), (1, 13, 4, 4, 3))
+    encode = jax.jit(model.encoder)
+    first, cache = encode(video[:, :5])  # a chunk is four frames, and one in front of the first
+    second, cache = encode(video[:, 5:9], cache)
+    third, _ = encode(video[:, 9:], cache)
+    moments = jax.jit(model.moments, static_argnames="in_chunks")
+    chunked = moments(video, in_chunks=True)
+    assert chunked.shape == (1, 7, 2, 2, 6)
+    np.testing.assert_allclose(jnp.concatenate([first, second, third], 1), chunked, atol=1e-5)
+    whole = moments(video)  # whose norms pool over all frames
+    assert 0.01 < np.abs(whole - chunked).max() < np.abs(whole).max()
+
+
 def test_the_release_has_its_sizes():
     cfg = AutoencoderCausal3DConfig()
     model = blank(AutoencoderCausal3D, cfg)

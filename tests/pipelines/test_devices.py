@@ -1,4 +1,4 @@
-"""Prompts and clips on eight devices, which tell each other nothing."""
+"""Prompts and clips on eight devices, which tell each other nothing; LanDiff's parts on four."""
 
 import pathlib
 import subprocess
@@ -9,12 +9,17 @@ import sharded_painting
 import sharded_training
 
 
-@pytest.fixture(scope="module")
-def report():
-    run = [sys.executable, pathlib.Path(sharded_painting.__file__)]
-    done = subprocess.run(run, capture_output=True, text=True)
+def run(*names):
+    """What a process with eight devices finds."""
+    argv = [sys.executable, pathlib.Path(sharded_painting.__file__), *names]
+    done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return sharded_training.read_report(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def report():
+    return run()
 
 
 @pytest.mark.slow
@@ -38,3 +43,25 @@ def test_no_program_that_generates_or_denoises_sends_anything_between_devices(re
     )
     assert report["without_loop"] == []
     assert report["collectives"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.multi_device
+def test_a_part_that_is_split_computes_what_it_does_whole(report):
+    assert report["part_split"] > 3
+    assert report["part_error"] < 1e-5 < report["part_spread"]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.multi_device
+def test_parts_of_landiff_that_are_split_give_the_tokens_and_frames_of_whole_ones():
+    found = run("landiff")
+    assert found["devices"] == 8
+    alone, split = found["tokens"]
+    assert split == alone
+    assert len(set(alone)) > 1
+    assert found["shape"] == [1, 25, 16, 24, 3]
+    assert found["level"] <= 1
+    assert found["spread"] > 1
+    assert min(found["split"].values()) > 0, "a part lies whole on every device"

@@ -1,9 +1,12 @@
 """What `train.encode` keeps for LanDiff is what its modules make of the same frames."""
 
 import dataclasses
+import pathlib
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 from tiny import random_module
 
 from dicode_jax.data.config import DataConfig
@@ -92,6 +95,28 @@ def test_another_autoencoder_makes_another_cache(modules, tmp_path):
     assert set(EncodedCache(options.out).schema) == {"codes", "motion", "times"}
     with pytest.raises(UserError, match=r"holds another cache .*settings\.vae"):
         encode.encode(config, options)
+
+
+def test_latents_are_encoded_in_chunks_where_that_is_asked_for(modules, monkeypatch):
+    _, config = modules
+    chunked = dataclasses.replace(config, vae_in_chunks=True)
+    assert landiff_encoder.find(chunked).settings["vae_in_chunks"]
+    assert "vae_in_chunks" not in landiff_encoder.find(config).settings  # caches that there are
+    asked, encode_latents = [], AutoencoderCausal3D.encode_latents
+
+    def encoded(self, video, key=None, *, in_chunks=False):
+        asked.append(in_chunks)
+        return encode_latents(self, video, key, in_chunks=in_chunks)
+
+    monkeypatch.setattr(AutoencoderCausal3D, "encode_latents", encoded)
+    folders = {name: pathlib.Path(config.tokenizer) / name for name in modules[0]}
+    frames = np.zeros((17, 8, 8, 3), np.uint8)
+    for one in (config, chunked):
+        graph, state = nnx.split(landiff_encoder._Modules(one, folders))
+        run = lambda s, x, graph=graph: landiff_encoder.encode(nnx.merge(graph, s), x)  # noqa: E731
+        shapes = jax.eval_shape(run, state, frames)
+        assert shapes["latents"].shape == (5, 2, 2, 3)
+    assert asked == [False, True]
 
 
 def test_captions_are_kept_as_the_models_read_them(modules, tmp_path):

@@ -99,6 +99,11 @@ class DiTConfig:
         """Rows and columns of tokens."""
         return self.height // self.patch_size, self.width // self.patch_size
 
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """The part of a transformer of `make_base` whose layers are stacked."""
+        return ("lower_blocks",) if self.scan_layers else ()
+
 
 def position_table(cfg: DiTConfig) -> np.ndarray:
     """Fixed sinusoids, float32 `[text_len + tokens, d]`, zero for the text.
@@ -233,6 +238,11 @@ class DiT(nnx.Module):
             Block, cfg, cfg.num_layers - num_controlled, rngs=rngs, **options
         )
         self.head = Head(cfg, rngs=rngs, **options)
+
+
+def make_base(cfg: DiTConfig, *, rngs: nnx.Rngs, **options) -> DiT:
+    """The transformer alone, as CogVideoX-2b is: all its blocks are `lower_blocks`."""
+    return DiT(cfg, cfg.num_layers, rngs=rngs, **options)
 
 
 class Control(nnx.Module):

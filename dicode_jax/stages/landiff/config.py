@@ -113,6 +113,8 @@ class EncodeConfig(RunConfig):
     Attributes:
       tokenizer: `model` folder of the tokenizer's run, with the frozen encoder beside it.
       vae: `model` folder of the autoencoder's run; None keeps no latents.
+      vae_in_chunks: Encode latents in chunks as they are decoded, in the memory of one; the release
+        encodes the whole, and numbers differ.
       keep_features: Keep the encoder's features too, which are large.
       lm_text, dit_text: Folder of the frozen text encoder that the language model or the denoiser
         reads by, or of a pipeline: keeps what it makes of the first caption of a video. None keeps
@@ -124,6 +126,7 @@ class EncodeConfig(RunConfig):
     data: DataConfig = DataConfig(num_frames=49, clip_start="start")
     tokenizer: str | None = None
     vae: str | None = None
+    vae_in_chunks: bool = False
     keep_features: bool = False
     lm_text: str | None = None
     dit_text: str | None = None

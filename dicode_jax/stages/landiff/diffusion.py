@@ -18,11 +18,13 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
+from dicode_jax import config as config_lib
 from dicode_jax.data.sources.open import kind_of
 from dicode_jax.diffusion.losses import diffusion_loss
 from dicode_jax.errors import Faults, UserError
+from dicode_jax.kinds import kind_of as kind_name
 from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3D, AutoencoderCausal3DConfig
-from dicode_jax.models.landiff.dit import Denoiser, DenoiserConfig
+from dicode_jax.models.landiff.dit import Denoiser, DenoiserConfig, DiTConfig, make_base
 from dicode_jax.models.landiff.sampling import WindowSampling, sample_window
 from dicode_jax.models.landiff.semantic_tokenizer import (
     SemanticDecoder,
@@ -46,6 +48,7 @@ from dicode_jax.training.stage import Path, Stage
 from dicode_jax.typing import Array, Bool, Float, Int, UInt8
 
 DENOISER = "denoiser"  # as a pipeline calls it
+TRANSFORMER = "transformer"  # as a converted CogVideoX calls a base alone
 
 
 class CodeReader(nnx.Module):
@@ -227,19 +230,26 @@ def denoiser_arrays(
     """Arrays of a stored denoiser by paths of the wanted one, however either keeps its layers.
 
     Args:
-      base_alone: Takes its transformer, and the lower layers of that for those of the control
-        branch too; what lies between the two and the upsampler are left out.
+      base_alone: Takes its transformer, which may lie there alone, and the lower layers of that
+        for those of the control branch too; what lies between the two and the upsampler are left
+        out.
 
     Raises:
       UserError: It is missing or of other sizes.
     """
-    part = part_folder(folder, DENOISER)
-    model, cfg = weights.load_module(part, Denoiser, DenoiserConfig, on_host=True)
+    part = part_folder(folder, *((DENOISER, TRANSFORMER) if base_alone else (DENOISER,)))
+    kind, _ = config_lib.read_json(part / weights.CONFIG_FILE)
+    if base_alone and kind == kind_name(DiTConfig):
+        base, dit = weights.load_module(part, make_base, DiTConfig, on_host=True)
+        cfg = DenoiserConfig(dit=dit, control_layers=dit.num_layers)
+        held = dict(_by_layer(parts.leaves(base, "dit"), cfg))
+    else:
+        model, cfg = weights.load_module(part, Denoiser, DenoiserConfig, on_host=True)
+        held = dict(_by_layer(parts.leaves(model), cfg))
     _check_same(part, cfg.dit, wanted.dit)
     if not base_alone:
         same = dataclasses.replace(cfg, dit=wanted.dit)
         _check_same(part, same, wanted)
-    held = dict(_by_layer(parts.leaves(model), cfg))
     found: dict[Path, Any] = {}
     state = nnx.state(blank(Denoiser, wanted))
     for path, leaf in nnx.to_flat_state(state):

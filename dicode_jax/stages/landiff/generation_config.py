@@ -120,8 +120,8 @@ class DiffusionTrainConfig(RunConfig):
         at export alone. None takes that of `text_encoder`.
       vae: `model` folder of the autoencoder whose latents are learned, or a pipeline: for sheets of
         samples, and the cache is checked by it.
-      base: Folder of a pipeline or of an earlier run, whose transformer is the base; the control
-        branch starts as a copy of its lower layers.
+      base: Folder of a pipeline, of an earlier run or of a converted CogVideoX-2b, whose
+        transformer is the base; the control branch starts as a copy of its lower layers.
       init: The same, whose whole denoiser is gone on from. Without both all weights are drawn.
       trained: "control", with the upsampler, of a base that stays as it is; or "all".
       control_start: How the linear layers between control and base start. "zero" changes nothing of

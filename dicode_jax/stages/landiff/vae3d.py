@@ -4,7 +4,6 @@ The release has no training of it; this is ours: what is decoded goes through th
 painting, so that norms pool over as much as they will then. The encoder sees the whole clip.
 """
 
-import dataclasses
 import functools
 import pathlib
 
@@ -14,21 +13,19 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from dicode_jax.data.sources.open import open_source
-from dicode_jax.data.stream import RecordExamples, first_batches
 from dicode_jax.data.windows import WindowReader
-from dicode_jax.errors import UserError
-from dicode_jax.media.transforms import to_float, to_uint8
+from dicode_jax.media.transforms import to_float
 from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3D, AutoencoderCausal3DConfig
 from dicode_jax.models.lpips import LPIPS, LPIPSConfig
 from dicode_jax.nn.rngs import row_keys
 from dicode_jax.stages import parts
 from dicode_jax.stages.landiff.config import VAE3DTrainConfig
+from dicode_jax.stages.latents import means, scaled
 from dicode_jax.stages.pixel_losses import edges, psnr
 from dicode_jax.storage import weights
 from dicode_jax.training.evaluate import jit_local
 from dicode_jax.training.stage import Stage
-from dicode_jax.typing import Array, Float, UInt8
+from dicode_jax.typing import Array
 
 CLIPS = 16  # of held-out data, by which latents are scaled
 
@@ -108,33 +105,16 @@ def loss_fn(
     return loss + config.kl_weight * kl, metrics
 
 
-def reconstruct(
-    model: AutoencoderCausal3D, video: UInt8[Array, "b f h w 3"]
-) -> tuple[Float[Array, "b t y x z"], UInt8[Array, "b f h w 3"]]:
-    """Means of the unscaled latents, and the clips that they give back."""
-    latents = model.encode(to_float(video)).mode()
-    return latents, to_uint8(model.decode(latents))
-
-
 def export(config: VAE3DTrainConfig, model: Trained, folder: pathlib.Path) -> None:
     """Writes the VAE; its config holds the scale that gives latents of held-out data variance 1.
 
     Raises:
       UserError: The data set is not there any more, or all its latents are the same number.
     """
-    data = config.data
-    sources = (open_source(data, split=s, seed=config.seed) for s in ("validation", "train"))
-    source = next((source for source in sources if len(source)), None)
-    if source is None:
-        raise UserError(f"{data.path} is empty now, so that latents of it have no scale")
-    examples = RecordExamples(source, reader(config))
-    (batch,) = first_batches(examples, data, 1, batch_size=CLIPS, seed=config.seed)
-    run = jit_local(lambda vae, video: vae.encode(to_float(video)).mode())
-    latents = np.concatenate([run(model.vae, clip[None]) for clip in batch["video"]])
-    if not (spread := float(np.std(latents))) > 0:
-        raise UserError(
-            f"all latents of {len(latents)} clips of {data.path} are the same number: the "
-            "autoencoder has learned nothing; look at its frames, or train it longer"
-        )
-    scaled = dataclasses.replace(config.model, scale_factor=1 / spread)
-    weights.save_module(folder, model.vae, scaled)
+    run = jit_local(means)
+
+    def encode(batch):  # one after the other, as whole clips take memory
+        return np.concatenate([run(model.vae, clip[None]) for clip in batch["video"]])
+
+    cfg = scaled(config, reader(config), encode, count=CLIPS, what="clips")
+    weights.save_module(folder, model.vae, cfg)

@@ -18,7 +18,7 @@ from dicode_jax.data.config import DataConfig
 from dicode_jax.data.shapes_world import all_captions
 from dicode_jax.errors import UserError
 from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3D
-from dicode_jax.models.landiff.dit import Denoiser
+from dicode_jax.models.landiff.dit import Denoiser, make_base
 from dicode_jax.models.landiff.language_model import LanguageModel
 from dicode_jax.models.landiff.semantic import UpsamplerConfig
 from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizer
@@ -162,6 +162,31 @@ def test_layers_are_found_however_they_are_kept(models, tmp_path, wanted, base_a
     assert one.keys() == (has_all - left_out if base_alone else has_all)
     for path, x in one.items():
         np.testing.assert_array_equal(x, other[path], str(path))
+
+
+def test_a_base_may_be_a_transformer_alone(models, tmp_path):
+    arrays = diffusion.denoiser_arrays(models, MODEL, base_alone=True)
+    cfg = MODEL.dit
+    lower = MODEL.control_layers
+
+    def held(path):
+        if path[0] == "lower_blocks" and path[1] >= lower:
+            path = ("upper_blocks", path[1] - lower, *path[2:])
+        return jnp.asarray(arrays["denoiser", "dit", *path])
+
+    graph, state = nnx.split(blank(make_base, cfg))
+    leaves = [(path, x.replace(held(path))) for path, x in nnx.to_flat_state(state)]
+    base = nnx.merge(graph, nnx.from_flat_state(leaves))
+    weights.save_module(tmp_path / "transformer", base, cfg)
+    alone = diffusion.denoiser_arrays(str(tmp_path), MODEL, base_alone=True)
+    assert alone.keys() == arrays.keys()
+    for path, x in arrays.items():
+        np.testing.assert_array_equal(alone[path], x, str(path))
+    with pytest.raises(UserError, match="no denoiser in"):
+        diffusion.denoiser_arrays(str(tmp_path), MODEL)
+    other = dataclasses.replace(MODEL, dit=dataclasses.replace(cfg, time_dim=6))
+    with pytest.raises(UserError, match="other sizes than the config's: time_dim"):
+        diffusion.denoiser_arrays(str(tmp_path), other, base_alone=True)
 
 
 def test_features_are_those_of_the_windows_frames_across_segments(models, named):
