@@ -90,6 +90,8 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("i3d", "inception", "features"):
         if getattr(args, name) is not None and (is_list or suite not in ("shapes", "distances")):
             raise UserError(f"--{name} is for --videos and --suite shapes")
+    if args.num is not None and (is_list or args.videos is not None):
+        raise UserError("--num is for suites: of folders and lists nothing is left out")
     if args.fps is not None and args.videos is None:
         raise UserError("--fps is for --videos")
     if is_list and (args.metrics is not None or args.at_least):

@@ -281,6 +281,8 @@ def test_a_list_that_gives_no_names_is_refused(run, tmp_path, capsys, option, pr
         (["--videos", "a"], "go together"),
         (["m", "--videos", "a", "--reference", "b"], "no model is loaded"),
         (["--videos", "a", "--reference", "b", "--features", "c"], "there is no folder a"),
+        (["--videos", "a", "--reference", "b", "--num", "3"], "--num is for suites"),
+        (["--prompts", "a", "--num", "3"], "--num is for suites"),
     ],
 )
 def test_distances_that_cannot_be_asked_for_are_one_line(run, capsys, words, said):
