@@ -148,6 +148,22 @@ def test_a_caption_is_never_lost(folder, tmp_path, capsys):
     assert list(csv.reader(other.open())) == [["video", "caption"], ["clips/moving.mp4", ""]]
 
 
+def test_a_table_that_is_filtered_stays_as_it_is(folder, tmp_path, capsys):
+    names = ("moving.mp4", "still.mp4")
+    rows = [{"video": name, "caption": "", "licence": "mine"} for name in names]
+    table = folder / "captions.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = table.read_text()
+    assert cli.main(["data", "filter", str(table)]) == 2
+    assert "captions.jsonl is read by this command" in capsys.readouterr().err
+    assert table.read_text() == before
+    assert not (folder / "filter.jsonl").exists()
+    other = tmp_path / "kept.jsonl"
+    assert cli.main(["data", "filter", str(table), "--captions", str(other)]) == 0
+    assert table.read_text() == before
+    assert other.read_text() == '{"video": "clips/moving.mp4", "caption": ""}\n'
+
+
 def test_what_is_kept_is_linked_and_nothing_is_replaced(folder, tmp_path, capsys):
     (folder / "sub").mkdir()
     (folder / "moving.mp4").rename(folder / "sub/moving.mp4")
