@@ -13,10 +13,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gradio  # pyright: ignore[reportMissingImports]
+from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
 
 from dicode_jax.app.limits import Limits
 from dicode_jax.app.models import Model
 from dicode_jax.app.painter import News, Painter, Wish
+from dicode_jax.app.routes import OnlyThePage
 from dicode_jax.app.session import Made, Session
 from dicode_jax.errors import UserError
 from dicode_jax.pipelines import options
@@ -111,7 +113,12 @@ def serving(
                 footer_links=[],
                 max_file_size=limits.file_bytes,
                 allowed_paths=[],
-                app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+                app_kwargs={
+                    "docs_url": None,
+                    "redoc_url": None,
+                    "openapi_url": None,
+                    "middleware": [Middleware(OnlyThePage)],
+                },
                 share=False,
                 ssr_mode=False,
                 mcp_server=False,

@@ -105,6 +105,20 @@ def test_calls_by_name_and_the_pages_of_the_server_itself_are_closed(client):
     assert named == {"named_endpoints": {}, "unnamed_endpoints": {}}
 
 
+def test_only_what_the_page_asks_for_is_served(client, tmp_path):
+    """Gradio runs FFmpeg's command on recordings, which reads playlists and fetches addresses."""
+    sent = client.http.post("/gradio_api/process_recording", files={"video": ("a.mp4", b"x")})
+    assert sent.status_code == 404
+    client.paint()
+    for path in (
+        f"/gradio_api/deep_link?session_hash={client.session}", "/monitoring/summary",
+        "/gradio_api/queue/status", "/gradio_api/vibe-code", "/gradio_api/file/etc/passwd",
+    ):  # fmt: skip
+        assert client.http.get(path).status_code == 404
+    for path in ("component_server", "api/predict", "call/run"):
+        assert client.http.post(f"/gradio_api/{path}", json={}).status_code == 404
+
+
 def test_nobody_sees_what_another_one_painted(house):
     one, other = Client(house[0]), Client(house[0])
     one.paint(prompt="mine")
