@@ -94,7 +94,7 @@ def serving(
     Raises:
       UserError: The first model is broken, or the address is taken.
     """
-    limits = limits or Limits()
+    limits, named = limits or Limits(), f"[{host}]" if ":" in host else host
     with tempfile.TemporaryDirectory(prefix="dicode-app-") as root, _environment(root):
         folder = pathlib.Path(root).resolve()
         how = {} if load is None else {"load": load}
@@ -103,7 +103,7 @@ def serving(
         blocks = build(painter)
         try:
             blocks.launch(
-                server_name=host,
+                server_name=named,
                 server_port=port,
                 auth=auth,
                 theme=gr.themes.Soft(
@@ -133,7 +133,7 @@ def serving(
                 f"cannot listen on {host}, port {port}: {error}; name another --port"
             ) from error
         try:
-            yield f"http://{host}:{port}"
+            yield f"http://{named}:{port}"
         finally:
             blocks.close(verbose=False)
             painter.close()
@@ -253,17 +253,18 @@ def build(painter: Painter) -> Any:
 
         start.change(look, start, [preview, said], show_progress="hidden", **_PRIVATE)
 
+        number = gr.Number(visible=False)  # of a wish, which goes with it
         shown = [video, bar, said, download, tokens]
         ends = [*shown, history, paint, stop, session]
 
         def wait(session):
-            session.is_wanted = True
-            return "Waiting.", _bar(0), gr.update(interactive=False), gr.update(interactive=True)
+            off, on = gr.update(interactive=False), gr.update(interactive=True)
+            return "Waiting.", _bar(0), off, on, session.ask()
 
-        def run(session, *wish):
+        def run(session, number, *wish):
             asked = Wish(**dict(zip(_WISH, wish, strict=True)))
             is_made = False
-            if not session.is_wanted:  # stopped before its turn came
+            if not session.is_wanted(number):  # stopped before its turn came
                 yield *_nothing("Stopped. No clip was there yet."), *_idle(session, True)
                 return
             try:
@@ -287,11 +288,11 @@ def build(painter: Painter) -> Any:
 
         wishes = [model, prompt, seed, clips, frames, quality, start, last]
         begun = gr.on(
-            [paint.click, prompt.submit], wait, session, [said, bar, paint, stop], queue=False,
-            show_progress="hidden", **_PRIVATE,
+            [paint.click, prompt.submit], wait, session, [said, bar, paint, stop, number],
+            queue=False, show_progress="hidden", **_PRIVATE,
         )  # fmt: skip
         begun.then(
-            run, [session, *wishes], ends, concurrency_limit=1, concurrency_id="paint",
+            run, [session, number, *wishes], ends, concurrency_limit=1, concurrency_id="paint",
             show_progress="minimal", show_progress_on=said, **_PRIVATE,
         )  # fmt: skip
         # Without Gradio's `cancels`, which may come late, and take what was asked for since.

@@ -1,6 +1,7 @@
 """From a wish to news, with a pipeline that paints grey at once."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from grey_pipeline import FPS, FRAMES, NAME, SIZE, GreyPipeline, grey_model
 from media_files import greys, number_of, write
 from PIL import Image
 
+from dicode_jax.app import painter
 from dicode_jax.app.limits import Limits
 from dicode_jax.app.painter import Painter, Wish
 from dicode_jax.errors import UserError
@@ -260,6 +262,44 @@ def test_whoever_leaves_stops_the_painting(house):
     assert not worker.is_alive()
     assert house.session.history == []
     assert not any(house.session.folder.iterdir())
+
+
+def test_a_model_that_cannot_be_loaded_is_called_by_its_name(house):
+    folder = house.painter.models[NAME].folder
+
+    def fail(path):
+        raise UserError(f"{path}/weights are cut short, see {path.resolve()}")
+
+    house.painter._load = fail
+    with pytest.raises(UserError, match="^grey/weights are cut short, see grey$") as error:
+        list(house.run())
+    assert str(folder) not in str(error.value)
+    with pytest.raises(UserError, match=str(folder)):  # whoever serves it is told where
+        house.painter.preload(NAME)
+
+
+def test_pictures_are_looked_at_one_at_a_time(house, monkeypatch):
+    """Each may have as many pixels as Pillow lets pass."""
+    inside, most = [], []
+
+    def read(file):
+        inside.append(file)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.pop()
+        return greys(1)[0]
+
+    monkeypatch.setattr(painter, "read_image", read)
+    Image.fromarray(greys(1)[0]).save(house.uploads / "a.png")
+    looks = [
+        threading.Thread(target=house.painter.look, args=(house.uploads / "a.png",))
+        for _ in range(4)
+    ]
+    for look in looks:
+        look.start()
+    for look in looks:
+        look.join(WAIT)
+    assert most == [1] * 4
 
 
 def test_a_second_visitor_waits_for_the_first(house):
