@@ -1,7 +1,9 @@
 """What the server answers to: what the page asks for, and nothing else that Gradio serves.
 
-Gradio also turns any video with FFmpeg's command, which follows playlists and opens addresses, keeps
-copies of pages for links, and shows figures of the queue; none of these is within our limits.
+Browsers are told to ask no other server for anything: Gradio's page of 6.16 names a script of one.
+
+Gradio also turns any video with FFmpeg's command, which follows playlists and opens addresses,
+keeps copies of pages for links, and shows figures of the queue; none of these is within our limits.
 """
 
 import re
@@ -20,6 +22,10 @@ _ALL = (
     r"/gradio_api/(?:heartbeat/|file=).*",
 )
 _OF_THE_PAGE = re.compile("|".join(_ALL), re.DOTALL)
+_POLICY = (
+    b"content-security-policy",
+    b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:",
+)
 
 
 def is_of_the_page(path: str) -> bool:
@@ -28,14 +34,25 @@ def is_of_the_page(path: str) -> bool:
 
 
 class OnlyThePage:
-    """Answers 404 to all other paths, before Gradio sees them: an ASGI middleware."""
+    """Answers 404 to all other paths, before Gradio sees them: an ASGI middleware.
+
+    All answers say that what is shown is of this server alone.
+    """
 
     def __init__(self, app: Any):
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or is_of_the_page(scope["path"]):
+        async def send_on(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = message | {"headers": [*message.get("headers", ()), _POLICY]}
+            await send(message)
+
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if is_of_the_page(scope["path"]):
+            await self._app(scope, receive, send_on)
             return
         await send({"type": "http.response.start", "status": 404, "headers": []})
         await send({"type": "http.response.body"})

@@ -122,6 +122,12 @@ def test_only_what_the_page_asks_for_is_served(client, tmp_path):
         assert client.http.post(f"/gradio_api/{path}", json={}).status_code == 404
 
 
+def test_the_page_asks_no_other_server(client):
+    policy = client.http.get("/").headers["content-security-policy"]
+    assert policy.startswith("default-src 'self' ")
+    assert "http" not in policy
+
+
 def test_nobody_sees_what_another_one_painted(house):
     one, other = Client(house[0]), Client(house[0])
     one.paint(prompt="mine")
