@@ -143,7 +143,9 @@ def test_fvd_and_fid_have_their_names_from_the_published_networks_alone(
     assert settings["FD-i3d, KVD-i3d: frames a second"] == 8
     assert settings["FD-i3d, KVD-i3d: frames of a clip"] == 16
     assert settings["FD-inception, KVD-inception: samples"] == "each frame"
-    assert "224 x 224" in settings["FD-i3d, KVD-i3d: size"]
+    for name, size in (("FD-i3d, KVD-i3d", 224), ("FD-inception, KVD-inception", 299)):
+        told = f"{size} x {size}, the middle square, bilinear, two taps"
+        assert settings[f"{name}: size"] == told
     one = [*videos, "--i3d", str(tmp_path / "i3d1"), "--out", str(tmp_path / "one")]
     assert cli.main([*one, "--metrics", "kvd"]) == 0
     found = json.loads((tmp_path / "one/results.json").read_text())["distances"]

@@ -45,6 +45,25 @@ _CSS = """
 #history .caption-label {font-size: var(--text-xs); max-width: 100%; left: 0; right: 0;}
 #history .grid-wrap {min-height: 0;}
 """
+_LAUNCH = {
+    "css": _CSS,
+    "footer_links": [],
+    "allowed_paths": [],
+    "app_kwargs": {
+        "docs_url": None,
+        "redoc_url": None,
+        "openapi_url": None,
+        "middleware": [Middleware(OnlyThePage)],
+    },
+    "share": False,
+    "ssr_mode": False,
+    "mcp_server": False,
+    "pwa": False,
+    "enable_monitoring": False,
+    "show_error": False,
+    "quiet": True,
+    "prevent_thread_lock": True,
+}
 
 
 def _upload(**looks: Any) -> Any:
@@ -109,24 +128,8 @@ def serving(
                 theme=gr.themes.Soft(
                     primary_hue="indigo", font=_FONTS, font_mono=["ui-monospace", "monospace"]
                 ),
-                css=_CSS,
-                footer_links=[],
                 max_file_size=limits.file_bytes,
-                allowed_paths=[],
-                app_kwargs={
-                    "docs_url": None,
-                    "redoc_url": None,
-                    "openapi_url": None,
-                    "middleware": [Middleware(OnlyThePage)],
-                },
-                share=False,
-                ssr_mode=False,
-                mcp_server=False,
-                pwa=False,
-                enable_monitoring=False,
-                show_error=False,
-                quiet=True,
-                prevent_thread_lock=True,
+                **_LAUNCH,
             )
         except OSError as error:
             raise UserError(

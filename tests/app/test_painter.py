@@ -1,5 +1,6 @@
 """From a wish to news, with a pipeline that paints grey at once."""
 
+import dataclasses
 import threading
 import time
 
@@ -75,6 +76,13 @@ def test_the_video_has_a_picture_and_its_tokens(house):
     assert np.flatnonzero(blue).mean() < np.flatnonzero(red).mean()
 
 
+def test_keyframes_are_where_clips_begin_and_the_last_frame():
+    video = Video(frames=greys(9, 4, 4), fps=8.0, tokens=np.zeros((3, 1, 1), np.float32))
+    assert number_of(painter._keyframes(video, 4)).tolist() == [0, 4, 8]
+    short = dataclasses.replace(video, frames=greys(8, 4, 4))  # without the one before the first
+    assert number_of(painter._keyframes(short, 4)).tolist() == [0, 3, 7]
+
+
 @pytest.mark.parametrize(
     ("wish", "line"),
     [
@@ -106,6 +114,7 @@ def test_a_preset_is_handed_on_and_the_standard_is_nothing(house):
     list(house.run(quality="draft"))
     list(house.run(quality="standard"))
     assert [one["quality"] for one in house.pipe.asked] == ["draft", None]
+    assert [one["clips_per_batch"] for one in house.pipe.asked] == [1, 1]  # a stop after each
 
 
 def test_a_mistake_that_the_pipeline_finds_is_told(house):
@@ -271,7 +280,7 @@ def test_a_model_that_cannot_be_loaded_is_called_by_its_name(house):
         raise UserError(f"{path}/weights are cut short, see {path.resolve()}")
 
     house.painter._load = fail
-    with pytest.raises(UserError, match="^grey/weights are cut short, see grey$") as error:
+    with pytest.raises(UserError, match=r"^grey/weights are cut short, see grey$") as error:
         list(house.run())
     assert str(folder) not in str(error.value)
     with pytest.raises(UserError, match=str(folder)):  # whoever serves it is told where

@@ -211,6 +211,21 @@ def measured(name, bits, **other):
     return Measured(video=name, hash=f"{bits:048x}", **(whole | other))
 
 
+def test_a_bound_itself_is_kept():
+    one = measured("a", 5, motion=0.0, light=0.25, text=0.5)
+    bounds = {"min_motion": 0.0, "min_light": 0.25, "max_text": 0.5}
+    assert filtering.judge([one], FilterConfig(**bounds))[0].is_kept
+    for name, other in (("min_motion", 0.01), ("min_light", 0.26), ("max_text", 0.49)):
+        assert not filtering.judge([one], FilterConfig(**bounds | {name: other}))[0].is_kept
+
+
+def test_motion_and_light_are_shares_of_white_and_one_jump_is_no_motion():
+    levels = [0, 51, 102, 153, 204, 255, 0, 51]
+    pictures = [Image.new("L", (160, 96), level) for level in levels]
+    assert filtering._motion(pictures) == pytest.approx(0.2)  # the median: the jump is of 1
+    assert filtering._motion(pictures[:1]) == 0
+
+
 def test_duplicates_are_those_within_so_many_bits():
     rng = np.random.default_rng(0)
     bits = int.from_bytes(rng.bytes(24), "big")
