@@ -36,7 +36,8 @@ class GreyPipeline(base.Pipeline):
     ):
         if prompt == [""]:
             raise UserError("the prompt is empty; say what to show")
-        self.asked.append({"image": image, "video": video, "quality": quality, "seed": seed})
+        asked = {"image": image, "video": video, "quality": quality, "seed": seed}
+        self.asked.append(asked | {"clips_per_batch": clips_per_batch})
         for i in range(num_clips):
             self.before(i)
             yield Clip(0, i, np.full((FRAMES, SIZE, SIZE, 3), 10 * (i + 1), np.uint8))

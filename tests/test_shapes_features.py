@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from dicode_jax import cli
+from dicode_jax.cli import distances
 from dicode_jax.data import shapes_world
 from dicode_jax.evaluation import distribution, networks
 from dicode_jax.media.video import write_video
@@ -142,7 +143,9 @@ def test_fvd_and_fid_have_their_names_from_the_published_networks_alone(
     assert settings["FD-i3d, KVD-i3d: frames a second"] == 8
     assert settings["FD-i3d, KVD-i3d: frames of a clip"] == 16
     assert settings["FD-inception, KVD-inception: samples"] == "each frame"
-    assert "224 x 224" in settings["FD-i3d, KVD-i3d: size"]
+    for name, size in (("FD-i3d, KVD-i3d", 224), ("FD-inception, KVD-inception", 299)):
+        told = f"{size} x {size}, the middle square, bilinear, two taps"
+        assert settings[f"{name}: size"] == told
     one = [*videos, "--i3d", str(tmp_path / "i3d1"), "--out", str(tmp_path / "one")]
     assert cli.main([*one, "--metrics", "kvd"]) == 0
     found = json.loads((tmp_path / "one/results.json").read_text())["distances"]
@@ -154,3 +157,36 @@ def test_fvd_and_fid_have_their_names_from_the_published_networks_alone(
     assert cli.main(one) == 2
     assert "have 4 and 8 frames a second" in capsys.readouterr().err
     assert cli.main([*one, "--fps", "9"]) == 0
+
+
+def test_without_a_rate_of_its_own_a_clip_is_of_neighbouring_frames(tmp_path):
+    levels = np.arange(20, dtype=np.uint8) * 12
+    frames = np.broadcast_to(levels[:, None, None, None], (20, 32, 32, 3))
+    write_video(tmp_path / "a.gif", frames, 24)  # which says that it has 25 a second
+    net = distribution.Features(
+        name="n", digest="0", num_frames=16, frame_size=32, fps=None, run=np.asarray
+    )
+    (clip,) = distances.clips_of([tmp_path / "a.gif"], net, lambda *told: None, set())
+    np.testing.assert_array_equal(clip[:, 0, 0, 0], levels[:16])
+
+
+def test_what_is_no_kept_video_and_no_folder_of_weights_is_one_line(videos, tmp_path, capsys):
+    command = [*videos, "--out", str(tmp_path / "out")]
+    assert cli.main([*command, "--i3d", ""]) == 2
+    assert "config.json" in capsys.readouterr().err
+    (tmp_path / "a/10.mp4").unlink()
+    clip = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
+    np.savez_compressed(tmp_path / "a/0.npz", video=clip)
+    whole = (tmp_path / "a/0.npz").read_bytes()
+    np.save(tmp_path / "one.npy", clip)
+    for wrong in (
+        whole[:1000] + bytes(8) + whole[1008:],
+        whole[: len(whole) // 2],
+        (tmp_path / "one.npy").read_bytes(),
+    ):
+        (tmp_path / "a/0.npz").write_bytes(wrong)
+        assert cli.main(command) == 2
+        assert "0.npz is no kept video" in capsys.readouterr().err
+    (tmp_path / "a/0.npz").unlink()
+    (tmp_path / "a/0.NPZ").write_bytes(whole)
+    assert cli.main(command) == 0

@@ -13,10 +13,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gradio  # pyright: ignore[reportMissingImports]
+from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
 
 from dicode_jax.app.limits import Limits
 from dicode_jax.app.models import Model
 from dicode_jax.app.painter import News, Painter, Wish
+from dicode_jax.app.routes import OnlyThePage
 from dicode_jax.app.session import Made, Session
 from dicode_jax.errors import UserError
 from dicode_jax.pipelines import options
@@ -43,6 +45,25 @@ _CSS = """
 #history .caption-label {font-size: var(--text-xs); max-width: 100%; left: 0; right: 0;}
 #history .grid-wrap {min-height: 0;}
 """
+_LAUNCH = {
+    "css": _CSS,
+    "footer_links": [],
+    "allowed_paths": [],
+    "app_kwargs": {
+        "docs_url": None,
+        "redoc_url": None,
+        "openapi_url": None,
+        "middleware": [Middleware(OnlyThePage)],
+    },
+    "share": False,
+    "ssr_mode": False,
+    "mcp_server": False,
+    "pwa": False,
+    "enable_monitoring": False,
+    "show_error": False,
+    "quiet": True,
+    "prevent_thread_lock": True,
+}
 
 
 def _upload(**looks: Any) -> Any:
@@ -92,7 +113,7 @@ def serving(
     Raises:
       UserError: The first model is broken, or the address is taken.
     """
-    limits = limits or Limits()
+    limits, named = limits or Limits(), f"[{host}]" if ":" in host else host
     with tempfile.TemporaryDirectory(prefix="dicode-app-") as root, _environment(root):
         folder = pathlib.Path(root).resolve()
         how = {} if load is None else {"load": load}
@@ -101,32 +122,21 @@ def serving(
         blocks = build(painter)
         try:
             blocks.launch(
-                server_name=host,
+                server_name=named,
                 server_port=port,
                 auth=auth,
                 theme=gr.themes.Soft(
                     primary_hue="indigo", font=_FONTS, font_mono=["ui-monospace", "monospace"]
                 ),
-                css=_CSS,
-                footer_links=[],
                 max_file_size=limits.file_bytes,
-                allowed_paths=[],
-                app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
-                share=False,
-                ssr_mode=False,
-                mcp_server=False,
-                pwa=False,
-                enable_monitoring=False,
-                show_error=False,
-                quiet=True,
-                prevent_thread_lock=True,
+                **_LAUNCH,
             )
         except OSError as error:
             raise UserError(
                 f"cannot listen on {host}, port {port}: {error}; name another --port"
             ) from error
         try:
-            yield f"http://{host}:{port}"
+            yield f"http://{named}:{port}"
         finally:
             blocks.close(verbose=False)
             painter.close()
@@ -246,17 +256,18 @@ def build(painter: Painter) -> Any:
 
         start.change(look, start, [preview, said], show_progress="hidden", **_PRIVATE)
 
+        number = gr.Number(visible=False)  # of a wish, which goes with it
         shown = [video, bar, said, download, tokens]
         ends = [*shown, history, paint, stop, session]
 
         def wait(session):
-            session.is_wanted = True
-            return "Waiting.", _bar(0), gr.update(interactive=False), gr.update(interactive=True)
+            off, on = gr.update(interactive=False), gr.update(interactive=True)
+            return "Waiting.", _bar(0), off, on, session.ask()
 
-        def run(session, *wish):
+        def run(session, number, *wish):
             asked = Wish(**dict(zip(_WISH, wish, strict=True)))
             is_made = False
-            if not session.is_wanted:  # stopped before its turn came
+            if not session.is_wanted(number):  # stopped before its turn came
                 yield *_nothing("Stopped. No clip was there yet."), *_idle(session, True)
                 return
             try:
@@ -280,11 +291,11 @@ def build(painter: Painter) -> Any:
 
         wishes = [model, prompt, seed, clips, frames, quality, start, last]
         begun = gr.on(
-            [paint.click, prompt.submit], wait, session, [said, bar, paint, stop], queue=False,
-            show_progress="hidden", **_PRIVATE,
+            [paint.click, prompt.submit], wait, session, [said, bar, paint, stop, number],
+            queue=False, show_progress="hidden", **_PRIVATE,
         )  # fmt: skip
         begun.then(
-            run, [session, *wishes], ends, concurrency_limit=1, concurrency_id="paint",
+            run, [session, number, *wishes], ends, concurrency_limit=1, concurrency_id="paint",
             show_progress="minimal", show_progress_on=said, **_PRIVATE,
         )  # fmt: skip
         # Without Gradio's `cancels`, which may come late, and take what was asked for since.

@@ -100,6 +100,7 @@ class Painter:
         self._load = load
         self._loaded: tuple[str, Any] | None = None  # the last one alone: models can be large
         self._lock = threading.Lock()  # whoever holds it loads and paints
+        self._looking = threading.Lock()  # pictures can be large: one is decoded at a time
         self._threads: set[threading.Thread] = set()
         self._jobs: set[threading.Event] = set()
 
@@ -131,7 +132,7 @@ class Painter:
           UserError: It is no picture and no video, or beyond the limits.
         """
         file = limits_lib.own_file(path, self.root, self.limits)
-        with _without_paths(file):
+        with self._looking, _called(file, file.name):
             if _is_picture(file):
                 return read_image(file)
             frames = iter_frames(file)
@@ -230,7 +231,8 @@ class Painter:
                     return
                 with warnings.catch_warnings(record=True) as notes:
                     warnings.simplefilter("always")
-                    pipe = self._pipe(model.name)
+                    with _called(model.folder, model.name):
+                        pipe = self._pipe(model.name)
                     given = self._given(pipe, model, files)
                     videos = pipe(
                         **call, **given, callback_on_step_end=on_clip, progress=on_progress
@@ -255,7 +257,7 @@ class Painter:
         """Uploaded files as the arguments of a call."""
         given: dict[str, Any] = {}
         if (file := files.get("start")) is not None:
-            with _without_paths(file):
+            with _called(file, file.name):
                 if _is_picture(file):
                     given["image"] = read_image(file)
                 elif "video" not in model.takes:
@@ -263,7 +265,7 @@ class Painter:
                 else:
                     given["video"] = self._frames(pipe, file)
         if (file := files.get("last")) is not None:
-            with _without_paths(file):
+            with _called(file, file.name):
                 given["last_image"] = read_image(file, "last image")
         return given
 
@@ -373,12 +375,13 @@ def _is_picture(file: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def _without_paths(file: pathlib.Path) -> Iterator[None]:
-    """Errors of the block call the file by its name: where it lies is nobody's business."""
+def _called(path: pathlib.Path, name: str) -> Iterator[None]:
+    """Errors of the block call a file or folder so: where it lies is nobody's business."""
     try:
         yield
     except UserError as error:
-        raise UserError(str(error).replace(str(file), file.name)) from error
+        said = str(error).replace(str(path.resolve()), name)
+        raise UserError(said.replace(str(path), name)) from error
 
 
 def _for_people(error: Exception) -> Exception:

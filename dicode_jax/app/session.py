@@ -58,14 +58,15 @@ class Session:
       kept: Videos of the history; beyond these the oldest one goes, with its files.
 
     Attributes:
-      is_wanted: Whether what was asked for is still waited for; its turn may be yet to come.
+      folder: Of his videos.
+      history: The newest one first.
     """
 
     def __init__(self, root: pathlib.Path, kept: int):
         self._root = root
         self.folder = root / secrets.token_urlsafe(16)
         self.history: list[Made] = []
-        self.is_wanted = True
+        self._asked, self._stopped = 0, 0  # how many wishes, and how many of them are over
         self._kept, self._count = kept, 0
         self._job: Job | None = None
         self._is_closed = False
@@ -74,6 +75,15 @@ class Session:
     def __deepcopy__(self, memo: object) -> "Session":
         """A new visitor, as Gradio gives a copy of the first value of a state to each."""
         return Session(self._root, self._kept)
+
+    def ask(self) -> int:
+        """The number of a new wish, whose turn is yet to come."""
+        self._asked += 1
+        return self._asked
+
+    def is_wanted(self, wish: object) -> bool:
+        """Whether the wish of a number is still waited for: none was stopped since."""
+        return isinstance(wish, int | float) and wish > self._stopped
 
     def begin(self) -> Job:
         """A new job.
@@ -107,8 +117,12 @@ class Session:
             del self.history[self._kept :]
 
     def stop(self) -> Made | None:
-        """Stops what is at work; the clips that are there join the history and are given back."""
-        self.is_wanted = False
+        """Stops what is at work and what waits; the clips that are there join the history.
+
+        Returns:
+          These, if there are any.
+        """
+        self._stopped = self._asked
         job = self._job
         if job is None:
             return None

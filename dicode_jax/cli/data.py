@@ -207,8 +207,9 @@ def _filter(args: argparse.Namespace) -> None:
         home = make_folder(args.out)
     report = os.path.join(home, "filter.jsonl")
     table = args.captions or os.path.join(home, "captions.jsonl")
-    check_output(report, (".jsonl",), sources=[path] * os.path.isfile(path))
-    check_output(table, captions.SUFFIXES, sources=[report])
+    sources = [path] * os.path.isfile(path)  # a table, of which other columns would be lost
+    check_output(report, (".jsonl",), sources=sources)
+    check_output(table, captions.SUFFIXES, sources=[report, *sources])
     known = captions.known_captions(table)
     with tqdm(desc="videos", unit="video", leave=False, disable=None) as bar:
 

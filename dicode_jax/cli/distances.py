@@ -45,9 +45,11 @@ def networks_of(
     from dicode_jax.evaluation import networks
 
     named: list[tuple[str, Callable[[Any], Any]]] = [
-        ("i3d", networks.i3d), ("inception", networks.inception), ("features", networks.shapes)
-    ]  # fmt: skip
-    found = [make(getattr(args, x) or None) for x, make in named if getattr(args, x) is not None]
+        ("i3d", networks.i3d),
+        ("inception", networks.inception),
+        ("features", lambda folder: networks.shapes(folder or None)),
+    ]
+    found = [make(getattr(args, x)) for x, make in named if getattr(args, x) is not None]
     if not found and is_default:
         found = [networks.shapes()]
     names = [name for network in found for name in network.names]
@@ -76,16 +78,18 @@ def clips_of(
 ) -> Iterator[Any]:
     """The clip of each file that goes through a network; frames a second are added to `rates`.
 
+    Without a rate of the network's own it is of the file's first frames, none left out or twice.
+
     Raises:
       UserError: A file cannot be read or is too short, or its rate is not that of those before.
     """
     from dicode_jax.data.shapes_world import FPS
     from dicode_jax.evaluation.kept import read_kept
-    from dicode_jax.media.video import iter_frames_at, probe
+    from dicode_jax.media.video import iter_frames, iter_frames_at, probe
 
     for i, path in enumerate(paths):
         progress(f"videos for {network.name}", i, len(paths))
-        if path.suffix == KEPT:
+        if path.suffix.lower() == KEPT:
             frames, fps = read_kept(path), FPS
             rates.add(fps)
         else:
@@ -93,8 +97,8 @@ def clips_of(
             if not fps:
                 raise UserError(f"{path} does not say how many frames a second it has; give --fps")
             rates.add(round(fps, 3))
-            shown = itertools.islice(iter_frames_at(path, fps), network.num_frames)
-            frames = [frame.image for frame in shown]
+            shown = iter_frames(path) if network.fps is None else iter_frames_at(path, fps)
+            frames = [frame.image for frame in itertools.islice(shown, network.num_frames)]
         if network.fps is None and len(rates) > 1:
             raise UserError(
                 f"the videos have {' and '.join(f'{x:g}' for x in sorted(rates))} frames a second, "

@@ -1,6 +1,7 @@
 """`dicode evaluate`: suites of measures of a model, as JSON and as a page with plots."""
 
 import argparse
+import dataclasses
 import functools
 import pathlib
 import time
@@ -90,6 +91,8 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("i3d", "inception", "features"):
         if getattr(args, name) is not None and (is_list or suite not in ("shapes", "distances")):
             raise UserError(f"--{name} is for --videos and --suite shapes")
+    if args.num is not None and (is_list or args.videos is not None):
+        raise UserError("--num is for suites: of folders and lists nothing is left out")
     if args.fps is not None and args.videos is None:
         raise UserError("--fps is for --videos")
     if is_list and (args.metrics is not None or args.at_least):
@@ -129,10 +132,11 @@ def _shapes(run: Run) -> pathlib.Path:
     values: dict[str, Any] = dict(accuracy.summary(rows))
     notes, told = dict(accuracy.NOTES), {}
     for network in chosen:
+        network = dataclasses.replace(network, fps=network.fps or shapes_world.FPS)
         drawn = (shapes_world.render(scene)[0] for scene in scenes)
         first, second = (
-            network(network.clip(one, shapes_world.FPS, "a clip") for one in each)
-            for each in (clips, drawn)
+            network(network.clip(one, fps, "a clip") for one in each)
+            for each, fps in ((clips, run.pipe.config.fps), (drawn, shapes_world.FPS))
         )
         found = distribution.between(network, first, second, run.wanted)
         values |= found

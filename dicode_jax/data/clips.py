@@ -29,10 +29,9 @@ from dicode_jax.media.container import check_complete, check_index, open_contain
 from dicode_jax.media.picture import open_picture
 from dicode_jax.media.resize import resize_square
 from dicode_jax.media.shown import Shown, shown_picture
-from dicode_jax.media.video import KEYFRAME_INTERVAL, in_cell
+from dicode_jax.media.video import KEYFRAME_INTERVAL, ROUNDING, in_cell, rounding_of
 from dicode_jax.storage.files import is_file_name
 
-_ROUNDING = 0.0051  # seconds; formats round time stamps, gif to hundredths
 _SEEK_FROM = 1.0  # seconds; an earlier frame is reached sooner by decoding from the beginning
 _LONGEST_GAP = 3600.0  # seconds between two frames, beyond which the time stamps are wrong
 _MOST_PIXELS = 2**31  # bytes of a video that is read whole
@@ -267,12 +266,12 @@ def _keyframe_times(
 ) -> np.ndarray:
     interval = KEYFRAME_INTERVAL
     spare = length - (count - 1) * interval
-    if spare > _ROUNDING:
+    if spare > ROUNDING:
         center = max((times[-1] - (count - 1) * interval) / 2, 0.0)
         start = {"start": 0.0, "center": center}.get(cfg.clip_start)
         start = rng.uniform(0, spare) if start is None else start
         return np.minimum(start + interval * np.arange(count), times[-1])
-    grid = interval * np.arange(1 + int((times[-1] + _ROUNDING) // interval))
+    grid = interval * np.arange(1 + int((times[-1] + ROUNDING) // interval))
     if len(times) > 1 and (len(grid) == 1 or length - grid[-1] > interval / 2):
         grid = np.append(grid, times[-1])
     return grid[:count]
@@ -340,7 +339,7 @@ class _Video:
         if len(steps) and steps.max() > _LONGEST_GAP:
             raise BrokenRecord(f"{name}: jumps by {steps.max():.0f} s; its time stamps are wrong")
         step = float(np.median(steps)) if len(steps) else (last or 0.0)
-        self._step, self._rounding = step, min(_ROUNDING, step / 10)
+        self._step, self._rounding = step, rounding_of(step)
         self.length = float(self.times[-1]) + (min(last, 2 * step) if last else step)
 
     def frames_at(self, targets: Float[np.ndarray, " n"], fit: _Fit) -> UInt8[np.ndarray, "n ..."]:
@@ -382,7 +381,7 @@ class _Video:
             if shown is None:
                 raise BrokenRecord(f"{self._name}: nothing in it can be decoded")
             at = np.searchsorted(self.times, targets[-1] + self._rounding, side="right") - 1
-            if self.times[at] - shown_time > 2 * self._step + _ROUNDING:
+            if self.times[at] - shown_time > 2 * self._step + ROUNDING:
                 raise BrokenRecord(
                     f"{self._name}: is cut short or damaged: decoding ends after "
                     f"{shown_time:.1f} of {self.length:.1f} s"

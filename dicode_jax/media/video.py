@@ -31,6 +31,7 @@ from dicode_jax.media.videos import Video, Videos
 from dicode_jax.media.writer import DEFAULT_FPS, VideoWriter
 
 KEYFRAME_INTERVAL = 2.0  # seconds
+ROUNDING = 0.0051  # seconds; formats round time stamps, Matroska to thousandths, gif to hundredths
 
 _LONGEST_GAP = 3600.0  # seconds between two frames, beyond which the time stamps are wrong
 
@@ -104,14 +105,21 @@ def iter_frames_at(path: str | os.PathLike, fps: float) -> Iterator[Frame]:
 
 def at_rate(frames: Iterable[Frame], fps: float) -> Iterator[Frame]:
     """Which of the frames of a video are on screen at 0, 1 / fps, 2 / fps ... seconds."""
-    count, shown = 0, None
+    count, shown, rounding = 0, None, 0.0
     for frame in frames:
-        while shown is not None and count / fps < frame.time - 1e-6:
-            yield shown
-            count += 1
+        if shown is not None:
+            rounding = rounding_of(frame.time - shown.time)
+            while count / fps < frame.time - rounding:
+                yield shown
+                count += 1
         shown = frame
-    if shown is not None and count / fps <= shown.time + 1e-6:
+    if shown is not None and count / fps <= shown.time + rounding:
         yield shown
+
+
+def rounding_of(step: float) -> float:
+    """How far time stamps of frames that are `step` seconds apart may be off, in seconds."""
+    return max(min(ROUNDING, step / 10), 1e-6)
 
 
 def iter_keyframes(
@@ -325,14 +333,15 @@ def _resized(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _keyframes_on_grid(frames: Iterator[Frame], interval: float) -> Iterator[Frame]:
     """What is on screen at whole intervals, and the end if it is more than half of one later."""
-    count, shown, steps = 0, next(frames), []
+    count, shown, steps, rounding = 0, next(frames), [], 0.0
     for frame in frames:
         steps = [*steps[-8:], frame.time - shown.time]
-        while count * interval < frame.time - 1e-6:
+        rounding = rounding_of(steps[-1])
+        while count * interval < frame.time - rounding:
             yield shown
             count += 1
         shown = frame
-    if count * interval <= shown.time + 1e-6:
+    if count * interval <= shown.time + rounding:
         yield shown
         count += 1
     lasts = min(shown.duration, 2 * statistics.median(steps))

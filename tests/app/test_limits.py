@@ -12,6 +12,7 @@ LIMITS = Limits(prompt=10, file_bytes=2**20)
 
 def test_a_prompt_is_one_line_of_text_of_a_length():
     assert check_prompt(" a\ncat ", LIMITS) == "a cat"
+    assert check_prompt("x" * 10, LIMITS) == "x" * 10
     assert check_prompt("<script>", LIMITS) == "<script>"  # text, which the page shows as text
     for wrong in ("x" * 11, None, 3, ["a"], {"a": 1}):
         with pytest.raises(UserError, match="prompt"):
@@ -40,6 +41,8 @@ def uploads(tmp_path):
 def test_an_uploaded_file_is_found(uploads):
     path = uploads / "abc" / "in.png"
     assert own_file(str(path), uploads, LIMITS) == path.resolve()
+    path.write_bytes(b"x" * LIMITS.file_bytes)
+    assert own_file(path, uploads, LIMITS) == path.resolve()
 
 
 @pytest.mark.parametrize(

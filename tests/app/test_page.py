@@ -1,12 +1,15 @@
 """The server against clients that obey no page. Skipped where Gradio is not installed."""
 
+import contextlib
+import json
 import pathlib
+import socket
 import threading
 import time
 import urllib.parse
 
 import pytest
-from app_server import LIMITS, Client, file_of, serving
+from app_server import LIMITS, Client, file_of, free_port, serving
 from grey_pipeline import NAME, GreyPipeline, grey_model
 from PIL import Image
 
@@ -105,6 +108,26 @@ def test_calls_by_name_and_the_pages_of_the_server_itself_are_closed(client):
     assert named == {"named_endpoints": {}, "unnamed_endpoints": {}}
 
 
+def test_only_what_the_page_asks_for_is_served(client, tmp_path):
+    """Gradio runs FFmpeg's command on recordings, which reads playlists and fetches addresses."""
+    sent = client.http.post("/gradio_api/process_recording", files={"video": ("a.mp4", b"x")})
+    assert sent.status_code == 404
+    client.paint()
+    for path in (
+        f"/gradio_api/deep_link?session_hash={client.session}", "/monitoring/summary",
+        "/gradio_api/queue/status", "/gradio_api/vibe-code", "/gradio_api/file/etc/passwd",
+    ):  # fmt: skip
+        assert client.http.get(path).status_code == 404
+    for path in ("component_server", "api/predict", "call/run"):
+        assert client.http.post(f"/gradio_api/{path}", json={}).status_code == 404
+
+
+def test_the_page_asks_no_other_server(client):
+    policy = client.http.get("/").headers["content-security-policy"]
+    assert policy.startswith("default-src 'self' ")
+    assert "http" not in policy
+
+
 def test_nobody_sees_what_another_one_painted(house):
     one, other = Client(house[0]), Client(house[0])
     one.paint(prompt="mine")
@@ -117,14 +140,33 @@ def test_the_queue_has_an_end(tmp_path):
     pipe.before = lambda index: (reached.set(), gate.wait(20))
     with serving(tmp_path, pipe=pipe) as address:
         client = Client(address)
-        wish = [None, NAME, "grey", 0, 1, 4, "standard", None, None]
-        run = client.event(9, 9)
+        wish = [None, 1, NAME, "grey", 0, 1, 4, "standard", None, None]
+        run = client.event(10, 9)
         joined = [client.join(run, *wish)]
         assert reached.wait(20)
         joined += [client.join(run, *wish) for _ in range(LIMITS.waiting + 1)]
         gate.set()
     assert [one.status_code for one in joined[:-1]] == [200] * (LIMITS.waiting + 1)
     assert joined[-1].status_code in (429, 503)
+
+
+def test_a_wish_that_was_stopped_in_the_queue_is_not_painted_with_the_next(tmp_path):
+    pipe, gate, reached = GreyPipeline(), threading.Event(), threading.Event()
+    pipe.before = lambda index: (reached.set(), gate.wait(20))
+    with serving(tmp_path, pipe=pipe) as address:
+        other, client = Client(address), Client(address)
+        run, wish = client.event(10, 9), [0, 1, 4, "standard", None, None]
+        other.join(run, None, other.ask(), NAME, "other", *wish)
+        assert reached.wait(20)
+        client.join(run, None, client.ask(), NAME, "old", *wish)
+        client.call(1, 9, None)  # Stop
+        client.join(run, None, client.ask(), NAME, "new", *wish)
+        gate.set()
+        said = json.dumps(client.messages(events=2))
+    assert "Stopped. No clip was there yet." in said
+    assert "new (0)" in said
+    assert "old (0)" not in said
+    assert len(pipe.asked) == 2
 
 
 def test_a_password_keeps_others_out(tmp_path):
@@ -158,6 +200,18 @@ def test_a_port_that_is_taken_is_a_mistake_of_one_line(house, tmp_path):
         page.serving(model, host="127.0.0.1", port=port, load=lambda folder: GreyPipeline()),
     ):
         pass
+
+
+def test_an_address_of_ipv6_can_be_followed(tmp_path):
+    from dicode_jax.app import page
+
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        port = free_port()
+        model = {NAME: grey_model(tmp_path)}
+        with page.serving(model, host="::1", port=port, load=lambda folder: GreyPipeline()) as at:
+            assert at == f"http://[::1]:{port}"
+            assert Client(at).events
 
 
 def test_a_model_that_is_broken_is_known_before_it_is_served(tmp_path):

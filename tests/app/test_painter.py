@@ -1,6 +1,8 @@
 """From a wish to news, with a pipeline that paints grey at once."""
 
+import dataclasses
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from grey_pipeline import FPS, FRAMES, NAME, SIZE, GreyPipeline, grey_model
 from media_files import greys, number_of, write
 from PIL import Image
 
+from dicode_jax.app import painter
 from dicode_jax.app.limits import Limits
 from dicode_jax.app.painter import Painter, Wish
 from dicode_jax.errors import UserError
@@ -73,6 +76,13 @@ def test_the_video_has_a_picture_and_its_tokens(house):
     assert np.flatnonzero(blue).mean() < np.flatnonzero(red).mean()
 
 
+def test_keyframes_are_where_clips_begin_and_the_last_frame():
+    video = Video(frames=greys(9, 4, 4), fps=8.0, tokens=np.zeros((3, 1, 1), np.float32))
+    assert number_of(painter._keyframes(video, 4)).tolist() == [0, 4, 8]
+    short = dataclasses.replace(video, frames=greys(8, 4, 4))  # without the one before the first
+    assert number_of(painter._keyframes(short, 4)).tolist() == [0, 3, 7]
+
+
 @pytest.mark.parametrize(
     ("wish", "line"),
     [
@@ -104,6 +114,7 @@ def test_a_preset_is_handed_on_and_the_standard_is_nothing(house):
     list(house.run(quality="draft"))
     list(house.run(quality="standard"))
     assert [one["quality"] for one in house.pipe.asked] == ["draft", None]
+    assert [one["clips_per_batch"] for one in house.pipe.asked] == [1, 1]  # a stop after each
 
 
 def test_a_mistake_that_the_pipeline_finds_is_told(house):
@@ -260,6 +271,44 @@ def test_whoever_leaves_stops_the_painting(house):
     assert not worker.is_alive()
     assert house.session.history == []
     assert not any(house.session.folder.iterdir())
+
+
+def test_a_model_that_cannot_be_loaded_is_called_by_its_name(house):
+    folder = house.painter.models[NAME].folder
+
+    def fail(path):
+        raise UserError(f"{path}/weights are cut short, see {path.resolve()}")
+
+    house.painter._load = fail
+    with pytest.raises(UserError, match=r"^grey/weights are cut short, see grey$") as error:
+        list(house.run())
+    assert str(folder) not in str(error.value)
+    with pytest.raises(UserError, match=str(folder)):  # whoever serves it is told where
+        house.painter.preload(NAME)
+
+
+def test_pictures_are_looked_at_one_at_a_time(house, monkeypatch):
+    """Each may have as many pixels as Pillow lets pass."""
+    inside, most = [], []
+
+    def read(file):
+        inside.append(file)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.pop()
+        return greys(1)[0]
+
+    monkeypatch.setattr(painter, "read_image", read)
+    Image.fromarray(greys(1)[0]).save(house.uploads / "a.png")
+    looks = [
+        threading.Thread(target=house.painter.look, args=(house.uploads / "a.png",))
+        for _ in range(4)
+    ]
+    for look in looks:
+        look.start()
+    for look in looks:
+        look.join(WAIT)
+    assert most == [1] * 4
 
 
 def test_a_second_visitor_waits_for_the_first(house):

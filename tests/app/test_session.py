@@ -84,8 +84,13 @@ def test_a_download_has_a_plain_name(prompt, stem):
     assert file_stem(prompt, 3) == stem
 
 
-def test_what_is_stopped_before_its_turn_is_not_wanted(tmp_path):
+def test_what_is_stopped_before_its_turn_is_not_wanted_again_by_another_wish(tmp_path):
     session = Session(tmp_path, 2)
-    assert session.is_wanted
+    first = session.ask()
+    assert session.is_wanted(first)
     assert session.stop() is None
-    assert not session.is_wanted
+    second = session.ask()
+    assert not session.is_wanted(first)
+    assert session.is_wanted(second)
+    assert not session.is_wanted(None)
+    assert not session.is_wanted("9")

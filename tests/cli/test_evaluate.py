@@ -177,12 +177,25 @@ def test_numbers_can_be_asked_for_alone_and_suites_stay_beside_each_other(run):
 def test_a_number_below_its_floor_is_an_error_after_the_report(run, capsys):
     painter, words = Painter(), ("--num", 3, "--at-least")
     assert run(painter, *words, "all=0.66", "background in every frame=0.5")[0] == 0
+    assert run(painter, *words, "color wobble=0")[0] == 0  # just so
     assert run(painter, *words, "all=0.5", "all, and in every frame=0.67")[0] == 2
     said = capsys.readouterr()
     assert "all, and in every frame is 0.6667, and 0.67 at least is asked for" in said.err
     assert "| all | 0.667 |" in said.out
     assert run(painter, *words, "al=0.5")[0] == 2
     assert "there is no 'al'; there are color" in capsys.readouterr().err
+
+
+def test_distances_take_clips_at_the_rate_of_the_model(run):
+    painter = Painter()
+    painter.last, painter.config.fps = None, 16.0
+    fast = type("Fast", (), {"__call__": lambda self, *a, **o: np.repeat(painter(*a, **o), 2, 1)})()
+    vars(fast).update(vars(painter))
+    status, found = run(fast, "--num", 3, "--features")
+    assert status == 0
+    assert found["values"]["FD-shapes"] == pytest.approx(0, abs=1e-3)
+    assert found["values"]["KVD-shapes"] < 0  # the same clips
+    assert found["settings"]["FD-shapes, KVD-shapes: frames a second"] == 4
 
 
 def test_an_option_that_a_family_lacks_and_a_clip_of_another_size_are_refused(run, capsys):
@@ -281,6 +294,8 @@ def test_a_list_that_gives_no_names_is_refused(run, tmp_path, capsys, option, pr
         (["--videos", "a"], "go together"),
         (["m", "--videos", "a", "--reference", "b"], "no model is loaded"),
         (["--videos", "a", "--reference", "b", "--features", "c"], "there is no folder a"),
+        (["--videos", "a", "--reference", "b", "--num", "3"], "--num is for suites"),
+        (["--prompts", "a", "--num", "3"], "--num is for suites"),
     ],
 )
 def test_distances_that_cannot_be_asked_for_are_one_line(run, capsys, words, said):

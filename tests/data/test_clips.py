@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fractions
 import io
 import pathlib
 import struct
@@ -196,10 +197,13 @@ def test_keyframes_of_a_short_video_lie_on_a_grid(tmp_path, length, rate, wanted
     assert not got["keyframes"][k:].any()
 
 
-def test_keyframes_agree_with_those_that_are_encoded_elsewhere(tmp_path):
-    for length in (10, 17, 23, 25, 33):
+@pytest.mark.parametrize(
+    ("rate", "lengths"), [(8, (10, 17, 23, 25, 33)), (fractions.Fraction(24000, 1001), (40, 60))]
+)
+def test_keyframes_agree_with_those_that_are_encoded_elsewhere(tmp_path, rate, lengths):
+    for length in lengths:
         path = tmp_path / f"{length}.mp4"
-        write(path, greys(length))
+        write(path, greys(length), rate=rate)
         got = clips.read_keyframes(record(path), PLAIN, SIZE, rng(), 8)
         wanted = list(video.iter_keyframes(path))
         assert number_of(got["keyframes"][got["frame_mask"]]).tolist() == [

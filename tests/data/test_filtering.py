@@ -148,6 +148,22 @@ def test_a_caption_is_never_lost(folder, tmp_path, capsys):
     assert list(csv.reader(other.open())) == [["video", "caption"], ["clips/moving.mp4", ""]]
 
 
+def test_a_table_that_is_filtered_stays_as_it_is(folder, tmp_path, capsys):
+    names = ("moving.mp4", "still.mp4")
+    rows = [{"video": name, "caption": "", "licence": "mine"} for name in names]
+    table = folder / "captions.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = table.read_text()
+    assert cli.main(["data", "filter", str(table)]) == 2
+    assert "captions.jsonl is read by this command" in capsys.readouterr().err
+    assert table.read_text() == before
+    assert not (folder / "filter.jsonl").exists()
+    other = tmp_path / "kept.jsonl"
+    assert cli.main(["data", "filter", str(table), "--captions", str(other)]) == 0
+    assert table.read_text() == before
+    assert other.read_text() == '{"video": "clips/moving.mp4", "caption": ""}\n'
+
+
 def test_what_is_kept_is_linked_and_nothing_is_replaced(folder, tmp_path, capsys):
     (folder / "sub").mkdir()
     (folder / "moving.mp4").rename(folder / "sub/moving.mp4")
@@ -193,6 +209,21 @@ def test_another_file_system_gets_copies(folder, tmp_path, monkeypatch):
 def measured(name, bits, **other):
     whole = {"bytes": 1, "modified": 1, "motion": 0.1, "light": 0.5}
     return Measured(video=name, hash=f"{bits:048x}", **(whole | other))
+
+
+def test_a_bound_itself_is_kept():
+    one = measured("a", 5, motion=0.0, light=0.25, text=0.5)
+    bounds = {"min_motion": 0.0, "min_light": 0.25, "max_text": 0.5}
+    assert filtering.judge([one], FilterConfig(**bounds))[0].is_kept
+    for name, other in (("min_motion", 0.01), ("min_light", 0.26), ("max_text", 0.49)):
+        assert not filtering.judge([one], FilterConfig(**bounds | {name: other}))[0].is_kept
+
+
+def test_motion_and_light_are_shares_of_white_and_one_jump_is_no_motion():
+    levels = [0, 51, 102, 153, 204, 255, 0, 51]
+    pictures = [Image.new("L", (160, 96), level) for level in levels]
+    assert filtering._motion(pictures) == pytest.approx(0.2)  # the median: the jump is of 1
+    assert filtering._motion(pictures[:1]) == 0
 
 
 def test_duplicates_are_those_within_so_many_bits():

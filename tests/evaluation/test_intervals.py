@@ -9,7 +9,7 @@ def test_an_interval_holds_the_mean_and_shrinks_with_the_root_of_the_count():
     found = interval(np.tile([0.0, 1.0], 200))
     assert (found.mean, found.count) == (0.5, 400)
     np.testing.assert_allclose(
-        [found.low, found.high], [0.451, 0.549], atol=0.01
+        [found.low, found.high], [0.451, 0.549], atol=0.004
     )  # 1.96 * 0.5 / 20
 
 

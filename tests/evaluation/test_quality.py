@@ -25,3 +25,16 @@ def test_ssim_is_its_closed_form_on_flat_images_and_1_on_equal_ones():
     assert ssim(noise, 255 - noise) < -0.5  # the same structure, turned about
     with pytest.raises(ValueError, match="11 x 11"):
         ssim(noise[..., :10, :, :], noise[..., :10, :, :])
+
+
+def test_ssim_of_one_window_is_its_definition():
+    x, y = np.random.default_rng(0).integers(0, 256, (2, 11, 11, 3), np.uint8).astype(np.float64)
+    away = np.hypot(*np.mgrid[-5:6, -5:6])
+    weights = np.exp(-(away**2) / (2 * 1.5**2))[..., None]
+    mean = lambda values: (weights * values).sum((0, 1)) / weights.sum()  # noqa: E731
+    mx, my = mean(x), mean(y)
+    vx, vy, both = mean((x - mx) ** 2), mean((y - my) ** 2), mean((x - mx) * (y - my))
+    wanted = (2 * mx * my + 6.5025) / (mx**2 + my**2 + 6.5025)  # (0.01 x 255)^2
+    wanted *= (2 * both + 58.5225) / (vx + vy + 58.5225)  # (0.03 x 255)^2
+    found = ssim(x[None].astype(np.uint8), y[None].astype(np.uint8))
+    np.testing.assert_allclose(found, wanted.mean(), rtol=1e-9)

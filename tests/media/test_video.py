@@ -9,6 +9,7 @@ import tracemalloc
 import av
 import numpy as np
 import pytest
+from media_files import greys, number_of, write
 from PIL import Image
 
 from dicode_jax.data import shapes_world as synthetic
@@ -369,3 +370,14 @@ def test_frames_at_a_rate_are_what_is_on_screen(tmp_path):
         10: [0, 1, 2, 3, 4, 5],
         20: [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5],
     }
+
+
+@pytest.mark.parametrize(("name", "rate"), [("a.mkv", 24), ("a.mkv", 30), ("a.gif", 8)])
+def test_rounded_time_stamps_double_no_frame_and_lose_none(tmp_path, name, rate):
+    frames = greys(20)
+    if name == "a.gif":
+        video.write_video(tmp_path / name, frames, fps=rate)
+    else:
+        write(tmp_path / name, frames, rate=rate)
+    found = [frame.image for frame in video.iter_frames_at(tmp_path / name, rate)]
+    assert number_of(found).tolist() == [*range(20)]

@@ -1,0 +1,58 @@
+"""What the server answers to: what the page asks for, and nothing else that Gradio serves.
+
+Browsers are told to ask no other server for anything: Gradio's page of 6.16 names a script of one.
+
+Gradio also turns any video with FFmpeg's command, which follows playlists and opens addresses,
+keeps copies of pages for links, and shows figures of the queue; none of these is within our limits.
+"""
+
+import re
+from typing import Any
+
+__all__ = ["OnlyThePage", "is_of_the_page"]
+
+_FIXED = ("config", "login", "logout", "favicon.ico", "manifest.json", "robots.txt", "theme.css")
+_CALLS = ("app_id", "cancel", "info", "login_check", "queue/data", "queue/join", "reset")
+_CALLS += ("run/predict", "startup-events", "theme.css", "token", "upload", "upload_progress")
+_CALLS += ("user",)
+_ALL = (
+    rf"/(?:{'|'.join(map(re.escape, _FIXED))})?/?",
+    r"/(?:assets|static|svelte)/.*",
+    rf"/gradio_api/(?:{'|'.join(map(re.escape, _CALLS))})/?",
+    r"/gradio_api/(?:heartbeat/|file=).*",
+)
+_OF_THE_PAGE = re.compile("|".join(_ALL), re.DOTALL)
+_POLICY = (
+    b"content-security-policy",
+    b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:",
+)
+
+
+def is_of_the_page(path: str) -> bool:
+    """Whether the page asks for such a path of the server."""
+    return _OF_THE_PAGE.fullmatch(path) is not None
+
+
+class OnlyThePage:
+    """Answers 404 to all other paths, before Gradio sees them: an ASGI middleware.
+
+    All answers say that what is shown is of this server alone.
+    """
+
+    def __init__(self, app: Any):
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_on(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = message | {"headers": [*message.get("headers", ()), _POLICY]}
+            await send(message)
+
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if is_of_the_page(scope["path"]):
+            await self._app(scope, receive, send_on)
+            return
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+        await send({"type": "http.response.body"})
