@@ -8,7 +8,7 @@ that each of them gives beside its result.
 
 import collections
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ AHEAD = 24  # calls under way: beyond 32 jax lets the host wait, and what it tel
 OnStep = Callable[[int, Any, dict[str, Array]], Mapping[str, Any] | None]
 """``(step, timestep, {"latents": [b, ...]}) -> None or {"latents": others of that shape}``"""
 
-_Carry = TypeVar("_Carry", Carry, Array)
+_Carry = TypeVar("_Carry", bound=Carry | Array)
 
 
 class Taken(NamedTuple):
@@ -151,7 +151,9 @@ class Watch:
         new = given if clips == len(x) else jnp.concatenate([given, x[clips:]])
         if len(x.devices()) > 1:
             new = jax.device_put(new, x.sharding)
-        return Carry(carry.state._replace(x=new), carry.memory) if isinstance(carry, Carry) else new
+        if isinstance(carry, Carry):
+            new = carry._replace(state=carry.state._replace(x=new))
+        return cast(_Carry, new)
 
 
 def _latents(answer: Any, x: Array) -> Array | None:

@@ -31,7 +31,7 @@ def latent_steps(
     schedule: NoiseSchedule,
     conditions: list[Any],
     keys: Array | None,
-    latent_shape: tuple[int, int, int],
+    latent_shape: tuple[int, ...],
     cfg: SamplingConfig,
     *,
     noise: Float[Array, "s b f h w c"] | None = None,

@@ -304,9 +304,8 @@ def _prepare(
     contexts = _contexts(text_tower, image_tower, resampler, ids, images)
     concat = _concat(autoencoder, images, rows["last"], keys, sampling.num_frames)
     conditions = latent_conditions(*contexts, concat, sampling)
-    return latent_painting.begin(
-        unet, schedule, conditions, rows["seed"], concat.shape[2:], sampling
-    )
+    shape = tuple(concat.shape[2:])
+    return latent_painting.begin(unet, schedule, conditions, rows["seed"], shape, sampling)
 
 
 @painting.program

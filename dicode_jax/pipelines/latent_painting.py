@@ -16,7 +16,7 @@ def begin(
     schedule: NoiseSchedule,
     conditions: list[Any],
     seeds: Array,
-    latent_shape: tuple[int, int, int],
+    latent_shape: tuple[int, ...],
     sampling: SamplingConfig,
 ) -> PyTree:
     """What all steps are given, and what goes into the first one."""

@@ -101,22 +101,23 @@ class Programs(NamedTuple):
           clips: Rows that count.
           options: `static` and `mesh`.
         """
-        given, carry = self.begin(*modules, batch, settings, **options)
+        given, carry = self.begin(*modules, batch, shared=settings, **options)
 
         def advance(carry, start, stop):
             rows = {"given": given, "carry": carry}
-            return self.advance(*modules, rows, (settings[0], start, stop), **options)
+            shared = settings[0], start, stop
+            return self.advance(*modules, rows, shared=shared, **options)
 
         carry = yield from watch.run(advance, carry, timesteps, clips)
-        yield self.finish(*modules, carry.state.x, (), mesh=options.get("mesh"))
+        yield self.finish(*modules, carry.state.x, shared=(), mesh=options.get("mesh"))
 
     def traced(self, modules: tuple[tuple, tuple], rows: PyTree, shared: tuple, static: tuple = ()):
         """All three as `jax.jit` traces them."""
-        begin = self.begin.trace(*modules, rows, shared, static=static)
+        begin = self.begin.trace(*modules, rows, shared=shared, static=static)
         given, carry = begin.out_info
-        part, whole = {"given": given, "carry": carry}, (shared[0], np.int32(0), np.int32(1))
-        advance = self.advance.trace(*modules, part, whole, static=static)
-        return begin, advance, self.finish.trace(*modules, carry.state.x, ())
+        rows, shared = {"given": given, "carry": carry}, (shared[0], np.int32(0), np.int32(1))
+        advance = self.advance.trace(*modules, rows, shared=shared, static=static)
+        return begin, advance, self.finish.trace(*modules, carry.state.x, shared=())
 
 
 def ticks(rows: PyTree, stop: Any) -> Array:

@@ -26,7 +26,7 @@ Denoise = Callable[..., Any]
 One that remembers takes its memory, a pytree, as a fourth argument, and gives it beside its result.
 """
 
-Project = Callable[[Array, Array], Array]
+Project = Callable[[Array, Any], Array]
 """``(x [b, ...], step) -> x`` with what is given put in its place; see `sample`."""
 
 
