@@ -5,6 +5,7 @@ Rows are asked for as they are needed, so that what makes them may still be at w
 """
 
 import collections
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -44,6 +45,30 @@ class Clip(NamedTuple):
     frames: UInt8[np.ndarray, "f h w 3"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Flat:
+    """Graphs, and the structure of their states, which are a tuple of arrays beside it.
+
+    To look through the states of large modules takes Python milliseconds in every call.
+    """
+
+    graphs: tuple
+    tree: Any
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.graphs, self.tree))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @classmethod
+    def of(cls, graphs: tuple, states: tuple) -> tuple["Flat", tuple]:
+        """What `program`s take as graphs and states."""
+        leaves, tree = jax.tree.flatten(states)
+        return cls(graphs, tree), tuple(leaves)
+
+
 def program(function: Callable[..., PyTree]) -> Any:
     """Compiles `function(*modules, rows, *shared, **static)` for one device or several.
 
@@ -53,6 +78,9 @@ def program(function: Callable[..., PyTree]) -> Any:
     """
 
     def run(graphs, states, rows, shared, *, static=(), mesh=None):
+        if isinstance(graphs, Flat):
+            graphs, states = graphs.graphs, jax.tree.unflatten(graphs.tree, states)
+
         def each(states, rows, shared):
             return function(*map(nnx.merge, graphs, states), rows, *shared, **dict(static))
 
@@ -82,7 +110,7 @@ class Programs(NamedTuple):
 
     def run(
         self,
-        modules: tuple[tuple, tuple],
+        modules: tuple[Any, tuple],
         batch: PyTree,
         settings: tuple,
         timesteps: Sequence[Any] | np.ndarray,
@@ -101,6 +129,7 @@ class Programs(NamedTuple):
           clips: Rows that count.
           options: `static` and `mesh`.
         """
+        modules = Flat.of(*modules)
         given, carry = self.begin(*modules, batch, shared=settings, **options)
 
         def advance(carry, start, stop):
@@ -111,8 +140,9 @@ class Programs(NamedTuple):
         carry = yield from watch.run(advance, carry, timesteps, clips)
         yield self.finish(*modules, carry.state.x, shared=(), mesh=options.get("mesh"))
 
-    def traced(self, modules: tuple[tuple, tuple], rows: PyTree, shared: tuple, static: tuple = ()):
+    def traced(self, modules: tuple[Any, tuple], rows: PyTree, shared: tuple, static: tuple = ()):
         """All three as `jax.jit` traces them."""
+        modules = Flat.of(*modules)
         begin = self.begin.trace(*modules, rows, shared=shared, static=static)
         given, carry = begin.out_info
         rows, shared = {"given": given, "carry": carry}, (shared[0], np.int32(0), np.int32(1))
