@@ -37,7 +37,8 @@ def compare() -> dict:
     texts = {}
 
     def keep_text(module, name):
-        run = getattr(module, name)
+        given = getattr(module, name)
+        run = given.advance if name == "PIXELS" else given
 
         def called(*args, **options):
             is_split = any(isinstance(x, jax.sharding.Mesh) for x in (*args, *options.values()))
@@ -46,14 +47,14 @@ def compare() -> dict:
                 texts[key] = run.lower(*args, **options).compile().as_text()
             return run(*args, **options)
 
-        setattr(module, name, called)
+        setattr(module, name, given._replace(advance=called) if name == "PIXELS" else called)
 
     pipe, found = tiny.tiny_pipeline(), {}
     rolled, rolling = {}, tiny_ar_diffusion.make(spread=0.1)
     for module, name in (
         (generate, "_begin"),
         (generate, "_go_on"),
-        (dicode, "_decode"),
+        (dicode, "PIXELS"),
         (ar_diffusion, "_advance"),
     ):
         keep_text(module, name)

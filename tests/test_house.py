@@ -60,7 +60,8 @@ def row(module):
 def family(module):
     """The family that a module of the library belongs to, or None if it is shared."""
     parts = module.split(".")
-    return parts[2] if parts[0] == LIBRARY and parts[2:] and parts[2] in FAMILIES else None
+    name = parts[2].removesuffix("_programs") if parts[0] == LIBRARY and parts[2:] else None
+    return name if name in FAMILIES else None
 
 
 def upward(known):

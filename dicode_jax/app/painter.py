@@ -235,7 +235,7 @@ class Painter:
                         pipe = self._pipe(model.name)
                     given = self._given(pipe, model, files)
                     videos = pipe(
-                        **call, **given, callback_on_step_end=on_clip, progress=on_progress
+                        **call, **given, callback_on_clip_end=on_clip, progress=on_progress
                     )
                 tell(("made", videos[0], [str(note.message) for note in notes if _is_ours(note)]))
             finally:
@@ -295,7 +295,10 @@ class Painter:
                 raise told[0]
             if what == "waiting":
                 yield News(said="Waiting for the video of somebody else.")
-            if what == "progress" and told[0] != "clips":
+            if what == "progress" and told[0] == "steps":
+                _, step, total = told
+                yield News(said=f"Step {step} of {total}.", done=step / max(total, 1))
+            elif what == "progress" and told[0] != "clips":
                 yield News(said=f"Writing {told[0]}: {told[1]} of {told[2]}.")
             if what == "clip":
                 done, total, frames = told

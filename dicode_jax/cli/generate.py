@@ -51,10 +51,9 @@ def generate(args: argparse.Namespace) -> None:
         return
     pipe = load(args, folder)
     start = time.monotonic()
-    clips = pipe.stream(
-        args.prompt, num_clips=args.num_clips, num_frames=args.num_frames, **sampling(args)
-    )
-    write(args, pipe, (clip.frames for clip in clips), args.num_clips, start, args.prompt)
+    options = {"num_clips": args.num_clips, "num_frames": args.num_frames, **sampling(args)}
+    paint = lambda progress: pipe.stream(args.prompt, progress=progress, **options)  # noqa: E731
+    write(args, pipe, paint, args.num_clips, start, args.prompt)
 
 
 def go_on(args: argparse.Namespace, folder, image=None, last_image=None) -> None:
@@ -91,14 +90,11 @@ def _animate(args: argparse.Namespace, folder, image=None, last_image=None) -> N
         raise UserError(f"{folder} paints one clip; leave --num-clips out")
     pipe = load(args, folder)
     start = time.monotonic()
-    video = pipe(
-        args.prompt,
-        image=image,
-        last_image=last_image,
-        num_frames=args.num_frames,
-        **sampling(args),
-    )
-    write(args, pipe, iter(video), 1, start, args.prompt or pathlib.Path(args.image).name)
+    options = {"image": image, "last_image": last_image, "num_frames": args.num_frames}
+    with progress_bar() as progress:
+        video = pipe(args.prompt, progress=progress, **options, **sampling(args))[0]
+    label = args.prompt or pathlib.Path(args.image).name
+    write_frames(args, pipe, video, [video.frames], start, label)
 
 
 def _roll(args: argparse.Namespace, folder, image=None, last_image=None) -> None:
@@ -110,18 +106,14 @@ def _roll(args: argparse.Namespace, folder, image=None, last_image=None) -> None
     count = args.num_frames or pipe.config.sampling.num_frames + (
         0 if given is None else len(given)
     )
-    frames = pipe.stream(
-        args.prompt or None,
-        image=image,
-        video=given,
-        num_frames=count,
-        lag=args.lag,
-        history_noise=args.history_noise,
-        **settings,
-    )
-    frames, label = (part.frames for part in frames), args.prompt or folder.name
-    row = pipe.parts["denoiser"].cfg.dit.num_frames
-    write(args, pipe, frames, count, start, label, seconds=1 / pipe.config.fps, together=row)
+    settings |= {"image": image, "video": given, "num_frames": count}
+    settings |= {"lag": args.lag, "history_noise": args.history_noise}
+
+    def paint(progress):
+        return pipe.stream(args.prompt or None, progress=progress, **settings)
+
+    row, label = pipe.parts["denoiser"].cfg.dit.num_frames, args.prompt or folder.name
+    write(args, pipe, paint, count, start, label, seconds=1 / pipe.config.fps, together=row)
 
 
 def roll_settings(

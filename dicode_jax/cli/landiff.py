@@ -26,18 +26,13 @@ def generate(args: argparse.Namespace, folder: pathlib.Path, image=None, last_im
     if given is not None and (count := pipe.given_frames(len(given))) < len(given):
         shared.say(f"{args.video}: goes on from the last {count} of its {len(given)} frames")
         given = given[-count:]
-    clips = pipe.stream(
-        args.prompt,
-        image=image,
-        video=given,
-        num_clips=args.num_clips,
-        **asked,
-    )
     scale = asked.get("guidance_scale", pipe.config.sampling.guidance_scale)
     size = pipe.cache_bytes(args.num_clips, is_guided=scale != 1)
     shared.say(f"the language model takes {size / 1e6:.4g} MB for what it has written")
     label = args.prompt or pathlib.Path(str(args.image or args.video)).name
-    _write(args, pipe, clips, args.num_clips, start, label)
+    asked |= {"image": image, "video": given, "num_clips": args.num_clips}
+    paint = lambda progress: pipe.stream(args.prompt, progress=progress, **asked)  # noqa: E731
+    shared.write(args, pipe, paint, args.num_clips, start, label, fps=pipe.config.fps)
 
 
 def encode(args: argparse.Namespace, folder: pathlib.Path) -> None:
@@ -160,13 +155,13 @@ def _whole_video(args: argparse.Namespace, pipe):
 
 
 def _paint(args: argparse.Namespace, pipe, tokens, asked, start: float, label: str) -> None:
-    clips = pipe.decode_stream(tokens, getattr(args, "caption", None) or "", **asked)
-    _write(args, pipe, clips, pipe.num_clips(len(tokens)), start, label)
+    caption = getattr(args, "caption", None) or ""
 
+    def paint(progress):
+        return pipe.decode_stream(tokens, caption, progress=progress, **asked)
 
-def _write(args: argparse.Namespace, pipe, clips, count: int, start: float, label: str) -> None:
-    frames = (clip.frames for clip in clips)
-    shared.write(args, pipe, frames, count, start, label, fps=pipe.config.fps)
+    count = pipe.num_clips(len(tokens))
+    shared.write(args, pipe, paint, count, start, label, fps=pipe.config.fps)
 
 
 shared.BY_KIND["landiff"] = sys.modules[__name__]

@@ -231,8 +231,13 @@ def _encode_keyframes(pipe, path: str, mode: str):
 def _decode_tokens(args: argparse.Namespace, pipe, tokens, start: float, label: str) -> None:
     num_clips = len(tokens) - 1
     _check_clips(label, num_clips)
-    clips = pipe.decode_stream(tokens, num_frames=args.num_frames, **sampling(args))
-    write(args, pipe, (clip.frames for clip in clips), num_clips, start, label)
+
+    def paint(progress):
+        return pipe.decode_stream(
+            tokens, num_frames=args.num_frames, progress=progress, **sampling(args)
+        )
+
+    write(args, pipe, paint, num_clips, start, label)
 
 
 def _decode_features(
@@ -240,11 +245,16 @@ def _decode_features(
 ) -> None:
     """Paints a clip for each set of features, one after the other."""
     seeds = check_seeds(args.seed, len(features))
+    import numpy as np
+
+    from dicode_jax.pipelines.painting import Clip
+
+    given = {"null_features": null_features, **sampling(args), "progress": False}
     clips = (
-        pipe(one, null_features=null_features, **sampling(args) | {"seed": seed})[0]
-        for seed, one in zip(seeds, features, strict=True)
+        Clip(i, 0, np.asarray(pipe(one, **given | {"seed": seed})[0]))
+        for i, (seed, one) in enumerate(zip(seeds, features, strict=True))
     )
-    write(args, pipe, clips, len(features), start, label)
+    write(args, pipe, lambda _: clips, len(features), start, label)
 
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
@@ -266,7 +276,7 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
 def write(
     args: argparse.Namespace,
     pipe,
-    clips: Iterator[Any],
+    paint: Callable[[Any], Iterator[Any]],
     num_clips: int,
     start: float,
     label: str,
@@ -274,7 +284,7 @@ def write(
     fps: float | None = None,
     together: int = 1,
 ) -> None:
-    """Writes clips `[f, h, w, 3]` as they come, and the contact sheet at the end.
+    """Writes clips as they come, which `paint` gives of a progress, and the sheet at the end.
 
     A clip lasts as long as the model was made for, or so many seconds, or as its frames at `fps`.
     Those that the sheet shows are kept, so many of them together in a row.
@@ -290,12 +300,13 @@ def write(
     wanted = {round(i * (runs - 1) / max(rows - 1, 1)) for i in range(rows)}
     shown, starts = collections.defaultdict(list), [0]  # frames before each clip
     with progress_bar() as progress:
+        clips = (clip.frames for clip in paint(progress))
         progress("clips", 0, num_clips)
         first = next(clips)
         f, h, w, _ = first.shape
+        what = f"clips in {printable(part_of(args.out).name, 60)}"
         own = f / fps if fps else pipe.config.sampling.num_frames / pipe.config.fps
         lasts = own if seconds is None else seconds
-        what = f"clips in {printable(part_of(args.out).name, 60)}"
         made = record(args, pipe)
         with VideoWriter(args.out, f / lasts, keep=True, record=made) as writer:
             for index, clip in enumerate(itertools.chain([first], clips)):
@@ -342,27 +353,8 @@ def record(args: argparse.Namespace, pipe) -> dict[str, Any]:
     return pipe.record(**{n: x for n, x in told.items() if x not in (None, False)}, **settings)
 
 
-@contextlib.contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
+def progress_bar() -> contextlib.AbstractContextManager[Callable[[str, int, Any], Any]]:
     """Gives `progress(what, done, total)`: a bar on a terminal, nothing elsewhere."""
-    from tqdm import tqdm
+    from dicode_jax.pipelines import progress
 
-    bar: tqdm | None = None
-    shown = ""
-
-    def progress(what: str, done: int, total: int | None) -> None:
-        nonlocal bar, shown
-        if bar is None or what != shown:
-            if bar is not None:
-                bar.close()
-            # disable=None: only on a terminal
-            bar = tqdm(total=total, desc=what, leave=False, disable=None, dynamic_ncols=True)
-            shown = what
-        bar.total = total
-        bar.update(done - bar.n)
-
-    try:
-        yield progress
-    finally:
-        if bar is not None:
-            bar.close()
+    return progress.shown()

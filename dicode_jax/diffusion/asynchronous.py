@@ -8,7 +8,7 @@ import numpy as np
 
 from dicode_jax.diffusion.frame_schedule import FrameSchedule
 from dicode_jax.diffusion.samplers.asynchronous import AsynchronousCoefficients, AsynchronousDDIM
-from dicode_jax.diffusion.samplers.base import Denoise, State
+from dicode_jax.diffusion.samplers.base import Denoise, State, between
 from dicode_jax.typing import Array
 
 
@@ -21,7 +21,6 @@ class Rows(NamedTuple):
         times: what it is told of each frame, ``[rows, 1, f]``.
         signal, spread: factors of frame and noise in what it sees, ``[rows, 1, f]``.
         coefficients: of the sampler.
-        runs: whether the row is one, or only fills up; None where all are.
     """
 
     index: np.ndarray
@@ -30,7 +29,6 @@ class Rows(NamedTuple):
     signal: np.ndarray
     spread: np.ndarray
     coefficients: AsynchronousCoefficients
-    runs: np.ndarray | None
 
 
 def sample_frames(
@@ -92,7 +90,7 @@ def row_tables(
         part: the first row and that behind the last; None for all.
         first: the first frame that is held.
         held: how many are; None for all.
-        length: rows of the tables, which others fill up that are not run.
+        length: rows of the tables, which others fill up that are not to be run.
         history_noise: see `sample_frames`.
     """
     start, stop = part or (0, frames.num_rows)
@@ -110,7 +108,6 @@ def row_tables(
         signal=np.where(is_done, np.sqrt(level), 1).astype(np.float32),
         spread=np.where(is_done, np.sqrt(1 - level), 0).astype(np.float32),
         coefficients=coefficients,
-        runs=None if length == stop - start else rows[:-1] < stop,
     )
 
 
@@ -123,8 +120,9 @@ def run_rows(
     *,
     history: Array | None = None,
     keep: bool = False,
+    part: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Any]:
-    """One ``lax.scan`` over rows, which may be traced.
+    """One loop over rows, which may be traced.
 
     Args:
         denoise: the guided model; it is given ``window`` frames.
@@ -135,6 +133,8 @@ def run_rows(
         history: noise on what it sees of frames that are done, of the shape of ``x``; None where
             there is none on any.
         keep: also return the state after every row.
+        part: the first row of the tables that is run and that behind the last, which may be traced;
+            None for all of them.
     """
     b, f = x.shape[:2]
 
@@ -152,16 +152,15 @@ def run_rows(
         whole = jnp.zeros(x.shape, seen.dtype)
         return jax.lax.dynamic_update_slice_in_dim(whole, seen, row.start, 1)
 
-    def move(state: State, row: Rows):
+    def body(state: State, row: Rows):
         state = sampler.step(state, predict(state.x, row), row.coefficients, None)
         return state._replace(x=state.x.astype(x.dtype))
 
-    def body(state: State, row: Rows):
-        if row.runs is None:
-            state = move(state, row)
-        else:
-            state = jax.lax.cond(row.runs, move, lambda state, _: state, state, row)
+    def keeping(state: State, row: Rows):
+        state = body(state, row)
         return state, (state if keep else None)
 
-    state, states = jax.lax.scan(body, sampler.init(x), jax.tree.map(jnp.asarray, rows))
+    if part is not None:
+        return between(body, sampler.init(x), rows, *part).x, None
+    state, states = jax.lax.scan(keeping, sampler.init(x), jax.tree.map(jnp.asarray, rows))
     return state.x, states

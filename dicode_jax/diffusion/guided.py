@@ -18,7 +18,16 @@ import numpy as np
 
 from dicode_jax.diffusion.guidance import guide, rescale_guidance
 from dicode_jax.diffusion.samplers import SAMPLERS
-from dicode_jax.diffusion.samplers.base import Denoise, Project, Sampler, per_sample_normal, sample
+from dicode_jax.diffusion.samplers.base import (
+    Carry,
+    Denoise,
+    Project,
+    Sampler,
+    Steps,
+    make_steps,
+    per_sample_normal,
+    run_steps,
+)
 from dicode_jax.diffusion.samplers.ddim import DDIM
 from dicode_jax.diffusion.samplers.dpm import DPMSolver
 from dicode_jax.diffusion.samplers.unipc import UniPC
@@ -220,7 +229,7 @@ def _planned(
     guide: Guide,
     turns: Sequence[Turn],
     batched: bool,
-    memory: Any = None,
+    remembers: bool = False,
 ) -> Denoise:
     """The guided model of a loop whose step i evaluates ``turns[i]``; of one turn, all steps do.
 
@@ -228,7 +237,7 @@ def _planned(
         network: ``(x, times, condition, deep) -> (prediction, deep)``.
         branches, guide, batched: see `guided_denoise`.
         turns: what is evaluated; each kind is compiled once.
-        memory: deep features of all branches, ``[branches, b, ...]``; None to keep none.
+        remembers: it takes and gives deep features of all branches, ``[branches, b, ...]``.
     """
     kinds = sorted(set(turns))
     runs = [_turn(network, branches[: kind[0]], guide, kind.is_whole, batched) for kind in kinds]
@@ -239,7 +248,7 @@ def _planned(
             return runs[0](x, times, step, memory)
         return jax.lax.switch(jnp.asarray(which)[step], runs, x, times, step, memory)
 
-    return run if memory is not None else lambda x, times, step: run(x, times, step, None)[0]
+    return run if remembers else lambda x, times, step: run(x, times, step, None)[0]
 
 
 def _turn(network, branches: Sequence[Any], guide: Guide, is_whole: bool, batched: bool):
@@ -273,6 +282,67 @@ def _turn(network, branches: Sequence[Any], guide: Guide, is_whole: bool, batche
         return (outputs[0] if count == 1 else guide(outputs, step)), memory
 
     return denoise
+
+
+def guided_steps(
+    predict: Predict,
+    branches: Sequence[Any],
+    schedule: NoiseSchedule,
+    cfg: SamplingConfig,
+    shape: tuple[int, ...],
+    *,
+    keys: Array | None,
+    noise: Array | None = None,
+    guide: Guide | None = None,
+    predict_deep: PredictDeep | None = None,
+    project: Project | None = None,
+) -> Steps:
+    """The steps of `sample_guided`, to be taken some at a time.
+
+    Args:
+        shape: of all samples, ``[b, f, ...]``.
+        predict, branches, schedule, cfg, keys, noise, guide, predict_deep, project: see
+            `sample_guided`.
+
+    Raises:
+        ValueError: see there.
+    """
+    fs = jnp.full(shape[:1], cfg.fs, jnp.int32)
+    conditions = [(condition, fs) for condition in branches]
+    grid = make_grid(schedule, cfg)
+    turns = plan_turns(cfg, len(grid) - 1, len(branches))
+    is_deep = cfg.deep_cache_interval > 1
+    if not is_deep:
+        network = _without_deep(lambda x, times, branch: predict(x, times, *branch))
+    elif predict_deep is None:
+        raise ValueError("this network keeps no deep features; deep_cache_interval must be 1")
+    else:
+
+        def network(x, times, branch, deep):
+            condition, fs = branch
+            return predict_deep(x, times, condition, fs, deep)
+
+    guide = make_guide(cfg) if guide is None else guide
+    return make_steps(
+        _planned(network, conditions, guide, turns, cfg.batch_guidance, is_deep),
+        make_sampler(schedule, cfg),
+        shape,
+        grid,
+        keys=None if keys is None else fold(keys, 1),
+        noise=noise,
+        project=project,
+        remember=(lambda x: _no_features(network, x, conditions)) if is_deep else None,
+    )
+
+
+def starting_noise(keys: Array, shape: tuple[int, ...]) -> Array:
+    """What `sample_guided` starts from, float32 ``[b, *shape]``."""
+    return per_sample_normal(keys, 0, shape)
+
+
+def by_sample(carry: Carry) -> Carry:
+    """Memory ``[branches, b, ...]`` as ``[b, branches, ...]``, or back; the state as it is."""
+    return carry._replace(memory=jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), carry.memory))
 
 
 def sample_guided(
@@ -317,37 +387,21 @@ def sample_guided(
     if x_init is None:
         if keys is None:
             raise ValueError("sampling needs keys (one per sample) or x_init")
-        x_init = per_sample_normal(keys, 0, shape)
+        x_init = starting_noise(keys, shape)
     x_init = x_init.astype(jnp.float32)
-    fs = jnp.full((x_init.shape[0],), cfg.fs, jnp.int32)
-    conditions = [(condition, fs) for condition in branches]
-    grid = make_grid(schedule, cfg)
-    turns = plan_turns(cfg, len(grid) - 1, len(branches))
-    if cfg.deep_cache_interval == 1:
-        network = _without_deep(lambda x, times, branch: predict(x, times, *branch))
-        memory = None
-    elif predict_deep is None:
-        raise ValueError("this network keeps no deep features; deep_cache_interval must be 1")
-    else:
-
-        def network(x, times, branch, deep):
-            condition, fs = branch
-            return predict_deep(x, times, condition, fs, deep)
-
-        memory = _no_features(network, x_init, conditions)
-    guide = make_guide(cfg) if guide is None else guide
-    return sample(
-        _planned(network, conditions, guide, turns, cfg.batch_guidance, memory),
-        make_sampler(schedule, cfg),
-        x_init,
-        grid,
-        keys=None if keys is None else fold(keys, 1),
+    steps = guided_steps(
+        predict,
+        branches,
+        schedule,
+        cfg,
+        x_init.shape,
+        keys=keys,
         noise=noise,
+        guide=guide,
+        predict_deep=predict_deep,
         project=project,
-        memory=memory,
-        return_trajectory=return_trajectory,
-        use_scan=use_scan,
     )
+    return run_steps(steps, steps.begin(x_init), return_trajectory, use_scan)
 
 
 def _no_features(network: Callable, x: Array, branches: Sequence[Any]) -> Any:

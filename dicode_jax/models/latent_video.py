@@ -4,12 +4,63 @@ What DynamiCrafter (arXiv 2310.12190) and Divot (arXiv 2412.04432) share: a cont
 and without the condition, and latents that may be concatenated.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 
-from dicode_jax.diffusion.guided import SamplingConfig, sample_guided
+from dicode_jax.diffusion.guided import SamplingConfig, guided_steps, starting_noise
+from dicode_jax.diffusion.samplers.base import Steps, run_steps
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.models.unet3d import UNet3D
 from dicode_jax.typing import Array, Float
+
+
+def latent_conditions(
+    context: Float[Array, "b l d"],
+    null_context: Float[Array, "b l d"],
+    concat: Float[Array, "b f h w c"] | None,
+    cfg: SamplingConfig,
+) -> list[Any]:
+    """What `latent_steps` takes; see `sample_latents`."""
+    contexts = (context, null_context) if cfg.is_guided else (context,)
+    return [(tokens, concat) for tokens in contexts]
+
+
+def latent_steps(
+    unet: UNet3D,
+    schedule: NoiseSchedule,
+    conditions: list[Any],
+    keys: Array | None,
+    latent_shape: tuple[int, ...],
+    cfg: SamplingConfig,
+    *,
+    noise: Float[Array, "s b f h w c"] | None = None,
+) -> Steps:
+    """The steps of `sample_latents`, whose arguments and errors these are, to be taken some at a
+    time.
+
+    Args:
+      conditions: Of `latent_conditions`.
+    """
+    if cfg.drop_tokens is not None:
+        raise ValueError("drop_tokens is an option of deep tokens alone")
+
+    def inputs(x, times, condition, fs):
+        tokens, beside = condition
+        if beside is not None:
+            x = jnp.concatenate([x, beside.astype(x.dtype)], axis=-1)
+        return x, times, tokens, fs
+
+    return guided_steps(
+        lambda *args: unet(*inputs(*args)),
+        conditions,
+        schedule,
+        cfg,
+        (conditions[0][0].shape[0], cfg.num_frames, *latent_shape),
+        keys=keys,
+        noise=noise,
+        predict_deep=lambda *args: unet.with_deep(*inputs(*args[:-1]), deep=args[-1]),
+    )
 
 
 def sample_latents(
@@ -39,25 +90,10 @@ def sample_latents(
       ValueError: Neither keys nor noise, a number of steps that the schedule cannot hold, or an
         option that only a model with deep tokens has.
     """
-    if cfg.drop_tokens is not None:
-        raise ValueError("drop_tokens is an option of deep tokens alone")
-
-    def inputs(x, times, condition, fs):
-        tokens, beside = condition
-        if beside is not None:
-            x = jnp.concatenate([x, beside.astype(x.dtype)], axis=-1)
-        return x, times, tokens, fs
-
-    contexts = (context, null_context) if cfg.is_guided else (context,)
-    latents, _ = sample_guided(
-        lambda *args: unet(*inputs(*args)),
-        [(tokens, concat) for tokens in contexts],
-        schedule,
-        cfg,
-        (cfg.num_frames, *latent_shape),
-        keys=keys,
-        x_init=x_init,
-        noise=noise,
-        predict_deep=lambda *args: unet.with_deep(*inputs(*args[:-1]), deep=args[-1]),
-    )
-    return latents
+    conditions = latent_conditions(context, null_context, concat, cfg)
+    steps = latent_steps(unet, schedule, conditions, keys, latent_shape, cfg, noise=noise)
+    if x_init is None:
+        if keys is None:
+            raise ValueError("sampling needs keys (one per sample) or x_init")
+        x_init = starting_noise(keys, (cfg.num_frames, *latent_shape))
+    return run_steps(steps, steps.begin(x_init.astype(jnp.float32)))[0]

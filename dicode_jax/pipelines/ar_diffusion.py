@@ -26,6 +26,7 @@ from dicode_jax.diffusion.guided import guided_denoise
 from dicode_jax.diffusion.samplers.asynchronous import AsynchronousDDIM
 from dicode_jax.diffusion.samplers.base import per_sample_normal
 from dicode_jax.diffusion.time_grid import ddim_timesteps
+from dicode_jax.diffusion.watching import Taken, Watch
 from dicode_jax.distributions.projected_gaussian import unit
 from dicode_jax.errors import UserError
 from dicode_jax.media.resize import resize_square
@@ -34,6 +35,7 @@ from dicode_jax.models.ar_diffusion.frame_vae import FrameVAE, FrameVAEConfig
 from dicode_jax.nn.rngs import fold, sample_keys
 from dicode_jax.pipelines import base, calls, checks, options, painting
 from dicode_jax.pipelines.painting import Clip
+from dicode_jax.pipelines.progress import Progress
 from dicode_jax.runtime.sharding import ROWS
 from dicode_jax.typing import Array, Float, UInt8
 
@@ -145,6 +147,8 @@ class ARDiffusionPipeline(base.Pipeline):
         history_noise: int | None = None,
         seed: int | Sequence[int] = 0,
         clips_per_batch: int | str = "auto",
+        progress: Progress | None = None,
+        callback_on_step_end: calls.OnStep | None = None,
     ) -> Iterator[Clip]:
         """The frames of the videos, each as soon as it is done.
 
@@ -170,6 +174,10 @@ class ARDiffusionPipeline(base.Pipeline):
           seed: Of all randomness, 0 to 2**32 - 1; or a seed for each video.
           clips_per_batch: Videos that each device paints at once; "auto" for as many as are fast
             and fit in the memory that is free.
+          progress: Called as `("steps", done, total)`. A step is a call of the network, in which
+            each frame of the window takes one of its own.
+          callback_on_step_end: As for the pipeline; the timestep is an array, of each frame that is
+            held, and so are the latents, `[b, f, n, c]`.
 
         Raises:
           UserError: No such class, or an option is impossible.
@@ -192,7 +200,8 @@ class ARDiffusionPipeline(base.Pipeline):
             window=self.parts["denoiser"].cfg.dit.num_frames,
             num_given=len(given),
         ).check()
-        return self._videos(classes, seeds, sampling, frames, given, at_once)
+        watch = self._watch(progress, callback_on_step_end)
+        return self._videos(classes, seeds, sampling, frames, given, at_once, watch)
 
     def reconstruct(self, video: UInt8[np.ndarray, "f h w 3"]) -> UInt8[np.ndarray, "f s s 3"]:
         """Every frame through the VAE and back, which is what its latents hold of a video.
@@ -300,6 +309,7 @@ class ARDiffusionPipeline(base.Pipeline):
         frames: FrameSchedule,
         given: np.ndarray,
         clips_per_batch: int | None,
+        watch: Watch,
     ) -> Iterator[Clip]:
         dit, is_temporal = self.parts["denoiser"].cfg.dit, self.parts["vae"].cfg.temporal
         # One frame more than the window, as it may move on while one of its frames ends.
@@ -313,9 +323,11 @@ class ARDiffusionPipeline(base.Pipeline):
             for label, seed in zip(classes, seeds, strict=True)
         ]
         run = _Run(self._sampler(sampling), frames, held, sampling)
+        whole = run.call(run.row_options((0, 1)), 0, 1)
         modules, mesh, size = self._batches(
-            _advance, ["denoiser"], rows[0], len(rows), clips_per_batch, **run.row_options((0, 0))
+            _advance, ["denoiser"], rows[0], len(rows), clips_per_batch, **whole
         )
+        watch.expect(len(rows) * frames.num_rows)
         place = None if mesh is None else NamedSharding(mesh, ROWS)
         known = self._encode(given[run.first(0) :], held)
         past = self._encode(given[-dit.num_frames :], dit.num_frames if is_temporal else 0)
@@ -324,8 +336,13 @@ class ARDiffusionPipeline(base.Pipeline):
             for i, frame in enumerate(given):
                 yield from (Clip(sample, i, frame[None]) for sample in samples)
             state = painting.stacked(list(videos), size, place)
-            done = run.paint(state, known, past, modules, self._of("vae", mesh=mesh), mesh)
-            for i, (pixels, is_finite) in painting.ahead(done, 1):
+            vae = self._of("vae", mesh=mesh)
+            done = run.paint(state, known, past, modules, vae, mesh, watch, len(samples))
+            for made in painting.ahead(done, watch.ahead(frames.lag or frames.num_steps)):
+                if isinstance(made, Taken):
+                    watch.tell(made)
+                    continue
+                i, (pixels, is_finite) = made
                 pixels, is_finite = np.asarray(pixels), np.asarray(is_finite)
                 for row, sample in enumerate(samples):
                     checks.check_painted(is_finite[row], sample, "denoiser, vae", sampling)
@@ -359,8 +376,8 @@ class _Run:
         return int(self.frames.starts_at(np.array(row)))
 
     def row_options(self, part: tuple[int, int], before: int = 0) -> dict[str, Any]:
-        """What `_advance` takes besides videos to run some rows, `before` being held as yet."""
-        first, scale = self.first(part[0]), self.sampling.guidance_scale
+        """What `call` takes to run some rows, `before` being held as yet."""
+        first = self.first(part[0])
         tables = row_tables(
             self.sampler,
             self.frames,
@@ -370,27 +387,39 @@ class _Run:
             length=self.frames.lag or self.frames.num_steps,
             history_noise=self.sampling.history_noise,
         )
-        static = {"sampler": self.sampler, "window": self.frames.window, "is_guided": scale != 1}
-        return {
-            "shared": (tables, np.int32(first), np.bool_(first > before), np.float32(scale)),
-            "static": tuple(static.items()),
-        }
+        return {"tables": tables, "first": first, "moves": first > before}
 
-    def paint(self, state, known, past, modules, vae, mesh) -> Iterator[tuple[int, Any]]:
-        """Numbers and pixels of frames, dispatched and not waited for."""
+    def call(self, rows: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
+        """What `_advance` takes besides videos, for the rows of a part from `start` to `stop`."""
+        scale = self.sampling.guidance_scale
+        # The window moves in front of the first of them alone.
+        moves = np.bool_(rows["moves"] and start == 0)
+        static = {"sampler": self.sampler, "window": self.frames.window, "is_guided": scale != 1}
+        given = rows["tables"], np.int32(rows["first"]), moves, np.float32(scale)
+        part = np.int32(start), np.int32(stop)
+        return {"shared": (*given, *part), "static": tuple(static.items())}
+
+    def paint(self, state, known, past, modules, vae, mesh, watch, clips) -> Iterator[Any]:
+        """Numbers and pixels of frames, dispatched and not waited for, and news of the steps."""
         frames, done, before = self.frames, self.frames.num_given, self.first(0)
         num_known = np.int32(min(done - before, self.held))
-        state["x"] = _begin((), (), state, (known, num_known, np.int32(before)), mesh=mesh)
-        seen = {"past": np.broadcast_to(past, (len(state["x"]), *past.shape))}
+        x = _begin((), (), state, (known, num_known, np.int32(before)), mesh=mesh)
+        seen = {"past": np.broadcast_to(past, (len(x), *past.shape))}
         if mesh is not None:
             seen = jax.device_put(seen, NamedSharding(mesh, ROWS))
         for part in frames.parts():
-            state["x"] = _advance(*modules, state, mesh=mesh, **self.row_options(part, before))
+            rows = self.row_options(part, before)
+
+            def advance(x, start, stop, rows=rows):
+                options = self.call(rows, int(start), int(stop))
+                return _advance(*modules, {**state, "x": x}, mesh=mesh, **options)
+
+            timesteps = rows["tables"].times[: part[1] - part[0], 0]
+            x = yield from watch.run(advance, x, timesteps, clips, first=part[0])
             before = self.first(part[0])
             while done < frames.num_frames and self._is_done(done, part[1]):
-                rows = {"x": state["x"], **seen}
                 at = np.int32(done - before), np.int32(min(done, past.shape[0]))
-                pixels, is_finite, seen["past"] = _decode(*vae, rows, at, mesh=mesh)
+                pixels, is_finite, seen["past"] = _decode(*vae, {"x": x, **seen}, at, mesh=mesh)
                 jax.tree.map(lambda x: x.copy_to_host_async(), (pixels, is_finite))
                 yield done, (pixels, is_finite)
                 done += 1
@@ -420,7 +449,9 @@ def _begin(rows, known, num_known, first):
 
 
 @painting.program
-def _advance(denoiser, rows, tables, first, moves, scale, *, sampler, window, is_guided):
+def _advance(
+    denoiser, rows, tables, first, moves, scale, start, stop, *, sampler, window, is_guided
+):
     """Frames that are held after some rows; before these the window may move on by one."""
     x, seeds = rows["x"], rows["seed"]
     b, held, *shape = x.shape
@@ -431,7 +462,9 @@ def _advance(denoiser, rows, tables, first, moves, scale, *, sampler, window, is
     contexts = [denoiser.contexts(label) for label in labels]
     join = lambda outputs, step: guide(outputs[0], outputs[1], scale)  # noqa: E731
     denoise = guided_denoise(denoiser, contexts, join, batched=True)
-    return run_rows(denoise, sampler, x, tables, window, history=history)[0]
+    part = start, stop
+    x, _ = run_rows(denoise, sampler, x, tables, window, history=history, part=part)
+    return x, painting.ticks(x, stop)
 
 
 @painting.program

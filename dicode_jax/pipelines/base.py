@@ -5,6 +5,7 @@ config), and `text` where there is a text tokenizer. A pipeline says what its pa
 what they do together.
 """
 
+import functools
 import importlib.metadata
 import inspect
 import itertools
@@ -21,7 +22,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from dicode_jax import config as config_lib
+from dicode_jax.diffusion.guided import make_grid
 from dicode_jax.diffusion.schedules import NoiseSchedule
+from dicode_jax.diffusion.watching import Watch
 from dicode_jax.errors import UserError, printable
 from dicode_jax.pipelines import calls, checks, painting
 from dicode_jax.pipelines import progress as progress_lib
@@ -91,7 +94,8 @@ class Pipeline:
         height: int | None = None,
         width: int | None = None,
         output_type: str = "np",
-        callback_on_step_end: calls.OnClip | None = None,
+        callback_on_step_end: calls.OnStep | None = None,
+        callback_on_clip_end: calls.OnClip | None = None,
         progress: Any = True,
         **options: Any,
     ) -> Any:
@@ -116,10 +120,16 @@ class Pipeline:
           height, width: Of the frames; models paint their own size alone.
           output_type: "np" for `Videos`; "pil" for lists of pictures; "latent" and "tokens" for
             arrays of what the frames, or the keyframes, are painted from.
-          callback_on_step_end: Called after each clip as `(pipe, done, total, clip)`, since the
-            steps of a clip are one program; what it raises ends the call.
-          progress: Bars on a terminal and in a notebook; False for none, or a function that is
-            called as `(what, done, total)`.
+          callback_on_step_end: Called after each sampling step as `(pipe, step, timestep,
+            {"latents": latents})`, steps counting from 0; of clips that are painted together, once
+            for all of them. Latents are noisy ones, float32 `[b, f, y, x, c]`. It may return
+            `{"latents": others}` of their shape, with which the next step goes on; what a sampler
+            remembers of earlier steps stays. What it raises ends the call.
+          callback_on_clip_end: Called after each clip as `(pipe, done, total, clip)`; what it
+            raises ends the call.
+          progress: A bar of steps on a terminal and in a notebook; False for none, or a function
+            that is called as `(what, done, total)` of "steps", "clips" and "keyframes". Where
+            nobody looks or is called back, a clip's steps are taken at once, to the same bits.
           options: More of the family: see its `stream`, and `options.SamplingOptions`.
 
         Returns:
@@ -142,7 +152,8 @@ class Pipeline:
                 height=height,
                 width=width,
                 output_type=output_type,
-                callback=callback_on_step_end,
+                on_clip=callback_on_clip_end,
+                on_step=callback_on_step_end,
                 tell=tell,
                 num_frames=num_frames,
                 negative_prompt=negative_prompt,
@@ -164,6 +175,7 @@ class Pipeline:
         if "num_clips" in self.takes:
             given["num_clips"] = call.num_clips
         known = inspect.signature(stream).parameters
+        given |= {name: x for name, x in call.listeners.items() if name in known}
         is_open = any(one.kind is one.VAR_KEYWORD for one in known.values())
         if not is_open and (unknown := sorted(given.keys() - known.keys())):
             raise UserError(f"there is no option {unknown[0]}; there are {', '.join(known)}")
@@ -417,29 +429,37 @@ class Pipeline:
                 self._copies[name, mesh] = jax.device_put(state, sharding.replicated(mesh))
         return graphs, tuple(self._copies[name, mesh] for name in names)
 
+    def _watch(self, progress: Any, callback_on_step_end: calls.OnStep | None) -> Watch:
+        """Who listens to the steps of a call."""
+        callback = callback_on_step_end
+        told = None if callback is None else functools.partial(callback, self)
+        return Watch(progress_lib.heard(progress), told)
+
     def _paint(
         self,
-        run: Any,
+        programs: painting.Programs,
         parts: Sequence[str],
         rows: Iterable[PyTree],
         count: int,
         sampling: Any,
         shared: tuple = (),
         *,
+        watch: Watch,
         clips: int = 1,
         clips_per_batch: int | None,
         blame: str,
         **static: Any,
     ) -> Iterator[np.ndarray]:
-        """What a program of `painting` makes of each row, whose other result is whether it is good.
+        """What programs make of each row, whose other result is whether it is good.
 
         Args:
-          run: Takes modules, rows, sampling and what is shared.
-          parts: Modules that it takes.
+          programs: Take modules, rows, sampling and what is shared.
+          parts: Modules that they take.
           rows: One for each clip.
           count: How many there are.
           sampling: Settings.
-          shared: What it takes besides.
+          shared: What they begin with besides.
+          watch: Who listens.
           clips: Of each sample, which come one after the other.
           clips_per_batch: On each device; None for what fits.
           blame: Parts that an error names.
@@ -450,11 +470,17 @@ class Pipeline:
         """
         rows, rest = iter(rows), {"shared": (sampling, *shared), "static": tuple(static.items())}
         first = next(rows)
-        modules, mesh, size = self._batches(run, parts, first, count, clips_per_batch, **rest)
+        modules, mesh, size = self._batches(programs, parts, first, count, clips_per_batch, **rest)
         rows = itertools.chain([first], rows)
         place = None if mesh is None else NamedSharding(mesh, sharding.ROWS)
-        call = lambda batch: run(*modules, batch, mesh=mesh, **rest)  # noqa: E731
-        painted = painting.paint(call, rows, size, place)
+        timesteps = make_grid(self._schedule, sampling)[:-1]
+        watch.expect(count * len(timesteps))
+
+        def run(batch, clips):
+            options = {"static": rest["static"], "mesh": mesh}
+            return programs.run(modules, batch, rest["shared"], timesteps, watch, clips, **options)
+
+        painted = painting.paint(run, rows, size, place, watch, watch.ahead(len(timesteps)))
         for i, (pixels, is_finite) in enumerate(painted):
             checks.check_painted(is_finite, i // clips, blame, sampling)
             yield pixels

@@ -17,13 +17,16 @@ from dicode_jax.media.given import read_frames, read_images
 from dicode_jax.media.videos import Video, Videos
 from dicode_jax.pipelines import options
 from dicode_jax.pipelines.painting import Clip
-from dicode_jax.pipelines.progress import Progress
+from dicode_jax.pipelines.progress import Progress, silent
 from dicode_jax.typing import Float, UInt8
 
 OUTPUTS = ("np", "pil", "latent", "tokens")
 
 OnClip = Callable[[Any, int, int, Clip], Any]
 """``(pipe, clips done, clips in all, the clip)``"""
+
+OnStep = Callable[[Any, int, Any, dict[str, Any]], Mapping[str, Any] | None]
+"""``(pipe, step, timestep, {"latents": [b, ...]}) -> None or {"latents": others}``"""
 
 
 def counted(clips: Iterable[Clip], count: int, tell: Progress) -> Iterator[Clip]:
@@ -48,6 +51,7 @@ class Call:
       options: What else was given, as it was: the family checks it.
       tell: Told of progress.
       on_clip: Told of each clip as it is there; None for nobody.
+      on_step: Told of each step; None for nobody.
     """
 
     prompts: list[Any]
@@ -58,8 +62,14 @@ class Call:
     num_clips: int = 1
     output_type: str = "np"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    tell: Progress = lambda what, done, total: None
+    tell: Progress = silent
     on_clip: Callable[[int, int, Clip], Any] | None = None
+    on_step: OnStep | None = None
+
+    @property
+    def listeners(self) -> dict[str, Any]:
+        """Those who are told of steps, as the streams of pipelines take them."""
+        return {"progress": self.tell, "callback_on_step_end": self.on_step}
 
     def gather(self, clips: Iterable[Clip], count: int) -> UInt8[np.ndarray, "b f h w 3"]:
         """All clips of all videos, told of one by one.
@@ -108,7 +118,8 @@ def read(
     height: Any,
     width: Any,
     output_type: Any,
-    callback: OnClip | None,
+    on_clip: OnClip | None,
+    on_step: OnStep | None,
     tell: Progress,
     **given: Any,
 ) -> Call:
@@ -155,7 +166,8 @@ def read(
         output_type=output_type,
         options={name: value for name, value in given.items() if value is not None},
         tell=tell,
-        on_clip=None if callback is None else lambda *told: callback(pipe, *told),
+        on_clip=None if on_clip is None else lambda *told: on_clip(pipe, *told),
+        on_step=on_step,
     )
 
 

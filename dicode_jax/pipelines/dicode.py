@@ -25,18 +25,14 @@ from dicode_jax.errors import UserError
 from dicode_jax.media.given import read_frames
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
-from dicode_jax.models.dicode.decoder import (
-    ClipDecoder,
-    ClipDecoderConfig,
-    decode_clip,
-    decode_latents,
-)
+from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.models.dicode.generate import keyframes_in_sight, stream_keyframes
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.nn.rngs import fold, sample_keys
 from dicode_jax.pipelines import base, calls, checks, options, painting
 from dicode_jax.pipelines.dicode_config import GenerationConfig as GenerationConfig
 from dicode_jax.pipelines.dicode_config import PipelineConfig
+from dicode_jax.pipelines.dicode_programs import LATENTS, PIXELS, row
 from dicode_jax.pipelines.frames import square
 from dicode_jax.pipelines.painting import Clip
 from dicode_jax.pipelines.progress import Progress
@@ -151,7 +147,7 @@ class DiCoDePipeline(base.Pipeline):
         if call.output_type == "tokens":
             return calls.Answer(tokens=tokens)
         ends = tokens[:, -call.num_clips - 1 :]
-        settings = {"num_frames": num_frames, "clips_per_batch": batch, **given}
+        settings = {"num_frames": num_frames, "clips_per_batch": batch, **given, **call.listeners}
         if call.output_type == "latent":
             clips = self.decode_stream(ends, seed=call.seeds, result="latents", **settings)
             latents = base.gathered((x.frames for x in clips), len(tokens) * call.num_clips)
@@ -210,6 +206,8 @@ class DiCoDePipeline(base.Pipeline):
         num_frames: int | None = None,
         seed: int | Sequence[int] = 0,
         clips_per_batch: int | str = "auto",
+        progress: Progress | None = None,
+        callback_on_step_end: calls.OnStep | None = None,
         **changes: Unpack[options.SamplingOptions],
     ) -> Iterator[Clip]:
         """The clips of the pipeline's videos, each as soon as it is painted.
@@ -223,6 +221,8 @@ class DiCoDePipeline(base.Pipeline):
           changes: How clips are painted, see `options.SamplingOptions`.
           num_clips: Of each prompt, up to a million.
           clips_per_batch: As for the pipeline; 1 gives the first clip soonest.
+          progress: Called as `("steps", done, total)` while clips are painted.
+          callback_on_step_end: As for the pipeline.
 
         Raises:
           UserError: As for the pipeline, at the call; later, when what came out is no video.
@@ -235,11 +235,11 @@ class DiCoDePipeline(base.Pipeline):
                 text, keys = ids[sample : sample + 1], fold(sample_keys([one]), 0)
                 written = (run[0, 0] for run in self._keyframes(text, keys, num_clips + 1))
                 for clip, pair in enumerate(itertools.pairwise(written)):
-                    yield _row(*pair, one, clip)
+                    yield row(*pair, one, clip)
 
         sampling = self._sampling(num_frames=num_frames, **changes)
-        blame = "language_model and decoder"
-        return self._clips(rows(), len(seeds), num_clips, sampling, clips_per_batch, blame)
+        blame, watch = "language_model and decoder", self._watch(progress, callback_on_step_end)
+        return self._clips(rows(), len(seeds), num_clips, sampling, clips_per_batch, blame, watch)
 
     def generate_tokens(
         self,
@@ -409,6 +409,7 @@ class DiCoDePipeline(base.Pipeline):
             seed=seed,
             num_frames=num_frames,
             clips_per_batch=clips_per_batch,
+            progress=progress,
             **changes,
         )
         *batch, k, _, _ = np.shape(tokens)
@@ -430,12 +431,15 @@ class DiCoDePipeline(base.Pipeline):
         num_frames: int | None = None,
         clips_per_batch: int | str = "auto",
         result: str = "pixels",
+        progress: Progress | None = None,
+        callback_on_step_end: calls.OnStep | None = None,
         **changes: Unpack[options.SamplingOptions],
     ) -> Iterator[Clip]:
         """The clips between neighbouring keyframes, each as soon as it is painted.
 
         Those of a video come in order, one video after the other. For arguments see `decode`;
-        `result="latents"` gives scaled latents in place of frames.
+        `result="latents"` gives scaled latents in place of frames; `progress` and
+        `callback_on_step_end` are those of `stream`.
 
         Raises:
           UserError: As for `decode`, at the call; later, when what came out is no video.
@@ -454,21 +458,22 @@ class DiCoDePipeline(base.Pipeline):
         videos = tokens if tokens.ndim == 4 else tokens[None]
         seeds = options.check_seeds(seed, len(videos))
         rows = (
-            _row(*pair, one, clip)
+            row(*pair, one, clip)
             for video, one in zip(videos, seeds)
             for clip, pair in enumerate(itertools.pairwise(video))
         )
         num_clips = videos.shape[1] - 1
         sampling = self._sampling(num_frames=num_frames, **changes)
         told = options.named("result", options.OneOf(("pixels", "latents")), result)
-        settings = sampling, clips_per_batch, "decoder"
+        watch = self._watch(progress, callback_on_step_end)
+        settings = sampling, clips_per_batch, "decoder", watch
         return self._clips(rows, len(videos), num_clips, *settings, result=told)
 
     def _clips(self, rows, num_videos, num_clips, *settings, result="pixels") -> Iterator[Clip]:
         """Clips of the rows, which are those of one video after the other."""
-        sampling, clips_per_batch, blame = settings
+        sampling, clips_per_batch, blame, watch = settings
         painted = self._paint(
-            _decode,
+            PIXELS if result == "pixels" else LATENTS,
             ["decoder"],
             rows,
             num_videos * num_clips,
@@ -476,7 +481,7 @@ class DiCoDePipeline(base.Pipeline):
             clips=num_clips,
             clips_per_batch=painting.check_clips(clips_per_batch),
             blame=blame,
-            result=result,
+            watch=watch,
         )
         return (Clip(*divmod(i, num_clips), frames) for i, frames in enumerate(painted))
 
@@ -493,22 +498,6 @@ class DiCoDePipeline(base.Pipeline):
         return config
 
 
-def _row(first, second, seed: int, clip: int) -> dict[str, Any]:
-    """What a clip is painted from: tokens `[n, z]` of both keyframes, a seed and a number."""
-    return {"first": first, "second": second, "seed": np.uint32(seed), "clip": np.int32(clip)}
-
-
 @functools.partial(jax.jit, static_argnames=("graph",))
 def _encode(graph, state, image):
     return nnx.merge(graph, state)(image[None, None])[0, 0]
-
-
-@painting.program
-def _decode(decoder, rows, sampling, *, result="pixels"):
-    tokens = jnp.stack([rows["first"], rows["second"]], axis=1)
-    keys = fold(sample_keys(rows["seed"]), 1 + rows["clip"])
-    latents = decode_clip(decoder, tokens, keys, sampling)
-    if result == "latents":
-        return latents, jnp.isfinite(latents).all(axis=(1, 2, 3, 4))
-    # A frame at a time: a clip's would take more memory than its latents' whole way here.
-    return checks.quantize(decode_latents(decoder, latents, per_frame=True))

@@ -10,7 +10,7 @@ this package, so the features, and for guidance those of an all-zero clip, come 
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,11 +20,12 @@ from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.errors import UserError
 from dicode_jax.media.videos import Video, Videos
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from dicode_jax.models.latent_video import sample_latents
+from dicode_jax.models.latent_video import latent_conditions
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
-from dicode_jax.nn.rngs import sample_keys
-from dicode_jax.pipelines import base, checks, options, painting
+from dicode_jax.pipelines import base, calls, checks, latent_painting, options, painting
+from dicode_jax.pipelines import progress as progress_lib
+from dicode_jax.pipelines.painting import Clip
 from dicode_jax.typing import Float
 
 PARTS: dict[str, tuple[type, type]] = {
@@ -74,6 +75,9 @@ class DivotDetokenizer(base.Pipeline):
         null_features: Float[np.ndarray, "l e"] | None = None,
         clips_per_batch: int | str = "auto",
         seed: int | Sequence[int] = 0,
+        callback_on_step_end: calls.OnStep | None = None,
+        callback_on_clip_end: calls.OnClip | None = None,
+        progress: Any = True,
         **changes: Unpack[options.SamplingOptions],
     ) -> Videos:
         """Paints a clip for each set of features.
@@ -85,6 +89,7 @@ class DivotDetokenizer(base.Pipeline):
             fit in the memory that is free.
           seed: Of all randomness, 0 to 2**32 - 1; or a seed for each clip. Clip i of a call with
             `seed=s` is what it is alone with `seed=s + i`, within one grey level.
+          callback_on_step_end, callback_on_clip_end, progress: As for `base.Pipeline`.
           changes: How it is painted, see `options.SamplingOptions`.
 
         Returns:
@@ -117,29 +122,50 @@ class DivotDetokenizer(base.Pipeline):
             null = checks.as_array(null_features, wanted, np.float32)
         if null.shape != batch.shape[1:]:
             raise UserError(f"null_features have shape {null.shape}, want {batch.shape[1:]}")
-        painted = self._paint(
-            _paint,
-            list(PARTS),
-            ({"features": one, "seed": np.uint32(seed)} for one, seed in zip(batch, seeds)),
-            len(batch),
-            sampling,
-            (null,),
-            clips_per_batch=at_once,
-            blame=", ".join(PARTS),
-            config=self.config,
-        )
+        with progress_lib.shown(progress) as tell:
+            painted = self._paint(
+                _PIXELS,
+                list(PARTS),
+                ({"features": one, "seed": np.uint32(seed)} for one, seed in zip(batch, seeds)),
+                len(batch),
+                sampling,
+                (null,),
+                watch=self._watch(tell, callback_on_step_end),
+                clips_per_batch=at_once,
+                blame=", ".join(PARTS),
+                config=self.config,
+            )
+            videos = []
+            clips = (Clip(i, 0, frames) for i, frames in enumerate(painted))
+            for clip in calls.counted(clips, len(batch), tell):
+                videos.append(clip.frames)
+                if callback_on_clip_end is not None:
+                    callback_on_clip_end(self, len(videos), len(batch), clip)
         return Videos(
             Video(frames=frames, fps=float(self.config.fps), seed=one)
-            for one, frames in zip(seeds, painted, strict=True)
+            for one, frames in zip(seeds, videos, strict=True)
         )
 
 
 @painting.program
-def _paint(unet, autoencoder, resampler, rows, sampling, null_features, *, config):
+def _prepare(unet, autoencoder, resampler, rows, sampling, null_features, *, config):
     tokens = resampler(jnp.concatenate([null_features[None], rows["features"]]))
     context, null = tokens[1:], jnp.broadcast_to(tokens[:1], tokens[1:].shape)
     step = autoencoder.cfg.downsampling
     h, w = (side // step for side in config.frame_size)
-    shape, keys = (h, w, autoencoder.cfg.embed_dim), sample_keys(rows["seed"])
-    latents = sample_latents(unet, config.schedule, context, null, None, keys, shape, sampling)
+    conditions = latent_conditions(context, null, None, sampling)
+    shape = (h, w, autoencoder.cfg.embed_dim)
+    return latent_painting.begin(unet, config.schedule, conditions, rows["seed"], shape, sampling)
+
+
+@painting.program
+def _denoise(unet, autoencoder, resampler, rows, sampling, start, stop, *, config):
+    return latent_painting.advance(unet, config.schedule, rows, sampling, start, stop)
+
+
+@painting.program
+def _decode(unet, autoencoder, resampler, latents):
     return checks.quantize(autoencoder.decode_latents(latents, per_frame=True))
+
+
+_PIXELS = painting.Programs(_prepare, _denoise, _decode)

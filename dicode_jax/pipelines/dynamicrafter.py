@@ -26,11 +26,11 @@ from dicode_jax.errors import UserError
 from dicode_jax.media.transforms import clip_preprocess, resize_bilinear, to_float
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
-from dicode_jax.models.latent_video import sample_latents
+from dicode_jax.models.latent_video import latent_conditions
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import fold, sample_keys
-from dicode_jax.pipelines import base, calls, checks, options, painting
+from dicode_jax.pipelines import base, calls, checks, latent_painting, options, painting
 from dicode_jax.pipelines.painting import Clip
 from dicode_jax.text.clip import ClipTokenizer
 from dicode_jax.typing import Array, Float, UInt8
@@ -147,6 +147,7 @@ class DynamiCrafterPipeline(base.Pipeline):
             call.seeds,
             batch,
             "latents" if is_latent else "pixels",
+            self._watch(**call.listeners),
             **settings,
         )
         if is_latent:
@@ -171,11 +172,23 @@ class DynamiCrafterPipeline(base.Pipeline):
         """
         images = self._fit(image, "image")
         lasts = None if last_image is None else self._fit(last_image, "last_image")
-        painted = self._videos(images, prompt, lasts, seed, clips_per_batch, "latents", **changes)
+        painted = self._videos(
+            images, prompt, lasts, seed, clips_per_batch, "latents", self._watch(None, None),
+            **changes,
+        )  # fmt: skip
         return base.gathered(painted, len(images))
 
     def _videos(
-        self, images, prompt, lasts, seed, clips_per_batch, result, negative_prompt="", **changes
+        self,
+        images,
+        prompt,
+        lasts,
+        seed,
+        clips_per_batch,
+        result,
+        watch,
+        negative_prompt="",
+        **changes,
     ) -> Iterator[np.ndarray]:
         prompts = options.check_prompts(prompt)
         prompts = prompts * len(images) if isinstance(prompt, str) else prompts
@@ -199,7 +212,7 @@ class DynamiCrafterPipeline(base.Pipeline):
             for i, one in enumerate(seeds)
         )
         return self._paint(
-            _paint,
+            _LATENTS if result == "latents" else _PIXELS,
             list(PARTS),
             rows,
             len(images),
@@ -207,8 +220,8 @@ class DynamiCrafterPipeline(base.Pipeline):
             (null_ids,),
             clips_per_batch=at_once,
             blame=", ".join(PARTS),
+            watch=watch,
             schedule=self.config.schedule,
-            result=result,
         )
 
     def _covering(self, images: list[np.ndarray] | None) -> Any:
@@ -283,16 +296,29 @@ def _concat(autoencoder, images, lasts, keys, num_frames):
 
 
 @painting.program
-def _paint(
-    unet, autoencoder, text_tower, image_tower, resampler, rows, sampling, null_ids, *, schedule,
-    result,
-):  # fmt: skip
+def _prepare(
+    unet, autoencoder, text_tower, image_tower, resampler, rows, sampling, null_ids, *, schedule
+):
     images, keys = rows["image"], sample_keys(rows["seed"])
     ids = jnp.concatenate([null_ids[None], rows["ids"]])
     contexts = _contexts(text_tower, image_tower, resampler, ids, images)
     concat = _concat(autoencoder, images, rows["last"], keys, sampling.num_frames)
-    _, _, y, x, c = concat.shape
-    latents = sample_latents(unet, schedule, *contexts, concat, keys, (y, x, c), sampling)
-    if result == "latents":
-        return latents, jnp.isfinite(latents).all(axis=(1, 2, 3, 4))
+    conditions = latent_conditions(*contexts, concat, sampling)
+    shape = tuple(concat.shape[2:])
+    return latent_painting.begin(unet, schedule, conditions, rows["seed"], shape, sampling)
+
+
+@painting.program
+def _denoise(
+    unet, autoencoder, text_tower, image_tower, resampler, rows, sampling, start, stop, *, schedule
+):
+    return latent_painting.advance(unet, schedule, rows, sampling, start, stop)
+
+
+@painting.program
+def _decode(unet, autoencoder, text_tower, image_tower, resampler, latents):
     return checks.quantize(autoencoder.decode_latents(latents, per_frame=True))
+
+
+_PIXELS = painting.Programs(_prepare, _denoise, _decode)
+_LATENTS = painting.Programs(_prepare, _denoise, painting.latents)

@@ -42,6 +42,7 @@ from dicode_jax.models.vit import ViT, ViTConfig
 from dicode_jax.pipelines import base, calls, checks, options, shelf
 from dicode_jax.pipelines.landiff_config import LanDiffConfig, LanDiffSamplingConfig
 from dicode_jax.pipelines.painting import Clip
+from dicode_jax.pipelines.progress import Progress
 from dicode_jax.runtime import memory
 from dicode_jax.storage.weights import CONFIG_FILE
 from dicode_jax.text.t5 import T5Tokenizer, read
@@ -212,6 +213,7 @@ class LanDiffPipeline(base.Pipeline):
             prefix_latents=self.config.prefix_latents,
             max_segments=self.config.max_segments,
             painter_text="painter_text" if "painter_text" in self.text else "text_encoder",
+            num_timesteps=self.parts["denoiser"].cfg.schedule.num_timesteps,
         )
 
     @property
@@ -372,6 +374,8 @@ class LanDiffPipeline(base.Pipeline):
         image: UInt8[np.ndarray, "h w 3"] | None = None,
         video: UInt8[np.ndarray, "g h w 3"] | None = None,
         seed: int | Sequence[int] = 0,
+        progress: Progress | None = None,
+        callback_on_step_end: calls.OnStep | None = None,
         **changes: Any,
     ) -> Iterator[Clip]:
         """The clips of the videos, each as soon as it is painted, one video after the other.
@@ -386,6 +390,8 @@ class LanDiffPipeline(base.Pipeline):
             they were, in the model's size, and their semantic tokens are what the language model
             goes on from.
           seed: Of all randomness, 0 to 2**32 - 1; or a seed for each video.
+          progress: Called as `("steps", done, total)`, of the steps of all windows.
+          callback_on_step_end: As for the pipeline; of a window's latents, one video at a time.
           changes: The fields of `LanDiffSamplingConfig`; None for the model's default.
 
         Raises:
@@ -401,7 +407,8 @@ class LanDiffPipeline(base.Pipeline):
         )
         known = 0 if given is None else (len(given) - 1) // STRIDE + 1
         plan = self._plan(total, known)
-        made = self._engine.generate(ids, seeds, sampling, given, plan)
+        watch = self._watch(progress, callback_on_step_end)
+        made = self._engine.generate(ids, seeds, sampling, given, plan, watch)
         return (Clip(*one) for one in made)
 
     def encode(self, video: UInt8[np.ndarray, "f h w 3"]) -> Int[np.ndarray, " n"]:
@@ -423,6 +430,8 @@ class LanDiffPipeline(base.Pipeline):
         prompt: Any = "",
         *,
         seed: int | Sequence[int] = 0,
+        progress: Progress | None = None,
+        callback_on_step_end: calls.OnStep | None = None,
         **changes: Any,
     ) -> Iterator[Clip]:
         """The clips of semantic tokens.
@@ -430,7 +439,8 @@ class LanDiffPipeline(base.Pipeline):
         Args:
           tokens: Of an odd number of semantic frames, as `encode` gives them.
           prompt: What the painter is told besides, one or several for as many videos.
-          seed, changes: As of `stream`; those of the language model say nothing.
+          seed, progress, callback_on_step_end, changes: As of `stream`; changes of the language
+            model say nothing.
 
         Raises:
           UserError: The tokens are no video, or an option is impossible.
@@ -452,7 +462,8 @@ class LanDiffPipeline(base.Pipeline):
         cuts = np.cumsum([cfg.frames.count(n) for n in cfg.frames.segments(plan[-1].stop)])[:-1]
         segments = [part[None].astype(np.int32) for part in np.split(codes, cuts)]
         written = [segments] * len(prompts)
-        made = self._engine.show(ids, written, seeds, sampling, None, plan)
+        watch = self._watch(progress, callback_on_step_end)
+        made = self._engine.show(ids, written, seeds, sampling, None, plan, watch)
         return (Clip(*one) for one in made)
 
     def reconstruct(self, video: UInt8[np.ndarray, "f h w 3"], prompt: Any = "", **arguments: Any):

@@ -11,6 +11,16 @@ from typing import Any
 Progress = Callable[[str, int, int], Any]
 """``(what, done, of how many)``"""
 
+
+def silent(what: str, done: int, total: int) -> None:
+    """Stands for nobody who listens, for whom a clip is one call."""
+
+
+def heard(progress: Progress | None) -> Progress | None:
+    """What is to be told, or None where nobody listens."""
+    return None if progress is silent else progress
+
+
 _TICK = 1.0  # seconds between two looks at the clock
 
 
@@ -21,14 +31,15 @@ def shown(progress: Any = True) -> Iterator[Progress]:
     Where standard error is no terminal, such as a log, nothing is written.
 
     Args:
-      progress: False shows nothing; a function is told instead, as `(what, done, total)`.
+      progress: False shows nothing, which gives `silent`; a function is told instead, as
+        `(what, done, total)`.
     """
     if callable(progress):
         yield progress
         return
     in_notebook = _in_notebook()
     if not progress or not (in_notebook or sys.stderr.isatty()):
-        yield lambda what, done, total: None
+        yield silent
         return
     bars = _Bars()
     with bars:
@@ -42,7 +53,10 @@ def _in_notebook() -> bool:
 
 
 class _Bars:
-    """One bar at a time; its text says when a program is being compiled, and for how long."""
+    """One bar at a time; its text says when a program is being compiled, and for how long.
+
+    Where steps are told, clips have no bar beside theirs: its text says which one it is.
+    """
 
     def __init__(self):
         with warnings.catch_warnings():
@@ -50,7 +64,8 @@ class _Bars:
             from tqdm.auto import tqdm
         self._tqdm: Any = tqdm
         self._bar: Any = None
-        self._what = ""
+        self._what = self._text = ""
+        self._clips = 0, 1, ""  # painted, of how many, and where they are written
         self._since: float | None = None  # when the compiler began
         self._over = threading.Event()
         self._clock = threading.Thread(target=self._tick, daemon=True)
@@ -71,14 +86,23 @@ class _Bars:
         self._clock.join()
         self._bar.close()
 
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if what != self._what:
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        first, *place = what.split(" ", 1)  # as "clips in FILE"
+        if first == "clips" and total is not None:
+            self._clips = done, total, f" {place[0]}" if place else ""
+        is_beside = first == "clips" and self._what == "steps"
+        if what != self._what and not is_beside:
             if self._bar is not None:
                 self._bar.close()
             self._what = what
             self._bar = self._tqdm(total=total or None, desc=what, dynamic_ncols=True, leave=False)
-        self._bar.update(done - self._bar.n)
-        self._bar.refresh()  # clips are seconds apart
+        self._text, (painted, clips, where) = self._what, self._clips
+        if self._what == "steps" and clips > 1:
+            self._text = f"clip {min(painted + 1, clips)} of {clips}{where}, steps"
+        if not is_beside:
+            self._bar.total = total or None
+            self._bar.update(done - self._bar.n)
+        self._bar.set_description(self._text, refresh=True)  # what is told is seconds apart
 
     def _on_event(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         """The last step before the compiler, and its end."""
@@ -89,7 +113,7 @@ class _Bars:
 
     def _tick(self) -> None:
         while not self._over.wait(_TICK):
-            since, text = self._since, self._what
+            since, text = self._since, self._text
             if since is not None:
                 text = f"{text} (compiling, {time.monotonic() - since:.0f} s)"
             self._bar.set_description(text)

@@ -46,7 +46,7 @@ class StubPipeline:
             raise UserError("no model 'nowhere'")
         return cls()
 
-    def stream(self, prompt, *, num_clips, num_frames, **options):
+    def stream(self, prompt, *, num_clips, num_frames, progress, **options):
         self.calls.append(("generate", prompt, num_clips, num_frames, options))
         if prompt.count(" ") > 80:
             for file in (synthetic.__file__, np.__file__):
@@ -65,7 +65,7 @@ class StubPipeline:
         self.calls.append(("encode", len(means)))
         return np.repeat(means[:, None], 4, axis=1).astype(np.float32)
 
-    def decode_stream(self, tokens, *, num_frames, **options):
+    def decode_stream(self, tokens, *, num_frames, progress, **options):
         self.calls.append(("decode", tokens.shape, num_frames, options))
         return self._paint(len(tokens) - 1, num_frames)
 

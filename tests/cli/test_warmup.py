@@ -11,6 +11,7 @@ from jax import monitoring
 from PIL import Image
 from tiny import tiny_pipeline
 
+import dicode_jax
 from dicode_jax import cli
 from dicode_jax.cli import landiff
 from dicode_jax.cli.arguments import ATTENTION, VIDEO_SUFFIXES
@@ -67,13 +68,15 @@ def test_after_a_warmup_no_prompt_and_no_length_compiles(misses, model, capsys):
     assert cli.main(["warmup", "--num-clips", "9", *model]) == 0
     assert misses
     out = capsys.readouterr().out
-    assert "decode" in out
+    assert "denoise" in out
     assert "small ones" in out
     assert f"{pathlib.Path('programs').absolute()}: ready in" in out
     misses.clear()
     jax.clear_caches()  # as in another process
     for prompt, num_clips in ((SHORT, 1), (LONG, 2), (SHORT, 5), (LONG, 9)):
         generate(model, prompt, num_clips)
+    pipe = dicode_jax.load(model[1])
+    pipe(SHORT, num_inference_steps=2, progress=lambda *_: None)  # step by step
     assert not misses
 
 
@@ -92,6 +95,7 @@ def test_after_a_warmup_of_ar_diffusion_no_length_and_no_class_compiles(misses, 
     for prompt, more in (("0", ["5"]), ("Crawling", ["11", "--image", "first.png"])):
         argv = ["generate", prompt, "--out", "a.webp", *options, "--num-frames", *more]
         assert cli.main(argv) == 0
+    dicode_jax.load("rolling")(0, num_frames=5, lag=4, callback_on_step_end=lambda *_: None)
     assert not misses
     assert cli.main(["warmup", *options, "--sampler", "unipc"]) == 2
     assert "steered by --steps and --guidance-scale alone" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Sampling of video latents: which context guides which way, and what is refused."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,22 +29,23 @@ def test_an_option_that_only_deep_tokens_have_is_refused():
         )
 
 
-def once(predict, branches, schedule, cfg, shape, *, x_init, **_):
-    """In place of the loop: the guided network, evaluated once."""
-    fs = jnp.full((len(x_init),), cfg.fs)
+def once(predict, branches, schedule, cfg, shape, **_):
+    """In place of the steps: the guided network, to be evaluated once."""
+    fs = jnp.full(shape[:1], cfg.fs)
     denoise = guided.guided_denoise(
         lambda x, times, condition: predict(x, times, condition, fs),
         branches,
         guided.make_guide(cfg),
         batched=cfg.batch_guidance,
     )
-    return denoise(x_init, jnp.zeros(len(x_init)), 0), None
+    return types.SimpleNamespace(begin=lambda x: denoise(x, jnp.zeros(shape[0]), 0))
 
 
 @pytest.mark.parametrize(("scale", "level"), [(1.0, 0.5), (3.0, 2.0)])
 def test_guidance_leads_from_the_null_context_to_the_other_and_beyond(monkeypatch, scale, level):
     """-0.25 + scale * 0.75 of a network that paints the mean of its tokens, and what it is told."""
-    monkeypatch.setattr(latent_video, "sample_guided", once)
+    monkeypatch.setattr(latent_video, "guided_steps", once)
+    monkeypatch.setattr(latent_video, "run_steps", lambda steps, carry: (carry, None))
 
     def unet(x, times, tokens, fs):
         assert x.shape == (1, 3, 4, 5, 3)

@@ -114,6 +114,35 @@ def test_memory_and_programs_do_not_grow_with_the_length(pipe):
     assert programs == more == []
 
 
+def test_steps_are_rows_which_are_told_one_by_one_and_change_no_bit(pipe):
+    options = {"num_frames": 9, "lag": SAMPLING.lag, "seed": 3, "history_noise": 300}
+    whole, told, said = pipe([0, 2], **options), [], []
+    with compilations("_advance") as programs:
+        found = pipe(
+            [0, 2],
+            **options,
+            progress=lambda *news: said.append(news),
+            callback_on_step_end=lambda *news: told.append(news),
+        )
+    assert programs == []
+    np.testing.assert_array_equal(found, whole)
+    num_rows = SAMPLING.num_inference_steps + 8 * SAMPLING.lag
+    assert [news[1] for news in told] == list(range(num_rows))
+    for _, _, timestep, known in told:
+        assert timestep.shape == known["latents"].shape[1:2]  # of each frame that is held
+    steps = [news[1] for news in said if news[0] == "steps"]
+    assert steps == list(range(0, 2 * num_rows + 1, 2))
+    assert said[-1] == ("clips", 18, 18)
+
+    def stop(pipe, step, timestep, known):
+        if step:
+            raise KeyboardInterrupt
+        return {"latents": 0 * known["latents"]}
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe(0, callback_on_step_end=stop)
+
+
 def test_videos_side_by_side_leave_frame_by_frame(pipe):
     clips = list(pipe.stream([0, 1, 2], num_frames=3, clips_per_batch=2))
     order = [(clip.sample, clip.index) for clip in clips]

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_ar_diffusion
+from compilations import compilations
 from PIL import Image
 from tiny import NUM_FRAMES, NUM_TOKENS, TOKEN_DIM, tiny_pipeline
 
+from dicode_jax.diffusion import guided
 from dicode_jax.errors import UserError
 from dicode_jax.media.videos import Videos
 from dicode_jax.pipelines import progress
@@ -118,7 +120,7 @@ def test_a_call_tells_of_each_clip_and_of_progress(pipe):
     videos = pipe(
         [A, B],
         num_clips=2,
-        callback_on_step_end=lambda *args: told.append(args),
+        callback_on_clip_end=lambda *args: told.append(args),
         progress=lambda *args: said.append(args),
     )
     assert [(who, done, total) for who, done, total, _ in told] == [
@@ -127,12 +129,60 @@ def test_a_call_tells_of_each_clip_and_of_progress(pipe):
     assert close(told[2][3].frames, videos[1].frames[:NUM_FRAMES])
     assert said[-1] == ("clips", 4, 4)
     assert ("keyframes", 2, 2) in said
+    steps = [done for what, done, total in said if what == "steps"]
+    total = 4 * pipe.config.sampling.num_inference_steps
+    assert (steps[0], steps[-1]) == (0, total)
+    assert steps == sorted(set(steps))
+    assert ("steps", total, total) in said
 
     def stop(*_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pipe(A, callback_on_step_end=stop)
+        pipe(A, callback_on_clip_end=stop)
+
+
+def test_steps_are_told_one_by_one_and_change_neither_a_bit_nor_a_program(pipe):
+    tokens = pipe.generate_tokens(A, num_clips=3, seed=2)[0]
+    whole, told = pipe.decode(tokens, seed=2), []
+
+    def callback(who, step, timestep, known):
+        told.append((who, step, timestep, known["latents"].shape))
+
+    with compilations("_denoise") as programs:
+        clips = list(pipe.decode_stream(tokens, seed=2, callback_on_step_end=callback))
+        told_of = list(pipe.decode_stream(tokens, seed=2, progress=lambda *_: None))
+    assert programs == []
+    for found in (clips, told_of):
+        np.testing.assert_array_equal(np.concatenate([clip.frames for clip in found]), whole)
+    grid = guided.make_grid(pipe.decoder.cfg.schedule, pipe.config.sampling)
+    wanted = [  # three clips in micro-batches of two, of which the last one is filled up
+        (pipe, i, int(t), (count, NUM_FRAMES, 8, 8, 4))
+        for count in (2, 1)
+        for i, t in enumerate(grid[:-1])
+    ]
+    assert told == wanted
+
+
+def test_a_callback_may_stop_a_call_and_put_other_latents(pipe):
+    plain, kept = pipe(A, seed=3), []
+
+    def negate(_, step, timestep, known):
+        return {"latents": -known["latents"]} if step == 0 else None
+
+    def stop(_, step, timestep, known):
+        kept.append(step)
+        if step == 1:
+            raise KeyboardInterrupt
+
+    other = pipe(A, seed=3, callback_on_step_end=negate)
+    assert not close(other, plain)
+    np.testing.assert_array_equal(pipe(A, seed=3), plain)
+    with pytest.raises(KeyboardInterrupt):
+        pipe(A, seed=3, callback_on_step_end=stop)
+    assert kept == [0, 1]
+    with pytest.raises(UserError, match="callback_on_step_end gave latents of shape"):
+        pipe(A, callback_on_step_end=lambda *_: {"latents": np.zeros(3)})
 
 
 @pytest.mark.parametrize(
@@ -228,7 +278,19 @@ def test_bars_say_how_long_the_compiler_has_been_at_work(monkeypatch, is_asked):
     assert is_asked or not terminal.written
 
 
+def test_the_bar_of_steps_says_which_clip_it_is(monkeypatch):
+    terminal = FakeTerminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress.shown() as tell:
+        for news in (("clips", 0, 3), ("steps", 0, 12), ("steps", 5, 12), ("clips in a", 1, 3)):
+            tell(*news)
+    assert "clip 1 of 3, steps: " in terminal.written
+    assert "5/12" in terminal.written
+    assert "clip 2 of 3 in a, steps: " in terminal.written
+
+
 def test_nothing_is_written_where_nobody_looks(capsys):
     with progress.shown() as tell:
+        assert progress.heard(tell) is None  # so that clips are painted in one call
         tell("clips", 1, 2)
     assert capsys.readouterr().err == ""

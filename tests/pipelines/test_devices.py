@@ -39,7 +39,7 @@ def test_eight_devices_give_the_tokens_and_frames_of_one(report):
 @pytest.mark.multi_device
 def test_no_program_that_generates_or_denoises_sends_anything_between_devices(report):
     assert report["partitions"] == dict.fromkeys(
-        ["_begin", "_go_on", "_decode ddim", "_decode unipc", "_advance"], 8
+        ["_begin", "_go_on", "PIXELS ddim", "PIXELS unipc", "_advance"], 8
     )
     assert report["without_loop"] == []
     assert report["collectives"] == []

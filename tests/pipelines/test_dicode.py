@@ -17,6 +17,7 @@ from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.decoder import decode_clip, decode_latents, to_uint8
 from dicode_jax.nn.rngs import sample_keys
 from dicode_jax.pipelines import dicode as pipelines_dicode
+from dicode_jax.pipelines import dicode_programs
 from dicode_jax.pipelines.dicode import DiCoDePipeline, GenerationConfig, PipelineConfig
 from dicode_jax.storage import weights
 from dicode_jax.text.gpt import learn
@@ -207,8 +208,8 @@ def test_guidance_and_steps_change_the_video(pipe, videos):
 
 def test_another_guidance_scale_compiles_nothing(pipe):
     tokens = pipe.generate_tokens(PROMPTS[0], seed=3)[0]
-    pipelines_dicode._decode.clear_cache()
-    with compilations("_decode") as compiled:
+    dicode_programs._denoise.clear_cache()
+    with compilations("_denoise") as compiled:
         painted = [pipe.decode(tokens, guidance_scale=scale) for scale in (2.0, 30.0, 100.0)]
     assert len(compiled) == 1
     assert not close(painted[0], painted[1])

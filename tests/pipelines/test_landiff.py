@@ -6,6 +6,7 @@ import warnings
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import compilations
 from tiny import with_value
 from tiny_landiff_pipeline import CONFIGS, make, video
 
@@ -61,6 +62,28 @@ def test_tokens_are_painted_window_by_window(pipe):
     np.testing.assert_array_equal(again[0], clips[0])
     assert again[1].shape == clips[1].shape
     assert not np.array_equal(again[1], clips[1])
+
+
+@pytest.mark.slow
+def test_steps_of_windows_are_told_one_by_one_and_change_no_bit(pipe):
+    codes = np.asarray([0, 1, 2, 3, 4, 4, 3, 2, 1, 0, 1, 2, 3], np.int64)  # two windows
+    options = {"seed": 3, "num_inference_steps": 3, "history_noise": 400}
+    whole, told, said = pipe.decode(codes, **options), [], []
+    with compilations("advance_window") as programs:
+        found = pipe.decode(codes, **options, callback_on_step_end=lambda *x: told.append(x))
+        again = pipe.decode(codes, **options, progress=lambda *x: said.append(x))
+    assert programs == []
+    np.testing.assert_array_equal(found, whole)
+    np.testing.assert_array_equal(again, whole)
+    assert [(step, time) for _, step, time, _ in told] == [(0, 999), (1, 666), (2, 333)] * 2
+    assert [known["latents"].shape[1] for *_, known in told] == [5] * 3 + [5] * 3
+    assert said == [("steps", done, 6) for done in range(7)]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe.decode(codes, **options, callback_on_step_end=stop)
 
 
 @pytest.mark.slow

@@ -22,9 +22,10 @@ def counting(count, log):
 def test_rows_come_back_in_order_from_batches_of_one_shape(count, size):
     seen = []
 
-    def run(batch):
+    def run(batch, clips):
+        assert clips <= size
         seen.append(jax.tree.map(np.asarray, batch))
-        return batch["x"] * 10, batch["seed"]
+        yield batch["x"] * 10, batch["seed"]
 
     found = list(painting.paint(run, counting(count, []), size))
     assert [int(seed) for _, seed in found] == list(range(count))
@@ -36,7 +37,7 @@ def test_rows_come_back_in_order_from_batches_of_one_shape(count, size):
 
 def test_a_batch_runs_while_the_one_before_is_read_and_no_further():
     asked, ran, size = [], [], 2
-    run = lambda batch: ran.append(1) or batch  # noqa: E731
+    run = lambda batch, clips: [ran.append(1) or batch]  # noqa: E731
     for i, _ in enumerate(painting.paint(run, counting(99, asked), size)):
         batch = i // size
         assert len(ran) == min(batch + 2, 50)  # its own, and the next

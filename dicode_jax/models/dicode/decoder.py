@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from dicode_jax.diffusion.guided import SamplingConfig, sample_guided
+from dicode_jax.diffusion.guided import SamplingConfig, guided_steps, starting_noise
+from dicode_jax.diffusion.samplers.base import Steps, run_steps
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.media.transforms import to_uint8 as to_uint8
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
@@ -271,6 +272,44 @@ def clip_conditions(
     return [cond, uncond]
 
 
+def first_latents(decoder: ClipDecoder, keys: Array, cfg: SamplingConfig) -> Array:
+    """The noise that a clip begins with, float32 ``[b, f, h, w, c]``; of a key for each sample."""
+    return starting_noise(keys, (cfg.num_frames, *decoder.cfg.latent_shape))
+
+
+def clip_steps(
+    decoder: ClipDecoder,
+    conditions: list[Condition],
+    keys: Array | None,
+    cfg: SamplingConfig,
+    *,
+    latent_shape: tuple[int, ...] | None = None,
+    noise: Float[Array, "s b f h w c"] | None = None,
+) -> Steps:
+    """The steps of `decode_clip`, to be taken some at a time.
+
+    Args:
+        decoder, keys, cfg, noise: see `decode_clip`.
+        conditions: of `clip_conditions`.
+        latent_shape: height, width and channels of the latents; None for the decoder's own.
+
+    Raises:
+        ValueError: see `decode_clip`.
+    """
+    denoiser = with_cast_kernels(decoder)
+    size = decoder.cfg.latent_shape if latent_shape is None else latent_shape
+    return guided_steps(
+        denoiser.denoise,
+        conditions,
+        decoder.cfg.schedule,
+        cfg,
+        (conditions[0].context.shape[0], cfg.num_frames, *size),
+        keys=keys,
+        noise=noise,
+        predict_deep=denoiser.denoise_deep,
+    )
+
+
 @typechecked
 def decode_clip(
     decoder: ClipDecoder,
@@ -302,19 +341,13 @@ def decode_clip(
     """
     if x_init is not None and x_init.shape[1] != cfg.num_frames:
         raise ValueError(f"x_init has {x_init.shape[1]} frames, the config {cfg.num_frames}")
-    denoiser = with_cast_kernels(decoder)
-    latents, _ = sample_guided(
-        denoiser.denoise,
-        clip_conditions(decoder, tokens, cfg, null_tokens=null_tokens),
-        decoder.cfg.schedule,
-        cfg,
-        (cfg.num_frames, *decoder.cfg.latent_shape),
-        keys=keys,
-        x_init=x_init,
-        noise=noise,
-        predict_deep=denoiser.denoise_deep,
-    )
-    return latents
+    conditions = clip_conditions(decoder, tokens, cfg, null_tokens=null_tokens)
+    if x_init is None:
+        if keys is None:
+            raise ValueError("sampling needs keys (one per sample) or x_init")
+        x_init = first_latents(decoder, keys, cfg)
+    steps = clip_steps(decoder, conditions, keys, cfg, latent_shape=x_init.shape[2:], noise=noise)
+    return run_steps(steps, steps.begin(x_init.astype(jnp.float32)))[0]
 
 
 @typechecked

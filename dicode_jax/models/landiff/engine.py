@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dicode_jax.diffusion.samplers.subsampled import subsampled_time_grid
+from dicode_jax.diffusion.watching import Watch
 from dicode_jax.errors import UserError
 from dicode_jax.models.landiff import programs
 from dicode_jax.models.landiff.features import STRIDE
@@ -59,6 +61,7 @@ class Engine:
       prefix_latents: Latents that a further window begins with.
       max_segments: Segments that the language model has before it at most; None for all.
       painter_text: The part that encodes text for the painter.
+      num_timesteps: Of the denoiser's noise.
     """
 
     use: Callable[[str], AbstractContextManager[tuple[Any, Any]]]
@@ -69,6 +72,7 @@ class Engine:
     prefix_latents: int
     max_segments: int | None
     painter_text: str
+    num_timesteps: int
 
     def padded(self, count: int) -> int:
         """Positions that a prompt of `count` ids has in the language model."""
@@ -81,6 +85,7 @@ class Engine:
         sampling: Any,
         given: UInt8[np.ndarray, "g h w 3"] | None,
         plan: Sequence[Window],
+        watch: Watch,
     ) -> Iterator[Shown]:
         """The clips of a video for each prompt, as soon as they are painted.
 
@@ -88,6 +93,7 @@ class Engine:
           sampling: A `LanDiffSamplingConfig` of the pipeline.
           given: The first frames, in the model's size.
           plan: Of `streaming.windows`.
+          watch: Who is told of the steps of the windows.
 
         Raises:
           UserError: A text or a clip is not finite.
@@ -95,7 +101,7 @@ class Engine:
         codes = None if given is None else self.encode(given)[None]
         texts = self.stage(self._embed_prompts([prompt.written for prompt in prompts]))
         written = self.stage(self._write(texts, seeds, sampling, codes, plan[-1].stop))
-        yield from self.show(prompts, written, seeds, sampling, given, plan)
+        yield from self.show(prompts, written, seeds, sampling, given, plan, watch)
 
     def _embed_prompts(self, ids) -> Iterator[tuple[Any, np.ndarray]]:
         """Text of the language model, padded on the left, and which of it is words."""
@@ -135,14 +141,18 @@ class Engine:
         sampling: Any,
         given: UInt8[np.ndarray, "g h w 3"] | None,
         plan: Sequence[Window],
+        watch: Watch,
     ) -> Iterator[Shown]:
         """The clips of what was written: of each sample its segments. See `generate`."""
+        watch.expect(len(prompts) * len(plan) * sampling.num_inference_steps)
         texts = self.stage(self._embed_contexts([prompt.painted for prompt in prompts]))
         prefix = None
         if given is not None:
             with self.use("vae") as split:
                 prefix = programs.encode_video(*split, _to_float(given[None]))
-        painted = self.stage(self._paint_samples(texts, written, seeds, sampling, prefix, plan))
+        painted = self.stage(
+            self._paint_samples(texts, written, seeds, sampling, prefix, plan, watch)
+        )
         with self.use("vae") as vae:
             for sample, latents in enumerate(painted):
                 cache = None
@@ -151,6 +161,7 @@ class Engine:
                         new = x if i == 0 else x[:, window.known :]
                         _, pixels, is_finite, cache = programs.decode_latents(*vae, new, cache)
                         shown = pixels, is_finite
+                    watch.settle()
                     frames = np.array(shown[0])[0]
                     _check_shown(np.asarray(shown[1]), sample, sampling)
                     if i == 0 and given is not None:
@@ -164,7 +175,9 @@ class Engine:
                     programs.embed_text(graph, state, np.asarray([words], np.int32), None)
                 )
 
-    def _paint_samples(self, texts, written, seeds, sampling, prefix, plan) -> Iterator[Iterable]:
+    def _paint_samples(
+        self, texts, written, seeds, sampling, prefix, plan, watch
+    ) -> Iterator[Iterable]:
         """Of each sample its windows, their latents, and what is shown where that is known."""
         with contextlib.ExitStack() as parts:
             use = {
@@ -174,10 +187,10 @@ class Engine:
             }
             for context, segments, seed in zip(texts, written, seeds):
                 yield self.stage(
-                    self._paint_windows(use, context, segments, seed, sampling, prefix, plan)
+                    self._paint_windows(use, context, segments, seed, sampling, prefix, plan, watch)
                 )
 
-    def _paint_windows(self, use, context, segments, seed, sampling, prefix, plan):
+    def _paint_windows(self, use, context, segments, seed, sampling, prefix, plan, watch):
         """One window after the other; of what came before only what the next one needs is kept."""
         cfg = WindowSampling(
             num_inference_steps=sampling.num_inference_steps,
@@ -199,7 +212,8 @@ class Engine:
                 prefix = programs.encode_video(*use["vae"], tail)
             keys = fold(_keys(seed, PAINTING), i)
             semantic = ready[:, : window.size]
-            x = programs.paint(*use["denoiser"], context, semantic, prefix, keys, cfg)
+            window_inputs = programs.WindowInputs(context, semantic, prefix, keys, cfg)
+            x = self._paint_window(use["denoiser"], window_inputs, watch)
             if sampling.carry == "latents":
                 prefix = x[:, -self.prefix_latents :]
                 yield window, x, None
@@ -213,6 +227,19 @@ class Engine:
             tail = tail[:, -(STRIDE * (self.prefix_latents - 1) + 1) :]
             yield window, x, (pixels, is_finite)
 
+    def _paint_window(self, denoiser, given: programs.WindowInputs, watch: Watch) -> jax.Array:
+        """Latents `[b, t, h, w, z]` of a window, dispatched and not waited for."""
+        steps = subsampled_time_grid(given.cfg.num_inference_steps, self.num_timesteps)[:-1]
+        place = _place(denoiser[1])
+
+        def advance(carry, start, stop):
+            # Always from the same devices, or other ones would be another program.
+            carry = carry if place is None else jax.device_put(carry, place)
+            return programs.advance_window(*denoiser, given, carry, start, stop)
+
+        carry = watch.drive(advance, programs.begin_window(*denoiser, given), steps)
+        return programs.finish_window(*denoiser, given, carry)
+
     def encode(self, video: UInt8[np.ndarray, "f h w 3"]) -> Int[np.ndarray, " n"]:
         """Semantic tokens of frames in the model's size, a segment at a time."""
         frames = self.frames
@@ -224,6 +251,14 @@ class Engine:
         with self.use("semantic_tokenizer") as split:
             codes = [programs.encode_features(*split, piece) for piece in found]
         return np.concatenate([np.asarray(one)[0] for one in codes])
+
+
+def _place(state: Any) -> jax.sharding.NamedSharding | None:
+    """Whole on all devices that weights are split over; None where there is one."""
+    first = jax.tree.leaves(state)[0].sharding
+    if not isinstance(first, jax.sharding.NamedSharding) or first.mesh.size == 1:
+        return None
+    return jax.sharding.NamedSharding(first.mesh, jax.sharding.PartitionSpec())
 
 
 def _keys(seed: int, stream: int) -> jax.Array:

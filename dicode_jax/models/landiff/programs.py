@@ -6,17 +6,18 @@ width, n semantic tokens, g semantic frames, y x the grid of features, t latents
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dicode_jax.diffusion.samplers.base import Carry, Steps
 from dicode_jax.media.transforms import to_float, to_uint8
 from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3D, Cache
 from dicode_jax.models.landiff.dit import Denoiser
 from dicode_jax.models.landiff.features import features_of
-from dicode_jax.models.landiff.sampling import WindowSampling, sample_window
+from dicode_jax.models.landiff.sampling import WindowSampling, window_noise, window_steps
 from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizer
 from dicode_jax.models.t5 import T5Encoder
 from dicode_jax.typing import Array, Bool, Float, Int, UInt8
@@ -54,19 +55,55 @@ def semantic_latents(graphs, states, codes: Int[Array, "b n"]) -> Float[Array, "
     return made.semantic_latents(tokenizer.decode(codes))
 
 
-@program
-def paint(
-    graph,
-    state,
-    context: Float[Array, "b l e"],
-    semantic: Float[Array, "b t h w z"],
-    prefix: Float[Array, "b p h w z"] | None,
-    keys: Any,
-    cfg: WindowSampling,
-) -> Float[Array, "b t h w z"]:
-    """The scaled latents of a window."""
+class WindowInputs(NamedTuple):
+    """What all steps of a window are given.
+
+    Attributes:
+      context: Encoded text, `[b, l, e]`.
+      semantic: What steers, `[b, t, h, w, z]`.
+      prefix: Latents that are known, `[b, p, h, w, z]`; None for none.
+      keys: One for each video, `[b]`.
+      cfg: Settings.
+    """
+
+    context: Array
+    semantic: Array
+    prefix: Array | None
+    keys: Any
+    cfg: WindowSampling
+
+
+def _steps(graph, state, given: WindowInputs) -> Steps:
     denoiser: Denoiser = nnx.merge(graph, state)
-    return sample_window(denoiser, context, semantic, cfg, keys=keys, prefix=prefix)[0]
+    return window_steps(
+        denoiser,
+        given.context,
+        given.semantic,
+        given.cfg,
+        given.semantic.shape,
+        keys=given.keys,
+        prefix=given.prefix,
+    )
+
+
+@program
+def begin_window(graph, state, given: WindowInputs) -> Carry:
+    """What goes into the first step."""
+    return _steps(graph, state, given).begin(window_noise(given.keys, given.semantic))
+
+
+@program
+def advance_window(
+    graph, state, given: WindowInputs, carry: Carry, start: Int[Array, ""], stop: Int[Array, ""]
+) -> tuple[Carry, Int[Array, ""]]:
+    """Takes the steps from `start` to the one before `stop`; its other result says that it has."""
+    return _steps(graph, state, given).advance(carry, start, stop), stop + 0
+
+
+@program
+def finish_window(graph, state, given: WindowInputs, carry: Carry) -> Float[Array, "b t h w z"]:
+    """The scaled latents behind the last step."""
+    return _steps(graph, state, given).finish(carry)
 
 
 @program

@@ -10,7 +10,12 @@ import numpy as np
 
 from dicode_jax.diffusion.guidance import cosine_ramp, guide
 from dicode_jax.diffusion.guided import guided_denoise
-from dicode_jax.diffusion.samplers.base import per_sample_normal, sample
+from dicode_jax.diffusion.samplers.base import (
+    Steps,
+    make_steps,
+    per_sample_normal,
+    run_steps,
+)
 from dicode_jax.diffusion.samplers.subsampled import SubsampledDPM, subsampled_time_grid
 from dicode_jax.models.landiff.dit import Denoiser
 from dicode_jax.nn.rngs import fold
@@ -85,6 +90,78 @@ def guidance_ramp(cfg: WindowSampling, timesteps: np.ndarray) -> np.ndarray:
     return cosine_ramp(steps.tolist(), count, cfg.ramp_exponent)
 
 
+def window_noise(keys: Array, semantic: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
+    """What a window begins with, of one key for each sample; the shape is that of `semantic`."""
+    return per_sample_normal(keys, 0, semantic.shape[1:])
+
+
+def window_steps(
+    denoiser: Denoiser,
+    context: Float[Array, "b l e"],
+    semantic: Float[Array, "#b f h w c"],
+    cfg: WindowSampling,
+    shape: tuple[int, ...],
+    *,
+    keys: Array | None,
+    prefix: Float[Array, "b p h w c"] | None = None,
+    noise: Float[Array, "s b f h w c"] | None = None,
+) -> Steps:
+    """The steps of `sample_window`, whose arguments and errors these are, to be taken some at a
+    time.
+
+    Args:
+      shape: Of the latents, `[b, f, h, w, c]`.
+    """
+    num_known = 0 if prefix is None else prefix.shape[1]
+    wanted = (shape[0], num_known, *shape[2:])
+    if prefix is not None and (prefix.shape != wanted or not 0 < num_known < shape[1]):
+        raise ValueError(
+            f"a prefix leaves at least one frame of a window {shape}, got {prefix.shape}"
+        )
+    schedule = denoiser.cfg.schedule
+    grid = subsampled_time_grid(cfg.num_inference_steps, schedule.num_timesteps)
+    semantic = jnp.broadcast_to(semantic, shape)
+    branches = [(context, semantic)]
+    if cfg.is_guided:
+        branches.append((jnp.zeros_like(context), semantic))
+    ramp = jnp.asarray(guidance_ramp(cfg, grid[:-1]), jnp.float32)
+
+    def join(outputs, step):
+        return guide(outputs[0], outputs[1], 1.0 + cfg.guidance_scale * ramp[step])
+
+    sampler = SubsampledDPM(schedule=schedule)
+    signals, hidden = _prefix_levels(sampler, cfg.history_noise, grid), None
+    if prefix is not None and cfg.history_noise:
+        if keys is None:
+            raise ValueError("history_noise needs keys (one per sample)")
+        hidden = per_sample_normal(keys, 2, prefix.shape[1:])
+
+    def put_prefix(x, step):
+        if prefix is None:
+            return x
+        shown = prefix
+        if hidden is not None:
+            signal = jnp.asarray(signals, jnp.float32)[step]
+            noised = signal * prefix + jnp.sqrt(1 - signal**2) * hidden
+            shown = jnp.where(step < len(grid) - 1, noised, prefix)
+        return x.at[:, :num_known].set(shown.astype(x.dtype))
+
+    return make_steps(
+        guided_denoise(
+            lambda x, times, condition: denoiser(x, times, *condition),
+            branches,
+            join,
+            batched=cfg.batch_guidance,
+        ),
+        sampler,
+        shape,
+        grid,
+        keys=None if keys is None else fold(keys, 1),
+        noise=noise,
+        project=None if prefix is None else put_prefix,
+    )
+
+
 def sample_window(
     denoiser: Denoiser,
     context: Float[Array, "b l e"],
@@ -122,56 +199,11 @@ def sample_window(
     if x_init is None:
         if keys is None:
             raise ValueError("sampling needs keys (one per sample) or x_init")
-        x_init = per_sample_normal(keys, 0, semantic.shape[1:])
-    num_known = 0 if prefix is None else prefix.shape[1]
-    wanted = (x_init.shape[0], num_known, *x_init.shape[2:])
-    if prefix is not None and (prefix.shape != wanted or not 0 < num_known < x_init.shape[1]):
-        raise ValueError(
-            f"a prefix leaves at least one frame of a window {x_init.shape}, got {prefix.shape}"
-        )
-    schedule = denoiser.cfg.schedule
-    grid = subsampled_time_grid(cfg.num_inference_steps, schedule.num_timesteps)
-    semantic = jnp.broadcast_to(semantic, x_init.shape)
-    branches = [(context, semantic)]
-    if cfg.is_guided:
-        branches.append((jnp.zeros_like(context), semantic))
-    ramp = jnp.asarray(guidance_ramp(cfg, grid[:-1]), jnp.float32)
-
-    def join(outputs, step):
-        return guide(outputs[0], outputs[1], 1.0 + cfg.guidance_scale * ramp[step])
-
-    sampler = SubsampledDPM(schedule=schedule)
-    signals, hidden = _prefix_levels(sampler, cfg.history_noise, grid), None
-    if prefix is not None and cfg.history_noise:
-        if keys is None:
-            raise ValueError("history_noise needs keys (one per sample)")
-        hidden = per_sample_normal(keys, 2, prefix.shape[1:])
-
-    def put_prefix(x, step):
-        if prefix is None:
-            return x
-        shown = prefix
-        if hidden is not None:
-            signal = jnp.asarray(signals, jnp.float32)[step]
-            noised = signal * prefix + jnp.sqrt(1 - signal**2) * hidden
-            shown = jnp.where(step < len(grid) - 1, noised, prefix)
-        return x.at[:, :num_known].set(shown.astype(x.dtype))
-
-    return sample(
-        guided_denoise(
-            lambda x, times, condition: denoiser(x, times, *condition),
-            branches,
-            join,
-            batched=cfg.batch_guidance,
-        ),
-        sampler,
-        x_init.astype(jnp.float32),
-        grid,
-        keys=None if keys is None else fold(keys, 1),
-        noise=noise,
-        project=None if prefix is None else put_prefix,
-        return_trajectory=return_trajectory,
+        x_init = window_noise(keys, semantic)
+    steps = window_steps(
+        denoiser, context, semantic, cfg, x_init.shape, keys=keys, prefix=prefix, noise=noise
     )
+    return run_steps(steps, steps.begin(x_init.astype(jnp.float32)), return_trajectory)
 
 
 def _prefix_levels(sampler: SubsampledDPM, timestep: int, grid: np.ndarray) -> np.ndarray:

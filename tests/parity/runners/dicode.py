@@ -27,6 +27,7 @@ from dicode_jax.errors import OptionGone
 from dicode_jax.models.dicode import decoder as decoding
 from dicode_jax.models.dicode.decoder import ClipDecoder
 from dicode_jax.pipelines import dicode as pipelines_dicode
+from dicode_jax.pipelines import dicode_programs, painting
 from dicode_jax.stages.dicode import tokenizer_loss as training
 from parity.harness import Check, LeftOut, runner
 from parity.runners.language import byte_ids
@@ -414,15 +415,16 @@ def through_pipeline(decoder, tokens, noise, cfg):
         for clip in range(len(tokens) - 1)
     }
 
-    def decode_clip(decoder, pair, keys, sampling):
-        own = noise_of[data(keys)]
-        branches = decoding.clip_conditions(decoder, pair, sampling)
-        return step_by_step(decoder, branches, sampling, own[0], own[1:])[0]
+    def denoise(graphs, states, rows, *, shared, **_):
+        given, carry = rows["given"], rows["carry"]
+        own = noise_of[data(dicode_programs._keys(given))]
+        x = step_by_step(decoder, given["conditions"], shared[0], own[0], own[1:])[0]
+        return carry._replace(state=carry.state._replace(x=x)), x
 
-    with (
-        mock.patch.object(pipelines_dicode, "decode_clip", decode_clip),
-        mock.patch.object(pipelines_dicode, "_decode", pipelines_dicode._decode.__wrapped__),
-    ):
+    programs = painting.Programs(
+        dicode_programs._prepare.__wrapped__, denoise, dicode_programs._decode.__wrapped__
+    )
+    with mock.patch.object(pipelines_dicode, "PIXELS", programs):
         return pipe.decode(tokens, seed=5, clips_per_batch=1)
 
 
