@@ -71,8 +71,7 @@ def inflated(x: Array) -> Array:
     """A kernel [t, h, w, c, o] of which the present frame has all; another array as it is."""
     if x.ndim != 5:
         return x
-    x = np.asarray(x)
-    return np.concatenate([np.zeros_like(x[1:]), x.sum(axis=0, keepdims=True)])
+    return jnp.concatenate([jnp.zeros_like(x[1:]), x.sum(axis=0, keepdims=True)])
 
 
 def reader(config: VAE3DTrainConfig, crop_size: int | None = None) -> WindowReader:
