@@ -21,6 +21,7 @@ class VAE3DTrainConfig(RunConfig):
       inflate: `init` has seen single frames alone, where all places of a kernel along time see the
         same: their sum is put on the present frame, and zeros on those before, so that a clip
         starts as frames that know nothing of each other (Yu et al., arXiv 2310.05737).
+      train_encoder: Whether the encoder learns; without, latents stay what a denoiser has learned.
       lpips: Folder of a converted LPIPS; None weighs edges in its place.
       crop_size: Side of the random squares of a clip that are learned from; None takes all of it.
         Validation and sheets always see all.
@@ -35,6 +36,7 @@ class VAE3DTrainConfig(RunConfig):
     model: AutoencoderCausal3DConfig = AutoencoderCausal3DConfig()
     init: str | None = None
     inflate: bool = False
+    train_encoder: bool = True
     lpips: str | None = None
     crop_size: int | None = None
     squared_weight: float = 1.0
@@ -47,6 +49,8 @@ class VAE3DTrainConfig(RunConfig):
         self.model.num_latents(self.data.num_frames)
         if self.inflate and self.init is None:
             raise ValueError("inflate changes what init names, and it names nothing")
+        if not self.train_encoder and (self.init is None or self.inflate):
+            raise ValueError("an encoder that stays is that of init, which inflate would change")
         for name in ("frame_size", "crop_size"):
             size, step = getattr(self, name), self.model.downsampling
             if size is not None and (size < step or size % step):

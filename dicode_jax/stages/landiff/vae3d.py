@@ -4,6 +4,7 @@ The release has no training of it; this is ours: what is decoded goes through th
 painting, so that norms pool over as much as they will then. The encoder sees the whole clip.
 """
 
+import dataclasses
 import functools
 import pathlib
 
@@ -60,7 +61,9 @@ def make_stage(config: VAE3DTrainConfig) -> Stage:
         config=config,
         create=lambda rngs: Trained(config, rngs=rngs),
         load=load,
-        is_trained=lambda path, _: path[0] == "vae",
+        is_trained=lambda path, _: (
+            path[0] == "vae" and (config.train_encoder or path[1] != "encoder")
+        ),
         loss_fn=functools.partial(loss_fn, config),
         batch_shapes=lambda b: {"video": jax.ShapeDtypeStruct((b, *clip), jnp.uint8)},
         export=functools.partial(export, config),
@@ -107,9 +110,16 @@ def loss_fn(
 def export(config: VAE3DTrainConfig, model: Trained, folder: pathlib.Path) -> None:
     """Writes the VAE; its config holds the scale that gives latents of held-out data variance 1.
 
+    An encoder that stayed as it was keeps its scale too.
+
     Raises:
       UserError: The data set is not there any more, or all its latents are the same number.
     """
+    if config.init is not None and not config.train_encoder:
+        stored = parts.stored_config(config.init, AutoencoderCausal3DConfig)
+        cfg = dataclasses.replace(config.model, scale_factor=stored.scale_factor)
+        weights.save_module(folder, model.vae, cfg)
+        return
     run = jit_local(means)
 
     def encode(batch):  # one after the other, as whole clips take memory

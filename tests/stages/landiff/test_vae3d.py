@@ -134,6 +134,24 @@ def test_what_learned_single_frames_sees_each_frame_alone_when_it_is_inflated(mo
         dataclasses.replace(CONFIG, inflate=True)
 
 
+def test_an_encoder_that_stays_keeps_its_scale(model, tmp_path):
+    weights.save_module(tmp_path / "old", model.vae, dataclasses.replace(MODEL, scale_factor=0.7))
+    config = dataclasses.replace(CONFIG, init=str(tmp_path / "old"), train_encoder=False)
+    vae3d.export(config, model, tmp_path / "new")
+    stored = weights.load_module(tmp_path / "new", AutoencoderCausal3D, AutoencoderCausal3DConfig)
+    assert stored[1].scale_factor == 0.7
+
+
+def test_an_encoder_that_stays_is_left_out_of_what_learns():
+    stage = build_stage(dataclasses.replace(CONFIG, init="x", train_encoder=False))
+    _, trained, frozen = nnx.split(blank(stage.create), stage.is_trained, ...)
+    assert {path[1] for path, _ in nnx.to_flat_state(trained)} == {"decoder"}
+    assert {path[1] for path, _ in nnx.to_flat_state(frozen)} == {"encoder"}
+    for change in ({}, {"init": "x", "inflate": True}):
+        with pytest.raises(ValueError, match="an encoder that stays is that of init"):
+            dataclasses.replace(CONFIG, train_encoder=False, **change)
+
+
 def test_psnr_ends_a_hundred_decibels_below_the_span():
     np.testing.assert_allclose(pixel_losses.psnr(jnp.zeros((2, 3)), 2.0), 100.0)
     np.testing.assert_allclose(pixel_losses.psnr(jnp.full((2, 3), 0.2), 2.0), 20.0, rtol=1e-6)
