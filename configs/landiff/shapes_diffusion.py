@@ -6,7 +6,7 @@ python -m train.landiff_diffusion --config configs/landiff/shapes_diffusion.py \
 
 There is no base to keep, so that base and control learn together, from drawn weights: the linear
 layers between the two each feed the next, and starting at zero they would learn one after another.
-Not trained yet.
+@DIT@
 """
 
 from configs.landiff.shapes_lm import CODES, FRAMES, TEXT
@@ -68,9 +68,14 @@ def get_config() -> DiffusionTrainConfig:
         text_guidance=2.0,
         motion_score=0.3,
         optim=OptimConfig(
-            optimizer="muon", lr=3e-3, warmup_steps=100, schedule="wsd", weight_decay=0.0
+            optimizer="muon",
+            lr=3e-3,
+            warmup_steps=100,
+            schedule="wsd",
+            decay_steps=400,
+            weight_decay=0.0,
         ),
-        num_steps=6000,
+        num_steps=1700,
         batch_size=8,
         ema_decay=0.998,
     )
