@@ -27,11 +27,15 @@ def generate(args: argparse.Namespace, folder: pathlib.Path, image=None, last_im
         shared.say(f"{args.video}: goes on from the last {count} of its {len(given)} frames")
         given = given[-count:]
     scale = asked.get("guidance_scale", pipe.config.sampling.guidance_scale)
-    size = pipe.cache_bytes(args.num_clips, is_guided=scale != 1)
-    shared.say(f"the language model takes {size / 1e6:.4g} MB for what it has written")
     label = args.prompt or pathlib.Path(str(args.image or args.video)).name
     asked |= {"image": image, "video": given, "num_clips": args.num_clips}
-    paint = lambda progress: pipe.stream(args.prompt, progress=progress, **asked)  # noqa: E731
+
+    def paint(progress):
+        clips = pipe.stream(args.prompt, progress=progress, **asked)
+        size = pipe.cache_bytes(args.num_clips, is_guided=scale != 1)
+        shared.say(f"the language model takes {size / 1e6:.4g} MB for what it has written")
+        return clips
+
     shared.write(args, pipe, paint, args.num_clips, start, label, fps=pipe.config.fps)
 
 

@@ -275,7 +275,7 @@ class Pipeline:
         text = cls._read_text(folder, {name: part.cfg for name, part in parts.items()})
         metadata = {name: weights.read_metadata(folder / name) for name in parts}
         pipe = cls._assemble(parts, config=config, text=text, metadata=metadata, **known)
-        pipe.name = _called(path_or_name, revision, folder)
+        pipe.name = hub.called(path_or_name, revision, folder)
         return pipe
 
     @classmethod
@@ -516,25 +516,3 @@ def _version() -> str:
         return importlib.metadata.version("dicode-jax")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
-
-
-def _called(asked: Any, revision: str | None, folder: pathlib.Path) -> str:
-    """A name that finds the model again, and tells no more of this machine than was typed."""
-    if asked is None:
-        return folder.name
-    name = str(asked)
-    if pathlib.Path(asked).is_absolute():  # as `load` names it, which has found it
-        is_snapshot = folder.parent.name == "snapshots"  # of the Hub: models--owner--name
-        repository = folder.parents[1].name.removeprefix("models--").replace("--", "/", 1)
-        name = f"{repository}@{folder.name}" if is_snapshot else folder.name
-    return name if revision is None else f"{name}@{revision}"
-
-
-def gathered(clips: Iterator[np.ndarray], count: int) -> np.ndarray:
-    """Arrays of one shape, `[count, ...]`; no second copy is made."""
-    first = next(clips)
-    whole = np.empty((count, *first.shape), first.dtype)
-    whole[0] = first
-    for i, clip in enumerate(clips, 1):
-        whole[i] = clip
-    return whole

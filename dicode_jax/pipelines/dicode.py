@@ -150,7 +150,7 @@ class DiCoDePipeline(base.Pipeline):
         settings = {"num_frames": num_frames, "clips_per_batch": batch, **given, **call.listeners}
         if call.output_type == "latent":
             clips = self.decode_stream(ends, seed=call.seeds, result="latents", **settings)
-            latents = base.gathered((x.frames for x in clips), len(tokens) * call.num_clips)
+            latents = painting.gathered((x.frames for x in clips), len(tokens) * call.num_clips)
             return calls.Answer(latents=latents.reshape(len(tokens), -1, *latents.shape[2:]))
         clips = self.decode_stream(ends, seed=call.seeds, **settings)
         frames = call.gather(clips, len(tokens) * call.num_clips)
@@ -420,7 +420,7 @@ class DiCoDePipeline(base.Pipeline):
             )
         count = int(np.prod(batch)) * (k - 1)
         told = clips if progress is None else calls.counted(clips, count, progress)
-        frames = base.gathered((clip.frames for clip in told), count)
+        frames = painting.gathered((clip.frames for clip in told), count)
         return frames.reshape(*batch, -1, *frames.shape[2:])
 
     def decode_stream(

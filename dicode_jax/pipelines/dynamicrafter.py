@@ -151,7 +151,7 @@ class DynamiCrafterPipeline(base.Pipeline):
             **settings,
         )
         if is_latent:
-            return calls.Answer(latents=base.gathered(clips, len(prompts)))
+            return calls.Answer(latents=painting.gathered(clips, len(prompts)))
         parts = (Clip(i, 0, frames) for i, frames in enumerate(clips))
         return calls.Answer(frames=call.gather(parts, len(prompts)))
 
@@ -176,7 +176,7 @@ class DynamiCrafterPipeline(base.Pipeline):
             images, prompt, lasts, seed, clips_per_batch, "latents", self._watch(None, None),
             **changes,
         )  # fmt: skip
-        return base.gathered(painted, len(images))
+        return painting.gathered(painted, len(images))
 
     def _videos(
         self,

@@ -268,3 +268,13 @@ def batched(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
+
+
+def gathered(clips: Iterator[np.ndarray], count: int) -> np.ndarray:
+    """Arrays of one shape, `[count, ...]`; no second copy is made."""
+    first = next(clips)
+    whole = np.empty((count, *first.shape), first.dtype)
+    whole[0] = first
+    for i, clip in enumerate(clips, 1):
+        whole[i] = clip
+    return whole

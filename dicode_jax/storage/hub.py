@@ -247,3 +247,15 @@ def _files_of_model(folder: pathlib.Path) -> list[str]:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def called(asked: Any, revision: str | None, folder: pathlib.Path) -> str:
+    """A name that finds the model again, and tells no more of this machine than was typed."""
+    if asked is None:
+        return folder.name
+    name = str(asked)
+    if pathlib.Path(asked).is_absolute():  # as `load` names it, which has found it
+        is_snapshot = folder.parent.name == "snapshots"  # of the Hub: models--owner--name
+        repository = folder.parents[1].name.removeprefix("models--").replace("--", "/", 1)
+        name = f"{repository}@{folder.name}" if is_snapshot else folder.name
+    return name if revision is None else f"{name}@{revision}"

@@ -314,6 +314,8 @@ def loss_fn(
 ) -> tuple[Array, dict[str, Array]]:
     """Error of v; `last` is that of the last latent, which no prefix holds.
 
+    With a `semantic_weight` the error of the semantic latents counts too, `semantic`.
+
     Args:
       deterministic: Drop no text.
     """
@@ -329,7 +331,11 @@ def loss_fn(
         context = jnp.where(is_dropped[:, None, None], 0, context)
     has_prefix = draw(jax.random.uniform, prefix_keys, (b,)) < config.prefix_share
     clean = has_prefix[:, None] & (jnp.arange(f) < config.num_known)
-    return denoising_loss(model.denoiser, latents, context, semantic, times, noise, clean)
+    loss, metrics = denoising_loss(model.denoiser, latents, context, semantic, times, noise, clean)
+    if config.semantic_weight:
+        metrics["semantic"] = jnp.square(semantic.astype(jnp.float32) - latents).mean()
+        loss += config.semantic_weight * metrics["semantic"]
+    return loss, metrics
 
 
 def denoising_loss(

@@ -131,6 +131,9 @@ class DiffusionTrainConfig(RunConfig):
       prefix_share: Share of the windows with a prefix, whose other latents alone are learned.
       window_step: Latents between the starts of the windows of a video; 0 takes the first alone.
       text_dropout: Share of the windows that see zeros in place of their text.
+      semantic_weight: Weight of the squared error of the semantic latents themselves, as a guess of
+        the clean ones. Ours, for models without a base: what the control branch adds to the noise
+        is worth something then before the rest has learned to ask for it.
       sample_steps: Sampling steps of sample sheets, and by default of what is exported.
       sample_guidance: By how much guidance exceeds 1 at most there; in what is exported too.
       text_guidance, motion_score: Of the language model, by default in what is exported.
@@ -151,6 +154,7 @@ class DiffusionTrainConfig(RunConfig):
     prefix_share: float = 0.5
     window_step: int = 0
     text_dropout: float = 0.1
+    semantic_weight: float = 0.0
     sample_steps: int = 50
     sample_guidance: float = 6.0
     text_guidance: float = 7.5
@@ -160,6 +164,8 @@ class DiffusionTrainConfig(RunConfig):
         super().__post_init__()
         _check_share(self, "text_dropout")
         dit, grid = self.model.dit, self.semantic.grid
+        if not 0 <= self.semantic_weight < math.inf:
+            raise ValueError(f"semantic_weight must not be negative, got {self.semantic_weight}")
         if not 0 <= self.prefix_share <= 1:
             raise ValueError(f"prefix_share must be in [0, 1], got {self.prefix_share}")
         if dit.num_frames % 2 == 0:

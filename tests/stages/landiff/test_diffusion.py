@@ -309,6 +309,22 @@ def test_what_is_written_is_gone_on_from(named, tmp_path):
         build_stage(dataclasses.replace(again, model=wider)).load()
 
 
+def test_semantic_latents_are_pulled_towards_the_clean_ones_where_that_has_a_weight(named):
+    batch, keys = random_batch(named), jax.random.split(jax.random.key(0), 3)
+    painter = random_module(lambda: diffusion.Painter(named, rngs=ShapeRngs()))
+    plain, metrics = diffusion.loss_fn(named, painter, batch, keys)
+    assert "semantic" not in metrics
+    pulled, metrics = diffusion.loss_fn(
+        dataclasses.replace(named, semantic_weight=0.5), painter, batch, keys
+    )
+    _, semantic = diffusion.conditions(named, painter, batch)
+    want = np.mean((np.asarray(semantic) - np.asarray(batch["latents"], np.float32)) ** 2)
+    np.testing.assert_allclose(metrics["semantic"], want, rtol=1e-5)
+    np.testing.assert_allclose(pulled - plain, 0.5 * want, rtol=1e-3)
+    with pytest.raises(ValueError, match="semantic_weight must not be negative"):
+        dataclasses.replace(named, semantic_weight=-1.0)
+
+
 def test_what_is_written_is_a_pipeline_when_all_parts_are_named(named, models, tmp_path):
     shutil.copytree(models, tmp_path / "lm" / "model")
     root = tmp_path / "lm" / "model"
