@@ -1,4 +1,4 @@
-# make demo    a prompt to a video, and a video through the tokenizer and back; with MODEL=ar-shapes a short and a long video
+# make demo    a prompt to a video, and a video through the tokenizer and back; with MODEL=ar-shapes or landiff-shapes a short and a long video
 # make test    lint, types and all tests but the long ones
 # make long    the tests that `make test` leaves out, of which shorter ones hold most
 # make quick   the tests of what a change breaks first, about five minutes on two cores
@@ -66,7 +66,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-shapes demo-ar-shapes test test-app browse long types quick gate lowest dist docs notebooks audit clean
+.PHONY: help demo demo-shapes demo-ar-shapes demo-landiff-shapes test test-app browse long types quick gate lowest dist docs notebooks audit clean
 
 help:
 	@sed -n '1,23s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -110,6 +110,15 @@ demo-ar-shapes: $(VENV)/.installed-core
 	  echo "$$frames frames: $$DEMO_PROMPT"; \
 	  $(BIN)/dicode generate --model $(MODEL) --seed $(SEED) --steps $(STEPS) --num-frames $$frames \
 	    --out "$$DEMO_OUT/frames$$frames.mp4" --sheet "$$DEMO_OUT/frames$$frames.png" -- "$$DEMO_PROMPT" || exit; \
+	done
+
+# LanDiff: a video of one window, and one of five.
+demo-landiff-shapes: $(VENV)/.installed-core
+	@mkdir -p "$$DEMO_OUT"
+	@for clips in 1 5; do \
+	  echo "$$clips window(s): $$DEMO_PROMPT"; \
+	  $(BIN)/dicode generate --model $(MODEL) --seed $(SEED) --num-clips $$clips \
+	    --out "$$DEMO_OUT/windows$$clips.mp4" --sheet "$$DEMO_OUT/windows$$clips.png" -- "$$DEMO_PROMPT" || exit; \
 	done
 
 demo-shapes: $(VENV)/.installed-core
@@ -170,6 +179,8 @@ gate: $(VENV)/.installed-core
 	  color=0.95 shape=0.95 motion=0.8 background=0.95 size=0.75 all=0.7 "all, and in every frame=0.55"
 	@$(BIN)/dicode evaluate ar-shapes --suite shapes --num 32 --lag 0 --out outputs/gate/ar-shapes --at-least \
 	  color=0.9 shape=0.8 motion=0.75 background=0.95 size=0.8 all=0.7 "all, and in every frame=0.33"
+	@$(BIN)/dicode evaluate landiff-shapes --suite shapes --num 32 --out outputs/gate/landiff-shapes --at-least \
+	  color=0.9 shape=0.3 motion=0.5 background=0.9
 
 lowest:
 	@pins=$$("$(PYTHON)" -c '$(LOWEST)') && \

@@ -26,7 +26,7 @@ def parts() -> dict[str, pathlib.Path]:
 
 def _folders() -> dict[str, pathlib.Path]:
     root = pathlib.Path(str(importlib.resources.files(ASSETS)))
-    return {path.parent.name: path.parent for path in root.glob(f"*/{CONFIG_FILE}")}
+    return {path.parent.name: path.parent for path in sorted(root.glob(f"*/{CONFIG_FILE}"))}
 
 
 def _is_pipeline(folder: pathlib.Path) -> bool:

@@ -45,7 +45,7 @@ def test_what_works_is_said_and_nobody_is_asked(capsys, monkeypatch):
     assert (status, err) == (0, "")
     assert "x cpu (cpu)" in said["devices"]
     assert said["video"] == ".mp4, .gif, .webp are written and read"
-    counts = {"shapes": 8, "ar-shapes": 5, "shapes_features": 2}
+    counts = {"ar-shapes": 5, "landiff-shapes": 17, "shapes": 8, "shapes_features": 2}
     wanted = [f"{name} ({count} files as packaged)" for name, count in counts.items()]
     assert said["models"] == ", ".join(wanted)
     assert "not asked" in said["hub"]
