@@ -12,6 +12,7 @@ from dicode_jax.data import shapes_world
 from dicode_jax.data.clips import read_clip, read_whole
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.records import BrokenRecord, Record
+from dicode_jax.data.sources.shapes import frame_labels
 from dicode_jax.media.video import KEYFRAME_INTERVAL
 
 SCENE_SECONDS = 20.0  # of a scene, in which `clip_start="random"` chooses
@@ -47,18 +48,21 @@ class WindowReader:
 
     Attributes:
       crop_size: Side of a random square of the clip that is taken; None takes all of it.
+      has_labels: Adds `labels` int32 [3], see `frame_labels`: all records are scenes.
     """
 
     data: DataConfig
     frame_size: int
     crop_size: int | None = None
+    has_labels: bool = False
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         video, size = read_window(record, self.data, self.frame_size, rng), self.crop_size
-        if size is None:
-            return {"video": video}
-        top, left = (int(rng.integers(side - size + 1)) for side in video.shape[1:3])
-        return {"video": video[:, top : top + size, left : left + size]}
+        if size is not None:
+            top, left = (int(rng.integers(side - size + 1)) for side in video.shape[1:3])
+            video = video[:, top : top + size, left : left + size]
+        labels = {"labels": frame_labels(record.media)} if self.has_labels else {}
+        return {"video": video} | labels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -80,6 +80,9 @@ class SemanticTokenizerTrainConfig(RunConfig):
       revive_below: A code that fewer vectors of a batch go to, on average, becomes one of them.
       kmeans_rounds: Rounds of k-means on the vectors of the first step, which start the codes; that
         step itself learns from tokens as they are.
+      probe_weight: Weight of the cross-entropy of linear probes, not exported, that tell from the
+        mean of a frame's features behind the codes what a scene of the shapes world shows. Ours:
+        what changes features little, such as an outline, takes no code otherwise.
     """
 
     data: DataConfig = DataConfig(num_frames=49)
@@ -90,6 +93,7 @@ class SemanticTokenizerTrainConfig(RunConfig):
     code_decay: float = 0.8
     revive_below: float = 2.0
     kmeans_rounds: int = 10
+    probe_weight: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
@@ -101,10 +105,11 @@ class SemanticTokenizerTrainConfig(RunConfig):
             )
         if not 0 <= self.code_decay < 1:
             raise ValueError(f"code_decay must be in [0, 1), got {self.code_decay}")
-        if self.commitment_weight < 0 or self.revive_below < 0 or self.kmeans_rounds < 1:
-            raise ValueError(
-                "commitment_weight and revive_below must not be negative, kmeans_rounds at least 1"
-            )
+        for name in ("commitment_weight", "revive_below", "probe_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.kmeans_rounds < 1:
+            raise ValueError(f"kmeans_rounds must be at least 1, got {self.kmeans_rounds}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

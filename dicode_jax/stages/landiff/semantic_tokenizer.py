@@ -29,8 +29,9 @@ from dicode_jax.models.landiff.features import (
 from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizer, SemanticTokenizerConfig
 from dicode_jax.models.vit import ViT, ViTConfig
 from dicode_jax.nn.codebook import Codebook, averaged, revived, rotate, start
+from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.quantizer import nearest
-from dicode_jax.stages import parts
+from dicode_jax.stages import parts, probes
 from dicode_jax.stages.landiff.config import SemanticTokenizerTrainConfig
 from dicode_jax.storage import packaged, weights
 from dicode_jax.training.stage import STATISTICS, Path, Stage
@@ -47,6 +48,8 @@ class Trained(nnx.Module):
         self.tokenizer = SemanticTokenizer(cfg, dtype=dtype, rngs=rngs)
         self.counts = nnx.Param(jnp.zeros(cfg.codebook_size))
         self.sums = nnx.Param(jnp.zeros((cfg.codebook_size, cfg.code_dim)))
+        classes = probes.CLASSES if config.probe_weight else ()
+        self.probes = nnx.List([Linear(cfg.feature_dim, n, rngs=rngs) for n in classes])
         of_encoder = encoder_config(features_folder(config))
         make: Any = ViT if isinstance(of_encoder, ViTConfig) else CLIPVision
         self.encoder = make(of_encoder, dtype=dtype, rngs=rngs)
@@ -78,13 +81,23 @@ def tokenizer_folder(folder: str | pathlib.Path) -> pathlib.Path:
 
 
 def make_stage(config: SemanticTokenizerTrainConfig) -> Stage:
-    """Batches are `video` uint8 [b, f, h, w, 3].
+    """Batches are `video` uint8 [b, f, h, w, 3]; for probes also `labels` int32 [b, p].
 
     Raises:
-      UserError: The encoder is not there, or gives other features than the model takes.
+      UserError: The encoder is not there, or gives other features than the model takes; or nobody
+        knows what the probes are to tell.
     """
     _check_features(config)
+    if config.probe_weight:
+        probes.check_labels(config.data)
     clip = parts.image_shape(config, config.data.num_frames)
+
+    def batch_shapes(b: int) -> dict[str, jax.ShapeDtypeStruct]:
+        shapes = {"video": jax.ShapeDtypeStruct((b, *clip), jnp.uint8)}
+        if config.probe_weight:
+            shapes["labels"] = jax.ShapeDtypeStruct((b, len(probes.CLASSES)), jnp.int32)
+        return shapes
+
     return Stage(
         name="landiff_tokenizer",
         config=config,
@@ -92,7 +105,7 @@ def make_stage(config: SemanticTokenizerTrainConfig) -> Stage:
         load=functools.partial(load, config),
         is_trained=lambda path, _: path[0] != "encoder",
         loss_fn=functools.partial(loss_fn, config),
-        batch_shapes=lambda b: {"video": jax.ShapeDtypeStruct((b, *clip), jnp.uint8)},
+        batch_shapes=batch_shapes,
         export=functools.partial(export, config),
         update=functools.partial(update, config),
     )
@@ -100,7 +113,9 @@ def make_stage(config: SemanticTokenizerTrainConfig) -> Stage:
 
 def reader(config: SemanticTokenizerTrainConfig) -> WindowReader:
     """Reads the clips of a run."""
-    return WindowReader(data=config.data, frame_size=config.frame_size)
+    return WindowReader(
+        data=config.data, frame_size=config.frame_size, has_labels=bool(config.probe_weight)
+    )
 
 
 def _check_features(config: SemanticTokenizerTrainConfig) -> None:
@@ -174,7 +189,15 @@ def loss_fn(
         "perplexity": book.perplexity,
         STATISTICS: {"vectors": jax.lax.stop_gradient(x), "ids": ids},
     }
-    return mse + config.commitment_weight * commitment, metrics
+    loss = mse + config.commitment_weight * commitment
+    if config.probe_weight:
+        of_frame = made.mean((2, 3))
+        labels = jnp.repeat(batch["labels"], of_frame.shape[1], axis=0)
+        flat = rearrange(of_frame, "b f c -> (b f) c")
+        unsure, right = probes.probe_loss([probe(flat) for probe in model.probes], labels)
+        loss += config.probe_weight * unsure
+        metrics |= right
+    return loss, metrics
 
 
 def update(

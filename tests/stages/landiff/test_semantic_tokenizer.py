@@ -11,6 +11,7 @@ from flax import nnx
 
 from dicode_jax import config as config_lib
 from dicode_jax.data.config import DataConfig
+from dicode_jax.data.sources.shapes import ShapesSource, frame_labels
 from dicode_jax.errors import UserError
 from dicode_jax.media.transforms import to_float
 from dicode_jax.models.clip import CLIPVision, CLIPVisionConfig
@@ -214,3 +215,34 @@ def test_an_encoder_that_does_not_fit_is_refused(config, tmp_path):
 def test_a_config_that_cannot_be_is_refused(change, said):
     with pytest.raises(ValueError, match=said):
         dataclasses.replace(CONFIG, **change)
+
+
+def test_probes_teach_what_scenes_show_and_are_not_exported(config, tmp_path):
+    config = dataclasses.replace(config, probe_weight=5.0, optim=OptimConfig(lr=2e-2))
+    prepared = prepare(build_stage(config), make_mesh(ShardingConfig(), jax.devices()[:1]))
+    read = semantic_tokenizer.reader(config)
+    source = ShapesSource(seed=0, split="train")
+    records = [source.record(i) for i in range(8)]
+    clips = [read(record, np.random.default_rng(0)) for record in records]
+    known = {name: np.stack([clip[name] for clip in clips]) for name in clips[0]}
+    np.testing.assert_array_equal(known["labels"][3], frame_labels(records[3].media))
+    state, told = prepared.state, []
+    for _ in range(60):
+        state, found = prepared.train_step(state, known)
+        told.append({name: float(x) for name, x in found.items()})
+    for name in ("color", "shape", "background"):
+        assert 0 <= told[0][f"probe_{name}"] <= 1
+    assert told[-1]["probe_loss"] < 0.8 * told[0]["probe_loss"]
+    without = dataclasses.replace(config, probe_weight=0.0)
+    plain = prepare(build_stage(without), prepared.mesh)
+    _, found = plain.train_step(plain.state, {"video": known["video"]})
+    mse = told[0]["loss"] - told[0]["commitment"] - 5 * told[0]["probe_loss"]
+    np.testing.assert_allclose(float(found["loss"]), mse, rtol=1e-5)
+    prepared.stage.export(prepared.model_of(state), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features", "tokenizer"]
+
+
+def test_probes_of_unknown_videos_are_refused(config, tmp_path):
+    data = DataConfig(path=str(tmp_path), kind="folder", num_frames=9)
+    with pytest.raises(UserError, match="--probe-weight 0"):
+        build_stage(dataclasses.replace(config, data=data, probe_weight=0.1))
