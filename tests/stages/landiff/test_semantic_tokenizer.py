@@ -238,7 +238,7 @@ def test_probes_teach_what_scenes_show_and_are_not_exported(config, tmp_path):
     _, found = plain.train_step(plain.state, {"video": known["video"]})
     mse = told[0]["loss"] - told[0]["commitment"] - 5 * told[0]["probe_loss"]
     np.testing.assert_allclose(float(found["loss"]), mse, rtol=1e-5)
-    prepared.stage.export(prepared.model_of(state), tmp_path)
+    build_stage(config).export(prepared.model_of(state), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features", "tokenizer"]
 
 
