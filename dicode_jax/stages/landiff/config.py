@@ -83,6 +83,8 @@ class SemanticTokenizerTrainConfig(RunConfig):
       probe_weight: Weight of the cross-entropy of linear probes, not exported, that tell from the
         mean of a frame's features behind the codes what a scene of the shapes world shows. Ours:
         what changes features little, such as an outline, takes no code otherwise.
+      patch_weight: Weight of the squared error of the colours, in [-1, 1], that a linear layer, not
+        exported, reads from each feature behind the codes: those of its part of the frame. Ours.
     """
 
     data: DataConfig = DataConfig(num_frames=49)
@@ -94,6 +96,7 @@ class SemanticTokenizerTrainConfig(RunConfig):
     revive_below: float = 2.0
     kmeans_rounds: int = 10
     probe_weight: float = 0.0
+    patch_weight: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
@@ -105,7 +108,7 @@ class SemanticTokenizerTrainConfig(RunConfig):
             )
         if not 0 <= self.code_decay < 1:
             raise ValueError(f"code_decay must be in [0, 1), got {self.code_decay}")
-        for name in ("commitment_weight", "revive_below", "probe_weight"):
+        for name in ("commitment_weight", "revive_below", "probe_weight", "patch_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.kmeans_rounds < 1:

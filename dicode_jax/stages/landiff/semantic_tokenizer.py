@@ -20,6 +20,7 @@ from dicode_jax.errors import UserError
 from dicode_jax.media.transforms import to_float
 from dicode_jax.models.clip import CLIPVision
 from dicode_jax.models.landiff.features import (
+    STRIDE,
     encoder_config,
     features_of,
     grid_of,
@@ -50,6 +51,10 @@ class Trained(nnx.Module):
         self.sums = nnx.Param(jnp.zeros((cfg.codebook_size, cfg.code_dim)))
         classes = probes.CLASSES if config.probe_weight else ()
         self.probes = nnx.List([Linear(cfg.feature_dim, n, rngs=rngs) for n in classes])
+        side = config.frame_size // cfg.grid[0]
+        self.patches = (
+            Linear(cfg.feature_dim, 3 * side**2, rngs=rngs) if config.patch_weight else None
+        )
         of_encoder = encoder_config(features_folder(config))
         make: Any = ViT if isinstance(of_encoder, ViTConfig) else CLIPVision
         self.encoder = make(of_encoder, dtype=dtype, rngs=rngs)
@@ -165,7 +170,8 @@ def loss_fn(
     many codes used equally often would say as much, both of the codes' averages.
     """
     del keys
-    features = jax.lax.stop_gradient(features_of(model.encoder, to_float(batch["video"])))
+    video = to_float(batch["video"])
+    features = jax.lax.stop_gradient(features_of(model.encoder, video))
     tokenizer, book = model.tokenizer, jax.lax.stop_gradient(model.codebook)
     assert tokenizer.encoder is not None  # one that learns has both sides
     x = tokenizer.quantizer.project_in(tokenizer.encoder(features))
@@ -197,6 +203,12 @@ def loss_fn(
         unsure, right = probes.probe_loss([probe(flat) for probe in model.probes], labels)
         loss += config.probe_weight * unsure
         metrics |= right
+    if model.patches is not None:
+        shape = "b f (y p) (x q) c -> b f y x (p q c)"
+        y, x = config.model.grid
+        wanted = rearrange(video[:, ::STRIDE], shape, y=y, x=x)
+        metrics["patches"] = jnp.square(model.patches(made) - wanted).mean()
+        loss += config.patch_weight * metrics["patches"]
     return loss, metrics
 
 
