@@ -14,16 +14,16 @@ FILES = (weights.CONFIG_FILE, weights.WEIGHTS_FILE, "tokenizer.json", "spiece.mo
 TOKENIZERS = ("semantic_tokenizer", "tokenizer")  # as a pipeline and a run call it
 
 
-def write(config: DiffusionTrainConfig, folder: pathlib.Path) -> None:
-    """Puts all that the config names beside the denoiser, and `config.json`.
+def sources(config: DiffusionTrainConfig) -> dict[str, pathlib.Path]:
+    """Where the parts lie that a pipeline has beside its denoiser, by name.
 
-    Without an autoencoder or a text encoder there is no pipeline, and nothing is written.
+    Without an autoencoder or a text encoder there is no pipeline, and nothing is named.
 
     Raises:
       UserError: A folder that is named does not hold its part.
     """
     if config.vae is None or config.text_encoder is None or config.semantic_tokenizer is None:
-        return
+        return {}
     named = {
         "vae": part_folder(config.vae, "vae"),
         "semantic_tokenizer": part_folder(config.semantic_tokenizer, *TOKENIZERS),
@@ -34,16 +34,24 @@ def write(config: DiffusionTrainConfig, folder: pathlib.Path) -> None:
     if config.language_model is not None:
         named["painter_text"] = part_folder(config.text_encoder, "text_encoder")
     named["features"] = pathlib.Path(config.semantic_tokenizer) / "features"
-    for name, source in named.items():
-        if not (source / weights.WEIGHTS_FILE).is_file():
-            if name in ("painter_text", "features"):  # of which a pipeline can do without
-                continue
-            raise UserError(f"no {name} in {source.parent}, which the pipeline needs")
+    optional = ("painter_text", "features")
+    found = {name: at for name, at in named.items() if (at / weights.WEIGHTS_FILE).is_file()}
+    if missing := [name for name in named if name not in (*found, *optional)]:
+        at = named[missing[0]].parent
+        raise UserError(f"no {' and no '.join(missing)} in {at}, which the pipeline needs")
+    return found
+
+
+def write(config: DiffusionTrainConfig, folder: pathlib.Path) -> None:
+    """Puts all that the config names beside the denoiser, and `config.json`; see `sources`."""
+    found = sources(config)
+    for name, source in found.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for file in FILES:
             if (source / file).is_file():
                 shutil.copyfile(source / file, folder / name / file)
-    config_lib.to_json(settings(config), folder / weights.CONFIG_FILE)
+    if found:
+        config_lib.to_json(settings(config), folder / weights.CONFIG_FILE)
 
 
 def settings(config: DiffusionTrainConfig) -> LanDiffConfig:

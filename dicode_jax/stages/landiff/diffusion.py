@@ -111,7 +111,8 @@ def settle(
         told.
     """
     del workdir
-    return (faults or Faults()).through(config, _with_kind, _with_tokenizer, _with_text)
+    steps = (_with_kind, _with_tokenizer, _with_text, _with_pipeline)
+    return (faults or Faults()).through(config, *steps)
 
 
 def _with_kind(config: DiffusionTrainConfig) -> DiffusionTrainConfig:
@@ -143,6 +144,11 @@ def _with_text(config: DiffusionTrainConfig) -> DiffusionTrainConfig:
         )
     folder = part_folder(config.text_encoder, TEXT_ENCODER)
     return _fitting(config, folder, text=parts.stored_config(folder, T5EncoderConfig))
+
+
+def _with_pipeline(config: DiffusionTrainConfig) -> DiffusionTrainConfig:
+    assembly.sources(config)  # what is missing at the end is known at the beginning
+    return config
 
 
 def _fitting(config: DiffusionTrainConfig, folder: pathlib.Path, **sizes) -> DiffusionTrainConfig:

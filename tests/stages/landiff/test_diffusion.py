@@ -367,7 +367,7 @@ def test_what_is_written_is_a_pipeline_when_all_parts_are_named(named, models, t
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     shutil.rmtree(root / "language_model")
     with pytest.raises(UserError, match=r"no language_model in .*, which the pipeline needs"):
-        diffusion.export(config, painter, tmp_path / "other")
+        diffusion.settle(dataclasses.replace(config, data=write_cache(tmp_path / "cache")))
 
 
 def test_what_does_not_fit_is_said_before_a_run(named, tmp_path, models):
