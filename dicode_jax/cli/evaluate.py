@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dicode_jax.cli import distances, evaluate_text, evaluated_lists, video
-from dicode_jax.cli.evaluate_arguments import METRICS
+from dicode_jax.cli.evaluate_arguments import METRICS, OF_PAINTING
 from dicode_jax.cli.evaluate_run import (
     SHEET_ROWS,
     Run,
@@ -75,6 +75,10 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--videos and --reference go together")
     if args.videos is not None and (args.model is not None or args.suite is not None or lists):
         raise UserError("--videos goes without MODEL, --suite and lists: no model is loaded")
+    painting = [name for name in OF_PAINTING if getattr(args, name) is not None]
+    if args.videos is not None and painting:
+        option = painting[0].replace("_", "-")
+        raise UserError(f"--{option} is for models that paint: --videos loads none")
     is_text = args.suite == "text" and lists != ["--vbench-prompts"]
     if len(lists) > 1 or (lists and args.suite is not None and not is_text):
         raise UserError("--suite, --prompts and --vbench-prompts go one at a time")

@@ -19,6 +19,18 @@ METRICS = {
     "distances": DISTANCES,
 }
 """Suite, or `distances` of --videos -> what --metrics names: a word of the numbers' names."""
+OF_PAINTING = (
+    "num_frames",
+    "quality",
+    "steps",
+    "guidance_scale",
+    "guidance_interval",
+    "sampler",
+    "eta",
+    "deep_cache_interval",
+    "lag",
+)
+"""Options of a model that paints, None where they are not given."""
 PACKAGED = ""  # what --features without a folder gives
 
 

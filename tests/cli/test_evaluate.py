@@ -296,6 +296,8 @@ def test_a_list_that_gives_no_names_is_refused(run, tmp_path, capsys, option, pr
         (["--videos", "a", "--reference", "b", "--features", "c"], "there is no folder a"),
         (["--videos", "a", "--reference", "b", "--num", "3"], "--num is for suites"),
         (["--prompts", "a", "--num", "3"], "--num is for suites"),
+        (["--videos", "a", "--reference", "b", "--steps", "3"], "--steps is for models that paint"),
+        (["--videos", "a", "--reference", "b", "--lag", "3"], "--lag is for models that paint"),
     ],
 )
 def test_distances_that_cannot_be_asked_for_are_one_line(run, capsys, words, said):
