@@ -116,7 +116,8 @@ class DiffusionTrainConfig(RunConfig):
       text_encoder: `model` folder of the language model's training, or a pipeline, with the text
         encoder and its words.
       language_model: The same of the language model that writes for this painter, where it reads
-        by another text encoder, such as a later state of that run; what is exported has both. None takes that of `text_encoder`.
+        by another text encoder, such as a later state of that run; what is exported has both. None
+        takes that of `text_encoder`.
       vae: `model` folder of the autoencoder whose latents are learned, or a pipeline: for sheets of
         samples, and the cache is checked by it.
       base: Folder of a pipeline, of an earlier run or of a converted CogVideoX-2b, whose
