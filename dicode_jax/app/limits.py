@@ -1,5 +1,6 @@
 """How much one visitor of the page may ask for. The server checks it, whatever the page shows."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 from dicode_jax.errors import UserError, printable
 from dicode_jax.pipelines import options
 
-__all__ = ["Limits", "at_most", "check_prompt", "own_file", "whole"]
+__all__ = ["Limits", "at_most", "check_prompt", "has_room", "own_file", "whole"]
 
 _T = TypeVar("_T")
 
@@ -25,6 +26,8 @@ class Limits:
         by frame.
       decoded: Frames that are read of a file that is given.
       file_bytes: Of a file that is given.
+      stored_bytes: Of the server's folder, which uploads and videos lie in for a day; beyond these
+        no file is taken.
       waiting: Prompts in the queue, of all visitors.
       kept: Videos of a visitor; beyond these the oldest one goes.
     """
@@ -34,6 +37,7 @@ class Limits:
     frames: int = options.MAX_FRAMES
     decoded: int = 20_000
     file_bytes: int = 50 * 2**20
+    stored_bytes: int = 4 * 2**30
     waiting: int = 16
     kept: int = 20
 
@@ -86,6 +90,16 @@ def own_file(path: Any, folder: str | os.PathLike, limits: Limits) -> pathlib.Pa
             f"{limits.file_bytes / 2**20:g} MB are read"
         )
     return real
+
+
+def has_room(folder: str | os.PathLike, limits: Limits) -> bool:
+    """Whether another file may be taken into the server's folder."""
+    held = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # gone by now
+                held += os.stat(os.path.join(parent, name), follow_symlinks=False).st_size
+    return held + limits.file_bytes <= limits.stored_bytes
 
 
 def at_most(count: int, items: Iterable[_T], what: str) -> Iterator[_T]:

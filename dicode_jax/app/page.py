@@ -5,6 +5,7 @@ becomes markup. Nothing is asked of the network, neither by the server nor by th
 """
 
 import contextlib
+import functools
 import os
 import pathlib
 import random
@@ -15,7 +16,7 @@ from typing import Any
 import gradio  # pyright: ignore[reportMissingImports]
 from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
 
-from dicode_jax.app.limits import Limits
+from dicode_jax.app.limits import Limits, has_room
 from dicode_jax.app.models import Model
 from dicode_jax.app.painter import News, Painter, Wish
 from dicode_jax.app.routes import OnlyThePage
@@ -45,16 +46,11 @@ _CSS = """
 #history .caption-label {font-size: var(--text-xs); max-width: 100%; left: 0; right: 0;}
 #history .grid-wrap {min-height: 0;}
 """
+_NO_PAGES = {"docs_url": None, "redoc_url": None, "openapi_url": None}
 _LAUNCH = {
     "css": _CSS,
     "footer_links": [],
     "allowed_paths": [],
-    "app_kwargs": {
-        "docs_url": None,
-        "redoc_url": None,
-        "openapi_url": None,
-        "middleware": [Middleware(OnlyThePage)],
-    },
     "share": False,
     "ssr_mode": False,
     "mcp_server": False,
@@ -120,6 +116,7 @@ def serving(
         painter = Painter(models, folder, limits, **how)
         painter.preload(next(iter(models)))
         blocks = build(painter)
+        room = functools.partial(has_room, folder, limits)
         try:
             blocks.launch(
                 server_name=named,
@@ -129,6 +126,7 @@ def serving(
                     primary_hue="indigo", font=_FONTS, font_mono=["ui-monospace", "monospace"]
                 ),
                 max_file_size=limits.file_bytes,
+                app_kwargs=_NO_PAGES | {"middleware": [Middleware(OnlyThePage, room)]},
                 **_LAUNCH,
             )
         except OSError as error:

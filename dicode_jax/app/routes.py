@@ -7,6 +7,7 @@ keeps copies of pages for links, and shows figures of the queue; none of these i
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["OnlyThePage", "is_of_the_page"]
@@ -22,6 +23,8 @@ _ALL = (
     r"/gradio_api/(?:heartbeat/|file=).*",
 )
 _OF_THE_PAGE = re.compile("|".join(_ALL), re.DOTALL)
+UPLOAD = "/gradio_api/upload"
+_SAID = {507: b"this server keeps as many files as it may; try again later"}
 _POLICY = (
     b"content-security-policy",
     b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:",
@@ -37,10 +40,14 @@ class OnlyThePage:
     """Answers 404 to all other paths, before Gradio sees them: an ASGI middleware.
 
     All answers say that what is shown is of this server alone.
+
+    Args:
+      app: Gradio's.
+      has_room: Whether a file may be uploaded; 507 is answered where not.
     """
 
-    def __init__(self, app: Any):
-        self._app = app
+    def __init__(self, app: Any, has_room: Callable[[], bool] = lambda: True):
+        self._app, self._has_room = app, has_room
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         async def send_on(message: Any) -> None:
@@ -51,8 +58,11 @@ class OnlyThePage:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if is_of_the_page(scope["path"]):
+        status = 404 if not is_of_the_page(scope["path"]) else 200
+        if scope["path"].rstrip("/") == UPLOAD and not self._has_room():
+            status = 507
+        if status == 200:
             await self._app(scope, receive, send_on)
             return
-        await send({"type": "http.response.start", "status": 404, "headers": []})
-        await send({"type": "http.response.body"})
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": _SAID.get(status, b"")})

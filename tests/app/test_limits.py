@@ -1,10 +1,11 @@
 """What is refused, whoever asks: prompts, numbers, and paths that lead out of the folder."""
 
+import dataclasses
 import os
 
 import pytest
 
-from dicode_jax.app.limits import Limits, at_most, check_prompt, own_file, whole
+from dicode_jax.app.limits import Limits, at_most, check_prompt, has_room, own_file, whole
 from dicode_jax.errors import UserError
 
 LIMITS = Limits(prompt=10, file_bytes=2**20)
@@ -92,3 +93,15 @@ def test_a_row_ends_in_an_error_at_the_first_item_beyond():
     assert [next(row), next(row)] == ["a", "b"]
     with pytest.raises(UserError, match=r"a.mp4 has more than 2 frames"):
         next(row)
+
+
+def test_a_folder_has_room_until_it_holds_as_much_as_it_may(tmp_path):
+    limits = dataclasses.replace(LIMITS, file_bytes=10, stored_bytes=30)
+    assert has_room(tmp_path, limits)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.png").write_bytes(bytes(20))
+    assert has_room(tmp_path, limits)
+    (tmp_path / "b.png").write_bytes(bytes(1))
+    assert not has_room(tmp_path, limits)
+    (tmp_path / "deep" / "a.png").unlink()
+    assert has_room(tmp_path, limits)

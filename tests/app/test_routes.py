@@ -46,3 +46,23 @@ def test_nothing_else_is(path):
 
     asyncio.run(OnlyThePage(open_to_all)({"type": "lifespan"}, None, send))
     assert reached == ["lifespan"]
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/upload/"])
+def test_a_full_server_takes_no_file_and_goes_on_otherwise(path):
+    said, reached = [], []
+
+    async def send(message):
+        said.append(message)
+
+    async def gradio(scope, receive, send):
+        reached.append(scope["path"])
+
+    full, roomy = OnlyThePage(gradio, lambda: False), OnlyThePage(gradio, lambda: True)
+    asyncio.run(full({"type": "http", "path": path}, None, send))
+    assert said[0]["status"] == 507
+    assert b"as many files as it may" in said[1]["body"]
+    assert not reached
+    asyncio.run(full({"type": "http", "path": "/gradio_api/queue/join"}, None, send))
+    asyncio.run(roomy({"type": "http", "path": path}, None, send))
+    assert reached == ["/gradio_api/queue/join", path]
