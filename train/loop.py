@@ -25,7 +25,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from dicode_jax import config as config_lib
 from dicode_jax.data.stream import BatchStream
 from dicode_jax.errors import Faults, UserError
-from dicode_jax.runtime import compile_cache, distributed
+from dicode_jax.runtime import allocator, compile_cache, distributed
 from dicode_jax.runtime.interrupts import exit_status, polite_signals
 from dicode_jax.runtime.sharding import gather_to_host, global_batch, make_mesh
 from dicode_jax.storage import folders
@@ -382,6 +382,7 @@ def main(
       before), 2 after a mistake of the user, 130 after Ctrl-C.
     """
     workdir = config = None
+    allocator.keep()
     try:
         with polite_signals():  # while there is no step to save
             said = command.parse(argv, config_types, _options, prog=prog, about=_first_line(build))
