@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 
 PROGRAMS = (
     *("unet", "clip", "generate", "frames", "train_ar", "train_tokenizer", "train_dit"),
-    *("landiff_write", "landiff_step", "train_landiff"),
+    *("landiff_write", "landiff_step", "landiff_chunk", "train_landiff"),
 )
 INSTALL = "pip install jax-cuda12-plugin=={0} jax-cuda12-pjrt=={0} nvidia-cuda-nvcc-cu12"
 FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
@@ -118,6 +118,9 @@ def measure(
             lowered = lower(run, device, *inputs)
         elif program == "landiff_step":
             run, inputs = aot_landiff.step(settings.model, rows, types)
+            lowered = lower(run, device, *inputs)
+        elif program == "landiff_chunk":
+            run, inputs = aot_landiff.chunk(settings.model, rows, types)
             lowered = lower(run, device, *inputs)
         else:
             turns = (steps,) if program == "clip" and steps > 1 else ()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 CAPTION = 64  # text tokens of a prompt
+LATENTS = (60, 90)  # of frames of 480 x 720
 
 
 def write(cfg: Any, rows: int, num_frames: int, types: dict) -> tuple[Callable, tuple]:
@@ -49,3 +50,26 @@ def step(cfg: Any, rows: int, types: dict) -> tuple[Callable, tuple]:
         return nnx.merge(graph, state)(x, times, context, semantic)
 
     return run, (state, x, context, jax.ShapeDtypeStruct((1, *window), jnp.float32))
+
+
+def chunk(cfg: Any, rows: int, types: dict) -> tuple[Callable, tuple]:
+    """Eight frames of two latents of the release's size, behind others of which caches are left."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3D
+    from dicode_jax.nn.rngs import blank
+
+    vae = blank(AutoencoderCausal3D, cfg, **types)
+    vae.encoder = None
+    graph, state = nnx.split(vae)
+    latents = [
+        jax.ShapeDtypeStruct((rows, n, *LATENTS, cfg.z_channels), jnp.float32) for n in (3, 2)
+    ]
+
+    def run(state, z, cache):
+        return nnx.merge(graph, state).decode_chunk(z, cache)
+
+    _, cache = jax.eval_shape(lambda state, z: run(state, z, None), state, latents[0])
+    return run, (state, latents[1], cache)
