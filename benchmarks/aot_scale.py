@@ -33,6 +33,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1, help="batch rows per device")
     parser.add_argument("--rules", help="sharding rules as JSON, [[regex, rule], ...]")
     parser.add_argument("--accumulate-steps", type=int, default=1)
+    parser.add_argument(
+        "--attention",
+        default="auto",
+        help="on CPUs long rows go one by one, which divides badly: xla",
+    )
     parser.add_argument("--low-effort", action="store_true", help="compile faster, optimise less")
     parser.add_argument("--out", type=pathlib.Path, help="append the numbers to this file")
     args = parser.parse_args()
@@ -49,6 +54,7 @@ def measure(args) -> dict:
     import hlo_costs
 
     from dicode_jax.config import load_config_file
+    from dicode_jax.runtime.platform import tracing_for
     from dicode_jax.runtime.sharding import make_mesh
     from dicode_jax.stages.registry import build_stage
     from dicode_jax.training.setup import plan_stage
@@ -73,7 +79,8 @@ def measure(args) -> dict:
     mesh = make_mesh(config.sharding, devices)
     stage = build_stage(config)
     plan = plan_stage(stage, mesh)
-    lowered = plan.lower(stage.batch_shapes(rows))
+    with tracing_for(attention=args.attention):
+        lowered = plan.lower(stage.batch_shapes(rows))
     start = time.perf_counter()
     compiled, text = compile_to_text(lowered, platform, args.low_effort)
     seconds = time.perf_counter() - start
