@@ -1,6 +1,7 @@
 """Training of the semantic tokenizer: how codes start and live on, resume, files, refusals."""
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -246,3 +247,27 @@ def test_probes_of_unknown_videos_are_refused(config, tmp_path):
     data = DataConfig(path=str(tmp_path), kind="folder", num_frames=9)
     with pytest.raises(UserError, match="--probe-weight 0"):
         build_stage(dataclasses.replace(config, data=data, probe_weight=0.1))
+
+
+def test_patches_are_those_of_the_frames_that_features_are_of(config):
+    config = dataclasses.replace(config, patch_weight=2.0)
+    prepared = prepare(build_stage(config), make_mesh(ShardingConfig(), jax.devices()[:1]))
+    model = prepared.model_of(prepared.state)
+    video = batch(size=2)["video"]
+    keys = jax.random.split(jax.random.key(0), 2)
+    loss_of = nnx.jit(functools.partial(semantic_tokenizer.loss_fn, config))
+    for layer in (model.patches.kernel, model.patches.bias):
+        layer[...] = jnp.zeros_like(layer[...])
+    loss, told = loss_of(model, {"video": video}, keys)
+    seen = to_float(video[:, ::4])
+    np.testing.assert_allclose(told["patches"], jnp.square(seen).mean(), rtol=1e-5)
+    np.testing.assert_allclose(loss, told["mse"] + told["commitment"] + 2 * told["patches"])
+    # One colour for each row and column of a patch, and for each channel: read where it lies.
+    corner = jnp.zeros((4, 4, 3)).at[1, 2, 0].set(1.0)
+    model.patches.bias[...] = corner.reshape(-1)
+    dotted = np.zeros((8, 8, 3))
+    dotted[1::4, 2::4, 0] = 1
+    wanted = np.square(np.asarray(seen) - dotted).mean()
+    np.testing.assert_allclose(
+        loss_of(model, {"video": video}, keys)[1]["patches"], wanted, rtol=1e-5
+    )
