@@ -221,6 +221,7 @@ MAKE = {
     "tokenizer": tokenizer_stage,
     "denoiser": denoiser_stage,
     "semantic_tokenizer": semantic_tokenizer_stage,
+    "semantic_tokenizer_start": semantic_tokenizer_stage,
     "landiff_lm": landiff_lm_stage,
     "landiff_diffusion": landiff_diffusion_stage,
 }
@@ -241,8 +242,12 @@ def _run_settings(sizes, rules):
     }
 
 
-def with_random_weights(stage):
-    """The stage with numpy's numbers as loaded weights; fresh ones would compile for long."""
+def with_random_weights(stage, zero=()):
+    """The stage with numpy's numbers as loaded weights; fresh ones would compile for long.
+
+    Args:
+      zero: Names of parameters that are zero.
+    """
     import jax
     import numpy as np
     from flax import nnx
@@ -255,7 +260,7 @@ def with_random_weights(stage):
         arrays = {}
         for path, leaf in nnx.to_flat_state(nnx.state(model)):
             values = rng.normal(scale=0.1, size=leaf.shape) + (len(leaf.shape) == 1)
-            arrays[path] = values.astype(leaf.dtype)
+            arrays[path] = values.astype(leaf.dtype) * (path[0] not in zero)
         return arrays
 
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -291,7 +296,8 @@ def losses_on_meshes(stage_name: str, *meshes: str) -> dict:
     report = {}
     for name in meshes or MESHES:
         sizes, rules = MESHES[name]
-        stage = with_random_weights(make_stage(sizes, rules))
+        fresh = ("counts", "sums") if stage_name.endswith("_start") else ()  # k-means is to come
+        stage = with_random_weights(make_stage(sizes, rules), fresh)
         devices = jax.devices()[:1] if name == "one" else None
         mesh = make_mesh(stage.config.sharding, devices)
         prepared = prepare(stage, mesh)

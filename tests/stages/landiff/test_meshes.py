@@ -35,11 +35,16 @@ def test_eight_devices_hold_an_eighth_of_what_is_large(name):
 @pytest.mark.multi_device
 @pytest.mark.parametrize(
     ("stage", "mesh"),
-    [("landiff_lm", "all"), ("landiff_diffusion", "all"), ("semantic_tokenizer", "fsdp")],
+    [
+        ("landiff_lm", "all"),
+        ("landiff_diffusion", "all"),
+        ("semantic_tokenizer", "fsdp"),
+        ("semantic_tokenizer_start", "fsdp"),
+    ],
 )
 def test_eight_devices_give_the_losses_of_one(stage, mesh):
     """Of `all`, data, fsdp and tensor axes have two devices each; what is dropped and drawn acts,
-    and codes move and are revived by the vectors of all devices."""
+    and codes start, move and are revived by the vectors of all devices."""
     command = [sys.executable, sharded_training.__file__, "losses", stage, "one", mesh]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
