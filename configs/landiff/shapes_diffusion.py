@@ -69,6 +69,7 @@ def get_config() -> DiffusionTrainConfig:
         sample_guidance=0.0,
         text_guidance=2.0,
         motion_score=0.3,
+        semantic_weight=1.0,
         optim=OptimConfig(
             optimizer="muon",
             lr=3e-3,

@@ -7,8 +7,9 @@ Features are those of the packaged DiCoDe's image tower: 8 x 8 for a frame, of 1
 has as many tokens as there are codes, where the release has hundreds for each: hence the smaller
 revive_below.
 
-Measured: held-out error 0.058 of features of variance one, cosine 0.971, 86 % of the codes used and
-368 of 512 used equally often would say as much; 37 minutes on a shared core.
+Measured in three runs (README of the packaged model): by the error of features alone 0.058 of their
+variance after 1,800 steps and 37 minutes, but shape lost; then with probes and patches 0.079,
+cosine 0.960, shape told in 93 of 100 frames, after 1,365 more and 21 minutes on a core.
 """
 
 from dicode_jax.data.config import DataConfig
@@ -36,5 +37,7 @@ def get_config() -> SemanticTokenizerTrainConfig:
         num_steps=1800,
         batch_size=8,
         revive_below=0.25,
+        probe_weight=0.15,
+        patch_weight=2.0,
         validation_examples=32,
     )

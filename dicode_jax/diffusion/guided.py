@@ -340,6 +340,19 @@ def starting_noise(keys: Array, shape: tuple[int, ...]) -> Array:
     return per_sample_normal(keys, 0, shape)
 
 
+def first_state(x_init: Array | None, keys: Array | None, shape: tuple[int, ...]) -> Array:
+    """What sampling begins with, float32 ``[b, *shape]``: given, or noise of a key per sample.
+
+    Raises:
+        ValueError: neither is given.
+    """
+    if x_init is None:
+        if keys is None:
+            raise ValueError("sampling needs keys (one per sample) or x_init")
+        x_init = starting_noise(keys, shape)
+    return x_init.astype(jnp.float32)
+
+
 def by_sample(carry: Carry) -> Carry:
     """Memory ``[branches, b, ...]`` as ``[b, branches, ...]``, or back; the state as it is."""
     return carry._replace(memory=jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), carry.memory))
@@ -384,11 +397,7 @@ def sample_guided(
         ValueError: neither keys nor noise, a number of steps that the schedule cannot hold, or deep
             features of a network that keeps none.
     """
-    if x_init is None:
-        if keys is None:
-            raise ValueError("sampling needs keys (one per sample) or x_init")
-        x_init = starting_noise(keys, shape)
-    x_init = x_init.astype(jnp.float32)
+    x_init = first_state(x_init, keys, shape)
     steps = guided_steps(
         predict,
         branches,

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from dicode_jax.diffusion.guided import SamplingConfig, guided_steps, starting_noise
+from dicode_jax.diffusion.guided import SamplingConfig, first_state, guided_steps
 from dicode_jax.diffusion.samplers.base import Steps, run_steps
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.models.unet3d import UNet3D
@@ -92,8 +92,5 @@ def sample_latents(
     """
     conditions = latent_conditions(context, null_context, concat, cfg)
     steps = latent_steps(unet, schedule, conditions, keys, latent_shape, cfg, noise=noise)
-    if x_init is None:
-        if keys is None:
-            raise ValueError("sampling needs keys (one per sample) or x_init")
-        x_init = starting_noise(keys, (cfg.num_frames, *latent_shape))
-    return run_steps(steps, steps.begin(x_init.astype(jnp.float32)))[0]
+    x_init = first_state(x_init, keys, (cfg.num_frames, *latent_shape))
+    return run_steps(steps, steps.begin(x_init))[0]

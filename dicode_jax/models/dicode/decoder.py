@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from dicode_jax.diffusion.guided import SamplingConfig, guided_steps, starting_noise
+from dicode_jax.diffusion.guided import SamplingConfig, first_state, guided_steps, starting_noise
 from dicode_jax.diffusion.samplers.base import Steps, run_steps
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.media.transforms import to_uint8 as to_uint8
@@ -342,12 +342,9 @@ def decode_clip(
     if x_init is not None and x_init.shape[1] != cfg.num_frames:
         raise ValueError(f"x_init has {x_init.shape[1]} frames, the config {cfg.num_frames}")
     conditions = clip_conditions(decoder, tokens, cfg, null_tokens=null_tokens)
-    if x_init is None:
-        if keys is None:
-            raise ValueError("sampling needs keys (one per sample) or x_init")
-        x_init = first_latents(decoder, keys, cfg)
+    x_init = first_state(x_init, keys, (cfg.num_frames, *decoder.cfg.latent_shape))
     steps = clip_steps(decoder, conditions, keys, cfg, latent_shape=x_init.shape[2:], noise=noise)
-    return run_steps(steps, steps.begin(x_init.astype(jnp.float32)))[0]
+    return run_steps(steps, steps.begin(x_init))[0]
 
 
 @typechecked

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dicode_jax.diffusion.guided import starting_noise
 from dicode_jax.diffusion.samplers.base import Carry, Steps
 from dicode_jax.media.transforms import to_float, to_uint8
 from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3D, Cache
 from dicode_jax.models.landiff.dit import Denoiser
 from dicode_jax.models.landiff.features import features_of
-from dicode_jax.models.landiff.sampling import WindowSampling, window_noise, window_steps
+from dicode_jax.models.landiff.sampling import WindowSampling, window_steps
 from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizer
 from dicode_jax.models.t5 import T5Encoder
 from dicode_jax.typing import Array, Bool, Float, Int, UInt8
@@ -89,7 +90,7 @@ def _steps(graph, state, given: WindowInputs) -> Steps:
 @program
 def begin_window(graph, state, given: WindowInputs) -> Carry:
     """What goes into the first step."""
-    return _steps(graph, state, given).begin(window_noise(given.keys, given.semantic))
+    return _steps(graph, state, given).begin(starting_noise(given.keys, given.semantic.shape[1:]))
 
 
 @program

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dicode_jax.diffusion.guidance import cosine_ramp, guide
-from dicode_jax.diffusion.guided import guided_denoise
+from dicode_jax.diffusion.guided import first_state, guided_denoise
 from dicode_jax.diffusion.samplers.base import (
     Steps,
     make_steps,
@@ -88,11 +88,6 @@ def guidance_ramp(cfg: WindowSampling, timesteps: np.ndarray) -> np.ndarray:
     count = cfg.ramp_steps or cfg.num_inference_steps
     steps = np.arange(len(timesteps)) if cfg.ramp == "smooth" else len(timesteps) - timesteps
     return cosine_ramp(steps.tolist(), count, cfg.ramp_exponent)
-
-
-def window_noise(keys: Array, semantic: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
-    """What a window begins with, of one key for each sample; the shape is that of `semantic`."""
-    return per_sample_normal(keys, 0, semantic.shape[1:])
 
 
 def window_steps(
@@ -196,14 +191,11 @@ def sample_window(
     Raises:
       ValueError: Neither keys nor noise, too many steps, or a prefix that is no beginning.
     """
-    if x_init is None:
-        if keys is None:
-            raise ValueError("sampling needs keys (one per sample) or x_init")
-        x_init = window_noise(keys, semantic)
+    x_init = first_state(x_init, keys, semantic.shape[1:])
     steps = window_steps(
         denoiser, context, semantic, cfg, x_init.shape, keys=keys, prefix=prefix, noise=noise
     )
-    return run_steps(steps, steps.begin(x_init.astype(jnp.float32)), return_trajectory)
+    return run_steps(steps, steps.begin(x_init), return_trajectory)
 
 
 def _prefix_levels(sampler: SubsampledDPM, timestep: int, grid: np.ndarray) -> np.ndarray:
