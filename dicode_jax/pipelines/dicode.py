@@ -30,6 +30,7 @@ from dicode_jax.models.dicode.generate import keyframes_in_sight, stream_keyfram
 from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
 from dicode_jax.nn.rngs import fold, sample_keys
 from dicode_jax.pipelines import base, calls, checks, options, painting
+from dicode_jax.pipelines import progress as progress_lib
 from dicode_jax.pipelines.dicode_config import GenerationConfig as GenerationConfig
 from dicode_jax.pipelines.dicode_config import PipelineConfig
 from dicode_jax.pipelines.dicode_programs import LATENTS, PIXELS, row
@@ -267,22 +268,22 @@ class DiCoDePipeline(base.Pipeline):
         ids, seeds = self._read_prompts(prompt, seed, allow_empty=prefix is not None)
         num_clips = options.named("num_clips", options.OPTIONS["num_clips"], num_clips)
         drawing = self._drawing(temperature, negative_prompt)
-        count, mesh = len(seeds), self._mesh(len(seeds))
+        count, mesh, tell = len(seeds), self._mesh(len(seeds)), progress_lib.heard(progress)
         # One prompt at a time on each device: the products of a batch are rounded in another way
         # in each size.
         at_once = 1 if mesh is None else mesh.size
         tokens = []
         for start in range(0, count, at_once):
-            if progress is not None:
-                progress("keyframes", start, count)
+            if tell is not None:
+                tell("keyframes", start, count)
             rows = np.minimum(np.arange(start, start + at_once), count - 1)
             keys = fold(sample_keys([seeds[i] for i in rows]), 0)
             known = None if prefix is None else np.asarray(prefix, np.float32)[rows]
             count_new = num_clips + (known is None)
             written = self._keyframes(ids[rows], keys, count_new, mesh, prefix=known, **drawing)
             tokens.append(np.concatenate([*([] if known is None else [known]), *written], axis=1))
-        if progress is not None:
-            progress("keyframes", count, count)
+        if tell is not None:
+            tell("keyframes", count, count)
         return checks.finite_tokens(np.concatenate(tokens)[:count], "language_model")
 
     def _drawing(self, temperature: Any, negative_prompt: Any) -> dict[str, Any]:
@@ -419,7 +420,8 @@ class DiCoDePipeline(base.Pipeline):
                 "decode_stream paints any number"
             )
         count = int(np.prod(batch)) * (k - 1)
-        told = clips if progress is None else calls.counted(clips, count, progress)
+        tell = progress_lib.heard(progress)
+        told = clips if tell is None else calls.counted(clips, count, tell)
         frames = painting.gathered((clip.frames for clip in told), count)
         return frames.reshape(*batch, -1, *frames.shape[2:])
 

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from dicode_jax.errors import UserError
+
 Progress = Callable[[str, int, int], Any]
 """``(what, done, of how many)``"""
 
@@ -16,9 +18,20 @@ def silent(what: str, done: int, total: int) -> None:
     """Stands for nobody who listens, for whom a clip is one call."""
 
 
-def heard(progress: Progress | None) -> Progress | None:
-    """What is to be told, or None where nobody listens."""
-    return None if progress is silent else progress
+def heard(progress: Any) -> Progress | None:
+    """What is to be told, or None where nobody listens: for None, False and `silent`.
+
+    Raises:
+      UserError: It is something else and no function, such as True: bars are of whole calls.
+    """
+    if progress is None or progress is False or progress is silent:
+        return None
+    if not callable(progress):
+        raise UserError(
+            "progress is a function of (what, done, total) here, or False; a bar is shown where a "
+            "pipeline itself is called"
+        )
+    return progress
 
 
 _TICK = 1.0  # seconds between two looks at the clock

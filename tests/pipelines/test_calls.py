@@ -142,6 +142,21 @@ def test_a_call_tells_of_each_clip_and_of_progress(pipe):
         pipe(A, callback_on_clip_end=stop)
 
 
+def test_nobody_listens_to_false_and_a_bar_is_of_a_whole_call(pipe):
+    tokens = pipe.generate_tokens(A, seed=2, progress=False)[0]
+    np.testing.assert_array_equal(
+        pipe.decode(tokens, seed=2, progress=False), pipe.decode(tokens, seed=2)
+    )
+    for work in (
+        lambda: pipe.generate_tokens(A, progress=True),
+        lambda: pipe.decode(tokens, progress=True),
+        lambda: next(iter(pipe.decode_stream(tokens, progress="bar"))),
+        lambda: next(iter(pipe.stream(A, progress=True))),
+    ):
+        with pytest.raises(UserError, match=r"a function of \(what, done, total\) here, or False"):
+            work()
+
+
 def test_steps_are_told_one_by_one_and_change_neither_a_bit_nor_a_program(pipe):
     tokens = pipe.generate_tokens(A, num_clips=3, seed=2)[0]
     whole, told = pipe.decode(tokens, seed=2), []
