@@ -12,6 +12,7 @@ import argparse
 import json
 import pathlib
 import sys
+import tempfile
 
 import jax
 import numpy as np
@@ -21,31 +22,35 @@ import dicode_jax
 from dicode_jax import config as config_lib
 from dicode_jax.errors import UserError
 from dicode_jax.evaluation import accuracy
+from dicode_jax.stages.export import export
 from dicode_jax.storage.files import atomic_path, check_output
 from dicode_jax.training.logs import read_metrics
 
 FIELDS = ("color", "shape", "motion", "background", "size", "all")
 LOSS = "validation_loss"
+SETTINGS = ("generation.logits_temperature=0.3", "generation.var_scale=0.1")  # as `shapes` has them
 AT_ONCE = 8
 
 
-def of_run(folder: pathlib.Path, num: int, seed: int, **options) -> dict:
-    """Parameters, steps, last loss and accuracy of a run, of clips painted with these options.
+def of_run(folder: pathlib.Path, num: int, seed: int, steps: int | None) -> dict:
+    """Parameters, steps, last loss and accuracy of a run, of clips painted in these many steps.
 
     Raises:
-      UserError: It is not finished, or measured no loss.
+      UserError: There is no such run, or it measured no loss.
     """
     rows = read_metrics(folder / "metrics.jsonl")
     losses = [row[LOSS] for row in rows if LOSS in row]
-    if not losses or not (folder / "model").is_dir():
-        raise UserError(f"{folder} is no finished run with a loss of held-out captions")
-    pipe = dicode_jax.load(str(folder / "model"))
+    if not losses:
+        raise UserError(f"{folder} is no run with a loss of held-out captions")
+    with tempfile.TemporaryDirectory() as made:
+        export(folder, f"{made}/model", settings=SETTINGS)
+        pipe = dicode_jax.load(f"{made}/model")
     body = nnx.state(pipe.parts["language_model"], nnx.Param)
     scenes, seeds, judged = accuracy.scenes(num, seed), accuracy.seeds(num, seed), []
     for i in range(0, num, AT_ONCE):
         some = scenes[i : i + AT_ONCE]
         captions, drawn = [scene.caption for scene in some], seeds[i : i + AT_ONCE]
-        clips = np.asarray(pipe(captions, seed=drawn, progress=False, **options))
+        clips = np.asarray(pipe(captions, seed=drawn, progress=False, num_inference_steps=steps))
         judged += [accuracy.judged(scene.attributes, clip) for scene, clip in zip(some, clips)]
     found = accuracy.summary(judged)
     return {
@@ -94,7 +99,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a folder of a run of train.ar")
     parser.add_argument("--num", type=int, default=64, help="clips of each model")
     parser.add_argument("--steps", type=int, help="of a clip; the model's own by default")
-    parser.add_argument("--temperature", type=float, default=0.3, help="of the mixtures' choice")
     parser.add_argument("--seed", type=int, default=0, help="of captions and noise")
     parser.add_argument("--out", required=True, metavar="FILE", help="a .json of all numbers")
     parser.add_argument("--plot", metavar="FILE", help="a .png of them")
@@ -104,8 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     check_output(args.out, (".json",))
     if args.plot is not None:
         check_output(args.plot, (".png",))
-    options = {"num_inference_steps": args.steps, "temperature": args.temperature}
-    rows = [of_run(pathlib.Path(run), args.num, args.seed, **options) for run in args.runs]
+    rows = [of_run(pathlib.Path(run), args.num, args.seed, args.steps) for run in args.runs]
     rows.sort(key=lambda row: row["parameters"])
     if len({row["steps"] for row in rows}) > 1:
         raise UserError("the runs took different numbers of steps: their losses do not compare")

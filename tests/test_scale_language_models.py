@@ -22,8 +22,8 @@ class Pipe:
         self.parts = {"language_model": nnx.Dict(kernel=nnx.Param(jnp.zeros((2, size))))}
         self.wrong = wrong
 
-    def __call__(self, captions, *, seed, num_inference_steps, temperature, progress):
-        assert (num_inference_steps, temperature, progress) == (7, 0.3, False)
+    def __call__(self, captions, *, seed, num_inference_steps, progress):
+        assert (num_inference_steps, progress) == (7, False)
         known = dict(zip(accuracy.seeds(10), accuracy.scenes(10)))
         clips = [shapes_world.render(known[one])[0] for one in seed]
         assert captions == [known[one].caption for one in seed]
@@ -33,7 +33,7 @@ class Pipe:
 
 
 def write_run(folder, losses, num_steps=40):
-    (folder / "model").mkdir(parents=True)
+    folder.mkdir()
     rows = [{"step": i, "loss": 9.0, "validation_loss": x} for i, x in enumerate(losses)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     told = {"kind": "ar_training", "num_steps": num_steps}
@@ -42,9 +42,9 @@ def write_run(folder, losses, num_steps=40):
 
 def test_runs_are_read_and_shown_by_size(tmp_path, monkeypatch, capsys):
     pipes = {"large": Pipe(50, 0), "small": Pipe(5, 6)}
-    monkeypatch.setattr(
-        scaling.dicode_jax, "load", lambda folder: pipes[folder.split("/")[-2]], raising=True
-    )
+    asked = []
+    monkeypatch.setattr(scaling, "export", lambda run, out, settings: asked.append(run.name))
+    monkeypatch.setattr(scaling.dicode_jax, "load", lambda folder: pipes[asked[-1]])
     write_run(tmp_path / "large", [3.0, 1.5])
     write_run(tmp_path / "small", [3.0, 2.0])
     runs, out = [str(tmp_path / name) for name in ("large", "small")], tmp_path / "found.json"
@@ -59,6 +59,7 @@ def test_runs_are_read_and_shown_by_size(tmp_path, monkeypatch, capsys):
 
 
 def test_runs_that_do_not_compare_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling, "export", lambda run, out, settings: None)
     monkeypatch.setattr(scaling.dicode_jax, "load", lambda folder: Pipe(5, 0))
     write_run(tmp_path / "a", [3.0])
     write_run(tmp_path / "b", [3.0], num_steps=50)
@@ -66,6 +67,6 @@ def test_runs_that_do_not_compare_are_refused(tmp_path, monkeypatch):
     words = ["--num", "2", "--steps", "7", "--out", str(tmp_path / "x.json")]
     with pytest.raises(UserError, match="different numbers of steps"):
         scaling.main([str(tmp_path / "a"), str(tmp_path / "b"), *words])
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'c'} is no finished run")):
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'c'} is no run")):
         scaling.main([str(tmp_path / "c"), *words])
     assert not (tmp_path / "x.json").exists()
