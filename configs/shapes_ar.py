@@ -44,4 +44,5 @@ def get_config() -> ARTrainConfig:
         num_steps=6500,
         batch_size=48,
         ema_decay=0.998,
+        logits_temperature=0.3,
     )

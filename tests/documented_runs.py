@@ -61,7 +61,6 @@ NOT_RUN = {
     r"tests\.fuzz": "minutes; tests/fuzz/test_doors.py tries thirty of each",
     r"int8_weights": "clips of 64 x 64; tests/test_scripts.py tries a layer",
     r"encode_in_chunks": "half a minute; tests/test_scripts.py tries a tiny one",
-    r"scale_language_models": "finished runs; tests/test_scale_language_models.py",
     r"score_samplers": "clips of 64 x 64; tests/test_score_samplers.py",
     r"ar_diffusion|runs/dit": "tests/stages/ar_diffusion, tests/convert have tiny ones",
     r"train_shapes_features|--videos": "clips of 64 x 64; tests/test_shapes_features.py",

@@ -255,4 +255,7 @@ def _pipeline_config(config: Any, decoder: ClipDecoderConfig) -> PipelineConfig:
         fs = decoder.unet.default_fs
         sampling = SamplingConfig(num_frames=frames, fs=fs, batch_guidance=True)
         of_decoder = PipelineConfig(frame_size=config.frame_size, sampling=sampling)
-    return dataclasses.replace(of_decoder, text_length=config.text_length)
+    generation = of_decoder.generation
+    if (temperature := config.logits_temperature) is not None:
+        generation = dataclasses.replace(generation, logits_temperature=temperature)
+    return dataclasses.replace(of_decoder, text_length=config.text_length, generation=generation)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -178,6 +179,17 @@ def test_language_model_run_takes_a_tokenizer_of_the_hub(
     assert cli.main(["export", str(lm_run[0]), "--out", str(out), "--tokenizer", "me/tokens"]) == 0
     one, two = (path / "tokenizer/model.safetensors" for path in (out, pipe_folder))
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_run_can_say_how_sharply_its_mixtures_are_drawn_from(lm_run, pipe, tmp_path):
+    workdir, out = tmp_path / "run", tmp_path / "model"
+    shutil.copytree(lm_run[0], workdir)
+    told = json.loads((workdir / "config.json").read_text())
+    assert told["logits_temperature"] is None  # which leaves it to the tokenizer's pipeline
+    (workdir / "config.json").write_text(json.dumps(told | {"logits_temperature": 0.3}))
+    assert cli.main(["export", str(workdir), "--out", str(out)]) == 0
+    got = DiCoDePipeline.from_pretrained(out).config.generation
+    assert got == dataclasses.replace(pipe.config.generation, logits_temperature=0.3)
 
 
 def test_settings_go_into_the_pipelines_config(lm_run, pipe, tmp_path):

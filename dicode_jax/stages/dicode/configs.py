@@ -114,6 +114,9 @@ class ARTrainConfig(RunConfig):
         longest kind, at least 1,024, at most the body's longest sequence.
       input_noise: Noise on the tokens that are read, relative to their standard deviation.
       sample_prompts: Prompts of the sample sheet; held-out captions when empty.
+      logits_temperature: By default of the pipeline that is exported, where it divides the logits
+        of the mixture: a small model's light components are seldom what a caption says. None takes
+        that of the tokenizer's pipeline, or 1.
     """
 
     model: DiCoDeLMConfig
@@ -130,9 +133,12 @@ class ARTrainConfig(RunConfig):
     row_length: int | None = None
     input_noise: float = 0.0
     sample_prompts: tuple[str, ...] = ()
+    logits_temperature: float | None = None
 
     def __post_init__(self):
         super().__post_init__()
+        if self.logits_temperature is not None and not 1e-6 <= self.logits_temperature <= 1e6:
+            raise ValueError(f"logits_temperature must be positive, got {self.logits_temperature}")
         if self.init is not None and self.body_init is not None:
             raise ValueError("init brings the body too: leave body_init out")
         if not 0 <= self.caption_dropout < 1:

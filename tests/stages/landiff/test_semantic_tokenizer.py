@@ -210,7 +210,7 @@ def test_an_encoder_that_does_not_fit_is_refused(config, tmp_path):
         ({"data": DataConfig(num_frames=13)}, "1 to 3 semantic frames, a segment; got 4"),
         ({"ema_decay": 0.9}, "ema_decay must be 0"),
         ({"code_decay": 1.0}, r"code_decay must be in \[0, 1\), got 1.0"),
-        ({"kmeans_rounds": 0}, "kmeans_rounds at least 1"),
+        ({"kmeans_rounds": 0}, "kmeans_rounds must be at least 1"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(change, said):
