@@ -61,8 +61,10 @@ class WindowReader:
         if size is not None:
             top, left = (int(rng.integers(side - size + 1)) for side in video.shape[1:3])
             video = video[:, top : top + size, left : left + size]
-        labels = {"labels": frame_labels(record.media)} if self.has_labels else {}
-        return {"video": video} | labels
+        if not self.has_labels:
+            return {"video": video}
+        assert isinstance(record.media, shapes_world.Scene)  # see `probes.check_labels`
+        return {"video": video, "labels": frame_labels(record.media)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
