@@ -1,6 +1,6 @@
 """What the server answers to: what the page asks for, and nothing else that Gradio serves.
 
-Browsers are told to ask no other server for anything: Gradio's page of 6.16 names a script of one.
+Browsers are told to ask no other server for anything: Gradio's own page may name a script of one.
 
 Gradio also turns any video with FFmpeg's command, which follows playlists and opens addresses,
 keeps copies of pages for links, and shows figures of the queue; none of these is within our limits.

@@ -11,7 +11,7 @@ from dicode_jax.errors import UserError
 from dicode_jax.pipelines.options import MAX_CLIPS, Whole, number
 
 _INSTALL = 'pip install "dicode-jax[app]"'
-_NEEDED = (6, 16)  # of Gradio
+_NEEDED = (6, 31)  # of Gradio
 _LOCAL = {"127.0.0.1", "localhost", "::1"}
 
 

@@ -33,7 +33,7 @@ def gradio(monkeypatch):
 @pytest.fixture
 def served(monkeypatch, gradio):
     """What the page is served with, once each; it ends at once."""
-    gradio("6.16.0")
+    gradio("6.31.0")
     calls = []
 
     @contextlib.contextmanager
@@ -48,13 +48,13 @@ def served(monkeypatch, gradio):
     return calls
 
 
-@pytest.mark.parametrize("version", [None, "5.49.1", "6.15.2", "nonsense"])
+@pytest.mark.parametrize("version", [None, "5.49.1", "6.30.2", "nonsense"])
 def test_without_gradio_one_line_says_what_to_install(capsys, gradio, version):
     gradio(version)
     assert cli.main(["app"]) == 2
     said = capsys.readouterr()
     assert said.err == (
-        "dicode: error: dicode app needs Gradio 6.16 or newer; install it: "
+        "dicode: error: dicode app needs Gradio 6.31 or newer; install it: "
         'pip install "dicode-jax[app]"\n'
     )
     assert said.out == ""
