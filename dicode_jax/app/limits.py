@@ -93,7 +93,7 @@ def own_file(path: Any, folder: str | os.PathLike, limits: Limits) -> pathlib.Pa
 
 
 def has_room(folder: str | os.PathLike, limits: Limits) -> bool:
-    """Whether another file may be taken into the server's folder."""
+    """Whether a file of the largest size still fits what the server's folder may hold, in bytes."""
     held = 0
     for parent, _, names in os.walk(folder):
         for name in names:

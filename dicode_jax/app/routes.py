@@ -23,8 +23,8 @@ _ALL = (
     r"/gradio_api/(?:heartbeat/|file=).*",
 )
 _OF_THE_PAGE = re.compile("|".join(_ALL), re.DOTALL)
-UPLOAD = "/gradio_api/upload"
-_SAID = {507: b"this server keeps as many files as it may; try again later"}
+_UPLOAD = "/gradio_api/upload"
+_IS_FULL = b"this server keeps as many files as it may; try again later"
 _POLICY = (
     b"content-security-policy",
     b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:",
@@ -58,11 +58,12 @@ class OnlyThePage:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = 404 if not is_of_the_page(scope["path"]) else 200
-        if scope["path"].rstrip("/") == UPLOAD and not self._has_room():
-            status = 507
-        if status == 200:
+        if not is_of_the_page(scope["path"]):
+            status, said = 404, b""
+        elif scope["path"].rstrip("/") == _UPLOAD and not self._has_room():
+            status, said = 507, _IS_FULL
+        else:
             await self._app(scope, receive, send_on)
             return
         await send({"type": "http.response.start", "status": status, "headers": []})
-        await send({"type": "http.response.body", "body": _SAID.get(status, b"")})
+        await send({"type": "http.response.body", "body": said})
