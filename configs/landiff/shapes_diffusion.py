@@ -7,8 +7,9 @@ python -m train.landiff_diffusion --config configs/landiff/shapes_diffusion.py \
 There is no base to keep, so that base and control learn together, from drawn weights: the linear
 layers between the two each feed the next, and starting at zero they would learn one after another.
 
-Measured, 49 minutes of one core: error of v 0.03; colour and place follow the codes, shape hardly.
-With --init of that run, --semantic-weight 1 and 560 steps more shape begins to (16 minutes).
+Measured in four runs (README of the packaged model), of which the first had no semantic_weight and
+the last two other codes: error of v 0.052 held out, of the semantic latents 0.031 of their
+variance, after 4,155 steps and 111 minutes of a core.
 """
 
 from configs.landiff.shapes_lm import CODES, FRAMES, TEXT

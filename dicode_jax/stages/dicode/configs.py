@@ -138,7 +138,9 @@ class ARTrainConfig(RunConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.logits_temperature is not None and not 1e-6 <= self.logits_temperature <= 1e6:
-            raise ValueError(f"logits_temperature must be positive, got {self.logits_temperature}")
+            raise ValueError(
+                f"logits_temperature is from 1e-6 to 1e6, got {self.logits_temperature}"
+            )
         if self.init is not None and self.body_init is not None:
             raise ValueError("init brings the body too: leave body_init out")
         if not 0 <= self.caption_dropout < 1:

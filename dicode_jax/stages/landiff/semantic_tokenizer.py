@@ -167,7 +167,9 @@ def loss_fn(
 
     `mse_iframe` and `mse_pframes` are the error's parts; `cosine` is the mean over features;
     `used` is the share of codes that more vectors go to than `revive_below`, and `perplexity` how
-    many codes used equally often would say as much, both of the codes' averages.
+    many codes used equally often would say as much, both of the codes' averages. With their weights
+    also `probe_loss`, the share of frames `probe_NAME` that each probe is right in, and `patches`,
+    the squared error of colours.
     """
     del keys
     video = to_float(batch["video"])
