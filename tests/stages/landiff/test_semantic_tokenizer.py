@@ -231,8 +231,6 @@ def test_probes_teach_what_scenes_show_and_are_not_exported(config, tmp_path):
     for _ in range(60):
         state, found = prepared.train_step(state, known)
         told.append({name: float(x) for name, x in found.items()})
-    for name in ("color", "shape", "background"):
-        assert 0 <= told[0][f"probe_{name}"] <= 1
     assert told[-1]["probe_loss"] < 0.9 * told[0]["probe_loss"]
     without = dataclasses.replace(config, probe_weight=0.0)
     plain = prepare(build_stage(without), prepared.mesh)
