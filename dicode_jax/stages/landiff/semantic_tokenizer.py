@@ -50,11 +50,12 @@ class Trained(nnx.Module):
         self.counts = nnx.Param(jnp.zeros(cfg.codebook_size))
         self.sums = nnx.Param(jnp.zeros((cfg.codebook_size, cfg.code_dim)))
         classes = probes.CLASSES if config.probe_weight else ()
-        self.probes = nnx.List([Linear(cfg.feature_dim, n, rngs=rngs) for n in classes])
+        # From zeros, so that they pull at the features only once they have learnt to read them.
+        zeros = nnx.initializers.zeros_init()
+        reader = functools.partial(Linear, cfg.feature_dim, kernel_init=zeros, rngs=rngs)
+        self.probes = nnx.List([reader(n) for n in classes])
         side = config.frame_size // cfg.grid[0]
-        self.patches = (
-            Linear(cfg.feature_dim, 3 * side**2, rngs=rngs) if config.patch_weight else None
-        )
+        self.patches = reader(3 * side**2) if config.patch_weight else None
         of_encoder = encoder_config(features_folder(config))
         make: Any = ViT if isinstance(of_encoder, ViTConfig) else CLIPVision
         self.encoder = make(of_encoder, dtype=dtype, rngs=rngs)
