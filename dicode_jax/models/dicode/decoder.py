@@ -250,7 +250,7 @@ class ClipDecoder(nnx.Module):
 
 
 def _between(images: Float[Array, "b 2 h w c"], num_frames: int) -> Float[Array, "b f h w e"]:
-    """Both keyframes' images for every frame, and its place between them on a channel of its own."""
+    """Both keyframes' images for every frame, and behind them its place from 0 to 1."""
     b, _, h, w, _ = images.shape
     both = rearrange(images, "b k h w c -> b 1 h w (k c)")
     both = jnp.broadcast_to(both, (b, num_frames, *both.shape[2:]))

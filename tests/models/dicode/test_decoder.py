@@ -61,7 +61,8 @@ def test_every_frame_sees_both_latent_images_and_its_place_where_asked(decoder):
         np.testing.assert_allclose(concat[:, frame, ..., 6], frame / 3, atol=1e-6)
     np.testing.assert_array_equal(context, decoder.condition(TOKENS, 4).context)
     clip = decoding.decode_clip(both, TOKENS, KEYS, SAMPLING)
-    assert clip.shape == (3, 4, 4, 4, 2) and np.isfinite(clip).all()
+    assert clip.shape == (3, 4, 4, 4, 2)
+    assert np.isfinite(clip).all()
 
 
 def test_null_condition_repeats_the_null_tokens_and_keeps_a_given_concat(decoder):
