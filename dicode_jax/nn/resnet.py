@@ -10,7 +10,7 @@ import functools
 import jax.numpy as jnp
 from flax import nnx
 
-from dicode_jax.nn.conv import Conv
+from dicode_jax.nn.conv import Conv, upsample_nearest
 from dicode_jax.nn.dropout import dropout
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.norm import GroupNorm
@@ -85,14 +85,6 @@ class ResnetBlock(nnx.Module):
 
 
 @typechecked
-def upsample_nearest(x: Float[Array, "*n h w c"]) -> Float[Array, "*n h2 w2 c"]:
-    """Doubles height and width by repeating pixels."""
-    *lead, h, w, c = x.shape
-    x = jnp.broadcast_to(x[..., :, None, :, None, :], (*lead, h, 2, w, 2, c))
-    return x.reshape(*lead, 2 * h, 2 * w, c)
-
-
-@typechecked
 def average_pool(x: Float[Array, "*n h w c"]) -> Float[Array, "*n h2 w2 c"]:
     """Halves height and width by averaging 2x2 squares; an odd last row or column is dropped."""
     *lead, h, w, c = x.shape
@@ -145,5 +137,4 @@ class Upsample(nnx.Module):
         self.conv = conv(channels, channels, **options) if use_conv else None
 
     def __call__(self, x: Float[Array, "*n h w c"]) -> Float[Array, "*n h2 w2 c"]:
-        x = upsample_nearest(x)
-        return x if self.conv is None else self.conv(x)
+        return upsample_nearest(x) if self.conv is None else self.conv.of_doubled(x)

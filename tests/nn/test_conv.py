@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dicode_jax.nn.conv import Conv
+from dicode_jax.nn.conv import Conv, upsample_nearest
 from dicode_jax.runtime.platform import tracing_for
 
 # Sides of the image, kernel, stride, padding; all small enough for the product.
@@ -84,13 +84,70 @@ def test_the_product_is_the_convolution_with_its_gradient(sides, kernel, stride,
         ((4, 4), (320, 256), False),
         ((8, 8), (1280, 1280), True),
         ((8, 8), (640, 640), False),
-        ((16, 16), (1280, 1280), False),
+        ((16, 16), (63, 63), False),
     ],
 )
 def test_the_product_is_for_few_pixels_and_many_channels(sides, channels, is_product):
     conv = nnx.eval_shape(lambda: Conv(*channels, rngs=nnx.Rngs(0)))
     x = jax.ShapeDtypeStruct((2, *sides, channels[0]), jnp.float32)
     assert ("conv_general_dilated" not in primitives(conv, x)) == is_product
+
+
+@pytest.mark.parametrize("doubled", [False, True])
+@pytest.mark.parametrize("sides", [(4, 4), (6, 10)])
+def test_tiles_are_the_convolution_with_its_gradient(sides, doubled):
+    if doubled:
+        sides = tuple(side - 1 for side in sides)  # odd too: twice as many are even
+    conv, x = build(sides, (3, 3), 1, 1, (64, 72))
+    call = Conv.of_doubled if doubled else Conv.__call__
+    graph, state = nnx.split(conv)
+
+    def ours(x, kernel, bias):
+        leaves = jax.tree.unflatten(jax.tree.structure(state), (bias, kernel))
+        return call(nnx.merge(graph, leaves), x)
+
+    def theirs(x, *args):
+        return convolved(upsample_nearest(x) if doubled else x, *args, 1, 1)
+
+    args = x, conv.kernel[...], conv.bias[...]
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(ours)(*args))
+    weights = jax.random.normal(jax.random.key(2), jax.eval_shape(theirs, *args).shape)
+
+    @jax.jit
+    def both(*args):
+        results = [jax.vjp(f, *args) for f in (ours, theirs)]
+        return [(y, *pull(weights)) for y, pull in results]
+
+    for got, want in zip(*both(*args), strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-6 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "is_tiled"),
+    [
+        ((16, 8, 8), (48, 48), False),  # few channels
+        ((16, 8, 8), (48, 96), True),
+        ((16, 7, 8), (96, 96), False),  # odd
+        ((1, 8, 8), (1280, 1280), False),  # 16 tiles, for which the sums of the kernel cost more
+        ((16, 8, 8), (1280, 1280), True),
+        ((1, 256, 256), (128, 128), False),  # sums of large images
+        ((1, 128, 128), (256, 256), True),
+    ],
+)
+def test_tiles_are_for_many_channels_and_neither_few_nor_too_many_pixels(shape, channels, is_tiled):
+    conv = nnx.eval_shape(lambda: Conv(*channels, rngs=nnx.Rngs(0)))
+    traced = primitives(conv, jax.ShapeDtypeStruct((*shape, channels[0]), jnp.float32))
+    assert ("optimization_barrier" in traced) == is_tiled
+
+
+def test_a_doubled_image_is_not_made_where_tiles_pay():
+    conv = nnx.eval_shape(lambda: Conv(256, 256, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(conv)
+    x = jax.ShapeDtypeStruct((1, 128, 128, 256), jnp.float32)
+    made = jax.make_jaxpr(lambda s, x: nnx.merge(graph, s).of_doubled(x))
+    assert "conv_general_dilated" not in str(made(state, x))
+    with tracing_for(platform="gpu"):
+        assert "conv_general_dilated" in str(made(state, x))
 
 
 def test_elsewhere_and_in_other_types_it_is_one_convolution():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dicode_jax.nn.resnet import average_pool, dropout, upsample_nearest
+from dicode_jax.nn.conv import upsample_nearest
+from dicode_jax.nn.resnet import average_pool, dropout
 from dicode_jax.nn.spatiotemporal import ContextAttention, TemporalConv, TemporalTransformer
 
 HEADS = {"num_heads": 2, "head_dim": 3}
