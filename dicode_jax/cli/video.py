@@ -144,8 +144,9 @@ def load(args: argparse.Namespace, folder: pathlib.Path, how: dict[str, Any] | N
     import jax
     import jax.numpy as jnp
 
-    from dicode_jax.runtime import compile_cache, platform
+    from dicode_jax.runtime import compile_cache, kept_programs, platform
 
+    args.stack.enter_context(kept_programs.use())
     if args.no_compile_cache:
         args.stack.enter_context(compile_cache.off())
     if args.attention != "auto":

@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 from dicode_jax.diffusion.watching import Taken, Watch
 from dicode_jax.errors import UserError
 from dicode_jax.pipelines import options
-from dicode_jax.runtime import memory
+from dicode_jax.runtime import kept_programs, memory
 from dicode_jax.runtime.sharding import ROWS, WHOLE, by_rows
 from dicode_jax.typing import Array, PyTree, UInt8
 
@@ -86,8 +86,10 @@ def program(function: Callable[..., PyTree]) -> Any:
 
         return by_rows(each, mesh, (WHOLE, ROWS, WHOLE), ROWS)(states, rows, shared)
 
-    run.__name__ = function.__name__  # which profiles and `dicode warmup` show
-    return jax.jit(run, static_argnames=("graphs", "static", "mesh"))
+    # Which profiles and `dicode warmup` show, and what kept programs are known by.
+    run.__name__, run.__module__ = function.__name__, function.__module__
+    run.__qualname__ = function.__qualname__
+    return kept_programs.jit(run, static_argnames=("graphs", "static", "mesh"))
 
 
 class Programs(NamedTuple):

@@ -31,6 +31,7 @@ from dicode_jax.models.dicode import ar_losses
 from dicode_jax.models.dicode.ar import DiCoDeLM
 from dicode_jax.nn.attention import KEYS_IN_PARTS
 from dicode_jax.nn.kv_cache import KVCache
+from dicode_jax.runtime import kept_programs
 from dicode_jax.runtime.platform import platform
 from dicode_jax.runtime.sharding import BATCH, ROWS, WHOLE, by_rows
 from dicode_jax.typing import Array, Float, Int, typechecked
@@ -321,7 +322,7 @@ def _draft_specs(cache: KVCache) -> _Draft:
     return _Draft(dataclasses.replace(cache, k=layers, v=layers, length=WHOLE), ROWS)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "plan", "mesh"))
+@functools.partial(kept_programs.jit, static_argnames=("graph", "plan", "mesh"))
 def _begin(graph, state, inputs: _Inputs, known, drawn, plan: _Plan, mesh):
     """Fills a cache with the prompt and the known keyframes, and writes the first one behind them.
 
@@ -346,7 +347,9 @@ def _begin(graph, state, inputs: _Inputs, known, drawn, plan: _Plan, mesh):
     return run(state, inputs, known, cache, drawn)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "plan", "mesh"), donate_argnames=("draft",))
+@functools.partial(
+    kept_programs.jit, static_argnames=("graph", "plan", "mesh"), donate_argnames=("draft",)
+)
 def _go_on(graph, state, inputs: _Inputs, draft: _Draft, seen, drawn, plan: _Plan, mesh):
     """Writes the next keyframe, number `seen` of its window."""
 

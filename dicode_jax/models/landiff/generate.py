@@ -34,6 +34,7 @@ from dicode_jax.models.landiff.language_model import (
 )
 from dicode_jax.nn.kv_cache import KVCache
 from dicode_jax.nn.masks import causal_mask, key_mask, positions_from_valid
+from dicode_jax.runtime import kept_programs
 from dicode_jax.typing import Array, Bool, Float, Int, typechecked
 
 MOTION_SCORE, GUIDANCE_SCALE = 0.1, 7.5  # of the release's command line
@@ -211,7 +212,7 @@ def _check(lm, b, keys, do_sample, temperature, guidance_scale, top_k, top_p) ->
         raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "size", "is_guided"))
+@functools.partial(kept_programs.jit, static_argnames=("graph", "size", "is_guided"))
 def _begin(graph, state, text, text_valid, numbers, start, size, is_guided) -> Draft:
     """Fills a cache with the prompt, but for its last position."""
     lm: LanguageModel = nnx.merge(graph, state)
@@ -236,7 +237,7 @@ def _begin(graph, state, text, text_valid, numbers, start, size, is_guided) -> D
     return Draft(filled, prompt[:, t:], valid)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "plan"), donate_argnames=("draft",))
+@functools.partial(kept_programs.jit, static_argnames=("graph", "plan"), donate_argnames=("draft",))
 def _go_on(
     graph, state, inputs: _Inputs, draft: Draft, layout, index, plan: _Plan
 ) -> tuple[Int[Array, "b t"], Draft]:

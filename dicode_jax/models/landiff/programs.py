@@ -8,7 +8,6 @@ width, n semantic tokens, g semantic frames, y x the grid of features, t latents
 import functools
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -21,9 +20,10 @@ from dicode_jax.models.landiff.features import features_of
 from dicode_jax.models.landiff.sampling import WindowSampling, window_steps
 from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizer
 from dicode_jax.models.t5 import T5Encoder
+from dicode_jax.runtime import kept_programs
 from dicode_jax.typing import Array, Bool, Float, Int, UInt8
 
-program = functools.partial(jax.jit, static_argnames="graph")
+program = functools.partial(kept_programs.jit, static_argnames="graph")
 
 
 @program
@@ -48,7 +48,7 @@ def encode_features(graph, state, found: Float[Array, "b g y x c"]) -> Int[Array
     return tokenizer.encode(found)
 
 
-@functools.partial(jax.jit, static_argnames=("graphs",))
+@functools.partial(kept_programs.jit, static_argnames=("graphs",))
 def semantic_latents(graphs, states, codes: Int[Array, "b n"]) -> Float[Array, "b t h w z"]:
     """What steers the denoiser, of up to a segment of semantic tokens."""
     tokenizer, denoiser = (nnx.merge(*pair) for pair in zip(graphs, states, strict=True))

@@ -1,0 +1,233 @@
+"""Programs that a command finds again without tracing them.
+
+jax keeps what it compiled under a key that it traces and lowers a function for, which takes Python
+a second or two of every start. Here the key is what a trace is made of: the function, its static
+arguments and the shapes of the others, all sources of the package, versions, jax's settings. What
+it cannot see is code of others that stands in for ours; so programs are kept this way inside `use`
+alone, which commands enter and the library does not. On one CPU alone: nothing else was tried.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import inspect
+import io
+import logging
+import os
+import pathlib
+import pickle
+import platform as host
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import serialize_executable
+from jax.sharding import SingleDeviceSharding
+
+from dicode_jax.runtime import compile_cache, platform
+from dicode_jax.storage.files import atomic_path
+from dicode_jax.typing import PyTree
+
+__all__ = ["jit", "use"]
+
+FOLDER = "whole"  # beside jax's own files, which are not in folders
+AGAIN = {"xla_embed_ir_in_executable": False}  # as it is; without any option jax compiles once
+PACKAGES = ("jax", "jaxlib", "flax", "einops", "numpy")
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class _Use:
+    depth: int = 0
+
+
+@dataclasses.dataclass
+class _Hits:
+    """Programs that jax found in its own folder."""
+
+    count: int = 0
+
+    def __call__(self, event: str, **_: Any) -> None:
+        self.count += event == "/jax/compilation_cache/cache_hits"
+
+
+_use = _Use()
+
+
+@functools.cache
+def _hits() -> _Hits:
+    counter = _Hits()
+    jax.monitoring.register_event_listener(counter)
+    return counter
+
+
+@contextlib.contextmanager
+def use() -> Iterator[None]:
+    """Inside, what is made by `jit` keeps its programs, where jax keeps its own."""
+    _use.depth += 1
+    try:
+        yield
+    finally:
+        _use.depth -= 1
+
+
+def jit(function: Callable, *, static_argnames: tuple[str, ...] = (), **options: Any) -> "Program":
+    """`jax.jit`, whose programs are kept inside `use`; static arguments have to be picklable."""
+    return Program(function, static_argnames, options)
+
+
+class Program:
+    """A function of `jit`; `trace` and `lower` are those of `jax.jit`."""
+
+    def __init__(self, function: Callable, static: tuple[str, ...], options: dict[str, Any]):
+        functools.update_wrapper(self, function)
+        self._function, self._static = function, frozenset(static)
+        self._signature = inspect.signature(function)
+        self._jit = jax.jit(function, static_argnames=static, **options)
+        self._options = sorted(options.items())
+        self._found: dict[Any, jax.stages.Compiled | None] = {}
+        self.trace, self.lower, self.clear_cache = (
+            self._jit.trace,
+            self._jit.lower,
+            self._jit.clear_cache,
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The function's result."""
+        place = compile_cache.in_use() if _use.depth else None
+        if not place:
+            return self._jit(*args, **kwargs)
+        names = list(self._signature.parameters)
+        static, given = [], []
+        for name, value in zip(names, args):
+            (static if name in self._static else given).append(value)
+        rest = {}
+        for name, value in sorted(kwargs.items()):
+            if name in self._static:
+                static.append((name, value))
+            else:
+                rest[name] = value
+        leaves, tree = jax.tree.flatten((tuple(given), rest))
+        shapes = tuple(map(_shape, leaves))
+        if None in shapes:
+            return self._jit(*args, **kwargs)
+        known = (*static, tree, shapes)
+        if known not in self._found:
+            lower = functools.partial(self._jit.lower, *args, **kwargs)
+            self._found[known] = self._find(place, static, tree, shapes, lower)
+        program = self._found[known]
+        return self._jit(*args, **kwargs) if program is None else program(*given, **rest)
+
+    def _find(self, place: str, static: list, tree: Any, shapes: tuple, lower: Callable) -> Any:
+        """The program that is kept, or that is compiled and kept now; None where it cannot be."""
+        try:
+            what = _Key.of((self._name, self._options, static, tree, shapes))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            _log.debug("%s is not kept: %s", self._name, error)
+            return None
+        name = hashlib.sha256(b"\0".join([_surroundings(), what])).hexdigest()
+        path = pathlib.Path(place) / FOLDER / name
+        if (program := _read(path, tree)) is None:
+            lowered, before = lower(), _hits().count
+            program = lowered.compile()
+            if _hits().count > before:
+                # XLA for CPUs cannot write again what was read; it loses the functions.
+                with compile_cache.off():
+                    program = lowered.compile(AGAIN)
+            _write(path, program)
+        return program
+
+    @property
+    def _name(self) -> str:
+        return f"{self._function.__module__}.{self._function.__qualname__}"
+
+
+class _Key(pickle.Pickler):
+    """Writes static arguments, the same in every process; functions and classes by their names."""
+
+    @classmethod
+    def of(cls, value: Any) -> bytes:
+        """What stands for a value.
+
+        Raises:
+          pickle.PicklingError, AttributeError, TypeError: A part has no name, as a lambda.
+        """
+        written = io.BytesIO()
+        cls(written, protocol=5).dump(value)
+        return written.getvalue()
+
+    def reducer_override(self, obj: Any) -> Any:
+        """A dataclass by its fields alone, without what it has remembered."""
+        if isinstance(obj, jax.tree_util.PyTreeDef):
+            return str, (str(obj),)
+        if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
+            return type(obj), tuple(getattr(obj, f.name) for f in dataclasses.fields(obj))
+        return NotImplemented
+
+
+def _shape(leaf: Any) -> tuple | None:
+    """What a program knows of an argument; None where it lies elsewhere than on the one CPU."""
+    if isinstance(leaf, bool | int | float | complex):
+        return (type(leaf).__name__,)
+    if isinstance(leaf, jax.Array):
+        device = jax.devices()[0]
+        if device.platform != "cpu" or leaf.sharding != SingleDeviceSharding(device):
+            return None
+        return str(leaf.dtype), leaf.shape, getattr(leaf, "weak_type", False)
+    if isinstance(leaf, np.ndarray | np.generic):
+        return str(leaf.dtype), leaf.shape
+    return None
+
+
+@functools.cache
+def _code() -> bytes:
+    """A digest of the package's sources, of the versions of others, and of this machine's kind."""
+    digest = hashlib.sha256()
+    root = pathlib.Path(__file__).parents[1]
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    for name in PACKAGES:
+        digest.update(f"{name} {importlib.metadata.version(name)}\0".encode())
+    digest.update(f"{host.python_version()} {jax.devices()[0].client.platform_version}".encode())
+    return digest.digest()
+
+
+def _surroundings() -> bytes:
+    """All that a trace sees besides its arguments."""
+    settings = sorted((key, repr(value)) for key, value in jax.config.values.items())
+    flags = [(key, os.environ.get(key)) for key in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    wanted = platform.platform(), platform.attention(), jax.device_count(), os.cpu_count()
+    return _code() + repr((settings, flags, wanted)).encode()
+
+
+def _read(path: pathlib.Path, tree: Any) -> jax.stages.Compiled | None:
+    try:
+        stored = path.read_bytes()
+        executable, made = pickle.loads(stored)
+        return serialize_executable.deserialize_and_load(executable, tree, jax.tree.structure(made))
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # whatever a broken file does: the program is compiled anew
+        _log.debug("%s cannot be read: %s", path, error)
+        return None
+
+
+def _write(path: pathlib.Path, program: jax.stages.Compiled) -> None:
+    try:
+        executable, _, made = serialize_executable.serialize(program)
+        example: PyTree = jax.tree.unflatten(made, range(made.num_leaves))
+        stored = pickle.dumps((executable, example))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(stored)
+    except (
+        OSError,
+        ValueError,
+        NotImplementedError,
+        pickle.PicklingError,
+        AttributeError,
+    ) as error:
+        _log.debug("%s is not kept: %s", path, error)

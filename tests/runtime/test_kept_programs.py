@@ -1,0 +1,159 @@
+"""Programs found again without a trace: the same results, and never where something else is asked.
+
+A second `Program` of a function stands for a second process.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dicode_jax.runtime import compile_cache, kept_programs, platform
+
+traced = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    factor: float
+
+    @functools.cached_property
+    def remembered(self):
+        return object()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Made:
+    sum: jax.Array
+    parts: tuple
+
+
+def work(plan, x, key, *, shift=0.0):
+    traced.append(plan)
+    noise = jax.random.normal(key, x["a"].shape)
+    return Made(x["a"] * plan.factor + shift, (noise, jnp.arange(3)))
+
+
+def again(**options):
+    jax.clear_caches()  # of traces too, which programs of one function share
+    return kept_programs.jit(work, static_argnames=("plan",), **options)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path):
+    names = "jax_compilation_cache_dir", "jax_enable_compilation_cache"
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    jax.config.update("jax_enable_compilation_cache", True)
+    compile_cache.compilation_cache.reset_cache()
+    traced.clear()
+    yield tmp_path / kept_programs.FOLDER
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compile_cache.compilation_cache.reset_cache()
+
+
+ARGS = Plan(2.0), {"a": jnp.arange(4.0)}, jax.random.key(0)
+
+
+def check(made, factor=2.0, shift=0.0):
+    noise = jax.random.normal(ARGS[2], (4,))
+    np.testing.assert_array_equal(made.sum, np.arange(4.0) * factor + shift)
+    np.testing.assert_array_equal(made.parts[0], noise)
+    np.testing.assert_array_equal(made.parts[1], [0, 1, 2])
+
+
+def test_a_kept_program_is_not_traced_again(folder):
+    with kept_programs.use():
+        check(again()(*ARGS, shift=jnp.float32(1)), shift=1)
+        assert len(traced) == 1
+        assert hash(ARGS[0].remembered)  # what an object remembers is no part of what it is
+        second = again()
+        for _ in range(2):
+            check(second(*ARGS, shift=jnp.float32(1)), shift=1)
+    assert len(traced) == 1
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_what_jax_found_in_its_own_folder_is_kept_whole(folder):
+    check(again()(*ARGS))
+    assert not folder.exists()  # outside `use`
+    with kept_programs.use():
+        check(again()(*ARGS))
+        check(again()(*ARGS))
+    assert len(traced) == 2
+
+
+@pytest.mark.parametrize(
+    "change", ["plan", "shape", "type", "number", "setting", "attention", "option", "source"]
+)
+def test_what_a_trace_sees_is_another_program(change, folder, monkeypatch):
+    plan, x, key = ARGS
+    with kept_programs.use():
+        check(again()(plan, x, key))
+        if change == "plan":
+            check(again()(Plan(3.0), x, key), factor=3)
+        elif change == "shape":
+            assert again()(plan, {"a": jnp.ones(5)}, key).sum.shape == (5,)
+        elif change == "type":
+            assert again()(plan, {"a": x["a"].astype(jnp.bfloat16)}, key).sum.dtype == jnp.bfloat16
+        elif change == "number":
+            check(again()(plan, x, key, shift=1.0), shift=1)
+        elif change == "setting":
+            with jax.numpy_rank_promotion("raise"):
+                check(again()(plan, x, key))
+        elif change == "attention":
+            with platform.tracing_for(attention="mapped"):
+                check(again()(plan, x, key))
+        elif change == "option":
+            check(again(donate_argnames=("x",))(plan, {"a": jnp.arange(4.0)}, key))
+        else:
+            monkeypatch.setattr(kept_programs, "_code", lambda: b"another")
+            check(again()(plan, x, key))
+    assert len(traced) == 2
+    assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("stored", [b"", b"nothing", None])
+def test_a_broken_file_is_made_anew(stored, folder):
+    with kept_programs.use():
+        again()(*ARGS)
+        (file,) = folder.iterdir()
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2] if stored is None else stored)
+        check(again()(*ARGS))
+        assert len(traced) == 2
+        check(again()(*ARGS))
+    assert len(traced) == 2
+
+
+def test_what_cannot_be_named_or_lies_elsewhere_is_left_to_jax(folder, monkeypatch):
+    with kept_programs.use():
+        scaled = kept_programs.jit(lambda x, f: f(x), static_argnames=("f",))
+        assert scaled(jnp.float32(3), lambda x: 2 * x) == 6
+        monkeypatch.setattr(kept_programs, "_shape", lambda leaf: None)
+        check(again()(*ARGS))
+    assert not folder.exists()
+
+
+def test_without_a_place_or_with_the_cache_off_nothing_is_kept(folder):
+    with kept_programs.use(), compile_cache.off():
+        check(again()(*ARGS))
+    assert not folder.exists()
+    folder.touch()  # no folder can be made there
+    with kept_programs.use():
+        check(again()(*ARGS))
+    assert folder.read_bytes() == b""
+
+
+def test_donated_arguments_are_given_away():
+    with kept_programs.use():
+        for _ in range(2):
+            x = {"a": jnp.arange(4.0)}
+            check(again(donate_argnames=("x",))(ARGS[0], x, ARGS[2]))
+            assert x["a"].is_deleted()
+    assert len(traced) == 1
