@@ -86,14 +86,10 @@ class Program:
         functools.update_wrapper(self, function)
         self._function, self._static = function, frozenset(static)
         self._signature = inspect.signature(function)
-        self._jit = jax.jit(function, static_argnames=static, **options)
+        self._jit: Any = jax.jit(function, static_argnames=static, **options)
         self._options = sorted(options.items())
         self._found: dict[Any, jax.stages.Compiled | None] = {}
-        self.trace, self.lower, self.clear_cache = (
-            self._jit.trace,
-            self._jit.lower,
-            self._jit.clear_cache,
-        )
+        self.trace, self.lower = self._jit.trace, self._jit.lower
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The function's result."""
@@ -120,6 +116,11 @@ class Program:
             self._found[known] = self._find(place, static, tree, shapes, lower)
         program = self._found[known]
         return self._jit(*args, **kwargs) if program is None else program(*given, **rest)
+
+    def clear_cache(self) -> None:
+        """Forgets what this process has, not what is kept."""
+        self._found.clear()
+        self._jit.clear_cache()
 
     def _find(self, place: str, static: list, tree: Any, shapes: tuple, lower: Callable) -> Any:
         """The program that is kept, or that is compiled and kept now; None where it cannot be."""

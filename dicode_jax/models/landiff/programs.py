@@ -23,7 +23,7 @@ from dicode_jax.models.t5 import T5Encoder
 from dicode_jax.runtime import kept_programs
 from dicode_jax.typing import Array, Bool, Float, Int, UInt8
 
-program = functools.partial(kept_programs.jit, static_argnames="graph")
+program = functools.partial(kept_programs.jit, static_argnames=("graph",))
 
 
 @program
