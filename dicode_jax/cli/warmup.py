@@ -88,6 +88,8 @@ def _compilations() -> Iterator[None]:
     """Says a line for each program that jax compiles or finds, and one for all small ones."""
     from jax import monitoring
 
+    from dicode_jax.runtime import kept_programs
+
     hits, small = [], []
 
     def on_event(event: str, **kwargs: str | int) -> None:
@@ -95,9 +97,9 @@ def _compilations() -> Iterator[None]:
             hits.append(event)
 
     def on_duration(event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if event != "/jax/core/compile/backend_compile_duration":
+        if event not in ("/jax/core/compile/backend_compile_duration", kept_programs.READ):
             return
-        was_there = bool(hits)
+        was_there = bool(hits) or event == kept_programs.READ
         hits.clear()
         if duration_secs < SHOWN:
             small.append(duration_secs)

@@ -19,10 +19,12 @@ import os
 import pathlib
 import pickle
 import platform as host
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.monitoring
 import numpy as np
 from jax.experimental import serialize_executable
 from jax.sharding import SingleDeviceSharding
@@ -31,9 +33,10 @@ from dicode_jax.runtime import compile_cache, platform
 from dicode_jax.storage.files import atomic_path
 from dicode_jax.typing import PyTree
 
-__all__ = ["jit", "use"]
+__all__ = ["READ", "jit", "use"]
 
 FOLDER = "whole"  # beside jax's own files, which are not in folders
+READ = "/dicode_jax/kept_programs/read_duration"  # an event of jax.monitoring
 AGAIN = {"xla_embed_ir_in_executable": False}  # as it is; without any option jax compiles once
 PACKAGES = ("jax", "jaxlib", "flax", "einops", "numpy")
 _log = logging.getLogger(__name__)
@@ -44,24 +47,7 @@ class _Use:
     depth: int = 0
 
 
-@dataclasses.dataclass
-class _Hits:
-    """Programs that jax found in its own folder."""
-
-    count: int = 0
-
-    def __call__(self, event: str, **_: Any) -> None:
-        self.count += event == "/jax/compilation_cache/cache_hits"
-
-
 _use = _Use()
-
-
-@functools.cache
-def _hits() -> _Hits:
-    counter = _Hits()
-    jax.monitoring.register_event_listener(counter)
-    return counter
 
 
 @contextlib.contextmanager
@@ -84,6 +70,7 @@ class Program:
 
     def __init__(self, function: Callable, static: tuple[str, ...], options: dict[str, Any]):
         functools.update_wrapper(self, function)
+        self.__name__: str = function.__name__
         self._function, self._static = function, frozenset(static)
         self._signature = inspect.signature(function)
         self._jit: Any = jax.jit(function, static_argnames=static, **options)
@@ -131,10 +118,15 @@ class Program:
             return None
         name = hashlib.sha256(b"\0".join([_surroundings(), what])).hexdigest()
         path = pathlib.Path(place) / FOLDER / name
-        if (program := _read(path, tree)) is None:
-            lowered, before = lower(), _hits().count
-            program = lowered.compile()
-            if _hits().count > before:
+        start = time.monotonic()
+        if (program := _read(path, tree)) is not None:
+            took = time.monotonic() - start
+            jax.monitoring.record_event_duration_secs(READ, took, fun_name=self.__name__)
+        else:
+            lowered = lower()
+            with _hits() as hits:
+                program = lowered.compile()
+            if hits:
                 # XLA for CPUs cannot write again what was read; it loses the functions.
                 with compile_cache.off():
                     program = lowered.compile(AGAIN)
@@ -144,6 +136,22 @@ class Program:
     @property
     def _name(self) -> str:
         return f"{self._function.__module__}.{self._function.__qualname__}"
+
+
+@contextlib.contextmanager
+def _hits() -> Iterator[list[str]]:
+    """A list to which an event is added for each program that jax finds in its own folder."""
+    found = []
+
+    def listen(event: str, **_: str | int) -> None:
+        if event == "/jax/compilation_cache/cache_hits":
+            found.append(event)
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
 
 
 class _Key(pickle.Pickler):
