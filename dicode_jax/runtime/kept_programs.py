@@ -38,6 +38,7 @@ __all__ = ["READ", "jit", "use"]
 FOLDER = "whole"  # beside jax's own files, which are not in folders
 READ = "/dicode_jax/kept_programs/read_duration"  # an event of jax.monitoring
 AGAIN = {"xla_embed_ir_in_executable": False}  # as it is; without any option jax compiles once
+MOST = 2**29  # bytes of all programs
 PACKAGES = ("jax", "jaxlib", "flax", "einops", "numpy")
 _log = logging.getLogger(__name__)
 
@@ -215,6 +216,7 @@ def _surroundings() -> bytes:
 def _read(path: pathlib.Path, tree: Any) -> jax.stages.Compiled | None:
     try:
         stored = path.read_bytes()
+        os.utime(path)  # see `_make_room`
         executable, made = pickle.loads(stored)
         return serialize_executable.deserialize_and_load(executable, tree, jax.tree.structure(made))
     except FileNotFoundError:
@@ -232,6 +234,7 @@ def _write(path: pathlib.Path, program: jax.stages.Compiled) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             temporary.write_bytes(stored)
+        _make_room(path)
     except (
         OSError,
         ValueError,
@@ -240,3 +243,13 @@ def _write(path: pathlib.Path, program: jax.stages.Compiled) -> None:
         AttributeError,
     ) as error:
         _log.debug("%s is not kept: %s", path, error)
+
+
+def _make_room(newest: pathlib.Path) -> None:
+    """Removes the programs that were read least lately, as each change of a source leaves some."""
+    files = [(path, path.stat()) for path in newest.parent.iterdir() if path != newest]
+    room = MOST - newest.stat().st_size
+    for path, stat in sorted(files, key=lambda file: file[1].st_mtime, reverse=True):
+        room -= stat.st_size
+        if room < 0:
+            path.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ A second `Program` of a function stands for a second process.
 
 import dataclasses
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +149,24 @@ def test_without_a_place_or_with_the_cache_off_nothing_is_kept(folder):
     with kept_programs.use():
         check(again()(*ARGS))
     assert folder.read_bytes() == b""
+
+
+def test_those_read_least_lately_make_room(folder, monkeypatch):
+    with kept_programs.use():
+        for factor in (1.0, 2.0, 3.0):
+            check(again()(Plan(factor), *ARGS[1:]), factor)
+            for age, path in enumerate(sorted(folder.iterdir(), key=lambda p: -p.stat().st_mtime)):
+                os.utime(path, (1000 - age, 1000 - age))
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        check(again()(Plan(1.0), *ARGS[1:]), 1)  # read now
+        monkeypatch.setattr(kept_programs, "MOST", size)
+        check(again()(Plan(4.0), *ARGS[1:]), 4)
+        assert len(list(folder.iterdir())) == 3
+        traced.clear()
+        check(again()(Plan(1.0), *ARGS[1:]), 1)
+        assert not traced
+        check(again()(Plan(2.0), *ARGS[1:]), 2)
+        assert len(traced) == 1
 
 
 def test_donated_arguments_are_given_away():
