@@ -159,7 +159,7 @@ def test_those_read_least_lately_make_room(folder, monkeypatch):
                 os.utime(path, (1000 - age, 1000 - age))
         size = sum(path.stat().st_size for path in folder.iterdir())
         check(again()(Plan(1.0), *ARGS[1:]), 1)  # read now
-        monkeypatch.setattr(kept_programs, "MOST", size)
+        monkeypatch.setattr(kept_programs, "MOST", size + size // 8)
         check(again()(Plan(4.0), *ARGS[1:]), 4)
         assert len(list(folder.iterdir())) == 3
         traced.clear()
