@@ -19,6 +19,7 @@ import os
 import pathlib
 import pickle
 import platform as host
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -117,21 +118,21 @@ class Program:
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             _log.debug("%s is not kept: %s", self._name, error)
             return None
-        name = hashlib.sha256(b"\0".join([_surroundings(), what])).hexdigest()
-        path = pathlib.Path(place) / FOLDER / name
+        folder = pathlib.Path(place) / FOLDER
+        known = folder / _digest(_code(), _surroundings(), what)
         start = time.monotonic()
-        if (program := _read(path, tree)) is not None:
-            took = time.monotonic() - start
-            jax.monitoring.record_event_duration_secs(READ, took, fun_name=self.__name__)
-        else:
+        program = _read(folder, _pointed(known), tree)
+        if program is None:
             lowered = lower()
-            with _hits() as hits:
-                program = lowered.compile()
-            if hits:
-                # XLA for CPUs cannot write again what was read; it loses the functions.
-                with compile_cache.off():
-                    program = lowered.compile(AGAIN)
-            _write(path, program)
+            # Other sources may have said the same, which is compiled already then.
+            text = f"{lowered.as_text()}{tree}{lowered.out_tree}".encode()
+            name = _digest(_surroundings(), text)
+            program = _read(folder, name, tree)
+            if program is None:
+                return _compiled(lowered, folder / name, known)
+            _store(known, name.encode())
+        took = time.monotonic() - start
+        jax.monitoring.record_event_duration_secs(READ, took, fun_name=self.__name__)
         return program
 
     @property
@@ -192,28 +193,44 @@ def _shape(leaf: Any) -> tuple | None:
     return None
 
 
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+
+
 @functools.cache
 def _code() -> bytes:
-    """A digest of the package's sources, of the versions of others, and of this machine's kind."""
-    digest = hashlib.sha256()
+    """A digest of the package's sources."""
     root = pathlib.Path(__file__).parents[1]
-    for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
-    for name in PACKAGES:
-        digest.update(f"{name} {importlib.metadata.version(name)}\0".encode())
-    digest.update(f"{host.python_version()} {jax.devices()[0].client.platform_version}".encode())
-    return digest.digest()
+    files = sorted(root.rglob("*.py"))
+    return _digest(*(str(path).encode() + path.read_bytes() for path in files)).encode()
+
+
+@functools.cache
+def _versions() -> tuple[str, ...]:
+    versions = map(importlib.metadata.version, PACKAGES)
+    return host.python_version(), jax.devices()[0].client.platform_version, *versions
 
 
 def _surroundings() -> bytes:
-    """All that a trace sees besides its arguments."""
+    """What a trace sees besides sources and arguments, and who compiles it."""
     settings = sorted((key, repr(value)) for key, value in jax.config.values.items())
     flags = [(key, os.environ.get(key)) for key in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     wanted = platform.platform(), platform.attention(), jax.device_count(), os.cpu_count()
-    return _code() + repr((settings, flags, wanted)).encode()
+    return repr((settings, flags, wanted, _versions())).encode()
 
 
-def _read(path: pathlib.Path, tree: Any) -> jax.stages.Compiled | None:
+def _pointed(known: pathlib.Path) -> str:
+    """The name of the program that these sources and arguments lead to, or that of no file."""
+    with contextlib.suppress(OSError, UnicodeError):
+        name = known.read_bytes().decode("ascii")
+        os.utime(known)  # see `_make_room`
+        if re.fullmatch("[0-9a-f]{64}", name):
+            return name
+    return "none"
+
+
+def _read(folder: pathlib.Path, name: str, tree: Any) -> jax.stages.Compiled | None:
+    path = folder / name
     try:
         stored = path.read_bytes()
         os.utime(path)  # see `_make_room`
@@ -226,27 +243,45 @@ def _read(path: pathlib.Path, tree: Any) -> jax.stages.Compiled | None:
         return None
 
 
-def _write(path: pathlib.Path, program: jax.stages.Compiled) -> None:
+def _compiled(
+    lowered: jax.stages.Lowered, path: pathlib.Path, known: pathlib.Path
+) -> jax.stages.Compiled:
+    """Compiles, and keeps what can be kept."""
+    with _hits() as hits:
+        program = lowered.compile()
     try:
-        executable, _, made = serialize_executable.serialize(program)
-        example: PyTree = jax.tree.unflatten(made, range(made.num_leaves))
-        stored = pickle.dumps((executable, example))
+        stored = _written(program)
+        if hits:
+            # XLA for CPUs cannot write again what was read: functions are lost.
+            with compile_cache.off():
+                program = lowered.compile(AGAIN)
+            stored = _written(program)
+    except Exception as error:  # what jax cannot write, such as constants of arrays
+        _log.debug("%s is not kept: %s", path, error)
+        return program
+    _store(path, stored)
+    _store(known, path.name.encode())
+    return program
+
+
+def _written(program: jax.stages.Compiled) -> bytes:
+    executable, _, made = serialize_executable.serialize(program)
+    example: PyTree = jax.tree.unflatten(made, range(made.num_leaves))
+    return pickle.dumps((executable, example))
+
+
+def _store(path: pathlib.Path, content: bytes) -> None:
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
-            temporary.write_bytes(stored)
+            temporary.write_bytes(content)
         _make_room(path)
-    except (
-        OSError,
-        ValueError,
-        NotImplementedError,
-        pickle.PicklingError,
-        AttributeError,
-    ) as error:
+    except OSError as error:  # a full disk: it is only not kept
         _log.debug("%s is not kept: %s", path, error)
 
 
 def _make_room(newest: pathlib.Path) -> None:
-    """Removes the programs that were read least lately, as each change of a source leaves some."""
+    """Removes what was read least lately, as changes of the sources leave programs behind."""
     files = [(path, path.stat()) for path in newest.parent.iterdir() if path != newest]
     room = MOST - newest.stat().st_size
     for path, stat in sorted(files, key=lambda file: file[1].st_mtime, reverse=True):

@@ -58,6 +58,11 @@ def folder(tmp_path):
     compile_cache.compilation_cache.reset_cache()
 
 
+def programs(folder):
+    """Files of programs, without those that point to them."""
+    return [path for path in folder.iterdir() if path.stat().st_size > 64]
+
+
 ARGS = Plan(2.0), {"a": jnp.arange(4.0)}, jax.random.key(0)
 
 
@@ -77,7 +82,7 @@ def test_a_kept_program_is_not_traced_again(folder):
         for _ in range(2):
             check(second(*ARGS, shift=jnp.float32(1)), shift=1)
     assert len(traced) == 1
-    assert len(list(folder.iterdir())) == 1
+    assert len(programs(folder)) == 1
 
 
 def test_what_jax_found_in_its_own_folder_is_kept_whole(folder):
@@ -89,10 +94,30 @@ def test_what_jax_found_in_its_own_folder_is_kept_whole(folder):
     assert len(traced) == 2
 
 
+def test_other_sources_that_say_the_same_compile_nothing(folder, monkeypatch):
+    with kept_programs.use():
+        check(again()(*ARGS))
+        monkeypatch.setattr(kept_programs, "_code", lambda: b"another")
+        misses = []
+        jax.monitoring.register_event_duration_secs_listener(
+            listen := lambda event, _, **__: misses.append(event) if "backend" in event else None
+        )
+        second = again()
+        args = (ARGS[0], *map(jax.block_until_ready, ARGS[1:]))
+        misses.clear()
+        made = second(*args)
+        jax.monitoring.unregister_event_duration_listener(listen)
+        assert not misses
+        check(made)
+        check(again()(*ARGS))
+    assert len(traced) == 2  # the first time with either
+    assert len(programs(folder)) == 1
+
+
 @pytest.mark.parametrize(
-    "change", ["plan", "shape", "type", "number", "setting", "attention", "option", "source"]
+    "change", ["plan", "shape", "type", "number", "setting", "attention", "option"]
 )
-def test_what_a_trace_sees_is_another_program(change, folder, monkeypatch):
+def test_what_a_trace_sees_is_another_program(change, folder):
     plan, x, key = ARGS
     with kept_programs.use():
         check(again()(plan, x, key))
@@ -110,26 +135,47 @@ def test_what_a_trace_sees_is_another_program(change, folder, monkeypatch):
         elif change == "attention":
             with platform.tracing_for(attention="mapped"):
                 check(again()(plan, x, key))
-        elif change == "option":
-            check(again(donate_argnames=("x",))(plan, {"a": jnp.arange(4.0)}, key))
         else:
-            monkeypatch.setattr(kept_programs, "_code", lambda: b"another")
-            check(again()(plan, x, key))
+            check(again(donate_argnames=("x",))(plan, {"a": jnp.arange(4.0)}, key))
     assert len(traced) == 2
-    assert len(list(folder.iterdir())) == 2
+    assert len(programs(folder)) == 2
 
 
 @pytest.mark.parametrize("stored", [b"", b"nothing", None])
 def test_a_broken_file_is_made_anew(stored, folder):
     with kept_programs.use():
         again()(*ARGS)
-        (file,) = folder.iterdir()
+        (file,) = programs(folder)
         whole = file.read_bytes()
         file.write_bytes(whole[: len(whole) // 2] if stored is None else stored)
         check(again()(*ARGS))
         assert len(traced) == 2
         check(again()(*ARGS))
     assert len(traced) == 2
+
+
+def test_a_broken_pointer_is_made_anew(folder):
+    with kept_programs.use():
+        again()(*ARGS)
+        (pointer,) = set(folder.iterdir()) - set(programs(folder))
+        for content in (b"../../elsewhere", b"\xff", b""):
+            pointer.write_bytes(content)
+            check(again()(*ARGS))
+        assert len(traced) == 4
+        check(again()(*ARGS))
+    assert len(traced) == 4
+
+
+def test_what_jax_cannot_write_is_compiled_once(folder, monkeypatch):
+    def refuse(program):
+        raise NotImplementedError
+
+    monkeypatch.setattr(kept_programs.serialize_executable, "serialize", refuse)
+    with kept_programs.use(), kept_programs._hits() as events:
+        check(again()(*ARGS))
+        check(again()(*ARGS))
+    assert events  # jax's own folder has it
+    assert not folder.exists()
 
 
 def test_what_cannot_be_named_or_lies_elsewhere_is_left_to_jax(folder, monkeypatch):
@@ -155,13 +201,13 @@ def test_those_read_least_lately_make_room(folder, monkeypatch):
     with kept_programs.use():
         for factor in (1.0, 2.0, 3.0):
             check(again()(Plan(factor), *ARGS[1:]), factor)
-            for age, path in enumerate(sorted(folder.iterdir(), key=lambda p: -p.stat().st_mtime)):
-                os.utime(path, (1000 - age, 1000 - age))
+            for path in folder.iterdir():
+                os.utime(path, (path.stat().st_mtime - 1000,) * 2)
         size = sum(path.stat().st_size for path in folder.iterdir())
         check(again()(Plan(1.0), *ARGS[1:]), 1)  # read now
         monkeypatch.setattr(kept_programs, "MOST", size + size // 8)
         check(again()(Plan(4.0), *ARGS[1:]), 4)
-        assert len(list(folder.iterdir())) == 3
+        assert len(programs(folder)) == 3
         traced.clear()
         check(again()(Plan(1.0), *ARGS[1:]), 1)
         assert not traced

@@ -308,10 +308,10 @@ def _in_base(name: Path) -> Path | None:
 
 
 def conditions(
-    config: DiffusionTrainConfig, model: Painter, batch
+    model: Painter, batch, num_latents: int
 ) -> tuple[Float[Array, "b l e"], Float[Array, "b f h w c"]]:
-    """Text and semantic latents of a batch."""
-    features = model.codes(batch["codes"], batch["offset"], config.model.dit.num_frames)
+    """Text and so many semantic latents of a batch."""
+    features = model.codes(batch["codes"], batch["offset"], num_latents)
     return model.context(batch["text"]), model.denoiser.semantic_latents(features)
 
 
@@ -325,13 +325,13 @@ def loss_fn(
     Args:
       deterministic: Drop no text.
     """
-    latents = batch["latents"].astype(jnp.float32)
+    latents = batch["latents"][:, : config.seen].astype(jnp.float32)
     b, f = latents.shape[:2]
     time_keys, noise_keys, drop_keys, prefix_keys = split(row_keys(keys, b), 4)
     steps = config.model.schedule.num_timesteps
     times = draw(lambda key, shape: jax.random.randint(key, shape, 0, steps), time_keys, (b,))
     noise = draw(jax.random.normal, noise_keys, latents.shape)
-    context, semantic = conditions(config, model, batch)
+    context, semantic = conditions(model, batch, f)
     if config.text_dropout and not deterministic:
         is_dropped = draw(jax.random.uniform, drop_keys, (b,)) < config.text_dropout
         context = jnp.where(is_dropped[:, None, None], 0, context)
@@ -367,7 +367,7 @@ def denoising_loss(
 
 def paint(config: DiffusionTrainConfig, model: Painter, batch) -> Float[Array, "b f h w c"]:
     """Scaled latents of windows without a prefix, from fixed noise."""
-    context, semantic = conditions(config, model, batch)
+    context, semantic = conditions(model, batch, config.model.dit.num_frames)
     sampling = WindowSampling(
         num_inference_steps=config.sample_steps,
         guidance_scale=config.sample_guidance,

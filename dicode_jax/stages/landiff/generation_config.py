@@ -130,6 +130,8 @@ class DiffusionTrainConfig(RunConfig):
       num_known: First latents of a window that are clean where there is a prefix.
       prefix_share: Share of the windows with a prefix, whose other latents alone are learned.
       window_step: Latents between the starts of the windows of a video; 0 takes the first alone.
+      num_latents: First latents of a window that are seen and learned, so that a batch of the same
+        cost shows more scenes; None for all. Ours.
       text_dropout: Share of the windows that see zeros in place of their text.
       semantic_weight: Weight of the squared error of the semantic latents themselves, as a guess of
         the clean ones. Ours, for models without a base: what the control branch adds to the noise
@@ -153,6 +155,7 @@ class DiffusionTrainConfig(RunConfig):
     num_known: int = 7
     prefix_share: float = 0.5
     window_step: int = 0
+    num_latents: int | None = None
     text_dropout: float = 0.1
     semantic_weight: float = 0.0
     sample_steps: int = 50
@@ -173,10 +176,13 @@ class DiffusionTrainConfig(RunConfig):
                 "latents are decoded in pairs behind the first: model.dit.num_frames must be odd, "
                 f"got {dit.num_frames}"
             )
-        if not 0 <= self.num_known < dit.num_frames or (self.prefix_share and not self.num_known):
+        if not 1 <= self.seen <= dit.num_frames:
+            raise ValueError(f"num_latents must be from 1 to {dit.num_frames}, got {self.seen}")
+        known, is_used = self.num_known, bool(self.prefix_share)
+        if not 0 <= known < (self.seen if is_used else dit.num_frames) or (is_used and not known):
             raise ValueError(
-                f"num_known leaves something to learn of {dit.num_frames} latents, and is above 0 "
-                f"with a prefix_share, got {self.num_known}"
+                f"num_known leaves something to learn of {self.seen} latents, and is above 0 "
+                f"with a prefix_share, got {known}"
             )
         if self.window_step < 0:
             raise ValueError(f"window_step must not be negative, got {self.window_step}")
@@ -199,6 +205,11 @@ class DiffusionTrainConfig(RunConfig):
                 f"{sides[0]}x{sides[1]} from a width of {upsampler.feature_dim}, the model's are "
                 f"{dit.height}x{dit.width}"
             )
+
+    @property
+    def seen(self) -> int:
+        """Latents of a window that are seen."""
+        return self.model.dit.num_frames if self.num_latents is None else self.num_latents
 
     @property
     def segments(self) -> int:
