@@ -27,6 +27,7 @@ PRODUCT_CHANNELS_PER_PIXEL = 20
 WINOGRAD_MIN_CHANNELS = 64
 WINOGRAD_PIXELS_PER_CHANNEL = 128
 WINOGRAD_TILES_PER_CHANNEL = 0.1
+WINOGRAD_MIN_CHANNELS_OF_PAIRS = 256  # along one axis, which saves a third alone
 
 Pairs = tuple[tuple[int, int], tuple[int, int]]
 
@@ -76,6 +77,8 @@ class Conv(nnx.Conv):
         few = height * width <= PRODUCT_MAX_PIXELS
         if not few and not (height % 2 or width % 2) and self._has_tiles(x, height * width / 4):
             return self._winograd(x, winograd.convolve)
+        if not few and not height % 2 and self._has_pairs(x, height * width / 2):
+            return self._winograd(x, winograd.convolve_columns)
         wide = self._channels >= PRODUCT_CHANNELS_PER_PIXEL * height * width
         return self._product(x, height, width) if few or wide else super().__call__(x)
 
@@ -103,6 +106,12 @@ class Conv(nnx.Conv):
             and height * width <= WINOGRAD_PIXELS_PER_CHANNEL * self._channels
             and math.prod(lead) * tiles >= WINOGRAD_TILES_PER_CHANNEL * self._channels
         )
+
+    def _has_pairs(self, x: Array, pairs: float) -> bool:
+        """Whether it is one of three along height, and so many pairs of results of an image pay."""
+        same = self.places == (3, 1) and self.stride == 1 and self.pads == ((1, 1), (0, 0))
+        enough = math.prod(x.shape[:-3]) * pairs >= WINOGRAD_TILES_PER_CHANNEL * self._channels
+        return same and self._channels >= WINOGRAD_MIN_CHANNELS_OF_PAIRS and enough
 
     def _winograd(self, x: Array, form: Callable[[Array, Array], Array]) -> Array:
         assert self.bias is not None  # `use_bias` is left to its default

@@ -28,6 +28,20 @@ def convolve(
 
 
 @jax.checkpoint
+def convolve_columns(
+    x: Float[Array, "n h w c"], kernel: Float[Array, "3 1 c o"]
+) -> Float[Array, "n h w o"]:
+    """Convolves along the height of images, which is even, with zeros above and below.
+
+    It takes 4 products for two results in place of 6.
+    """
+    x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
+    kernels = _along(list(kernel[:, 0]))
+    pair = _pair([a @ k for a, k in zip(_tile_sums(x, 1), kernels, strict=True)])
+    return rearrange(jnp.stack(pair, 2), "n h p w o -> n (h p) w o")
+
+
+@jax.checkpoint
 def convolve_doubled(
     x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c o"]
 ) -> Float[Array, "n h2 w2 o"]:
@@ -61,13 +75,12 @@ def _doubled_sums(x: Array, axis: int) -> list[Array]:
 
 def _kernel_sums(kernel: Array) -> list[Four]:
     """What stands for a kernel between sums of the inputs and of the results."""
+    return [_along(list(row)) for row in _along(list(kernel))]
 
-    def along(parts: list[Array]) -> Four:
-        a, b, c = parts
-        return [a, (a + b + c) / 2, (a - b + c) / 2, c]
 
-    rows = along(list(kernel))
-    return [along(list(row)) for row in rows]
+def _along(parts: list[Array]) -> Four:
+    a, b, c = parts
+    return [a, (a + b + c) / 2, (a - b + c) / 2, c]
 
 
 def _results(sums: list[list[Array]], kernels: list[list[Array]]) -> Array:

@@ -38,7 +38,9 @@ __all__ = ["READ", "jit", "use"]
 
 FOLDER = "whole"  # beside jax's own files, which are not in folders
 READ = "/dicode_jax/kept_programs/read_duration"  # an event of jax.monitoring
-AGAIN = {"xla_embed_ir_in_executable": False}  # as it is; without any option jax compiles once
+AGAIN: dict[str, str | bool] = {
+    "xla_embed_ir_in_executable": False
+}  # as it is; without any option jax compiles once
 MOST = 2**29  # bytes of all programs
 PACKAGES = ("jax", "jaxlib", "flax", "einops", "numpy")
 _log = logging.getLogger(__name__)

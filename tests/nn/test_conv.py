@@ -140,6 +140,38 @@ def test_tiles_are_for_many_channels_and_neither_few_nor_too_many_pixels(shape, 
     assert ("optimization_barrier" in traced) == is_tiled
 
 
+def test_pairs_along_height_are_the_convolution_with_its_gradient():
+    pads = ((1, 1), (0, 0))
+    conv, x = build((4, 9), (3, 1), 1, pads, (256, 260))
+    args = x, conv.kernel[...], conv.bias[...]
+    graph, state = nnx.split(conv)
+
+    def ours(x, kernel, bias):
+        return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), (bias, kernel)))(x)
+
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(ours)(*args))
+    weights = jax.random.normal(jax.random.key(2), (*x.shape[:-1], 260))
+
+    @jax.jit
+    def both(*args):
+        results = [jax.vjp(f, *args) for f in (ours, lambda *a: convolved(*a, 1, pads))]
+        return [(y, *pull(weights)) for y, pull in results]
+
+    for got, want in zip(*both(*args), strict=True):
+        np.testing.assert_allclose(got, want, atol=3e-6 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "is_paired"),
+    [((1, 16, 64), 256, True), ((1, 16, 64), 240, False), ((1, 15, 64), 256, False)],
+)
+def test_pairs_are_for_many_channels_and_an_even_height(shape, channels, is_paired):
+    make = lambda: Conv(channels, channels, (3, 1), padding=((1, 1), (0, 0)), rngs=nnx.Rngs(0))  # noqa: E731
+    x = jax.ShapeDtypeStruct((*shape, channels), jnp.float32)
+    traced = primitives(nnx.eval_shape(make), x)
+    assert ("conv_general_dilated" not in traced) == is_paired
+
+
 def test_a_doubled_image_is_not_made_where_tiles_pay():
     conv = nnx.eval_shape(lambda: Conv(256, 256, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(conv)
