@@ -62,6 +62,7 @@ NOT_RUN = {
     r"int8_weights": "clips of 64 x 64; tests/test_scripts.py tries a layer",
     r"encode_in_chunks": "half a minute; tests/test_scripts.py tries a tiny one",
     r"score_samplers": "clips of 64 x 64; tests/test_score_samplers.py",
+    r"scale_language_models": "finished runs; tests/test_scale_language_models.py",
     r"ar_diffusion|runs/dit": "tests/stages/ar_diffusion, tests/convert have tiny ones",
     r"train_shapes_features|--videos": "clips of 64 x 64; tests/test_shapes_features.py",
     r"--suite text": "a CLIP with words; tests/cli/test_evaluate.py, tests/evaluation/test_text.py",

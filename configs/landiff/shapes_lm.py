@@ -10,7 +10,7 @@ here, by 0.024 at most: the scale makes scores from 0 to 0.7 of that.
 
 Measured: held-out cross-entropy 1.09 after 500 steps, 0.73 after 1,000 and 0.66 after 1,500, 46
 minutes on a shared core, of codes that had lost the shape; of those of the packaged model, which
-say more, 0.72 after 1,500 steps more.
+say more, 0.86 after 2,800 steps more.
 """
 
 from dicode_jax.data.config import DataConfig
