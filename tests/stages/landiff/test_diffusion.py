@@ -317,12 +317,29 @@ def test_semantic_latents_are_pulled_towards_the_clean_ones_where_that_has_a_wei
     pulled, metrics = diffusion.loss_fn(
         dataclasses.replace(named, semantic_weight=0.5), painter, batch, keys
     )
-    _, semantic = diffusion.conditions(named, painter, batch)
+    _, semantic = diffusion.conditions(painter, batch, named.model.dit.num_frames)
     want = np.mean((np.asarray(semantic) - np.asarray(batch["latents"], np.float32)) ** 2)
     np.testing.assert_allclose(metrics["semantic"], want, rtol=1e-5)
     np.testing.assert_allclose(pulled - plain, 0.5 * want, rtol=1e-3)
     with pytest.raises(ValueError, match="semantic_weight must not be negative"):
         dataclasses.replace(named, semantic_weight=-1.0)
+
+
+def test_the_first_latents_alone_are_seen_and_learned_where_that_is_asked(named):
+    batch, keys = random_batch(named), jax.random.split(jax.random.key(0), 3)
+    painter = random_module(lambda: diffusion.Painter(named, rngs=ShapeRngs()))
+    config = dataclasses.replace(named, num_latents=1, prefix_share=0.0, semantic_weight=0.5)
+    loss, metrics = diffusion.loss_fn(config, painter, batch, keys)
+    other = dict(batch, latents=batch["latents"].at[:, 1:].multiply(-2))
+    np.testing.assert_array_equal(diffusion.loss_fn(config, painter, other, keys)[0], loss)
+    _, semantic = diffusion.conditions(painter, batch, named.model.dit.num_frames)
+    errors = np.asarray(semantic)[:, :1] - np.asarray(batch["latents"], np.float32)[:, :1]
+    np.testing.assert_allclose(metrics["semantic"], np.mean(errors**2), rtol=1e-5)
+    for wrong in (0, named.model.dit.num_frames + 1):
+        with pytest.raises(ValueError, match="num_latents must be from 1 to"):
+            dataclasses.replace(named, num_latents=wrong)
+    with pytest.raises(ValueError, match="something to learn of 1 latents"):
+        dataclasses.replace(named, num_latents=1, prefix_share=0.5)
 
 
 def test_what_is_written_is_a_pipeline_when_all_parts_are_named(named, models, tmp_path):
