@@ -21,10 +21,11 @@ from dicode_jax.typing import Array, Float, typechecked
 # channels for each of its pixels (320 at 4x4, 1280 at 8x8).
 PRODUCT_MAX_PIXELS = 4
 PRODUCT_CHANNELS_PER_PIXEL = 20
-# Where fewer products pay there: with so many channels, for each of which an image has at most so
-# many pixels (sums of larger ones cost what is won), and a batch a tenth of a tile or more (with
+# Where fewer products pay there: with so many channels (from 64 on they run a tenth sooner, but
+# the packaged model then compiled for four seconds more), for each of which an image has at most
+# so many pixels (sums of larger ones cost what is won), and a batch a tenth of a tile or more (with
 # fewer the sums of the kernel do).
-WINOGRAD_MIN_CHANNELS = 64
+WINOGRAD_MIN_CHANNELS = 128
 WINOGRAD_PIXELS_PER_CHANNEL = 128
 WINOGRAD_TILES_PER_CHANNEL = 0.1
 WINOGRAD_MIN_CHANNELS_OF_PAIRS = 256  # along one axis, which saves a third alone
