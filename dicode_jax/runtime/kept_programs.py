@@ -65,7 +65,11 @@ def use() -> Iterator[None]:
 
 
 def jit(function: Callable, *, static_argnames: tuple[str, ...] = (), **options: Any) -> "Program":
-    """`jax.jit`, whose programs are kept inside `use`; static arguments have to be picklable."""
+    """`jax.jit`, whose programs are kept inside `use`.
+
+    A function is known by its module and name: what it closes over must follow from them. Static
+    arguments are part of the key as `pickle` writes them; what it cannot write is left to jax.
+    """
     return Program(function, static_argnames, options)
 
 
@@ -76,7 +80,8 @@ class Program:
         functools.update_wrapper(self, function)
         self.__name__: str = function.__name__
         self._function, self._static = function, frozenset(static)
-        self._signature = inspect.signature(function)
+        names = enumerate(inspect.signature(function).parameters)
+        self._places = frozenset(place for place, name in names if name in self._static)
         self._jit: Any = jax.jit(function, static_argnames=static, **options)
         self._options = sorted(options.items())
         self._found: dict[Any, jax.stages.Compiled | None] = {}
@@ -87,10 +92,9 @@ class Program:
         place = compile_cache.in_use() if _use.depth else None
         if not place:
             return self._jit(*args, **kwargs)
-        names = list(self._signature.parameters)
         static, given = [], []
-        for name, value in zip(names, args):
-            (static if name in self._static else given).append(value)
+        for i, value in enumerate(args):
+            (static if i in self._places else given).append(value)
         rest = {}
         for name, value in sorted(kwargs.items()):
             if name in self._static:
@@ -103,8 +107,8 @@ class Program:
             return self._jit(*args, **kwargs)
         known = (*static, tree, shapes)
         if known not in self._found:
-            lower = functools.partial(self._jit.lower, *args, **kwargs)
-            self._found[known] = self._find(place, static, tree, shapes, lower)
+            trace = functools.partial(self._jit.trace, *args, **kwargs)
+            self._found[known] = self._find(place, static, tree, shapes, trace)
         program = self._found[known]
         return self._jit(*args, **kwargs) if program is None else program(*given, **rest)
 
@@ -113,7 +117,7 @@ class Program:
         self._found.clear()
         self._jit.clear_cache()
 
-    def _find(self, place: str, static: list, tree: Any, shapes: tuple, lower: Callable) -> Any:
+    def _find(self, place: str, static: list, tree: Any, shapes: tuple, trace: Callable) -> Any:
         """The program that is kept, or that is compiled and kept now; None where it cannot be."""
         try:
             what = _Key.of((self._name, self._options, static, tree, shapes))
@@ -125,10 +129,12 @@ class Program:
         start = time.monotonic()
         program = _read(folder, _pointed(known), tree)
         if program is None:
-            lowered = lower()
-            # Other sources may have said the same, which is compiled already then.
-            text = f"{lowered.as_text()}{tree}{lowered.out_tree}".encode()
-            name = _digest(_surroundings(), text)
+            traced = trace()
+            lowered = traced.lower()
+            # Other sources may have said the same, which is compiled already then. What is lowered
+            # has values of constants, and no word of arguments that are not used: the trace has.
+            texts = traced.jaxpr, lowered.as_text(), lowered.out_info, tree, shapes
+            name = _digest(_surroundings(), *(str(text).encode() for text in texts))
             program = _read(folder, name, tree)
             if program is None:
                 return _compiled(lowered, folder / name, known)

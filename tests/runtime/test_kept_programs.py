@@ -114,6 +114,38 @@ def test_other_sources_that_say_the_same_compile_nothing(folder, monkeypatch):
     assert len(programs(folder)) == 1
 
 
+def picking(index):
+    """A function that takes one of two arguments; of either the same is lowered."""
+
+    def pick(*both):
+        return both[index] + 1
+
+    return pick
+
+
+def key_or_numbers(is_key):
+    """A function whose result is a key, or the numbers of one; of either the same is lowered."""
+
+    def made(numbers):
+        return jax.random.wrap_key_data(numbers) if is_key else numbers * 1
+
+    return made
+
+
+@pytest.mark.parametrize("make", [picking, key_or_numbers])
+def test_other_sources_that_are_lowered_alike_and_mean_something_else(make, folder, monkeypatch):
+    args = (jnp.arange(2, dtype=jnp.uint32), jnp.ones(2, jnp.uint32))
+    args = args if make is picking else args[:1]
+    with kept_programs.use():
+        for source, which in ((b"a", 0), (b"b", 1), (b"a", 0), (b"b", 1)):
+            monkeypatch.setattr(kept_programs, "_code", lambda source=source: source)
+            got, want = kept_programs.jit(make(which))(*args), make(which)(*args)
+            assert got.dtype == want.dtype
+            if jnp.issubdtype(want.dtype, jax.dtypes.prng_key):
+                got, want = map(jax.random.key_data, (got, want))
+            np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize(
     "change", ["plan", "shape", "type", "number", "setting", "attention", "option"]
 )
