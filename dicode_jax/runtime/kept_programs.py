@@ -36,8 +36,10 @@ from dicode_jax.typing import PyTree
 
 __all__ = ["READ", "jit", "use"]
 
-FOLDER = "whole"  # beside jax's own files, which are not in folders
+FOLDER = "untraced"  # beside jax's own files, which are not in folders
 READ = "/dicode_jax/kept_programs/read_duration"  # an event of jax.monitoring
+COMPILED = "/jax/core/compile/backend_compile_duration"  # of jax, for what it finds too
+FOUND = "/jax/compilation_cache/cache_hits"
 AGAIN: dict[str, str | bool] = {
     "xla_embed_ir_in_executable": False
 }  # as it is; without any option jax compiles once
@@ -149,19 +151,20 @@ class Program:
 
 
 @contextlib.contextmanager
-def _hits() -> Iterator[list[str]]:
-    """A list to which an event is added for each program that jax finds in its own folder."""
-    found = []
+def _events() -> Iterator[list[str]]:
+    """A list of what jax says while it compiles, or finds what is compiled."""
+    said = []
 
-    def listen(event: str, **_: str | int) -> None:
-        if event == "/jax/compilation_cache/cache_hits":
-            found.append(event)
+    def listen(event: str, *_: float, **__: str | int) -> None:
+        said.append(event)
 
     jax.monitoring.register_event_listener(listen)
+    jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        yield found
+        yield said
     finally:
         jax.monitoring.unregister_event_listener(listen)
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 class _Key(pickle.Pickler):
@@ -255,12 +258,14 @@ def _compiled(
     lowered: jax.stages.Lowered, path: pathlib.Path, known: pathlib.Path
 ) -> jax.stages.Compiled:
     """Compiles, and keeps what can be kept."""
-    with _hits() as hits:
+    with _events() as said:
         program = lowered.compile()
+    is_new = COMPILED in said and FOUND not in said
     try:
         stored = _written(program)
-        if hits:
-            # XLA for CPUs cannot write again what was read: functions are lost.
+        if not is_new:
+            # It may have been read, from jax's folder or earlier in this process, and XLA for CPUs
+            # cannot write again what was read: functions are lost.
             with compile_cache.off():
                 program = lowered.compile(AGAIN)
             stored = _written(program)

@@ -94,6 +94,16 @@ def test_what_jax_found_in_its_own_folder_is_kept_whole(folder):
     assert len(traced) == 2
 
 
+def test_what_this_process_has_from_jax_is_kept_whole_too():
+    check(again()(*ARGS))  # into jax's folder
+    program = again()
+    check(program(*ARGS))  # from there
+    with kept_programs.use():
+        check(program(*ARGS))
+        check(again()(*ARGS))
+    assert len(traced) == 2
+
+
 def test_other_sources_that_say_the_same_compile_nothing(folder, monkeypatch):
     with kept_programs.use():
         check(again()(*ARGS))
@@ -203,10 +213,10 @@ def test_what_jax_cannot_write_is_compiled_once(folder, monkeypatch):
         raise NotImplementedError
 
     monkeypatch.setattr(kept_programs.serialize_executable, "serialize", refuse)
-    with kept_programs.use(), kept_programs._hits() as events:
+    with kept_programs.use(), kept_programs._events() as said:
         check(again()(*ARGS))
         check(again()(*ARGS))
-    assert events  # jax's own folder has it
+    assert kept_programs.FOUND in said  # jax's own folder has it
     assert not folder.exists()
 
 
