@@ -155,7 +155,7 @@ def _events() -> Iterator[list[str]]:
     """A list of what jax says while it compiles, or finds what is compiled."""
     said = []
 
-    def listen(event: str, *_: float, **__: str | int) -> None:
+    def listen(event: str, *_: Any, **__: Any) -> None:
         said.append(event)
 
     jax.monitoring.register_event_listener(listen)
