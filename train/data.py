@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from dicode_jax.data.examples import FrameReader
+from dicode_jax.data.examples import FrameReader, SpanReader
 from dicode_jax.data.sources.open import open_source
 from dicode_jax.data.stream import (
     BatchStream,
@@ -140,6 +140,7 @@ def frame_task(
     labels: Sequence[str],
     *,
     has_labels: bool = False,
+    has_between: bool = False,
 ) -> loop.Task:
     """A training on single frames, whose sheets show frames above what the model makes of them.
 
@@ -147,11 +148,14 @@ def frame_task(
       reconstruct: From images uint8 [b, h, w, 3] to the like.
       labels: Of the two rows.
       has_labels: Whether batches hold what a frame shows.
+      has_between: Whether they hold two keyframes and a frame between; the first is shown.
     """
     config = stage.config
-    read = FrameReader(data=config.data, frame_size=config.frame_size, labels=has_labels)
+    reader = SpanReader if has_between else FrameReader
+    read = reader(data=config.data, frame_size=config.frame_size, labels=has_labels)
     splits = open_splits(config, read)
     images = held_out_examples(config, splits.held_out, 12)["image"]
+    images = images[:, 0] if has_between else images
     return loop.Task(
         stage=stage,
         batches=train_stream(config, splits.train),

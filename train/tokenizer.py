@@ -39,6 +39,7 @@ def build_representation(config: RepresentationTrainConfig) -> loop.Task:
         look(representation.reconstruct),
         ["keyframes", "read back"],
         has_labels=config.has_labels,
+        has_between=config.has_between,
     )
 
 

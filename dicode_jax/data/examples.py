@@ -12,6 +12,8 @@ import numpy as np
 from dicode_jax.data.clips import read_clip, read_frame, read_whole
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.records import BrokenRecord, ClipSource, Record
+from dicode_jax.data.shapes_world import Scene
+from dicode_jax.data.sources.shapes import frame_labels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,29 @@ class FrameReader:
         example = read_frame(record, self.data, self.frame_size, rng)
         names = ("image", "labels") if self.labels else ("image",)
         return {name: example[name] for name in names}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpanReader:
+    """First and last frame of a clip and one between: `image` uint8 [3, h, w, 3] in their order.
+
+    `place` float32, above 0 and below 1, is where the one between lies. Of scenes there are also
+    `labels` int32 [p] if wanted.
+    """
+
+    data: DataConfig
+    frame_size: int
+    labels: bool = False
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        video = read_clip(record, self.data, self.frame_size, rng)["video"]
+        last = len(video) - 1
+        between = int(rng.integers(1, last))
+        found = {"image": video[[0, between, last]], "place": np.float32(between / last)}
+        if not self.labels:
+            return found
+        assert isinstance(record.media, Scene)  # see `probes.check_labels`
+        return found | {"labels": frame_labels(record.media)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

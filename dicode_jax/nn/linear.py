@@ -32,16 +32,14 @@ class Linear(nnx.Linear):
             rows = jnp.pad(x.reshape(1, x.shape[-1]), ((0, 1), (0, 0)))
             return super().__call__(rows)[:1].reshape(*lead, -1)
         rows = x if len(lead) < 2 else x.reshape(num_rows, x.shape[-1])
-        is_wide = self.out_features >= WIDE and self.bias is not None
-        if rows.ndim == 2 and is_wide and platform() == "cpu":
-            return self._wide(rows).reshape(*lead, -1)
+        is_wide = rows.ndim == 2 and self.out_features >= WIDE
+        if is_wide and self.bias is not None and platform() == "cpu":
+            return self._wide(rows, self.bias[...]).reshape(*lead, -1)
         return super().__call__(rows).reshape(*lead, -1)
 
-    def _wide(self, x: Array) -> Array:
+    def _wide(self, x: Array, bias: Array) -> Array:
         """Maps [n, in_features] to [n, out_features]; no gradient of it is a sum."""
-        x, kernel, bias = self.promote_dtype(
-            (x, self.kernel[...], self.bias[...]), dtype=self.dtype
-        )
+        x, kernel, bias = self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
         product = functools.partial(jnp.matmul, precision=self.precision)
         return product(x, kernel) + product(jnp.ones((len(x), 1), x.dtype), bias.reshape(1, -1))
 

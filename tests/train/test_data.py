@@ -10,7 +10,11 @@ from PIL import Image
 from tiny import tiny_pipeline
 
 from dicode_jax import config as config_lib
+from dicode_jax.data.clips import read_clip
 from dicode_jax.data.config import DataConfig
+from dicode_jax.data.examples import SpanReader
+from dicode_jax.data.sources.open import open_source
+from dicode_jax.data.sources.shapes import frame_labels
 from dicode_jax.errors import UserError
 from dicode_jax.stages.config import AutoencoderTrainConfig
 from dicode_jax.stages.dicode import tokenizer_loss
@@ -45,6 +49,9 @@ def configs(tmp_path_factory):
         "representation": RepresentationTrainConfig(
             model=representation, autoencoder=str(folder), **RUN
         ),
+        "spans": RepresentationTrainConfig(
+            model=representation, autoencoder=str(folder), between_weight=1.0, **RUN
+        ),
         "tokenizer": TokenizerTrainConfig(
             tokenizer=pipe.tokenizer.cfg, decoder=pipe.decoder.cfg, **RUN
         ),
@@ -61,6 +68,7 @@ def configs(tmp_path_factory):
 BUILD = {
     "autoencoder": autoencoder.build,
     "representation": tokenizer.build,
+    "spans": tokenizer.build,
     "tokenizer": tokenizer.build,
     "ar": ar.build,
 }
@@ -75,6 +83,33 @@ def test_batches_are_what_the_stage_says(name, configs, tmp_path):
     given = {key: (array.shape, array.dtype) for key, array in batch.items()}
     wanted = {key: (x.shape, x.dtype) for key, x in task.stage.batch_shapes(2).items()}
     assert given == wanted
+
+
+def test_spans_are_the_ends_of_a_clip_and_a_frame_between(configs):
+    cfg, found = configs["spans"], set()
+    scenes = open_source(cfg.data)
+    read = SpanReader(data=cfg.data, frame_size=16, labels=True)
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        span = read(scenes.record(seed), rng)
+        clip = read_clip(scenes.record(seed), cfg.data, 16, np.random.default_rng(seed))["video"]
+        between = round(3 * float(span["place"]))
+        np.testing.assert_array_equal(span["image"], clip[[0, between, 3]])
+        np.testing.assert_array_equal(span["labels"], frame_labels(scenes.record(seed).media))
+        found.add(between)
+    assert found == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"between_weight": -1.0}, "between_weight must not be negative, got -1.0"),
+        ({"data": DataConfig(num_frames=2)}, "a frame between: data.num_frames is 2, not 3"),
+    ],
+)
+def test_impossible_spans_are_refused(options, message, configs):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(configs["spans"], **options)
 
 
 def test_a_clip_decoder_is_validated_without_dropout_and_trained_with_it(

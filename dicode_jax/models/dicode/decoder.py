@@ -18,7 +18,7 @@ from dicode_jax.diffusion.samplers.base import Steps, run_steps
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.media.transforms import to_uint8 as to_uint8
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from dicode_jax.models.dicode.tokenizer import mask_leading_tokens
+from dicode_jax.models.dicode.tokenizer import mask_leading_tokens, tokens_between
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.linear import with_cast_kernels
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
@@ -37,9 +37,10 @@ class ClipDecoderConfig:
             keyframe, the second half those of the second.
         latent_head: makes a latent image of a keyframe's tokens, which is concatenated to the
             noisy latents on channels (the original's `hybrid_concat`). None for off.
-        latent_view: which latent images a frame sees: "nearest", that of the keyframe whose half
-            of the clip it is in (the original), or "both", those of both keyframes and its own
-            place between them, from 0 to 1, on a channel behind them. Read with a `latent_head`.
+        latent_view: which latent image a frame sees: "nearest", that of the keyframe whose half of
+            the clip it is in (the original), or "between", that of tokens as far between those of
+            the keyframes as the frame is, and its place, from 0 to 1, on a channel behind it (ours;
+            see `RepresentationTrainConfig.between_weight`). Read with a `latent_head`.
         latent_size: rows and columns of latents; None for the autoencoder's resolution.
     """
 
@@ -50,7 +51,7 @@ class ClipDecoderConfig:
     )
     num_tokens: int = 16
     latent_head: ResamplerConfig | None = None
-    latent_view: Literal["nearest", "both"] = "nearest"
+    latent_view: Literal["nearest", "between"] = "nearest"
     latent_size: tuple[int, int] | None = None
 
     RETIRED: ClassVar = {
@@ -61,8 +62,8 @@ class ClipDecoderConfig:
     def __post_init__(self):
         if self.num_tokens < 1:
             raise ValueError(f"num_tokens must be at least 1, got {self.num_tokens}")
-        if self.latent_view not in ("nearest", "both"):
-            raise ValueError(f"latent_view must be nearest or both, got {self.latent_view!r}")
+        if self.latent_view not in ("nearest", "between"):
+            raise ValueError(f"latent_view must be nearest or between, got {self.latent_view!r}")
         latent_channels = self.autoencoder.embed_dim
         if self.unet.out_channels != latent_channels:
             raise ValueError(
@@ -81,8 +82,8 @@ class ClipDecoderConfig:
                     f"its embed_dim is {self.latent_head.embed_dim}"
                 )
             extra = self.latent_head.output_shape[-1]
-            if self.latent_view == "both":
-                extra = 2 * extra + 1
+            if self.latent_view == "between":
+                extra += 1
         if self.unet.in_channels != latent_channels + extra:
             raise ValueError(
                 f"the UNet must take {latent_channels} latent and {extra} conditioning channels, "
@@ -174,11 +175,10 @@ class ClipDecoder(nnx.Module):
         image_context = rearrange(per_frame, "b f n d -> b (f n) d").astype(text_context.dtype)
         concat = None
         if cfg.latent_head is not None:
-            images = self.latent_images(tokens)
-            if cfg.latent_view == "both":
-                concat = _between(images, num_frames)
+            if cfg.latent_view == "between":
+                concat = self._images_between(tokens, num_frames)
             else:
-                concat = jnp.repeat(images, num_frames // k, axis=1)
+                concat = jnp.repeat(self.latent_images(tokens), num_frames // k, axis=1)
         return Condition(jnp.concatenate([text_context, image_context], axis=1), concat)
 
     @typechecked
@@ -192,6 +192,15 @@ class ClipDecoder(nnx.Module):
             raise ValueError("this decoder has no latent head (cfg.latent_head is None)")
         images = self.latent_head(rearrange(tokens, "b k n d -> (b k) n d"))
         return rearrange(images, "(b k) h w c -> b k h w c", b=len(tokens))
+
+    def _images_between(
+        self, tokens: Float[Array, "b 2 n d"], num_frames: int
+    ) -> Float[Array, "b f h w c"]:
+        """The latent head's image at every frame's place, and that place on one more channel."""
+        place = jnp.linspace(0, 1, num_frames, dtype=tokens.dtype)
+        images = self.latent_images(tokens_between(tokens, place))
+        place = jnp.broadcast_to(place[:, None, None, None], (*images.shape[:-1], 1))
+        return jnp.concatenate([images, place.astype(images.dtype)], axis=-1)
 
     def null_condition(
         self,
@@ -247,15 +256,6 @@ class ClipDecoder(nnx.Module):
         """`denoise` with the UNet's deep features, old or new; see `UNet3D.with_deep`."""
         x = _beside(x, condition.concat)
         return self.unet.with_deep(x, timesteps, condition.context, fs, deep=deep)
-
-
-def _between(images: Float[Array, "b 2 h w c"], num_frames: int) -> Float[Array, "b f h w e"]:
-    """Both keyframes' images for every frame, and behind them its place from 0 to 1."""
-    b, _, h, w, _ = images.shape
-    both = rearrange(images, "b k h w c -> b 1 h w (k c)")
-    both = jnp.broadcast_to(both, (b, num_frames, *both.shape[2:]))
-    place = jnp.linspace(0, 1, num_frames, dtype=images.dtype)[:, None, None, None]
-    return jnp.concatenate([both, jnp.broadcast_to(place, (b, num_frames, h, w, 1))], axis=-1)
 
 
 def _beside(x: Array, concat: Array | None) -> Array:

@@ -122,3 +122,16 @@ def mask_leading_tokens(
     """
     keep = jnp.arange(tokens.shape[-2]) > last_masked
     return jnp.where(keep[:, None], tokens, jnp.zeros((), tokens.dtype))
+
+
+def tokens_between(
+    tokens: Float[Array, "b 2 n z"], place: Float[Array, "*b k"]
+) -> Float[Array, "b k n z"]:
+    """Tokens on the line between those of two keyframes (the paper's interpolation of videos).
+
+    Args:
+        tokens: deep tokens of the two keyframes.
+        place: 0 for the first keyframe's tokens to 1 for the second's; of all rows or of each.
+    """
+    place = place[..., None, None]
+    return (1 - place) * tokens[:, :1] + place * tokens[:, 1:]

@@ -27,6 +27,9 @@ class RepresentationTrainConfig(RunConfig):
       probe_weight: Weight of the probes' cross-entropy; their labels only exist for the synthetic
         world, with other data it must be 0.
       pixel_weight: Weight of the squared error of the decoded latents.
+      between_weight: Weight of the error of a frame between two keyframes, read from tokens between
+        theirs, beside 1 for each keyframe; 0 reads single frames. For a decoder with
+        `latent_view="between"`.
     """
 
     model: RepresentationConfig
@@ -36,7 +39,20 @@ class RepresentationTrainConfig(RunConfig):
     batch_size: int = 32
     probe_weight: float = 0.02
     pixel_weight: float = 0.0
+    between_weight: float = 0.0
     ema_decay: float = 0.999
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.between_weight < 0:
+            raise ValueError(f"between_weight must not be negative, got {self.between_weight}")
+        if self.has_between and (f := self.data.num_frames) < 3:
+            raise ValueError(f"between_weight needs a frame between: data.num_frames is {f}, not 3")
+
+    @property
+    def has_between(self) -> bool:
+        """Whether batches hold keyframes in pairs and a frame between them."""
+        return self.between_weight > 0
 
     @property
     def has_labels(self) -> bool:

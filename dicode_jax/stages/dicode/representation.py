@@ -40,6 +40,9 @@ class Regression(nnx.Module):
 def make_stage(config: RepresentationTrainConfig) -> Stage:
     """Trains the representation; batches are `image` uint8 [b, h, w, 3] and `labels` int32 [b, p].
 
+    With `between_weight` they are `image` uint8 [b, 3, h, w, 3], two keyframes and a frame between
+    them, and `place` float32 [b], where from 0 to 1 that one lies.
+
     Raises:
       UserError: Probes are asked for on data without labels; no autoencoder is where it should be.
     """
@@ -54,7 +57,10 @@ def make_stage(config: RepresentationTrainConfig) -> Stage:
         return arrays
 
     def batch_shapes(b: int):
-        shapes = {"image": jax.ShapeDtypeStruct(parts.image_shape(config, b), jnp.uint8)}
+        lead = (b, 3) if config.has_between else (b,)
+        shapes = {"image": jax.ShapeDtypeStruct(parts.image_shape(config, *lead), jnp.uint8)}
+        if config.has_between:
+            shapes["place"] = jax.ShapeDtypeStruct((b,), jnp.float32)
         if config.has_labels:
             shapes["labels"] = jax.ShapeDtypeStruct((b, len(FRAME_LABELS)), jnp.int32)
         return shapes
@@ -74,15 +80,23 @@ def make_stage(config: RepresentationTrainConfig) -> Stage:
 def loss_fn(
     config: RepresentationTrainConfig, model: Regression, batch, keys: Array
 ) -> tuple[Array, dict[str, Array]]:
-    """Squared (and a little absolute) error of the head's image, plus the probes."""
-    images = to_float(batch["image"])
-    predicted, logits = model.model(images, row_keys(keys, len(images)))
-    scale = model.autoencoder.cfg.scale_factor
+    """Squared (and a little absolute) error of the head's images, plus the probes."""
+    images, weight = to_float(batch["image"]), jnp.ones(())
+    keys, scale = row_keys(keys, len(images)), model.autoencoder.cfg.scale_factor
+    if config.has_between:
+        predicted, logits = model.model.between(images[:, ::2], batch["place"], keys)
+        weight = jnp.array([1, config.between_weight, 1])
+        weight = jnp.tile(weight / weight.mean(), len(images))[:, None, None, None]
+        images, predicted = (x.reshape(-1, *x.shape[2:]) for x in (images, predicted))
+    else:
+        predicted, logits = model.model(images, keys)
     target = scale * model.autoencoder.encode(images).mode().astype(jnp.float32)
     error = predicted.astype(jnp.float32) - target
-    mse = jnp.mean(jnp.square(error))
-    loss = mse + 0.1 * jnp.mean(jnp.abs(error))
+    mse = jnp.mean(weight * jnp.square(error))
+    loss = mse + 0.1 * jnp.mean(weight * jnp.abs(error))
     metrics = {"mse": mse, "target_std": jnp.std(target)}
+    if config.has_between:
+        metrics["between_mse"] = jnp.mean(jnp.square(error[1::3]))
     if config.has_labels:
         probes, right = probe_loss(logits, batch["labels"])
         loss += config.probe_weight * probes

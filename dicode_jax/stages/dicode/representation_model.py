@@ -5,8 +5,9 @@ and resampler are trained here: deep tokens, disturbed by noise, must give back 
 the latent head that the clip decoder will use (the original's `hybrid_concat` conditioning). Two
 things make the tokens good to predict for a language model: the noise, which asks for tokens that
 decode although they are imprecise, and linear probes of what the keyframe shows, which keep the
-meaning a strong direction of the tokens as CLIP's training does. Neither the noise nor the probes
-exist in the original.
+meaning a strong direction of the tokens as CLIP's training does. A third makes them good to paint
+from: tokens halfway between those of two keyframes are asked to show what is seen halfway. None of
+the three exists in the original.
 """
 
 import dataclasses
@@ -14,9 +15,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
-from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfig
+from dicode_jax.models.dicode.tokenizer import (
+    DeepTokenizer,
+    DeepTokenizerConfig,
+    tokens_between,
+)
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
 from dicode_jax.nn.rngs import draw
@@ -72,11 +78,39 @@ class RepresentationModel(nnx.Module):
           images: Keyframes in [-1, 1].
           key: Draws the noise on the tokens, one or `[b]`; None for none.
         """
-        tokens = self.tokenizer(images[:, None])[:, 0]  # [b, n, z]
-        if key is not None:
-            std = jnp.std(tokens, axis=(1, 2), keepdims=True)
-            scale = self.cfg.token_noise * jax.lax.stop_gradient(std)
-            noise = functools.partial(jax.random.normal, dtype=tokens.dtype)
-            tokens = tokens + scale * draw(noise, key, tokens.shape)
+        tokens = self._tokens(images[:, None], key)[:, 0]  # [b, n, z]
+        return self.head(tokens), self._probed(tokens)
+
+    def between(
+        self,
+        keyframes: Float[Array, "b 2 h w 3"],
+        place: Float[Array, " b"],
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "b 3 y x c"], list[Float[Array, "b v"]]]:
+        """Images of two keyframes and of one between, and what the probes read in the first.
+
+        Args:
+          keyframes: In [-1, 1].
+          place: Where the image between lies, from 0 (the first keyframe) to 1.
+          key: As for a call.
+        """
+        tokens = self._tokens(keyframes, key)
+        ends = jnp.broadcast_to(jnp.array([0.0, 1.0], place.dtype), (len(place), 2))
+        places = jnp.insert(ends, 1, place, axis=1).astype(tokens.dtype)
+        read = tokens_between(tokens, places)  # [b, 3, n, z]
+        images = self.head(rearrange(read, "b k n z -> (b k) n z"))
+        return rearrange(images, "(b k) y x c -> b k y x c", k=3), self._probed(tokens[:, 0])
+
+    def _tokens(self, images: Float[Array, "b k h w 3"], key: Array | None) -> Array:
+        """Deep tokens [b, k, n, z], with noise that `key` draws."""
+        tokens = self.tokenizer(images)
+        if key is None:
+            return tokens
+        std = jnp.std(tokens, axis=(2, 3), keepdims=True)
+        scale = self.cfg.token_noise * jax.lax.stop_gradient(std)
+        noise = functools.partial(jax.random.normal, dtype=tokens.dtype)
+        return tokens + scale * draw(noise, key, tokens.shape)
+
+    def _probed(self, tokens: Float[Array, "b n z"]) -> list[Float[Array, "b v"]]:
         pooled = tokens.mean(axis=1)
-        return self.head(tokens), [probe(pooled) for probe in self.probes]
+        return [probe(pooled) for probe in self.probes]

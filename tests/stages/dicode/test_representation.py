@@ -1,0 +1,104 @@
+"""The regression of keyframes, and of frames between two, from deep tokens."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny import random_module, tiny_pipeline
+
+from dicode_jax.media.transforms import to_float
+from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.stages.dicode import representation
+from dicode_jax.stages.dicode.configs import RepresentationTrainConfig
+from dicode_jax.stages.dicode.representation_model import RepresentationConfig
+
+PLACE = np.array([0.25, 0.8], np.float32)
+
+
+@pytest.fixture(scope="module")
+def regression():
+    """A config that reads frames between, and its modules."""
+    pipe = tiny_pipeline()
+    head = dataclasses.replace(
+        pipe.tokenizer.cfg.resampler, embed_dim=8, num_queries=4, output_shape=(8, 8, 4)
+    )
+    config = RepresentationTrainConfig(
+        model=RepresentationConfig(tokenizer=pipe.tokenizer.cfg, head=head, probe_classes=(3,)),
+        autoencoder="runs/autoencoder/model",
+        frame_size=16,
+        probe_weight=0.0,
+        between_weight=4.0,
+    )
+    build = lambda: representation.Regression(  # noqa: E731
+        config, pipe.decoder.cfg.autoencoder, rngs=ShapeRngs()
+    )
+    return config, random_module(build)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jnp.asarray(np.random.default_rng(0).integers(256, size=(2, 3, 16, 16, 3)), jnp.uint8)
+
+
+def test_the_image_between_is_that_of_tokens_between(regression, images):
+    model = regression[1].model
+    keyframes = to_float(images[:, ::2])
+    got, probed = model.between(keyframes, jnp.asarray(PLACE))
+    first, rear = model.tokenizer(keyframes).swapaxes(0, 1)
+    between = first + PLACE[:, None, None] * (rear - first)
+    for i, tokens in enumerate((first, between, rear)):
+        np.testing.assert_allclose(got[:, i], model.head(tokens), atol=2e-5)
+    alone, probes = model(keyframes[:, 0])
+    np.testing.assert_allclose(got[:, 0], alone, atol=2e-5)
+    np.testing.assert_allclose(probed[0], probes[0], atol=1e-5)
+
+
+def test_a_row_is_read_the_same_beside_any_other(regression, images):
+    model, keys = regression[1].model, jax.random.split(jax.random.key(3), 2)
+    keyframes, place = to_float(images[:, ::2]), jnp.asarray(PLACE)
+    both, _ = model.between(keyframes, place, keys)
+    alone, _ = model.between(keyframes[1:], place[1:], keys[1:])
+    np.testing.assert_allclose(both[1:], alone, atol=2e-5)
+    assert np.abs(both - model.between(keyframes, place)[0]).max() > 1e-3
+
+
+def test_the_frame_between_weighs_what_the_config_says(regression, images, monkeypatch):
+    config, model = regression
+    monkeypatch.setattr(
+        type(model.model), "between", lambda *_: (jnp.zeros((2, 3, 8, 8, 4)), [])
+    )  # so that the error is the target
+    batch = {"image": images, "place": jnp.asarray(PLACE)}
+    target = [model.autoencoder.encode(to_float(images[:, i])).mode() for i in range(3)]
+    target = model.autoencoder.cfg.scale_factor * np.stack(target, 1)
+    weight = np.array([1, 4, 1])[:, None, None, None] / 2
+    loss, metrics = representation.loss_fn(config, model, batch, jax.random.key(0))
+    mse = np.mean(weight * target**2)
+    np.testing.assert_allclose(metrics["mse"], mse, rtol=1e-5)
+    np.testing.assert_allclose(metrics["between_mse"], np.mean(target[:, 1] ** 2), rtol=1e-5)
+    np.testing.assert_allclose(loss, mse + 0.1 * np.mean(weight * np.abs(target)), rtol=1e-5)
+
+
+def test_pixels_are_weighed_too_and_everything_learns(regression, images):
+    config, model = regression
+    config = dataclasses.replace(config, pixel_weight=1.0)
+    graph, trained, frozen = nnx.split(model, lambda path, _: path[0] == "model", ...)
+    batch = {"image": images, "place": jnp.asarray(PLACE)}
+
+    @jax.jit
+    def gradient(trained):
+        loss = lambda trained: representation.loss_fn(  # noqa: E731
+            config, nnx.merge(graph, trained, frozen), batch, jax.random.key(0)
+        )
+        return jax.grad(loss, has_aux=True)(trained)
+
+    gradients, metrics = gradient(trained)
+    assert np.isfinite(metrics["psnr"])
+    silent = {
+        str(path)
+        for path, leaf in jax.tree.leaves_with_path(gradients)
+        if not np.abs(leaf).max() > 0
+    }
+    assert all("probes" in path for path in silent), silent
