@@ -94,6 +94,7 @@ def diffusion_loss(
     simple_weight: float = 1.0,
     elbo_weight: float = 0.0,
     frame_weights: Float[Array, " f"] | None = None,
+    sample_weights: Float[Array, " b"] | None = None,
     clean: Bool[Array, "b f"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Noise the latents, run the network, and compare with its target.
@@ -107,6 +108,7 @@ def diffusion_loss(
         loss_type: see `per_sample_error`.
         simple_weight, elbo_weight: weights of the plain and the variational term.
         frame_weights: what the error of each frame counts, in both terms; 1 when None.
+        sample_weights: what the error of each sample counts, in both terms; 1 when None.
         clean: frames that the network gets without noise, and that do not count; not all of a
             sample. For the plain term alone.
 
@@ -122,6 +124,8 @@ def diffusion_loss(
         x_t = jnp.where(expand(clean, x0.ndim), x0, x_t)
     prediction = denoise(x_t, timesteps)
     per_frame = _per_frame_error(prediction, target, loss_type)
+    if sample_weights is not None:
+        per_frame = sample_weights[:, None] * per_frame
     weighted = per_frame if frame_weights is None else frame_weights * per_frame
     per_sample = jnp.mean(weighted, axis=1, where=None if clean is None else ~clean)
     simple = per_sample.mean()

@@ -41,6 +41,9 @@ class ClipDecoderConfig:
             the clip it is in (the original), or "between", that of tokens as far between those of
             the keyframes as the frame is, and its place, from 0 to 1, on a channel behind it (ours;
             see `RepresentationTrainConfig.between_weight`). Read with a `latent_head`.
+        latent_prior: standard deviation of latents about the latent image that their frame sees:
+            the UNet then only says what a Gaussian so wide about that image leaves open (ours; see
+            `ClipDecoder.denoise`). None for a UNet that says everything, as the original's.
         latent_size: rows and columns of latents; None for the autoencoder's resolution.
     """
 
@@ -52,6 +55,7 @@ class ClipDecoderConfig:
     num_tokens: int = 16
     latent_head: ResamplerConfig | None = None
     latent_view: Literal["nearest", "between"] = "nearest"
+    latent_prior: float | None = None
     latent_size: tuple[int, int] | None = None
 
     RETIRED: ClassVar = {
@@ -84,10 +88,27 @@ class ClipDecoderConfig:
             extra = self.latent_head.output_shape[-1]
             if self.latent_view == "between":
                 extra += 1
+        if self.latent_prior is not None:
+            self._check_prior()
         if self.unet.in_channels != latent_channels + extra:
             raise ValueError(
                 f"the UNet must take {latent_channels} latent and {extra} conditioning channels, "
                 f"its in_channels is {self.unet.in_channels}"
+            )
+
+    def _check_prior(self):
+        assert self.latent_prior is not None
+        if self.latent_prior <= 0:
+            raise ValueError(f"latent_prior must be positive, got {self.latent_prior}")
+        shape = self.latent_head.output_shape if self.latent_head else None
+        if shape is None or shape[-1] != self.autoencoder.embed_dim:
+            raise ValueError(
+                "latent_prior needs a latent_head that makes images of the autoencoder's "
+                f"{self.autoencoder.embed_dim} latent channels, its output_shape is {shape}"
+            )
+        if self.schedule.parameterization != "v" or self.schedule.base_scale is not None:
+            raise ValueError(
+                'latent_prior needs a schedule with parameterization "v" and base_scale None'
             )
 
     @property
@@ -244,18 +265,66 @@ class ClipDecoder(nnx.Module):
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b f h w c"]:
-        """One network evaluation; concatenates the latent images to ``x`` where there are any."""
-        x = _beside(x, condition.concat)
-        return self.unet(
-            x, timesteps, condition.context, fs, deterministic=deterministic, rngs=rngs
+        """One network evaluation; concatenates the latent images to ``x`` where there are any.
+
+        With a ``latent_prior`` r, latents are taken to lie about their frame's latent image c as
+        N(c, r^2). Then x is N(a c, a^2 r^2 + s^2), with a and s of the schedule, and v given x has
+        the mean s (a (1 - r^2) x - c) / (a^2 r^2 + s^2) and the standard deviation r / (a^2 r^2 +
+        s^2)^0.5. The UNet reads x and gives v, both less their mean and over their deviation.
+        """
+        seen = _beside(self._standardized(x, timesteps, condition), condition.concat)
+        out = self.unet(
+            seen, timesteps, condition.context, fs, deterministic=deterministic, rngs=rngs
         )
+        return self._told(out, x, timesteps, condition)
 
     def denoise_deep(
         self, x: Array, timesteps: Array, condition: Condition, fs: Array | None, deep: Array | None
     ) -> tuple[Array, Array]:
         """`denoise` with the UNet's deep features, old or new; see `UNet3D.with_deep`."""
-        x = _beside(x, condition.concat)
-        return self.unet.with_deep(x, timesteps, condition.context, fs, deep=deep)
+        seen = _beside(self._standardized(x, timesteps, condition), condition.concat)
+        out, deep = self.unet.with_deep(seen, timesteps, condition.context, fs, deep=deep)
+        return self._told(out, x, timesteps, condition), deep
+
+    def output_std(self, timesteps: Int[Array, " b"] | Int[Array, "b f"], ndim: int) -> Array:
+        """What the UNet's output is multiplied by: 1, or the deviation of v given x.
+
+        Args:
+            timesteps: in 0..num_timesteps-1.
+            ndim: rank of the array that it is for.
+
+        Returns:
+            float32 ``[b, 1, ...]`` or ``[b, f, 1, ...]`` of rank ``ndim``.
+        """
+        if self.cfg.latent_prior is None:
+            return jnp.ones((1,) * ndim)
+        return self.cfg.latent_prior / jnp.sqrt(self._variance(timesteps, ndim)[2])
+
+    def _variance(self, timesteps: Array, ndim: int) -> tuple[Array, Array, Array]:
+        """Schedule values a and s, and the variance of noisy latents about their mean."""
+        assert self.cfg.latent_prior is not None
+        names = ("sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
+        a, s = (self.cfg.schedule.gather(name, timesteps, ndim) for name in names)
+        return a, s, jnp.square(a * self.cfg.latent_prior) + jnp.square(s)
+
+    def _standardized(self, x: Array, timesteps: Array, condition: Condition) -> Array:
+        if self.cfg.latent_prior is None:
+            return x
+        a, _, variance = self._variance(timesteps, x.ndim)
+        return (x - a * self._prior_mean(condition)) / jnp.sqrt(variance)
+
+    def _told(self, out: Array, x: Array, timesteps: Array, condition: Condition) -> Array:
+        """What the output of the UNet says of v."""
+        r = self.cfg.latent_prior
+        if r is None:
+            return out
+        a, s, variance = self._variance(timesteps, x.ndim)
+        mean = s * (a * (1 - r**2) * x - self._prior_mean(condition)) / variance
+        return mean + self.output_std(timesteps, x.ndim) * out
+
+    def _prior_mean(self, condition: Condition) -> Array:
+        assert condition.concat is not None
+        return condition.concat[..., : self.cfg.autoencoder.embed_dim].astype(jnp.float32)
 
 
 def _beside(x: Array, concat: Array | None) -> Array:

@@ -142,6 +142,9 @@ def denoising_loss(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The loss once latents and (already dropped) deep tokens are known.
 
+    With a ``latent_prior`` the error counts as that of the UNet's own output, whose target
+    has variance 1 where the prior is right.
+
     Args:
         decoder: trained here: its UNet and latent head.
         latents: clean scaled latents.
@@ -161,6 +164,10 @@ def denoising_loss(
     num_frames = latents.shape[1]
     context = training_text(decoder, text_context, draws.uniform_drop, cfg)
     condition = decoder.condition(tokens, num_frames, text_context=context)
+    weights = None
+    if decoder.cfg.latent_prior is not None:
+        assert draws.timesteps.ndim == 1
+        weights = decoder.output_std(draws.timesteps, 1) ** -(2 if cfg.loss_type == "l2" else 1)
     loss, metrics = diffusion_loss(
         lambda x, t: decoder.denoise(x, t, condition, fs, deterministic=deterministic, rngs=rngs),
         decoder.cfg.schedule,
@@ -170,6 +177,7 @@ def denoising_loss(
         loss_type=cfg.loss_type,
         simple_weight=cfg.simple_weight,
         elbo_weight=cfg.elbo_weight,
+        sample_weights=weights,
     )
     # Statistics of the tokens as every frame sees them, as the original logs them.
     seen = condition.context[:, -num_frames * tokens.shape[2] :].astype(jnp.float32)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from models.dicode.tiny_decoder import CONFIG, TOKENS, build
+from models.dicode.tiny_decoder import CONFIG, TOKENS, build, with_prior
 
 from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.diffusion.schedules import NoiseSchedule
@@ -63,6 +63,62 @@ def test_every_frame_sees_the_image_of_tokens_between_and_its_place_where_asked(
     clip = decoding.decode_clip(between, TOKENS, KEYS, SAMPLING)
     assert clip.shape == (3, 4, 4, 4, 2)
     assert np.isfinite(clip).all()
+
+
+def test_the_unet_says_what_a_gaussian_about_the_latent_image_leaves_open(monkeypatch):
+    decoder = build(with_prior(latent_prior=0.3))
+    said = jax.random.normal(jax.random.key(3), (3, 4, 4, 4, 2))
+    read = []
+    monkeypatch.setattr(UNet3D, "__call__", lambda self, x, *_, **__: read.append(x) or said)
+    condition = decoder.condition(TOKENS, 4)
+    x = jax.random.normal(jax.random.key(4), said.shape)
+    timesteps = jnp.array([0, 400, 999])
+    got = decoder.denoise(x, timesteps, condition, None)
+
+    tables = decoder.cfg.schedule.buffers
+    wide = lambda name: tables[name].astype(np.float64)[timesteps][:, None, None, None, None]  # noqa: E731
+    a, s = wide("sqrt_alphas_cumprod"), wide("sqrt_one_minus_alphas_cumprod")
+    image, x = np.asarray(condition.concat, np.float64), np.asarray(x, np.float64)
+    mean_x, var_x = a * image, a**2 * 0.3**2 + s**2
+    mean_v, var_v = -s * image, a**2 + s**2 * 0.3**2
+    both = a * s - a * s * 0.3**2  # covariance of x = a z + s e and v = a e - s z
+    mean = mean_v + both / var_x * (x - mean_x)
+    deviation = np.sqrt(var_v - both**2 / var_x)
+    np.testing.assert_allclose(got, mean + deviation * np.asarray(said), atol=1e-4)
+    np.testing.assert_allclose(read[0][..., :2], (x - mean_x) / np.sqrt(var_x), atol=1e-3)
+    np.testing.assert_array_equal(read[0][..., 2:], condition.concat)
+    std = decoder.output_std(timesteps, 1)
+    np.testing.assert_allclose(std, deviation.ravel(), rtol=1e-4)
+
+
+def test_deep_features_say_the_same_beside_a_prior():
+    decoder = build(with_prior(latent_prior=0.3))
+    condition = decoder.condition(TOKENS, 4)
+    x, timesteps = jax.random.normal(jax.random.key(4), (3, 4, 4, 4, 2)), jnp.array([0, 400, 999])
+    got, _ = decoder.denoise_deep(x, timesteps, condition, None, None)
+    np.testing.assert_allclose(got, decoder.denoise(x, timesteps, condition, None), atol=1e-5)
+    clip = decoding.decode_clip(decoder, TOKENS, KEYS, SAMPLING)
+    assert np.isfinite(clip).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"latent_prior": 0.0}, "latent_prior must be positive, got 0.0"),
+        (
+            {"latent_head": CONFIG.latent_head},
+            r"images of the autoencoder's 2 latent channels, its output_shape is \(4, 4, 3\)",
+        ),
+        ({"latent_head": None}, "its output_shape is None"),
+        (
+            {"schedule": NoiseSchedule(parameterization="eps")},
+            'a schedule with parameterization "v"',
+        ),
+    ],
+)
+def test_a_prior_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        with_prior(**{"latent_prior": 0.3, **options})
 
 
 def test_null_condition_repeats_the_null_tokens_and_keeps_a_given_concat(decoder):

@@ -1,5 +1,7 @@
 """A clip decoder small enough to compile in seconds, every size distinct where it may be."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,3 +64,11 @@ def build(cfg: ClipDecoderConfig = CONFIG, **options) -> ClipDecoder:
 
     flat = nnx.to_flat_state(abstract)
     return nnx.merge(graph, nnx.from_flat_state([(p, fill(p, leaf)) for p, leaf in flat]))
+
+
+def with_prior(**options):
+    """A config whose UNet says what a Gaussian about the latent image leaves open."""
+    unet = dataclasses.replace(CONFIG.unet, in_channels=4)
+    assert CONFIG.latent_head is not None
+    head = dataclasses.replace(CONFIG.latent_head, output_shape=(4, 4, 2))
+    return dataclasses.replace(CONFIG, **{"unet": unet, "latent_head": head, **options})

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from models.dicode.tiny_decoder import TOKENS, build
+from models.dicode.tiny_decoder import TOKENS, build, with_prior
 
 from dicode_jax.models.dicode.decoder import is_constant
 from dicode_jax.stages.dicode import tokenizer_loss as training
@@ -49,6 +49,21 @@ def test_one_number_drops_text_both_or_keyframes():
     text, image = training.drop_masks(r, 0.05)
     np.testing.assert_array_equal(text, [1, 1, 1, 1, 0, 0, 0, 0])
     np.testing.assert_array_equal(image, [0, 0, 1, 1, 1, 1, 0, 0])
+
+
+@pytest.mark.parametrize(("loss_type", "power"), [("l1", 1), ("l2", 2)])
+def test_beside_a_prior_the_error_is_that_of_the_unets_own_output(loss_type, power):
+    decoder = build(with_prior(latent_prior=0.3))
+    cfg = TokenizerLossConfig(loss_type=loss_type)
+    given = draws(jnp.ones(3))
+    _, metrics = training.decoder_loss(decoder, LATENTS, TOKENS, given, cfg, deterministic=True)
+    error = np.abs(metrics["prediction"] - metrics["target"]) ** power
+    std = np.asarray(decoder.output_std(given.timesteps, 1))
+    wanted = error.mean((1, 2, 3, 4)) / std**power
+    np.testing.assert_allclose(metrics["loss_per_sample"], wanted, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss_simple"], wanted.mean(), rtol=1e-5)
+    assert std[0] < 0.31
+    assert std[2] > 0.95
 
 
 def test_a_dropped_sample_is_trained_on_the_null_tokens(decoder, loss_of):
