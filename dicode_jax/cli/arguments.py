@@ -131,13 +131,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
         help="clips of two seconds each, written as they are painted (default: 1)",
     )
     _add_lag(sub)
-    sub.add_argument(
-        "--history-noise",
-        type=number(int, Whole(0, MAX_STEPS - 1)),
-        metavar="T",
-        help="for AR-Diffusion and LanDiff: timestep of the noise on frames that are done or "
-        "given, as the others see them (default: the model's own, mostly 0, none)",
-    )
+    _add_history_noise(sub, "AR-Diffusion and LanDiff")
     add_options(sub, "motion_score", "temperature", "top_k", "top_p")
     _add_sampling(sub, Whole(1, MAX_STREAM), "; of the video, any number, for AR-Diffusion")
     _add_model(sub)
@@ -169,6 +163,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
     _add_video_in(sub)
     _add_video_out(sub)
     add_options(sub, "caption")
+    _add_history_noise(sub, "LanDiff")
     _add_sampling(sub)
     _add_model(sub)
 
@@ -189,6 +184,7 @@ def make_parser(commands: Mapping[str, Callable]) -> argparse.ArgumentParser:
     )
     _add_video_out(sub)
     add_options(sub, "caption")
+    _add_history_noise(sub, "LanDiff")
     _add_sampling(sub)
     _add_model(sub)
 
@@ -291,6 +287,16 @@ def _add_video_out(parser: argparse.ArgumentParser) -> None:
         "extension, and stay there when the command is stopped",
     )
     parser.add_argument("--sheet", metavar="FILE", help="also write a contact sheet, a .png")
+
+
+def _add_history_noise(parser: argparse.ArgumentParser, families: str) -> None:
+    parser.add_argument(
+        "--history-noise",
+        type=number(int, Whole(0, MAX_STEPS - 1)),
+        metavar="T",
+        help=f"for {families}: timestep of the noise on frames that are done or given, as the "
+        "others see them (default: the model's own, mostly 0, none)",
+    )
 
 
 def _add_lag(parser: argparse.ArgumentParser) -> None:

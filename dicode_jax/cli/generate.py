@@ -38,8 +38,8 @@ def generate(args: argparse.Namespace) -> None:
     if kind == "ar_diffusion":
         _roll(args, folder, *images)
         return
-    if not {args.lag, args.history_noise} <= {None}:
-        raise UserError(f"{folder} is no AR-Diffusion model; leave --lag and --history-noise out")
+    if args.lag is not None:
+        raise UserError(f"{folder} is no AR-Diffusion model; leave --lag out")
     check_clip_frames(args)
     if not images and args.video is None and not args.prompt.strip():
         raise UserError("the prompt is empty; say what to show")

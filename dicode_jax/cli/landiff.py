@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import pathlib
 import sys
 import time
@@ -12,6 +13,7 @@ from dicode_jax.cli.landiff_options import LANDIFF
 from dicode_jax.errors import UserError
 
 TOKEN_FORMAT = "dicode_jax semantic tokens"
+FRAME_BYTES = 2**31  # of a video that is encoded, as a whole in memory
 OTHERS = ("seed", "num_inference_steps", "guidance_scale", "clips_per_batch")  # that it has too
 
 
@@ -22,18 +24,20 @@ def generate(args: argparse.Namespace, folder: pathlib.Path, image=None, last_im
     if image is None and args.video is None and not args.prompt.strip():
         raise UserError("the prompt is empty; say what to show")
     asked, pipe, start = settings(args, folder), load(args, folder), time.monotonic()
-    given = None if args.video is None else shared.read_given(args.video, pipe)
-    if given is not None and (count := pipe.given_frames(len(given))) < len(given):
-        shared.say(f"{args.video}: goes on from the last {count} of its {len(given)} frames")
-        given = given[-count:]
+    given = None
+    if args.video is not None:
+        given, length = pipe.read_end(args.video)
+        if len(given) < length:
+            shared.say(f"{args.video}: goes on from the last {len(given)} of its {length} frames")
     scale = asked.get("guidance_scale", pipe.config.sampling.guidance_scale)
     label = args.prompt or pathlib.Path(str(args.image or args.video)).name
     asked |= {"image": image, "video": given, "num_clips": args.num_clips}
 
     def paint(progress):
         clips = pipe.stream(args.prompt, progress=progress, **asked)
-        size = pipe.cache_bytes(args.num_clips, is_guided=scale != 1)
-        shared.say(f"the language model takes {size / 1e6:.4g} MB for what it has written")
+        size = pipe.cache_bytes(args.num_clips, args.prompt, is_guided=scale != 1)
+        size = f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+        shared.say(f"the language model takes {size} for what it has written")
         return clips
 
     shared.write(args, pipe, paint, args.num_clips, start, label, fps=pipe.config.fps)
@@ -58,7 +62,7 @@ def encode(args: argparse.Namespace, folder: pathlib.Path) -> None:
 
 def decode(args: argparse.Namespace, folder: pathlib.Path, tokens) -> None:
     """Runs `dicode decode`."""
-    asked = settings(args, folder)
+    asked = _painting(args, folder)
     pipe, start = load(args, folder), time.monotonic()
     _paint(args, pipe, tokens, asked, start, pathlib.Path(args.tokens).name)
 
@@ -66,7 +70,7 @@ def decode(args: argparse.Namespace, folder: pathlib.Path, tokens) -> None:
 def reconstruct(args: argparse.Namespace, folder: pathlib.Path) -> None:
     """Runs `dicode reconstruct`."""
     _refuse_keyframes(args, folder)
-    asked = settings(args, folder)
+    asked = _painting(args, folder)
     pipe, start = load(args, folder), time.monotonic()
     tokens = pipe.encode(_whole_video(args, pipe))
     _paint(args, pipe, tokens, asked, start, pathlib.Path(args.video).name)
@@ -139,6 +143,17 @@ def settings(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
     return given | {name: x for name, x in own.items() if x is not None}
 
 
+def _painting(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
+    """`settings` of commands that write no tokens."""
+    asked = settings(args, folder)
+    if "guidance_scale" in asked:
+        raise UserError(
+            f"--guidance-scale of {folder} is its language model's, which writes nothing here; "
+            "the painter's is --diffusion-guidance-scale"
+        )
+    return asked
+
+
 def load(args: argparse.Namespace, folder: pathlib.Path):
     """The pipeline, whole or part by part."""
     return shared.load(args, folder, {"offload": True} if getattr(args, "offload", False) else None)
@@ -151,7 +166,7 @@ def _refuse_keyframes(args: argparse.Namespace, folder: pathlib.Path) -> None:
 
 def _whole_video(args: argparse.Namespace, pipe):
     """The frames of a file at the model's rate, as many of the first ones as can be coded."""
-    frames = shared.read_given(args.video, pipe)
+    frames = shared.read_given(args.video, pipe, FRAME_BYTES // math.prod((*pipe.frame_size, 3)))
     count = pipe.coded_frames(len(frames))
     if count < len(frames):
         shared.say(f"{args.video}: the first {count} of its {len(frames)} frames")

@@ -132,6 +132,9 @@ def find(args: argparse.Namespace, *kinds: str) -> tuple[pathlib.Path, str]:
     given = [name for name in LANDIFF if getattr(args, name, None) not in (None, False)]
     if kind != "landiff" and given:
         raise UserError(f"{folder} is no LanDiff model; leave --{given[0].replace('_', '-')} out")
+    has_history = {"ar_diffusion", "landiff"}
+    if kind not in has_history and getattr(args, "history_noise", None) is not None:
+        raise UserError(f"{folder} has no frames that are done; leave --history-noise out")
     return folder, kind
 
 
@@ -177,18 +180,22 @@ def read_image(path: str):
         return np.asarray(shown_picture(image))
 
 
-def read_given(path: str, pipe):
-    """uint8 [f, h, w, 3]: the frames of a file at the rate and in the size of the model."""
+def read_given(path: str, pipe, most: int = MAX_FRAMES):
+    """uint8 [f, h, w, 3]: the frames of a file at the rate and in the size of the model.
+
+    Raises:
+      UserError: There are more than `most`, or the file cannot be read.
+    """
     import numpy as np
 
     from dicode_jax.media import video
 
     frames = []
     for frame in video.iter_frames_at(path, pipe.config.fps):
-        if len(frames) == MAX_FRAMES:
+        if len(frames) == most:
             raise UserError(
-                f"{path} has more than {MAX_FRAMES} frames at {pipe.config.fps:g} a second, which "
-                "is what a video may have; cut it to its last seconds"
+                f"{path} has more than {most} frames at {pipe.config.fps:g} a second, which is "
+                f"what a video may have; cut it to {most / pipe.config.fps:.0f} seconds"
             )
         frames.append(pipe.fit_frame(frame.image))
     return np.stack(frames)

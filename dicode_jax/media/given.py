@@ -1,6 +1,8 @@
 """What a caller may give as an image or a video: an array, an image of Pillow, a path."""
 
+import collections
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -99,3 +101,22 @@ def _described(given: Any, array: np.ndarray) -> str:
     if array.ndim == 0 or array.dtype == object:
         return printable(repr(given), 60)
     return f"{array.dtype} {list(array.shape)}"
+
+
+def read_last(
+    path: str | os.PathLike, most: int, *, fps: float, fit: Callable[[np.ndarray], np.ndarray]
+) -> tuple[UInt8[np.ndarray, "f y x 3"], int]:
+    """The last frames of a file, `most` at most, and how many it has; no others are held.
+
+    Args:
+      fps: Rate at which it is read.
+      fit: From a frame uint8 `[h, w, 3]` to one of the wanted size.
+
+    Raises:
+      UserError: It cannot be read.
+    """
+    last, count = collections.deque(maxlen=most), 0
+    for frame in iter_frames_at(path, fps):
+        last.append(fit(frame.image))
+        count += 1
+    return np.stack(last), count

@@ -11,8 +11,9 @@ The original makes one clip; how videos go on is in `models.landiff.streaming`.
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from flax import nnx
 from dicode_jax import config as config_lib
 from dicode_jax.diffusion.samplers.subsampled import subsampled_time_grid
 from dicode_jax.errors import UserError
+from dicode_jax.media.given import read_last
 from dicode_jax.media.resize import middle
 from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3D, AutoencoderCausal3DConfig
 from dicode_jax.models.clip import CLIPVision, CLIPVisionConfig
@@ -40,8 +42,12 @@ from dicode_jax.models.landiff.streaming import Window, num_latents, windows, wr
 from dicode_jax.models.t5 import T5Encoder, T5EncoderConfig
 from dicode_jax.models.vit import ViT, ViTConfig
 from dicode_jax.pipelines import base, calls, checks, options, shelf
-from dicode_jax.pipelines.landiff_config import LanDiffConfig, LanDiffSamplingConfig
-from dicode_jax.pipelines.painting import Clip
+from dicode_jax.pipelines.landiff_config import (
+    LanDiffConfig,
+    LanDiffSamplingConfig,
+    check_painting,
+)
+from dicode_jax.pipelines.painting import Clip, whole_videos
 from dicode_jax.pipelines.progress import Progress
 from dicode_jax.runtime import memory
 from dicode_jax.storage.weights import CONFIG_FILE
@@ -239,14 +245,23 @@ class LanDiffPipeline(base.Pipeline):
         """How many of `count` frames, the first ones, have semantic tokens: 1, 9, 17 .."""
         return count - (count - 1) % (2 * STRIDE)
 
-    def cache_bytes(self, num_clips: int, *, is_guided: bool = True, text_len: int = 0) -> int:
+    def cache_bytes(
+        self, num_clips: int, prompt: str | None = None, *, is_guided: bool = True
+    ) -> int:
         """What the language model remembers of a video, in bytes; allocated once, in front of it.
 
         Args:
-          text_len: Tokens of the prompt; 0 for the most.
+          prompt: What it reads; None for the longest text.
         """
+        length = self.config.text_length
+        if prompt is not None:
+            words = self.text["text_encoder"](prompt.strip(), length)
+            length = self._engine.padded(len(words))
+        return self._cache_bytes(num_clips, length, is_guided)
+
+    def _cache_bytes(self, num_clips: int, text_len: int, is_guided: bool) -> int:
         total = (self.num_frames(num_clips) - 1) // STRIDE + 1
-        size = self._positions(total, text_len or self.config.text_length)
+        size = self._positions(total, text_len)
         body = nnx.merge(*self._split["language_model"]).body
         made = jax.eval_shape(lambda: body.init_cache(batch=1 + is_guided, size=size))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made))
@@ -291,7 +306,7 @@ class LanDiffPipeline(base.Pipeline):
                 f"{most}; ask for fewer, or set max_segments in {CONFIG_FILE}"
             )
         is_guided = sampling.guidance_scale != 1
-        needed = self.cache_bytes(sampling.num_clips, is_guided=is_guided, text_len=text_len)
+        needed = self._cache_bytes(sampling.num_clips, text_len, is_guided)
         room = memory.available(jax.local_devices()[0])
         if room is not None and needed > room[0]:
             raise UserError(
@@ -327,6 +342,18 @@ class LanDiffPipeline(base.Pipeline):
         """How many of `count` frames a video can go on from: the last 1, 9, 17 .. of them."""
         most = STRIDE * (self.config.prefix_latents - 1) + 1
         return min(count - (count - 1) % (2 * STRIDE), most - (most - 1) % (2 * STRIDE))
+
+    def read_end(self, path: str | os.PathLike) -> tuple[UInt8[np.ndarray, "g y x 3"], int]:
+        """The last frames of a file, as many as a video goes on from, and how many it has.
+
+        It is read at the model's rate; of a long file no more than the end is held.
+
+        Raises:
+          UserError: The file cannot be read.
+        """
+        most, fps = self.given_frames(10**6), self.config.fps
+        last, count = read_last(path, most, fps=fps, fit=self.fit_frame)
+        return last[-self.given_frames(count) :], count
 
     def _read_video(self, video: Any, wanted: str) -> UInt8[np.ndarray, "f y x 3"]:
         array = checks.as_array(video, wanted)
@@ -422,7 +449,7 @@ class LanDiffPipeline(base.Pipeline):
 
     def decode(self, tokens: Int[np.ndarray, " n"], prompt: Any = "", **arguments: Any):
         """Paints semantic tokens: what `decode_stream` gives, gathered; see there."""
-        return _gathered(self.decode_stream(tokens, prompt, **arguments))
+        return whole_videos(self.decode_stream(tokens, prompt, **arguments))
 
     def decode_stream(
         self,
@@ -439,12 +466,13 @@ class LanDiffPipeline(base.Pipeline):
         Args:
           tokens: Of an odd number of semantic frames, as `encode` gives them.
           prompt: What the painter is told besides, one or several for as many videos.
-          seed, progress, callback_on_step_end, changes: As of `stream`; changes of the language
-            model say nothing.
+          seed, progress, callback_on_step_end, changes: As of `stream`, but for those of the
+            language model and the number of clips.
 
         Raises:
-          UserError: The tokens are no video, or an option is impossible.
+          UserError: The tokens are no video, or an option is impossible, or of their writing.
         """
+        check_painting(changes)
         cfg: SemanticTokenizerConfig = self.parts["semantic_tokenizer"].cfg
         codes = checks.as_array(tokens, "semantic tokens are whole numbers [n]")
         if codes.ndim != 1 or codes.dtype.kind not in "iu":
@@ -488,11 +516,3 @@ class LanDiffPipeline(base.Pipeline):
             return windows(total, size, self.config.prefix_latents, known)
         except ValueError as error:
             raise UserError(str(error)) from error
-
-
-def _gathered(clips: Iterable[Clip]) -> np.ndarray:
-    """Whole videos of clips, `[b, f, h, w, 3]`."""
-    samples: dict[int, list[np.ndarray]] = {}
-    for clip in clips:
-        samples.setdefault(clip.sample, []).append(clip.frames)
-    return np.stack([np.concatenate(parts) for parts in samples.values()])

@@ -1,9 +1,14 @@
 """What a pipeline of LanDiff knows besides its parts, and how it makes videos unless told."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from dicode_jax.errors import UserError
 from dicode_jax.pipelines import options
+
+WRITING = ("num_clips", "guidance_scale", "motion_score", "temperature", "top_k", "top_p")
+"""What of sampling is the language model's."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,16 @@ class LanDiffSamplingConfig:
         options.check(**vars(self))
         if self.top_k is not None and self.top_p is not None:
             raise UserError("top_k and top_p exclude each other; give one of them")
+
+
+def check_painting(changes: Mapping[str, Any]) -> None:
+    """Refuses what would change nothing where tokens are given.
+
+    Raises:
+      UserError: Something is of writing them; None says nothing.
+    """
+    if names := [name for name in WRITING if changes.get(name) is not None]:
+        raise UserError(f"{names[0]} is of writing tokens, which are given here; leave it out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -280,3 +280,11 @@ def gathered(clips: Iterator[np.ndarray], count: int) -> np.ndarray:
     for i, clip in enumerate(clips, 1):
         whole[i] = clip
     return whole
+
+
+def whole_videos(clips: Iterable[Clip]) -> np.ndarray:
+    """Whole videos of clips, `[b, f, h, w, 3]`."""
+    samples: dict[int, list[np.ndarray]] = {}
+    for clip in clips:
+        samples.setdefault(clip.sample, []).append(clip.frames)
+    return np.stack([np.concatenate(parts) for parts in samples.values()])

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_landiff_pipeline import make, video
 
 from dicode_jax import cli
+from dicode_jax.cli import landiff
 from dicode_jax.media import video as media
 
 PROMPT = "a red circle grows on a black background"
@@ -42,7 +43,7 @@ def test_clips_are_written_as_they_are_painted(folder, tmp_path, capsys, monkeyp
     assert cli.main([*map(str, argv)]) == 0
     out = capsys.readouterr().out
     assert "in.webp: goes on from the last 9 of its 12 frames" in out
-    assert "the language model takes 0.005892 MB" in out
+    assert "the language model takes 0.00589 MB" in out
     assert "out.webp: 25 frames of 24 x 16, 3.125 s" in out
     frames = media.read_video("out.webp").frames
     np.testing.assert_array_equal(frames[:9], video(12)[3:])
@@ -103,6 +104,9 @@ def test_info_says_what_it_makes(folder, capsys):
         ("generate circle --top-k 1 --top-p 0.5 --out x.mp4", "exclude each other"),
         ("generate horse --out x.mp4", "has never seen: horse"),
         ("generate circle --motion-score=-1 --out x.mp4", "want a finite number of at least 0"),
+        ("decode w.safetensors --guidance-scale 2 --out x.mp4", "is --diffusion-guidance-scale"),
+        ("reconstruct in.webp --guidance-scale 2 --out x.mp4", "is --diffusion-guidance-scale"),
+        ("decode w.safetensors --history-noise 1000 --out x.mp4", "want a whole number from 0 to 999"),
         ("reconstruct in.webp --keyframes demo --out x.mp4", "leave --keyframes out"),
         ("decode t.safetensors --out x.mp4", "holds tokens; .*'landiff', decodes semantic_tokens"),
         ("decode s.safetensors --out x.mp4", "8 tokens are 4 semantic frames"),
@@ -114,6 +118,7 @@ def test_what_the_model_does_not_do_is_one_line(folder, tmp_path, capsys, monkey
     media.write_video("in.webp", video(9), fps=8)
     save_file({"tokens": np.zeros((2, 3, 8), np.float32)}, "t.safetensors")
     save_file({"semantic_tokens": np.zeros(8, np.int32)}, "s.safetensors")
+    save_file({"semantic_tokens": np.zeros(9, np.int32)}, "w.safetensors")
     save_file({"semantic_tokens": np.zeros(9, np.float32)}, "f.safetensors")
     before = sorted(tmp_path.iterdir())
     line = line_of(capsys, *argv.split(), "--model", folder)
@@ -126,6 +131,43 @@ def test_a_picture_can_be_the_first_frame(folder, tmp_path, capsys):
     argv = ["generate", PROMPT, "--image", tmp_path / "a.png", "--model", folder]
     both = [*argv, "--video", "in.mp4", "--out", tmp_path / "x.mp4"]
     assert "not both" in line_of(capsys, *both)
+
+
+def test_a_list_goes_on_from_the_ends_of_videos_of_any_length(
+    folder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    media.write_video("in.webp", video(12), fps=8)
+    (tmp_path / "list.csv").write_text(f"prompt,video\n{PROMPT},in.webp\n")
+    argv = ["generate", "--prompts", "list.csv", "--out", "made", "--format", "webp"]
+    assert cli.main([*argv, "--steps", "2", "--model", folder]) == 0
+    (made,) = pathlib.Path("made").glob("*.webp")
+    np.testing.assert_array_equal(media.read_video(made).frames[:9], video(12)[3:])
+
+
+def test_a_video_longer_than_others_may_be_is_encoded_up_to_what_memory_holds(
+    folder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.video, "MAX_FRAMES", 4)  # of other families
+    media.write_video("in.webp", video(9), fps=8)
+    argv = ["encode", "in.webp", "--out", "t.safetensors", "--model", folder]
+    assert cli.main(argv) == 0
+    assert "5 tokens of 9 frames" in capsys.readouterr().out
+    monkeypatch.setattr(landiff, "FRAME_BYTES", 8 * 16 * 24 * 3)
+    line = line_of(capsys, *argv)
+    assert "in.webp has more than 8 frames at 8 a second" in line
+    assert "cut it to 1 seconds" in line
+
+
+@pytest.mark.parametrize("command", ["decode", "reconstruct"])
+def test_other_kinds_have_no_frames_that_are_done(tmp_path, capsys, command):
+    other = str(pathlib.Path(__file__).parents[1] / "old_models" / "dicode")
+    save_file({"tokens": np.zeros((2, 3, 8), np.float32)}, tmp_path / "t.safetensors")
+    media.write_video(tmp_path / "in.webp", video(9), fps=8)
+    given = tmp_path / ("in.webp" if command == "reconstruct" else "t.safetensors")
+    argv = [command, given, "--history-noise", 3, "--out", tmp_path / "x.mp4", "--model", other]
+    assert "leave --history-noise out" in line_of(capsys, *argv)
 
 
 @pytest.mark.parametrize("option", [["--motion-score", "1"], ["--offload"], ["--carry", "frames"]])

@@ -12,6 +12,7 @@ from tiny_landiff_pipeline import CONFIGS, make, video
 
 import dicode_jax
 from dicode_jax.errors import UserError
+from dicode_jax.media import video as media
 from dicode_jax.pipelines import shelf
 from dicode_jax.pipelines.landiff import LanDiffPipeline
 from dicode_jax.pipelines.landiff_config import LanDiffConfig, LanDiffSamplingConfig
@@ -165,6 +166,40 @@ def test_a_clip_that_is_not_finite_is_refused_and_not_shown_black(pipe):
 
 
 @pytest.mark.parametrize(
+    ("part", "call", "words"),
+    [
+        ("language_model", lambda pipe: pipe(PROMPT), "the language model gave NaN or infinite"),
+        ("features", lambda pipe: pipe.encode(video(1)), "the encoder of features gave NaN"),
+        ("semantic_tokenizer", lambda pipe: pipe.encode(video(1)), "the semantic tokenizer gave"),
+    ],
+)
+def test_no_token_is_made_of_what_is_not_finite(pipe, part, call, words):
+    parts = {**pipe.parts, part: with_value(pipe.parts[part], np.nan)}
+    broken = LanDiffPipeline(parts, config=pipe.config, text=pipe.text)
+    with pytest.raises(UserError, match=words):
+        call(broken)
+
+
+def test_a_file_is_gone_on_from_by_its_last_frames(pipe, tmp_path):
+    media.write_video(tmp_path / "in.webp", video(12), fps=8)
+    frames, count = pipe.read_end(tmp_path / "in.webp")
+    assert count == 12
+    np.testing.assert_array_equal(frames, video(12)[3:])
+    media.write_video(tmp_path / "short.webp", video(3), fps=8)
+    frames, count = pipe.read_end(tmp_path / "short.webp")
+    assert count == 3
+    np.testing.assert_array_equal(frames, video(3)[2:])
+
+
+@pytest.mark.parametrize(
+    "name", ["num_clips", "guidance_scale", "motion_score", "temperature", "top_k", "top_p"]
+)
+def test_what_writes_tokens_is_refused_where_they_are_given(pipe, name):
+    with pytest.raises(UserError, match=f"{name} is of writing tokens, which are given here"):
+        pipe.decode_stream(np.zeros(9, np.int32), PROMPT, **{name: 1})
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"prompt": ""}, "the prompt is empty"),
@@ -241,6 +276,9 @@ def test_the_size_of_what_is_remembered_is_known_before(pipe):
         positions = 3 + 16 + pipe.parts["language_model"].cfg.frames.count(frames) + 2 * frames
         assert pipe.cache_bytes(clips) == 2 * 2 * positions * 2 * 4 * 4 + 4
         assert pipe.cache_bytes(clips, is_guided=False) == 2 * positions * 2 * 4 * 4 + 4
+    longer = dataclasses.replace(pipe.config, text_length=40)
+    longer = LanDiffPipeline(pipe.parts, config=longer, text=pipe.text)
+    assert longer.cache_bytes(1) > longer.cache_bytes(1, PROMPT) == pipe.cache_bytes(1)
 
 
 def test_parts_that_memory_cannot_hold_are_told_with_their_sizes(monkeypatch):

@@ -31,6 +31,7 @@ from dicode_jax.typing import Int, UInt8
 
 TEXT_STEP = 16  # prompts are padded to a multiple, so that few lengths are compiled
 WRITING, PAINTING = 0, 1  # streams of a sample's randomness
+NOT_FINITE = "the {} gave NaN or infinite numbers; look at its weights and at dtype"
 
 
 class Prompt(NamedTuple):
@@ -247,10 +248,15 @@ class Engine:
         starts = range(0, count, frames.segment)
         pieces = [video[STRIDE * i : STRIDE * (i + frames.segment - 1) + 1] for i in starts]
         with self.use("features") as split:
-            found = [programs.features(*split, piece[None]) for piece in pieces]
+            found = [
+                _finite(programs.features(*split, piece[None]), "encoder of features")
+                for piece in pieces
+            ]
         with self.use("semantic_tokenizer") as split:
             codes = [programs.encode_features(*split, piece) for piece in found]
-        return np.concatenate([np.asarray(one)[0] for one in codes])
+        if not all(is_finite for _, is_finite in codes):
+            raise UserError(NOT_FINITE.format("semantic tokenizer"))
+        return np.concatenate([np.asarray(one)[0] for one, _ in codes])
 
 
 def _place(state: Any) -> jax.sharding.NamedSharding | None:
@@ -269,15 +275,15 @@ def _to_float(video: np.ndarray) -> np.ndarray:
     return video.astype(np.float32) / 127.5 - 1
 
 
-def _finite(text: jax.Array) -> jax.Array:
-    """Encoded text.
+def _finite(made: jax.Array, part: str = "text encoder") -> jax.Array:
+    """What a part made.
 
     Raises:
       UserError: It is not finite.
     """
-    if not bool(jnp.isfinite(text).all()):
-        raise UserError("the text encoder gave NaN or infinite numbers; look at its weights")
-    return text
+    if not bool(jnp.isfinite(made).all()):
+        raise UserError(NOT_FINITE.format(part))
+    return made
 
 
 def _check_shown(is_finite: Any, sample: int, sampling: Any) -> None:

@@ -24,6 +24,7 @@ from flax import nnx
 
 from dicode_jax.diffusion.guidance import guide
 from dicode_jax.distributions.categorical import keep_top_k, keep_top_p
+from dicode_jax.errors import UserError
 from dicode_jax.models.landiff.frames import check_codes
 from dicode_jax.models.landiff.language_model import (
     CODE,
@@ -135,9 +136,10 @@ def stream_tokens(
 
     Raises:
       ValueError: Something does not fit; the message says what to change.
+      UserError: While it writes: scores are not finite.
     """
     cfg, (b, length) = lm.cfg, text.shape[:2]
-    _check(lm, b, keys, do_sample, temperature, guidance_scale, top_k, top_p)
+    _check(lm, b, keys, do_sample, temperature, guidance_scale, motion_score, top_k, top_p)
     size = NUM_PREFIX + length + cfg.frames.count(num_frames) + 2 * num_frames
     if size > lm.body.max_seq_len:
         raise ValueError(
@@ -181,7 +183,12 @@ def _write(call, draft, layouts, start) -> Iterator[tuple[np.ndarray, Array]]:
         tokens, known = known[:, : len(layout)], known[:, len(layout) :]
         if (rest := layout[tokens.shape[1] :]).size:
             at = index + tokens.shape[1]
-            drawn, draft = _go_on(graph, state, inputs, draft, rest, at, plan)
+            drawn, is_finite, draft = _go_on(graph, state, inputs, draft, rest, at, plan)
+            if not isinstance(is_finite, jax.core.Tracer) and not is_finite:
+                raise UserError(
+                    "the language model gave NaN or infinite scores, of which nothing can be "
+                    "drawn: look at its weights and at dtype"
+                )
             tokens = jnp.concatenate([tokens, drawn], axis=1) if tokens.size else drawn
         index += len(layout)
         yield layout, tokens
@@ -193,7 +200,7 @@ def _ends_in_words(text_valid: Array | None) -> bool:
     return bool(np.asarray(text_valid)[:, -1].all())
 
 
-def _check(lm, b, keys, do_sample, temperature, guidance_scale, top_k, top_p) -> None:
+def _check(lm, b, keys, do_sample, temperature, guidance_scale, motion_score, top_k, top_p) -> None:
     if do_sample and keys is None:
         raise ValueError("sampling needs keys, one per caption; or pass do_sample=False")
     if keys is not None and keys.shape[0] != b:
@@ -201,6 +208,7 @@ def _check(lm, b, keys, do_sample, temperature, guidance_scale, top_k, top_p) ->
     for name, value, least in (
         ("temperature", temperature, 1e-6),
         ("guidance_scale", guidance_scale, 0),
+        ("motion_score", motion_score, 0),
     ):
         if not isinstance(value, jax.Array) and not least <= value < float("inf"):
             raise ValueError(f"{name} must be at least {least:g} and finite, got {value:g}")
@@ -240,8 +248,11 @@ def _begin(graph, state, text, text_valid, numbers, start, size, is_guided) -> D
 @functools.partial(kept_programs.jit, static_argnames=("graph", "plan"), donate_argnames=("draft",))
 def _go_on(
     graph, state, inputs: _Inputs, draft: Draft, layout, index, plan: _Plan
-) -> tuple[Int[Array, "b t"], Draft]:
-    """Writes one position after the other; `index` counts those of earlier segments."""
+) -> tuple[Int[Array, "b t"], Bool[Array, ""], Draft]:
+    """Writes one position after the other, and says whether all scores were finite.
+
+    `index` counts the positions of earlier segments.
+    """
     lm: LanguageModel = nnx.merge(graph, state)
     positions = positions_from_valid(draft.valid)
 
@@ -257,11 +268,11 @@ def _go_on(
         token = jnp.where(wanted == CODE, drawn, wanted)
         rows = jnp.concatenate([token] * (2 if plan.is_guided else 1))
         last = lm.body.embed_tokens(rows[:, None]).astype(draft.last.dtype)
-        return Draft(cache, last, draft.valid), token
+        return Draft(cache, last, draft.valid), (token, jnp.isfinite(logits).all())
 
     indices = index + jnp.arange(len(layout))
-    draft, tokens = jax.lax.scan(step, draft, (jnp.asarray(layout), indices))
-    return tokens.T, draft
+    draft, (tokens, is_finite) = jax.lax.scan(step, draft, (jnp.asarray(layout), indices))
+    return tokens.T, is_finite.all(), draft
 
 
 def next_logits(logits: Float[Array, "r v"], inputs: _Inputs, plan: _Plan) -> Float[Array, "b v"]:

@@ -42,10 +42,13 @@ def features(graph, state, video: UInt8[Array, "b f h w 3"]) -> Float[Array, "b 
 
 
 @program
-def encode_features(graph, state, found: Float[Array, "b g y x c"]) -> Int[Array, "b n"]:
-    """Semantic tokens of up to a segment."""
+def encode_features(
+    graph, state, found: Float[Array, "b g y x c"]
+) -> tuple[Int[Array, "b n"], Bool[Array, ""]]:
+    """Semantic tokens of up to a segment, and whether they were made of finite numbers."""
     tokenizer: SemanticTokenizer = nnx.merge(graph, state)
-    return tokenizer.encode(found)
+    tokens = tokenizer.tokens(found)
+    return tokenizer.quantizer.encode(tokens), jnp.isfinite(tokens).all()
 
 
 @functools.partial(kept_programs.jit, static_argnames=("graphs",))

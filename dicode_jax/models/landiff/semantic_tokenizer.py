@@ -336,9 +336,13 @@ class SemanticTokenizer(nnx.Module):
         Raises:
           ValueError: There is no encoder.
         """
+        return self.quantizer.encode(self.tokens(features))
+
+    def tokens(self, features: Float[Array, "b f y x c"]) -> Float[Array, "b n e"]:
+        """What `encode` looks up in the codebook; likewise."""
         if self.encoder is None:
             raise ValueError("this semantic tokenizer has no encoder: it reads codes alone")
-        return self.quantizer.encode(self.encoder(features))
+        return self.encoder(features)
 
     def decode(self, codes: Int[Array, "b n"]) -> Float[Array, "b f y x c"]:
         """Features of codes, frame by frame: no frame computes with later ones.

@@ -2,8 +2,11 @@
 
 import pathlib
 import shutil
+import warnings
+from typing import Any
 
 from dicode_jax import config as config_lib
+from dicode_jax.diffusion.samplers.subsampled import subsampled_time_grid
 from dicode_jax.errors import UserError
 from dicode_jax.pipelines.landiff import LanDiffConfig, LanDiffSamplingConfig
 from dicode_jax.stages.landiff.cached import part_folder
@@ -55,13 +58,16 @@ def write(config: DiffusionTrainConfig, folder: pathlib.Path) -> None:
 
 
 def settings(config: DiffusionTrainConfig) -> LanDiffConfig:
-    """What the pipeline knows: of the denoiser's training, and of the language model's."""
-    writer = config.language_model or config.text_encoder
-    run = pathlib.Path(str(writer)).parent / weights.CONFIG_FILE
-    known = {}
-    if run.is_file() and config_lib.read_json(run)[0] == "landiff_lm_training":
-        lm = config_lib.from_json(LMTrainConfig, run)
-        known = {"text_length": lm.text_length, "max_segments": lm.segments}
+    """What the pipeline knows: of the denoiser's training, and of the language model's.
+
+    Raises:
+      UserError: A pipeline takes no such settings.
+    """
+    steps, noise = config.sample_steps, config.model.schedule.num_timesteps
+    try:
+        subsampled_time_grid(steps, noise)
+    except ValueError as error:
+        raise UserError(f"sample_steps is {steps}: {error}") from error
     return LanDiffConfig(
         fps=config.data.fps or LanDiffConfig.fps,
         prefix_latents=config.num_known or LanDiffConfig.prefix_latents,
@@ -72,5 +78,26 @@ def settings(config: DiffusionTrainConfig) -> LanDiffConfig:
             diffusion_guidance_scale=config.sample_guidance,
             ramp="smooth",
         ),
-        **known,
+        **_written_with(pathlib.Path(str(config.language_model or config.text_encoder))),
     )
+
+
+def _written_with(writer: pathlib.Path) -> dict[str, Any]:
+    """How much a language model was trained to read: its run says so, or it is a pipeline's."""
+    for folder in (writer, writer.parent):
+        path = folder / weights.CONFIG_FILE
+        kind = config_lib.read_json(path)[0] if path.is_file() else None
+        if kind == "landiff":
+            known = config_lib.from_json(LanDiffConfig, path)
+            return {"text_length": known.text_length, "max_segments": known.max_segments}
+        if kind == "landiff_lm_training":
+            lm = config_lib.from_json(LMTrainConfig, path)
+            return {"text_length": lm.text_length, "max_segments": lm.segments}
+    defaults = LanDiffConfig()
+    warnings.warn(
+        f"nothing beside {writer} says how its language model was trained, so that the pipeline "
+        f"reads {defaults.text_length} text tokens and goes on behind all segments: name its run's "
+        "own `model` folder, or set text_length and max_segments in the pipeline's config.json",
+        stacklevel=2,
+    )
+    return {}

@@ -147,7 +147,13 @@ def _with_text(config: DiffusionTrainConfig) -> DiffusionTrainConfig:
 
 
 def _with_pipeline(config: DiffusionTrainConfig) -> DiffusionTrainConfig:
-    assembly.sources(config)  # what is missing at the end is known at the beginning
+    """What is missing or impossible at the end is known at the beginning.
+
+    Raises:
+      UserError: A part of the pipeline is not there, or its settings are none.
+    """
+    if assembly.sources(config):
+        assembly.settings(config)
     return config
 
 

@@ -192,7 +192,11 @@ class Rows:
     def _text(self, video: Example, choice: float) -> np.ndarray:
         length = self.config.text_length
         if self.words is None:
-            return video.arrays["lm_text"][:length]
+            text = video.arrays["lm_text"]
+            if len(text) <= length:
+                return text
+            self._say_cut()
+            return np.concatenate([text[: length - 1], text[-1:]])  # with the end of text
         captions = video.captions or ("",)
         caption = captions[int(choice * len(captions))]
         try:
@@ -200,9 +204,14 @@ class Rows:
             left_out = len(ids) == length and self.words.left_out(caption, length)[0]
         except UserError as error:
             raise UserError(f"the caption of {video.name}: {error}") from error
-        if left_out:  # always in the same words, so that it is said once
-            warnings.warn(f"captions of more than {length} ids are cut there", stacklevel=2)
+        if left_out:
+            self._say_cut()
         return ids
+
+    def _say_cut(self):
+        """Always in the same words, so that it is said once."""
+        length = self.config.text_length
+        warnings.warn(f"captions of more than {length} ids are cut there", stacklevel=3)
 
 
 def open_rows(

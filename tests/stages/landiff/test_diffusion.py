@@ -26,7 +26,7 @@ from dicode_jax.models.t5 import T5Encoder
 from dicode_jax.nn.rngs import ShapeRngs, blank
 from dicode_jax.pipelines.landiff import LanDiffPipeline
 from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
-from dicode_jax.stages.landiff import diffusion
+from dicode_jax.stages.landiff import assembly, diffusion
 from dicode_jax.stages.landiff.windows import open_windows
 from dicode_jax.stages.registry import build_stage
 from dicode_jax.storage import weights
@@ -382,6 +382,26 @@ def test_what_is_written_is_a_pipeline_when_all_parts_are_named(named, models, t
     for name, other in (("painter_text", read_by), ("text_encoder", pipe.parts["text_encoder"])):
         ours, theirs = (nnx.state(x, nnx.Param) for x in (pair.parts[name], other))
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    cached = dataclasses.replace(config, data=write_cache(tmp_path / "cache"))
+    for wrong, message in (
+        ({"sample_steps": 1}, "sample_steps is 1: .*must be in 2..1000, got 1"),
+        ({"num_known": 2}, "prefix_latents odd, got 14 and 2"),
+        ({"text_guidance": -1.0}, "guidance_scale"),
+        ({"motion_score": -1.0}, "motion_score"),
+    ):
+        with pytest.raises(UserError, match=message):
+            diffusion.settle(dataclasses.replace(cached, **wrong))
+    shutil.copytree(root, tmp_path / "copied")
+    with pytest.warns(UserWarning, match="reads 512 text tokens and goes on behind all segments"):
+        assert (
+            assembly.settings(
+                dataclasses.replace(config, text_encoder=str(tmp_path / "copied"))
+            ).text_length
+            == 512
+        )
+    shutil.copytree(tmp_path / "out", tmp_path / "again")
+    from_pipe = dataclasses.replace(config, text_encoder=str(tmp_path / "again"))
+    assert assembly.settings(from_pipe).max_segments == 3
     shutil.rmtree(root / "language_model")
     with pytest.raises(UserError, match=r"no language_model in .*, which the pipeline needs"):
         diffusion.settle(dataclasses.replace(config, data=write_cache(tmp_path / "cache")))
