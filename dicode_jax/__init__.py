@@ -3,9 +3,12 @@
 The public names load on first use, so that ``import dicode_jax`` imports neither jax nor a model.
 """
 
+import time
 from typing import TYPE_CHECKING, Any
 
-from dicode_jax import _moved
+STARTED = time.time()  # before any other source of the package is read
+
+from dicode_jax import _moved  # noqa: E402
 
 if TYPE_CHECKING:
     from dicode_jax.pipelines.dicode import DiCoDePipeline

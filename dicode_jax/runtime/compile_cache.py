@@ -20,7 +20,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from dicode_jax.storage.files import cache_folder
 
-__all__ = ["folder", "in_use", "off", "use"]
+__all__ = ["cpu", "folder", "in_use", "off", "use"]
 
 
 def use() -> None:
@@ -69,7 +69,7 @@ def folder() -> pathlib.Path | None:
     A home that machines share may hold programs of a CPU with other instructions.
     """
     cache = cache_folder()
-    return None if cache is None else cache / "programs" / f"{platform.machine()}-{_cpu()}"
+    return None if cache is None else cache / "programs" / f"{platform.machine()}-{cpu()}"
 
 
 def _setting(name: str) -> Any:
@@ -77,7 +77,8 @@ def _setting(name: str) -> Any:
 
 
 @functools.cache
-def _cpu() -> str:
+def cpu() -> str:
+    """A name of what this CPU can do."""
     try:
         text = pathlib.Path("/proc/cpuinfo").read_text()
     except OSError:  # not Linux

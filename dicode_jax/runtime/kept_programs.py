@@ -30,6 +30,8 @@ import numpy as np
 from jax.experimental import serialize_executable
 from jax.sharding import SingleDeviceSharding
 
+import dicode_jax
+from dicode_jax.errors import UserError
 from dicode_jax.runtime import compile_cache, platform
 from dicode_jax.storage.files import atomic_path
 from dicode_jax.typing import PyTree
@@ -45,6 +47,7 @@ AGAIN: dict[str, str | bool] = {
 }  # as it is; without any option jax compiles once
 MOST = 2**29  # bytes of all programs
 PACKAGES = ("jax", "jaxlib", "flax", "einops", "numpy")
+_DIGEST = hashlib.sha256().digest_size
 _log = logging.getLogger(__name__)
 
 
@@ -92,7 +95,7 @@ class Program:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The function's result."""
         place = compile_cache.in_use() if _use.depth else None
-        if not place:
+        if not place or "://" in place:  # nor in a bucket, which jax knows how to reach
             return self._jit(*args, **kwargs)
         static, given = [], []
         for i, value in enumerate(args):
@@ -107,7 +110,7 @@ class Program:
         shapes = tuple(map(_shape, leaves))
         if None in shapes:
             return self._jit(*args, **kwargs)
-        known = (*static, tree, shapes)
+        known = (_surroundings(), *static, tree, shapes)
         if known not in self._found:
             trace = functools.partial(self._jit.trace, *args, **kwargs)
             self._found[known] = self._find(place, static, tree, shapes, trace)
@@ -126,8 +129,10 @@ class Program:
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             _log.debug("%s is not kept: %s", self._name, error)
             return None
+        if (code := _code()) is None:
+            return None
         folder = pathlib.Path(place) / FOLDER
-        known = folder / _digest(_code(), _surroundings(), what)
+        known = folder / _digest(code, _surroundings(), what)
         start = time.monotonic()
         program = _read(folder, _pointed(known), tree)
         if program is None:
@@ -208,12 +213,20 @@ def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
+def _sources() -> list[pathlib.Path]:
+    return sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))
+
+
+def _are_saved_since() -> bool:
+    """Whether a source may be another one by now than this process runs."""
+    return any(path.stat().st_mtime >= dicode_jax.STARTED for path in _sources())
+
+
 @functools.cache
-def _code() -> bytes:
-    """A digest of the package's sources."""
-    root = pathlib.Path(__file__).parents[1]
-    files = sorted(root.rglob("*.py"))
-    return _digest(*(str(path).encode() + path.read_bytes() for path in files)).encode()
+def _code() -> bytes | None:
+    """A digest of the package's sources; None where they are not known to be those that run."""
+    digest = _digest(*(str(path).encode() + path.read_bytes() for path in _sources())).encode()
+    return None if _are_saved_since() else digest
 
 
 @functools.cache
@@ -227,25 +240,34 @@ def _surroundings() -> bytes:
     settings = sorted((key, repr(value)) for key, value in jax.config.values.items())
     flags = [(key, os.environ.get(key)) for key in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     wanted = platform.platform(), platform.attention(), jax.device_count(), os.cpu_count()
-    return repr((settings, flags, wanted, _versions())).encode()
+    return repr((settings, flags, wanted, compile_cache.cpu(), _versions())).encode()
 
 
 def _pointed(known: pathlib.Path) -> str:
     """The name of the program that these sources and arguments lead to, or that of no file."""
     with contextlib.suppress(OSError, UnicodeError):
         name = known.read_bytes().decode("ascii")
-        os.utime(known)  # see `_make_room`
         if re.fullmatch("[0-9a-f]{64}", name):
+            _touch(known)
             return name
     return "none"
+
+
+def _touch(path: pathlib.Path) -> None:
+    """For `_make_room`; of a folder that cannot be written, programs are read all the same."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
 
 
 def _read(folder: pathlib.Path, name: str, tree: Any) -> jax.stages.Compiled | None:
     path = folder / name
     try:
         stored = path.read_bytes()
-        os.utime(path)  # see `_make_room`
-        executable, made = pickle.loads(stored)
+        digest, content = stored[:_DIGEST], stored[_DIGEST:]
+        if hashlib.sha256(content).digest() != digest:  # a program with a wrong byte may crash
+            raise ValueError("it is damaged")
+        _touch(path)
+        executable, made = pickle.loads(content)
         return serialize_executable.deserialize_and_load(executable, tree, jax.tree.structure(made))
     except FileNotFoundError:
         return None
@@ -280,16 +302,19 @@ def _compiled(
 def _written(program: jax.stages.Compiled) -> bytes:
     executable, _, made = serialize_executable.serialize(program)
     example: PyTree = jax.tree.unflatten(made, range(made.num_leaves))
-    return pickle.dumps((executable, example))
+    content = pickle.dumps((executable, example))
+    return hashlib.sha256(content).digest() + content
 
 
 def _store(path: pathlib.Path, content: bytes) -> None:
     try:
+        if _are_saved_since():  # what was traced may be of older or of newer ones
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             temporary.write_bytes(content)
         _make_room(path)
-    except OSError as error:  # a full disk: it is only not kept
+    except (OSError, UserError) as error:  # a full disk: it is only not kept
         _log.debug("%s is not kept: %s", path, error)
 
 

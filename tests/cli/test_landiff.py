@@ -106,7 +106,10 @@ def test_info_says_what_it_makes(folder, capsys):
         ("generate circle --motion-score=-1 --out x.mp4", "want a finite number of at least 0"),
         ("decode w.safetensors --guidance-scale 2 --out x.mp4", "is --diffusion-guidance-scale"),
         ("reconstruct in.webp --guidance-scale 2 --out x.mp4", "is --diffusion-guidance-scale"),
-        ("decode w.safetensors --history-noise 1000 --out x.mp4", "want a whole number from 0 to 999"),
+        (
+            "decode w.safetensors --history-noise 1000 --out x.mp4",
+            "want a whole number from 0 to 999",
+        ),
         ("reconstruct in.webp --keyframes demo --out x.mp4", "leave --keyframes out"),
         ("decode t.safetensors --out x.mp4", "holds tokens; .*'landiff', decodes semantic_tokens"),
         ("decode s.safetensors --out x.mp4", "8 tokens are 4 semantic frames"),

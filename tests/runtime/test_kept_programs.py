@@ -4,14 +4,17 @@ A second `Program` of a function stands for a second process.
 """
 
 import dataclasses
+import errno
 import functools
 import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import dicode_jax
 from dicode_jax.runtime import compile_cache, kept_programs, platform
 
 traced = []
@@ -156,6 +159,38 @@ def test_other_sources_that_are_lowered_alike_and_mean_something_else(make, fold
             np.testing.assert_array_equal(got, want)
 
 
+SURROUNDINGS = {
+    "flags": lambda patch: patch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false"),
+    "cores": lambda patch: patch.setattr(os, "cpu_count", lambda: 1000),
+    "versions": lambda patch: patch.setattr(kept_programs, "_versions", lambda: ("another",)),
+    "cpu": lambda patch: patch.setattr(compile_cache, "cpu", lambda: "another"),
+}
+
+
+@pytest.mark.parametrize("change", list(SURROUNDINGS))
+def test_what_compiles_elsewhere_is_another_program(change, folder, monkeypatch):
+    with kept_programs.use():
+        check(again()(*ARGS))
+        SURROUNDINGS[change](monkeypatch)
+        check(again()(*ARGS))
+    assert len(traced) == 2
+    assert len(programs(folder)) == 2
+
+
+def test_a_program_that_was_found_is_not_that_of_other_settings():
+    program = kept_programs.jit(lambda x: x * {"auto": 2, "mapped": 3}[platform.attention()])
+    promoted = kept_programs.jit(lambda x, y: x + y)
+    x, y = jnp.ones(4), jnp.ones((2, 4))
+    with kept_programs.use():
+        for _ in range(2):
+            assert program(x)[0] == 2
+            with platform.tracing_for(attention="mapped"):
+                assert program(x)[0] == 3
+        promoted(x, y)
+        with jax.numpy_rank_promotion("raise"), pytest.raises(ValueError, match="rank_promotion"):
+            promoted(x, y)
+
+
 @pytest.mark.parametrize(
     "change", ["plan", "shape", "type", "number", "setting", "attention", "option"]
 )
@@ -194,6 +229,26 @@ def test_a_broken_file_is_made_anew(stored, folder):
         assert len(traced) == 2
         check(again()(*ARGS))
     assert len(traced) == 2
+
+
+def test_a_wrong_byte_is_found_before_the_program_runs(folder, monkeypatch):
+    with kept_programs.use():
+        check(again()(*ARGS))
+        (file,) = programs(folder)
+        whole = bytearray(file.read_bytes())
+        whole[len(whole) // 2] ^= 0xFF
+        file.write_bytes(whole)
+        load = kept_programs.serialize_executable.deserialize_and_load
+        loaded = []
+        monkeypatch.setattr(
+            kept_programs.serialize_executable,
+            "deserialize_and_load",
+            lambda *given: loaded.append(1) or load(*given),
+        )
+        check(again()(*ARGS))
+        assert not loaded
+        check(again()(*ARGS))
+    assert (len(loaded), len(traced)) == (1, 2)
 
 
 def test_a_broken_pointer_is_made_anew(folder):
@@ -237,6 +292,48 @@ def test_without_a_place_or_with_the_cache_off_nothing_is_kept(folder):
     with kept_programs.use():
         check(again()(*ARGS))
     assert folder.read_bytes() == b""
+
+
+@pytest.mark.parametrize("when", ["before", "behind"])
+def test_sources_that_were_saved_since_the_start_are_not_trusted(when, folder, monkeypatch):
+    with kept_programs.use():
+        if when == "behind":  # the first program
+            check(again()(*ARGS))
+        for path in folder.glob("*"):
+            path.unlink()
+        if when == "before":
+            monkeypatch.setattr(kept_programs, "_code", kept_programs._code.__wrapped__)
+        monkeypatch.setattr(dicode_jax, "STARTED", 0)
+        check(again()(*ARGS))
+    assert not list(folder.glob("*"))
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), OSError(errno.EROFS, "fixed")])
+def test_where_nothing_can_be_written_programs_are_read_and_run(folder, monkeypatch, error):
+    def refuse(*_, **__):
+        raise error
+
+    with kept_programs.use():
+        check(again()(*ARGS))
+        for name in ("write_bytes", "mkdir"):
+            monkeypatch.setattr(pathlib.Path, name, refuse)
+        monkeypatch.setattr(os, "utime", refuse)
+        check(again()(*ARGS))
+        assert len(traced) == 1
+        check(again()(Plan(3.0), *ARGS[1:]), factor=3)
+        monkeypatch.undo()
+        monkeypatch.setattr(pathlib.Path, "write_bytes", refuse)
+        check(again()(Plan(4.0), *ARGS[1:]), factor=4)
+    assert len(traced) == 3
+    assert len(programs(folder)) == 1
+
+
+def test_a_place_that_is_no_folder_here_is_left_to_jax(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compile_cache, "in_use", lambda: "gs://bucket/programs")
+    with kept_programs.use():
+        check(again()(*ARGS))
+    assert not list(tmp_path.glob("gs*"))
 
 
 def test_those_read_least_lately_make_room(folder, monkeypatch):
