@@ -17,15 +17,24 @@ KEPT = ".npz"  # as a suite keeps its videos
 def files_of(folder: str) -> list[pathlib.Path]:
     """The videos of a folder, those below it too, in order of their names.
 
+    Hidden ones and those of a stopped command, `*.part.*`, are not among them.
+
     Raises:
       UserError: There are none.
     """
     from dicode_jax.data.records import VIDEO_SUFFIXES
+    from dicode_jax.media import writer
 
     if not pathlib.Path(folder).is_dir():
         raise UserError(f"there is no folder {folder}")
-    known = VIDEO_SUFFIXES | {KEPT}
-    found = [path for path in pathlib.Path(folder).rglob("*") if path.suffix.lower() in known]
+    known, root = {*VIDEO_SUFFIXES, *writer.VIDEO_SUFFIXES, KEPT}, pathlib.Path(folder)
+    found = [
+        path
+        for path in root.rglob("*")
+        if path.suffix.lower() in known
+        and not path.stem.endswith(".part")
+        and not any(name.startswith(".") for name in path.relative_to(root).parts)
+    ]
     if not found:
         raise UserError(f"{folder} holds no videos")
     return sorted(found)

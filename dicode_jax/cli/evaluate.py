@@ -55,7 +55,7 @@ def evaluate(args: argparse.Namespace) -> None:
     make_folder(out)
     start = time.monotonic()
     if is_list:
-        count = evaluated_lists.paint(args, pipe, options_of(args, pipe))
+        count = evaluated_lists.paint(args, folder, pipe, options_of(args, pipe))
         video.say(f"{out}: {count} videos in {time.monotonic() - start:.1f} s")
         return
     run = Run(args, out, folder, pipe, suite, judge)
@@ -75,7 +75,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--videos and --reference go together")
     if args.videos is not None and (args.model is not None or args.suite is not None or lists):
         raise UserError("--videos goes without MODEL, --suite and lists: no model is loaded")
-    painting = [name for name in OF_PAINTING if getattr(args, name) is not None]
+    painting = [name for name, off in OF_PAINTING.items() if getattr(args, name) != off]
     if args.videos is not None and painting:
         option = painting[0].replace("_", "-")
         raise UserError(f"--{option} is for models that paint: --videos loads none")

@@ -19,18 +19,21 @@ METRICS = {
     "distances": DISTANCES,
 }
 """Suite, or `distances` of --videos -> what --metrics names: a word of the numbers' names."""
-OF_PAINTING = (
-    "num_frames",
-    "quality",
-    "steps",
-    "guidance_scale",
-    "guidance_interval",
-    "sampler",
-    "eta",
-    "deep_cache_interval",
-    "lag",
-)
-"""Options of a model that paints, None where they are not given."""
+OF_PAINTING = {
+    "num_frames": None,
+    "quality": None,
+    "steps": None,
+    "guidance_scale": None,
+    "guidance_interval": None,
+    "sampler": None,
+    "eta": None,
+    "deep_cache_interval": None,
+    "lag": None,
+    "seed": 0,
+    "clips_per_batch": "auto",
+    "dtype": "float32",
+}
+"""Option of a model that paints -> what it is where it is not given."""
 PACKAGED = ""  # what --features without a folder gives
 
 
@@ -103,7 +106,8 @@ def add_parsers(
         "--samples-per-prompt",
         type=number(int, Whole(1, 1000)),
         metavar="N",
-        help="videos of each prompt of a list, with seeds from --seed on (default: 1, or VBench's)",
+        help="videos of each prompt of a list, with seeds from --seed on, or "
+        "of the suite's own with --suite (default: 1, or VBench's)",
     )
     sub.add_argument("--out", required=True, metavar="DIR", help="the folder for what is found")
     sub.add_argument(

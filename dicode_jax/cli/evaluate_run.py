@@ -93,7 +93,7 @@ class Run:
             "fingerprint": kept.fingerprint(self.folder),
             "dtype": self.args.dtype,
             "seed": self.args.seed,
-            "options": self.options,
+            "options": {n: x for n, x in self.options.items() if n != "clips_per_batch"},
             **more,
         }
         make = lambda numbers: paint(numbers, [seeds[i] for i in numbers])  # noqa: E731

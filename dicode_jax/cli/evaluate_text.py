@@ -6,6 +6,7 @@ from typing import Any
 
 from dicode_jax.cli import prompt_lists
 from dicode_jax.cli.evaluate_run import SHEET_ROWS, Run, prompts_of, square
+from dicode_jax.errors import UserError
 
 AT_ONCE = 8  # clips that a model is asked for in one call
 
@@ -48,6 +49,13 @@ def text(run: Run) -> pathlib.Path:
         most: int | None = first_frames(run.pipe)
     else:
         entries = prompt_lists.read_prompts(run.args.prompts)
+        for number, entry in enumerate(entries, 1):
+            said = ["seed"] * (entry.seed is not None) + sorted(entry.options)
+            if said:
+                raise UserError(
+                    f"{run.args.prompts}, prompt {number}: the suite text reads prompts alone, "
+                    f"with seeds of its own; leave {said[0]} out"
+                )
         count = run.args.samples_per_prompt or 1
         prompts = [entry.prompt for entry in entries for _ in range(count)][: run.args.num]
         run.num, asked, most = len(prompts), prompts, None

@@ -31,7 +31,7 @@ def plan(args: argparse.Namespace) -> tuple[pathlib.Path, list[prompt_lists.Task
     )
 
 
-def paint(args: argparse.Namespace, pipe, options: dict[str, Any]) -> int:
+def paint(args: argparse.Namespace, model: pathlib.Path, pipe, options: dict[str, Any]) -> int:
     """Writes the videos that are not there yet; gives how many there are.
 
     Raises:
@@ -46,7 +46,7 @@ def paint(args: argparse.Namespace, pipe, options: dict[str, Any]) -> int:
         write_video(path, made[0], pipe.config.fps)
         return {}
 
-    settings = {**options, "model": args.model, "dtype": args.dtype}
+    settings = {**options, **prompt_lists.model_of(model), "dtype": args.dtype}
     settings.pop("clips_per_batch", None)  # how fast it goes, and not what comes
     prompt_lists.paint_all(tasks, folder, settings, one, say=video.say)
     return len(tasks)

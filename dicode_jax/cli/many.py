@@ -60,7 +60,8 @@ def generate(args: argparse.Namespace) -> None:
             "record": made.record,
         }  # fmt: skip
 
-    settings = {**given, "model": args.model, "dtype": args.dtype, "num_clips": args.num_clips}
+    settings = {**given, **prompt_lists.model_of(folder)}
+    settings |= {"dtype": args.dtype, "num_clips": args.num_clips}
     settings.pop("clips_per_batch", None)  # how fast it goes, and not what comes
     prompt_lists.paint_all(tasks, args.out, settings, paint, say=video.say)
     video.say(f"{args.out}: {len(tasks)} videos, told in {prompt_lists.MANIFEST}")

@@ -157,6 +157,13 @@ def video_name(prompt: str, seed: int) -> str:
     return f"{kept}_{seed}"
 
 
+def model_of(folder: str | os.PathLike) -> dict[str, str]:
+    """What `settings` of `paint_all` say of a model, so that no two states of it are mixed."""
+    from dicode_jax.evaluation import kept
+
+    return {"model": pathlib.Path(folder).resolve().name, "fingerprint": kept.fingerprint(folder)}
+
+
 def paint_all(
     tasks: Sequence[Task],
     folder: str | os.PathLike,

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from dicode_jax import cli
-from dicode_jax.cli import evaluate, evaluated_lists, video
+from dicode_jax.cli import distances, evaluate, evaluated_lists, video
 from dicode_jax.cli.evaluate_arguments import METRICS, SUITES
 from dicode_jax.data import shapes_world
+from dicode_jax.errors import UserError
 from dicode_jax.evaluation import accuracy, report, text
 from dicode_jax.media.video import read_video
 
@@ -64,7 +65,8 @@ def run(monkeypatch, tmp_path):
     def run(painter, *words, out="found"):
         monkeypatch.setattr(video, "find", lambda args, *kinds: (folder, painter.kind))
         monkeypatch.setattr(video, "load", lambda args, folder: painter)
-        status = cli.main(["evaluate", *map(str, words), "--out", out, "--seed", "2"])
+        seed = [] if "--videos" in words else ["--seed", "2"]
+        status = cli.main(["evaluate", *map(str, words), "--out", out, *seed])
         found = pathlib.Path(out, "results.json")
         suite = next((w for o, w in itertools.pairwise(words) if o == "--suite"), "shapes")
         return status, json.loads(found.read_text())[suite] if found.exists() else None
@@ -237,7 +239,7 @@ def files(folder):
 
 
 def test_videos_of_a_list_are_called_by_prompt_and_seed_and_only_missing_ones_are_painted(
-    run, tmp_path
+    run, tmp_path, capsys
 ):
     painter = Painter()
     one, two, _ = painter.scenes
@@ -249,9 +251,13 @@ def test_videos_of_a_list_are_called_by_prompt_and_seed_and_only_missing_ones_ar
     told = {"num_inference_steps": 3, "clips_per_batch": "auto"}
     assert painter.calls == [([p], {"seed": s} | told) for p in (one, two) for s in (2, 3)]
     pathlib.Path("found", names[2]).unlink()
-    assert run(painter, *words)[0] == 0
+    assert run(painter, *words, "--clips-per-batch", 2)[0] == 0
+    told |= {"clips_per_batch": 2}
     assert painter.calls[4:] == [([two], {"seed": 2} | told)]
     assert len(read_video(pathlib.Path("found", names[2])).frames) == 16
+    pathlib.Path("model", "config.json").write_text("{}")  # another state of the model
+    assert run(painter, *words)[0] == 2
+    assert "made with other settings" in capsys.readouterr().err
 
 
 def test_vbench_finds_its_layout(run, tmp_path):
@@ -288,6 +294,19 @@ def test_a_list_that_gives_no_names_is_refused(run, tmp_path, capsys, option, pr
     assert run(Painter(), "--samples-per-prompt", 2)[0] == 2
 
 
+def test_hidden_and_unfinished_videos_do_not_count(tmp_path):
+    names = ["a.mp4", "b/c.webp", "d.part.mp4", ".e.mp4", ".f/g.mp4", "h.txt"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = distances.files_of(str(tmp_path))
+    assert [str(path.relative_to(tmp_path)) for path in found] == names[:2]
+    for name in names[:2]:
+        (tmp_path / name).unlink()
+    with pytest.raises(UserError, match="holds no videos"):
+        distances.files_of(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -297,7 +316,18 @@ def test_a_list_that_gives_no_names_is_refused(run, tmp_path, capsys, option, pr
         (["--videos", "a", "--reference", "b", "--num", "3"], "--num is for suites"),
         (["--prompts", "a", "--num", "3"], "--num is for suites"),
         (["--videos", "a", "--reference", "b", "--steps", "3"], "--steps is for models that paint"),
-        (["--videos", "a", "--reference", "b", "--lag", "3"], "--lag is for models that paint"),
+        *(
+            (
+                ["--videos", "a", "--reference", "b", *option],
+                f"{option[0]} is for models that paint",
+            )
+            for option in (
+                ["--lag", "3"],
+                ["--seed", "3"],
+                ["--clips-per-batch", "1"],
+                ["--dtype", "bfloat16"],
+            )
+        ),
     ],
 )
 def test_distances_that_cannot_be_asked_for_are_one_line(run, capsys, words, said):
@@ -431,7 +461,7 @@ def test_videos_are_near_to_captions_that_they_show(run, towers):
     assert len(painter.calls) == 1
 
 
-def test_prompts_of_a_file_take_the_place_of_captions(run, towers, tmp_path):
+def test_prompts_of_a_file_take_the_place_of_captions(run, towers, tmp_path, capsys):
     painter = Painter()
     one, two, _ = painter.scenes
     path = listed(tmp_path / "list.txt", one, two)
@@ -443,3 +473,8 @@ def test_prompts_of_a_file_take_the_place_of_captions(run, towers, tmp_path):
     assert means(found)["CLIPSIM"] > 0.99
     assert "all" not in found["values"]
     assert run(painter, "--suite", "text", "--clip", "c", "--vbench-prompts", path)[0] == 2
+    for column, value in (("seed", 3), ("num_clips", 2)):
+        table = listed(tmp_path / "list.csv", f"prompt,{column}", f"{one},", f"{two},{value}")
+        assert run(painter, *words[:5], table, out="more")[0] == 2
+        assert "prompt 2: the suite text reads prompts alone" in (err := capsys.readouterr().err)
+        assert f"leave {column} out" in err
