@@ -80,26 +80,27 @@ def find(config: EncodeConfig) -> VideoEncoder:
     folders = {"tokenizer": tokenizer_folder(folder), "features": folder / "features"}
     sizes = parts.stored_config(folders["tokenizer"], SemanticTokenizerConfig)
     of_encoder = encoder_config(folders["features"])
-    grid = grid_of(of_encoder, (config.frame_size, config.frame_size))
+    grid, (height, width) = grid_of(of_encoder, config.frame_shape), config.frame_shape
     if (*grid, of_encoder.embed_dim) != (*sizes.grid, sizes.feature_dim):
         raise UserError(
             f"the tokenizer in {folder} takes {sizes.grid[0]} x {sizes.grid[1]} features of "
-            f"{sizes.feature_dim} numbers; of frames of {config.frame_size} pixels its encoder "
-            f"gives {grid[0]} x {grid[1]} of {of_encoder.embed_dim}: take another --frame-size"
+            f"{sizes.feature_dim} numbers; of frames of {height} x {width} pixels its encoder "
+            f"gives {grid[0]} x {grid[1]} of {of_encoder.embed_dim}: take another --frame-size "
+            "or --frame-width"
         )
     if sizes.codebook_size > np.iinfo(np.int16).max + 1:
         raise UserError(f"codes are kept in 16 bits, {folder} has {sizes.codebook_size} of them")
     schema = {"codes": Spec("int16", (None,)), "motion": Spec("float32", (None,))}
     if config.vae is not None:
         vae = parts.stored_config(config.vae, AutoencoderCausal3DConfig)
-        if vae.time_factor != STRIDE or config.frame_size % vae.downsampling:
+        if vae.time_factor != STRIDE or height % vae.downsampling or width % vae.downsampling:
             raise UserError(
                 f"the VAE in {config.vae} makes a latent of {vae.time_factor} frames and of "
                 f"{vae.downsampling} pixels a side; wanted are {STRIDE} frames, and a divisor of "
-                f"the frame_size {config.frame_size}"
+                f"the height and width of frames, {height} x {width}"
             )
-        side = config.frame_size // vae.downsampling
-        schema["latents"] = Spec("bfloat16", (None, side, side, vae.z_channels))
+        latent = height // vae.downsampling, width // vae.downsampling
+        schema["latents"] = Spec("bfloat16", (None, *latent, vae.z_channels))
         folders["vae"] = pathlib.Path(config.vae)
     if config.keep_features:
         schema["features"] = Spec("bfloat16", (None, *sizes.grid, sizes.feature_dim))
@@ -113,10 +114,11 @@ def find(config: EncodeConfig) -> VideoEncoder:
         ),
         digest=hashes["tokenizer"],
         schema=schema,
-        read=BeginningReader(data=data, frame_size=config.frame_size, step=STEP),
+        read=BeginningReader(data=data, frame_size=config.frame_shape, step=STEP),
         settings={
             **hashes,
             "num_frames": data.num_frames,
+            **({"frame_width": width} if width != height else {}),
             "fps": data.fps,
             "frame_stride": data.frame_stride,
             "keep_features": config.keep_features,

@@ -26,7 +26,7 @@ def build(config: SemanticTokenizerTrainConfig, workdir: pathlib.Path) -> loop.T
 
     def paint(model):
         features = (np.asarray(x)[0] for x in reconstruct(model, clip[None]))
-        rows = [clip[::STRIDE], *colours(*features, side=config.frame_size)]
+        rows = [clip[::STRIDE], *colours(*features, config.frame_shape)]
         return rows, ["frames", "features", "reconstructed"]
 
     return loop.Task(
@@ -38,8 +38,8 @@ def build(config: SemanticTokenizerTrainConfig, workdir: pathlib.Path) -> loop.T
     )
 
 
-def colours(wanted: np.ndarray, made: np.ndarray, side: int) -> list[np.ndarray]:
-    """Features [g, y, x, c] as frames uint8 [g, side, side, 3]: what the first varies most in."""
+def colours(wanted: np.ndarray, made: np.ndarray, shape: tuple[int, int]) -> list[np.ndarray]:
+    """Features [g, y, x, c] as frames uint8 [g, h, w, 3]: what the first varies most in."""
     flat = wanted.reshape(-1, wanted.shape[-1])
     _, _, directions = np.linalg.svd(flat - flat.mean(0), full_matrices=False)
     low, high = np.quantile(flat @ directions[:3].T, (0.02, 0.98), axis=0)
@@ -47,7 +47,7 @@ def colours(wanted: np.ndarray, made: np.ndarray, side: int) -> list[np.ndarray]
     for features in (wanted, made):
         seen = (features @ directions[:3].T - low) / np.maximum(high - low, 1e-6)
         seen = np.rint(255 * np.clip(seen, 0, 1)).astype(np.uint8)
-        rows, columns = (np.arange(side) * n // side for n in seen.shape[1:3])
+        rows, columns = (np.arange(m) * n // m for m, n in zip(shape, seen.shape[1:3]))
         frames.append(seen[:, rows][:, :, columns])
     return frames
 

@@ -4,9 +4,8 @@ python -m train.landiff_tokenizer --config configs/landiff/released_tokenizer.py
     --data.path VIDEOS --features models/landiff/features --workdir runs/landiff_tokenizer
 
 The release's are: sizes, loss, how codes learn, and 130,000 steps, after which its author saw a
-mean squared error of about 0.3 in validation. Ours: optimiser, rate, batch, and squares of 480
-pixels, hence 30 x 30 features, where the release has frames of 480 x 720 and 30 x 45; no weight
-depends on the grid. `python -m convert landiff --theia` writes the folder for --features.
+mean squared error of about 0.3 in validation. Ours: optimiser, rate and batch.
+`python -m convert landiff --theia` writes the folder for --features.
 """
 
 from dicode_jax.data.config import DataConfig
@@ -18,9 +17,10 @@ from dicode_jax.training.optim import OptimConfig
 def get_config() -> SemanticTokenizerTrainConfig:
     return SemanticTokenizerTrainConfig(
         data=DataConfig(path="videos", num_frames=49, resize="crop"),
-        model=SemanticTokenizerConfig(grid=(30, 30), remat=True),
+        model=SemanticTokenizerConfig(remat=True),
         features="models/landiff/features",
         frame_size=480,
+        frame_width=720,
         optim=OptimConfig(lr=1e-4, warmup_steps=1000, weight_decay=0.01),
         num_steps=130_000,
         batch_size=64,

@@ -27,7 +27,7 @@ from dicode_jax.data.sources.shapes import frame_labels
 from dicode_jax.errors import UserError, printable
 from dicode_jax.media.container import check_complete, check_index, open_container
 from dicode_jax.media.picture import open_picture
-from dicode_jax.media.resize import resize_square
+from dicode_jax.media.resize import resize_part
 from dicode_jax.media.shown import Shown, shown_picture
 from dicode_jax.media.video import KEYFRAME_INTERVAL, ROUNDING, in_cell, rounding_of
 from dicode_jax.storage.files import is_file_name
@@ -37,11 +37,13 @@ _LONGEST_GAP = 3600.0  # seconds between two frames, beyond which the time stamp
 _MOST_PIXELS = 2**31  # bytes of a video that is read whole
 _SCENE_CLIPS = 10  # clips of a scene, among which `clip_start="random"` chooses
 
+FrameSize = int | tuple[int, int]
+"""The side of square frames, or height and width."""
 _Fit = Callable[[Image.Image], np.ndarray]
 
 
 def read_clip(
-    record: Record, cfg: DataConfig, frame_size: int, rng: np.random.Generator
+    record: Record, cfg: DataConfig, frame_size: FrameSize, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """Reads one clip.
 
@@ -61,7 +63,7 @@ def read_clip(
     if isinstance(record.media, Scene):
         first = int(rng.integers(_SCENE_CLIPS)) if cfg.clip_start == "random" else 0
         frames = synthetic.render(
-            record.media, first_clip=first, num_frames=f, frame_size=frame_size
+            record.media, first_clip=first, num_frames=f, frame_size=square_side(frame_size)
         )
         return _clip(frames[0], f / KEYFRAME_INTERVAL, 1)
     if record.is_image:
@@ -96,7 +98,7 @@ def read_clip(
 
 
 def read_frame(
-    record: Record, cfg: DataConfig, frame_size: int, rng: np.random.Generator
+    record: Record, cfg: DataConfig, frame_size: FrameSize, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """Reads one frame at a time that `cfg.clip_start` says: any, the first, or the middle one.
 
@@ -111,7 +113,7 @@ def read_frame(
     share = rng.uniform() if share is None else share
     if isinstance(record.media, Scene):
         times = np.array([share * _SCENE_CLIPS])
-        image = synthetic.render_at(record.media, times, frame_size=frame_size)[0]
+        image = synthetic.render_at(record.media, times, frame_size=square_side(frame_size))[0]
         return {"image": image, "labels": frame_labels(record.media)}
     with _reader(record) as reader:
         time = min(share * reader.length, reader.times[-1])
@@ -122,7 +124,7 @@ def read_frame(
 def read_keyframes(
     record: Record,
     cfg: DataConfig,
-    frame_size: int,
+    frame_size: FrameSize,
     rng: np.random.Generator,
     num_keyframes: int,
 ) -> dict[str, np.ndarray]:
@@ -143,7 +145,9 @@ def read_keyframes(
         raise ValueError(f"num_keyframes must be positive, got {num_keyframes}")
     if isinstance(record.media, Scene):
         times = KEYFRAME_INTERVAL * np.arange(num_keyframes)
-        frames = synthetic.render_keyframes(record.media, num_keyframes, frame_size=frame_size)
+        frames = synthetic.render_keyframes(
+            record.media, num_keyframes, frame_size=square_side(frame_size)
+        )
     else:
         with _reader(record) as reader:
             times = _keyframe_times(reader.times, reader.length, cfg, rng, num_keyframes)
@@ -157,7 +161,7 @@ def read_keyframes(
 
 
 def read_whole(
-    record: Record, cfg: DataConfig, frame_size: int, rng: np.random.Generator
+    record: Record, cfg: DataConfig, frame_size: FrameSize, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """Reads all frames of a video that are `1 / cfg.fps` seconds or `cfg.frame_stride` apart.
 
@@ -170,7 +174,9 @@ def read_whole(
       BrokenRecord: The file cannot be read, is a picture, or its frames need more than 2 GiB.
     """
     if isinstance(record.media, Scene):
-        frames = synthetic.render(record.media, num_frames=cfg.num_frames, frame_size=frame_size)
+        frames = synthetic.render(
+            record.media, num_frames=cfg.num_frames, frame_size=square_side(frame_size)
+        )
         return {"frames": frames[0], "times": np.linspace(0, KEYFRAME_INTERVAL, cfg.num_frames)}
     if record.is_image:
         raise BrokenRecord(f"{record.name}: is a picture, which gives no clip")
@@ -179,7 +185,7 @@ def read_whole(
             times = np.asarray(reader.times[:: cfg.frame_stride])
         else:
             times = np.minimum(np.arange(0, reader.length, 1 / cfg.fps), reader.times[-1])
-        if (size := len(times) * 3 * frame_size**2) > _MOST_PIXELS:
+        if (size := len(times) * 3 * math.prod(sides(frame_size))) > _MOST_PIXELS:
             raise BrokenRecord(
                 f"{record.name}: is too long, its {len(times)} frames need {size / 2**30:.1f} GiB "
                 "at once; cut it into parts"
@@ -277,23 +283,44 @@ def _keyframe_times(
     return grid[:count]
 
 
-def _make_fit(cfg: DataConfig, frame_size: int, rng: np.random.Generator) -> _Fit:
+def _make_fit(cfg: DataConfig, frame_size: FrameSize, rng: np.random.Generator) -> _Fit:
     """Cuts and resizes all frames of an example in the same way."""
     x, y = rng.uniform(size=2) if cfg.crop == "random" else (0.5, 0.5)
+    height, width = sides(frame_size)
 
     def fit(image: Image.Image) -> np.ndarray:
         box = (0.0, 0.0, float(image.width), float(image.height))
         if cfg.resize != "stretch":
-            side = min(image.size)
-            left, top = x * (image.width - side), y * (image.height - side)
-            box = (left, top, left + side, top + side)
+            w, h = image.width, image.height
+            if w * height > h * width:  # wider than what is wanted
+                w = h * width / height
+            else:
+                h = w * height / width
+            left, top = x * (image.width - w), y * (image.height - h)
+            box = (left, top, left + w, top + h)
         if not cfg.antialias:
-            levels = resize_square(np.asarray(image), frame_size, box, antialias=False)
+            levels = resize_part(np.asarray(image), (height, width), box, antialias=False)
             return np.rint(levels).clip(0, 255).astype(np.uint8)
-        size = (frame_size, frame_size)
-        return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box))
+        return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=box))
 
     return fit
+
+
+def sides(frame_size: FrameSize) -> tuple[int, int]:
+    """Height and width."""
+    return (frame_size, frame_size) if isinstance(frame_size, int) else frame_size
+
+
+def square_side(frame_size: FrameSize) -> int:
+    """The side of frames of the drawn world.
+
+    Raises:
+      UserError: They are to be no squares.
+    """
+    height, width = sides(frame_size)
+    if height != width:
+        raise UserError(f"the drawn world is a square, its frames cannot be {height} x {width}")
+    return height
 
 
 # Reading

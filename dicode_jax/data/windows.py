@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dicode_jax.data import shapes_world
-from dicode_jax.data.clips import read_clip, read_whole
+from dicode_jax.data.clips import FrameSize, read_clip, read_whole, square_side
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.records import BrokenRecord, Record
 from dicode_jax.data.sources.shapes import frame_labels
@@ -19,7 +19,7 @@ SCENE_SECONDS = 20.0  # of a scene, in which `clip_start="random"` chooses
 
 
 def read_window(
-    record: Record, cfg: DataConfig, frame_size: int, rng: np.random.Generator
+    record: Record, cfg: DataConfig, frame_size: FrameSize, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "f h w 3"]:
     """Reads a clip as `read_clip`, but of a scene any of its frames may be the first.
 
@@ -34,7 +34,7 @@ def read_window(
     step = _scene_step(cfg)
     first = int(rng.integers(round(SCENE_SECONDS / step))) if cfg.clip_start == "random" else 0
     times = (first + np.arange(cfg.num_frames)) * step / KEYFRAME_INTERVAL
-    return shapes_world.render_at(record.media, times, frame_size=frame_size)
+    return shapes_world.render_at(record.media, times, frame_size=square_side(frame_size))
 
 
 def _scene_step(cfg: DataConfig) -> float:
@@ -52,7 +52,7 @@ class WindowReader:
     """
 
     data: DataConfig
-    frame_size: int
+    frame_size: FrameSize
     crop_size: int | None = None
     has_labels: bool = False
 
@@ -79,7 +79,7 @@ class BeginningReader:
     """
 
     data: DataConfig
-    frame_size: int
+    frame_size: FrameSize
     step: int
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:

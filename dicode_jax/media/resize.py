@@ -57,11 +57,22 @@ def resize_square(
     antialias: bool,
 ) -> Float[np.ndarray, "s s 3"]:
     """The part (left, top, right, bottom) of an image as a square, in 0..255 and not rounded."""
+    return resize_part(image, (size, size), box, antialias=antialias)
+
+
+def resize_part(
+    image: UInt8[np.ndarray, "h w 3"],
+    size: tuple[int, int],
+    box: tuple[float, float, float, float],
+    *,
+    antialias: bool,
+) -> Float[np.ndarray, "y x 3"]:
+    """The same in any height and width."""
     left, top, right, bottom = box
     build = triangle if antialias else bilinear
     h, w, _ = image.shape
-    x = _banded(build(h, size, top, bottom - top), image)
-    return _banded(build(w, size, left, right - left), x.swapaxes(0, 1)).swapaxes(0, 1)
+    x = _banded(build(h, size[0], top, bottom - top), image)
+    return _banded(build(w, size[1], left, right - left), x.swapaxes(0, 1)).swapaxes(0, 1)
 
 
 def middle(frame: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "y x 3"]:

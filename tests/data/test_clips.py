@@ -18,6 +18,7 @@ from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.records import BrokenRecord, MediaBytes, MediaFile, Record, suffix_of
 from dicode_jax.data.sources.shapes import FRAME_LABELS
+from dicode_jax.errors import UserError
 from dicode_jax.media import video
 
 SIZE = 16
@@ -294,6 +295,30 @@ def test_an_overview_is_as_small_as_a_cell(tmp_path, w, h, cell):
     Image.new("RGB", (w, h)).save(tmp_path / "a.png")
     assert clips.read_overview(record(tmp_path / "a.gif"), 8).shape == (3, *cell, 3)
     assert clips.read_overview(record(tmp_path / "a.png"), 8).shape == (1, *cell, 3)
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("shape", [(40, 80), (60, 40)])
+def test_frames_that_are_no_squares_show_the_middle_of_their_shape(tmp_path, shape, antialias):
+    height, width = shape
+    ramps = np.zeros((height, width, 3), np.uint8)
+    ramps[..., 0] = np.arange(width)  # a level a pixel, across
+    ramps[..., 1] = np.arange(height)[:, None]
+    Image.fromarray(ramps).save(tmp_path / "a.png")
+    cfg = dataclasses.replace(PLAIN, resize="crop", antialias=antialias)
+    image = clips.read_frame(record(tmp_path / "a.png"), cfg, (16, 24), rng())["image"]
+    assert image.shape == (16, 24, 3)
+    scale = min(height / 16, width / 24)
+    across = (width - 24 * scale) / 2 + scale * (np.arange(24) + 0.5) - 0.5
+    down = (height - 16 * scale) / 2 + scale * (np.arange(16) + 0.5) - 0.5
+    np.testing.assert_allclose(image[8, 2:-2, 0], across[2:-2], atol=1)
+    np.testing.assert_allclose(image[2:-2, 8, 1], down[2:-2], atol=1)
+
+
+def test_the_drawn_world_has_square_frames_alone():
+    scene = Record(name="scene", media=synthetic.scene_at(0, 0), captions=())
+    with pytest.raises(UserError, match="is a square, its frames cannot be 16 x 24"):
+        clips.read_clip(scene, PLAIN, (16, 24), rng())
 
 
 def test_a_random_crop_is_seeded_and_the_same_in_all_frames(tmp_path):

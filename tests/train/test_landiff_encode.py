@@ -9,11 +9,13 @@ import pytest
 from flax import nnx
 from tiny import random_module
 
+from dicode_jax import config as config_lib
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.encoded_cache import EncodedCache
 from dicode_jax.data.shapes_world import render_at, scene_at
 from dicode_jax.errors import UserError
 from dicode_jax.media.transforms import to_float
+from dicode_jax.media.video import write_video
 from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3D, AutoencoderCausal3DConfig
 from dicode_jax.models.clip import CLIPVision, CLIPVisionConfig
 from dicode_jax.models.landiff.features import features_of
@@ -21,6 +23,7 @@ from dicode_jax.models.landiff.frames import FrameTokens
 from dicode_jax.models.landiff.motion import frame_motion
 from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizer, SemanticTokenizerConfig
 from dicode_jax.models.t5 import T5Encoder, T5EncoderConfig
+from dicode_jax.models.vit import ViT, ViTConfig
 from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.stages.landiff.config import EncodeConfig
 from dicode_jax.storage import weights
@@ -85,6 +88,61 @@ def test_a_cache_holds_what_the_modules_make_segment_by_segment(modules, tmp_pat
     for name, folder in (("tokenizer", "tokenizer"), ("vae", "vae")):
         path = f"{config.tokenizer}/{folder}"
         assert cache.setting(name) == weights.hash_module(path)
+
+
+def test_frames_that_are_no_squares_fill_a_grid_that_is_none(modules, tmp_path):
+    _, config = modules
+    vit = ViTConfig(image_size=8, patch_size=4, embed_dim=6, num_layers=1, num_heads=1, mlp_dim=8)
+    sizes = dataclasses.replace(SIZES, grid=(2, 3))
+    for name, kind, cfg in (
+        ("features", ViT, vit), ("tokenizer", SemanticTokenizer, sizes)
+    ):  # fmt: skip
+        module = random_module(lambda kind=kind, cfg=cfg: kind(cfg, rngs=ShapeRngs()))
+        weights.save_module(tmp_path / name, module, cfg)
+    frames = np.random.default_rng(0).integers(256, size=(9, 20, 30, 3)).astype(np.uint8)
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / "a.mp4", frames, fps=8)
+    wide = dataclasses.replace(
+        config,
+        data=DataConfig(path=str(tmp_path / "videos"), num_frames=9, validation=0.0),
+        tokenizer=str(tmp_path),
+        frame_width=12,
+    )
+    encode.encode(wide, EncodeOptions(out=tmp_path / "cache"))
+    cache = EncodedCache(tmp_path / "cache")
+    assert cache[0].arrays["features"].shape == (3, 2, 3, 6)
+    assert cache[0].arrays["latents"].shape == (3, 2, 3, 3)
+    assert cache.setting("frame_width") == 12
+    with pytest.raises(UserError, match=r"takes 2 x 3 features .* of frames of 8 x 8 pixels"):
+        landiff_encoder.find(dataclasses.replace(wide, frame_width=None))
+    with pytest.raises(UserError, match="height and width of frames, 8 x 14"):
+        landiff_encoder.find(dataclasses.replace(wide, frame_width=14))
+    with pytest.raises(ValueError, match="frame_width must be at least 1, got 0"):
+        dataclasses.replace(wide, frame_width=0)
+
+
+def test_the_published_configs_fit_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "hash_module", lambda folder: "a" * 64)
+    configs = {
+        name: config_lib.load_config_file(f"configs/landiff/released_{name}.py")
+        for name in ("tokenizer", "encode", "lm", "diffusion")
+    }
+    sizes = {"features": ViTConfig(), "tokenizer": configs["tokenizer"].model}
+    for name, cfg in (sizes | {"vae": AutoencoderCausal3DConfig()}).items():
+        (tmp_path / name).mkdir()
+        config_lib.to_json(cfg, tmp_path / name / "config.json")
+    config = dataclasses.replace(
+        configs["encode"], tokenizer=str(tmp_path), vae=str(tmp_path / "vae")
+    )
+    schema, dit = landiff_encoder.find(config).schema, configs["diffusion"].model.dit
+    assert schema["latents"].shape == (None, dit.height, dit.width, dit.channels)
+    assert configs["diffusion"].semantic == dataclasses.replace(
+        configs["tokenizer"].model, remat=False
+    )
+    assert config.lm_text_length == configs["lm"].text_length
+    assert config.dit_text_length == dit.text_len
+    assert configs["lm"].model.frames == configs["tokenizer"].model.frames
+    assert configs["lm"].model.codebook_size == configs["tokenizer"].model.codebook_size
 
 
 def test_another_autoencoder_makes_another_cache(modules, tmp_path):
@@ -162,7 +220,7 @@ def test_captions_are_kept_as_the_models_read_them(modules, tmp_path):
     ("change", "said"),
     [
         ({"tokenizer": None}, "--tokenizer"),
-        ({"frame_size": 16}, "of frames of 16 pixels its encoder gives 4 x 4 of 6"),
+        ({"frame_size": 16}, "of frames of 16 x 16 pixels its encoder gives 4 x 4 of 6"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(modules, change, said, tmp_path):

@@ -65,7 +65,28 @@ class VAE3DTrainConfig(RunConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SemanticTokenizerTrainConfig(RunConfig):
+class WideRunConfig(RunConfig):
+    """A run whose frames need not be squares.
+
+    Attributes:
+      frame_width: Of frames that are `frame_size` high; None for squares.
+    """
+
+    frame_width: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.frame_width is not None and self.frame_width < 1:
+            raise ValueError(f"frame_width must be at least 1, got {self.frame_width}")
+
+    @property
+    def frame_shape(self) -> tuple[int, int]:
+        """Height and width of the frames."""
+        return self.frame_size, self.frame_width or self.frame_size
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SemanticTokenizerTrainConfig(WideRunConfig):
     """Training of the semantic tokenizer on features of clips of up to a segment.
 
     The loss is the mean squared error of features, and the commitment of tokens to their codes.
@@ -116,11 +137,11 @@ class SemanticTokenizerTrainConfig(RunConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncodeConfig(RunConfig):
+class EncodeConfig(WideRunConfig):
     """What `train.encode` makes of videos for LanDiff's language model and denoiser.
 
     A video is what is read of up to `data.num_frames` frames, 8m + 1 of them. Of the settings of a
-    training `data`, `frame_size`, `dtype` and `seed` count.
+    training `data`, `frame_size`, `frame_width`, `dtype` and `seed` count.
 
     Attributes:
       tokenizer: `model` folder of the tokenizer's run, with the frozen encoder beside it.

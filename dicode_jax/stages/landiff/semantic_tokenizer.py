@@ -96,7 +96,7 @@ def make_stage(config: SemanticTokenizerTrainConfig) -> Stage:
     _check_features(config)
     if config.probe_weight:
         probes.check_labels(config.data)
-    clip = parts.image_shape(config, config.data.num_frames)
+    clip = (config.data.num_frames, *config.frame_shape, 3)
 
     def batch_shapes(b: int) -> dict[str, jax.ShapeDtypeStruct]:
         shapes = {"video": jax.ShapeDtypeStruct((b, *clip), jnp.uint8)}
@@ -120,24 +120,25 @@ def make_stage(config: SemanticTokenizerTrainConfig) -> Stage:
 def reader(config: SemanticTokenizerTrainConfig) -> WindowReader:
     """Reads the clips of a run."""
     return WindowReader(
-        data=config.data, frame_size=config.frame_size, has_labels=bool(config.probe_weight)
+        data=config.data, frame_size=config.frame_shape, has_labels=bool(config.probe_weight)
     )
 
 
 def _check_features(config: SemanticTokenizerTrainConfig) -> None:
     folder, model = features_folder(config), config.model
     cfg = encoder_config(folder)
-    side = config.frame_size
-    found = (*grid_of(cfg, (side, side)), cfg.embed_dim)
-    if not isinstance(cfg, ViTConfig) and cfg.image_size != side:
+    height, width = config.frame_shape
+    found = (*grid_of(cfg, config.frame_shape), cfg.embed_dim)
+    if not isinstance(cfg, ViTConfig) and {height, width} != {cfg.image_size}:
         raise UserError(
-            f"the encoder in {folder} takes frames of {cfg.image_size} pixels, frame_size is {side}"
+            f"the encoder in {folder} takes frames of {cfg.image_size} pixels, the run's are "
+            f"{height} x {width} (frame_size, frame_width)"
         )
     if found != (*model.grid, model.feature_dim):
         raise UserError(
             f"the encoder in {folder} gives {found[0]} x {found[1]} features of {found[2]} numbers "
-            f"for a frame of {side} pixels, the model takes {model.grid[0]} x {model.grid[1]} of "
-            f"{model.feature_dim} (model.grid, model.feature_dim)"
+            f"for a frame of {height} x {width} pixels, the model takes {model.grid[0]} x "
+            f"{model.grid[1]} of {model.feature_dim} (model.grid, model.feature_dim)"
         )
 
 

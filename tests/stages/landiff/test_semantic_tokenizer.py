@@ -193,7 +193,7 @@ def test_an_encoder_that_does_not_fit_is_refused(config, tmp_path):
     wide = dataclasses.replace(config, model=dataclasses.replace(MODEL, feature_dim=7))
     with pytest.raises(UserError, match=r"gives 2 x 2 features of 6 numbers .* 2 x 2 of 7"):
         build_stage(wide)
-    with pytest.raises(UserError, match="takes frames of 8 pixels, frame_size is 16"):
+    with pytest.raises(UserError, match="takes frames of 8 pixels, the run's are 16 x 16"):
         build_stage(dataclasses.replace(config, frame_size=16))
     config_lib.to_json(MODEL, tmp_path / "config.json")
     with pytest.raises(UserError, match="holds landiff_semantic_tokenizer: features of frames"):
