@@ -18,6 +18,7 @@ from dicode_jax.diffusion.samplers.base import Steps, run_steps
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.media.transforms import to_uint8 as to_uint8
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from dicode_jax.models.dicode.token_path import TokenPath, check_path
 from dicode_jax.models.dicode.tokenizer import mask_leading_tokens, tokens_between
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
 from dicode_jax.nn.linear import with_cast_kernels
@@ -41,6 +42,8 @@ class ClipDecoderConfig:
             the clip it is in (the original), or "between", that of tokens as far between those of
             the keyframes as the frame is, and its place, from 0 to 1, on a channel behind it (ours;
             see `RepresentationTrainConfig.between_weight`). Read with a `latent_head`.
+        token_path: bends the way between the tokens of two keyframes (ours; see `TokenPath`), for
+            "between". None for a line.
         latent_prior: standard deviation of latents about the latent image that their frame sees:
             the UNet then only says what a Gaussian so wide about that image leaves open (ours; see
             `ClipDecoder.denoise`). None for a UNet that says everything, as the original's.
@@ -55,6 +58,7 @@ class ClipDecoderConfig:
     num_tokens: int = 16
     latent_head: ResamplerConfig | None = None
     latent_view: Literal["nearest", "between"] = "nearest"
+    token_path: ResamplerConfig | None = None
     latent_prior: float | None = None
     latent_size: tuple[int, int] | None = None
 
@@ -88,6 +92,10 @@ class ClipDecoderConfig:
             extra = self.latent_head.output_shape[-1]
             if self.latent_view == "between":
                 extra += 1
+        if self.token_path is not None:
+            if self.latent_view != "between" or self.latent_head is None:
+                raise ValueError('token_path needs a latent_head and latent_view "between"')
+            check_path(self.token_path, self.num_tokens, self.token_dim)
         if self.latent_prior is not None:
             self._check_prior()
         if self.unet.in_channels != latent_channels + extra:
@@ -156,6 +164,8 @@ class ClipDecoder(nnx.Module):
         self.autoencoder = AutoencoderKL(cfg.autoencoder, **options)
         if cfg.latent_head is not None:
             self.latent_head = Resampler(cfg.latent_head, **options)
+        if cfg.token_path is not None:
+            self.token_path = TokenPath(cfg.token_path, **options)
         self.text_context = nnx.Param(
             jnp.zeros((cfg.unet.text_context_len, cfg.token_dim), param_dtype)
         )
@@ -219,7 +229,8 @@ class ClipDecoder(nnx.Module):
     ) -> Float[Array, "b f h w c"]:
         """The latent head's image at every frame's place, and that place on one more channel."""
         place = jnp.linspace(0, 1, num_frames, dtype=tokens.dtype)
-        images = self.latent_images(tokens_between(tokens, place))
+        way = tokens_between if self.cfg.token_path is None else self.token_path
+        images = self.latent_images(way(tokens, place))
         place = jnp.broadcast_to(place[:, None, None, None], (*images.shape[:-1], 1))
         return jnp.concatenate([images, place.astype(images.dtype)], axis=-1)
 

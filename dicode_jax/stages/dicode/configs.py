@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Literal
 
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
@@ -30,6 +31,7 @@ class RepresentationTrainConfig(RunConfig):
       between_weight: Weight of the error of a frame between two keyframes, read from tokens between
         theirs, beside 1 for each keyframe; 0 reads single frames. For a decoder with
         `latent_view="between"`.
+      trained: "all", or the "path" alone, of a representation that is named by `init`.
     """
 
     model: RepresentationConfig
@@ -40,12 +42,19 @@ class RepresentationTrainConfig(RunConfig):
     probe_weight: float = 0.02
     pixel_weight: float = 0.0
     between_weight: float = 0.0
+    trained: Literal["all", "path"] = "all"
     ema_decay: float = 0.999
 
     def __post_init__(self):
         super().__post_init__()
         if self.between_weight < 0:
             raise ValueError(f"between_weight must not be negative, got {self.between_weight}")
+        if self.model.path is not None and not self.has_between:
+            raise ValueError(
+                "a path is learned from frames between: between_weight must be above 0"
+            )
+        if self.trained == "path" and (self.model.path is None or self.init is None):
+            raise ValueError('trained "path" needs a model.path, and init with all the others')
         if self.has_between and (f := self.data.num_frames) < 3:
             raise ValueError(f"between_weight needs a frame between: data.num_frames is {f}, not 3")
 

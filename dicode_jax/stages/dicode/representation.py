@@ -70,7 +70,9 @@ def make_stage(config: RepresentationTrainConfig) -> Stage:
         config=config,
         create=lambda rngs: Regression(config, autoencoder, rngs=rngs),
         load=load,
-        is_trained=lambda path, _: path[0] == "model",
+        is_trained=lambda path, _: (
+            path[0] == "model" and (config.trained == "all" or path[1] == config.trained)
+        ),
         loss_fn=functools.partial(loss_fn, config),
         batch_shapes=batch_shapes,
         export=functools.partial(export, config),
@@ -125,14 +127,18 @@ def load_start(config: RepresentationTrainConfig, folder: str) -> Representation
     """The model of an earlier run.
 
     Raises:
-      UserError: It has other settings than the config's, besides how its frames were read.
+      UserError: It has other settings than the config's, besides how its frames were read, and a
+        path that may be new.
     """
     model, stored = weights.load_module(
         folder, RepresentationModel, RepresentationConfig, on_host=True
     )
+    wanted = config.model
+    if stored.path is None:
+        wanted = dataclasses.replace(wanted, path=None)
     settings = (
         dataclasses.replace(cfg, tokenizer=reading.as_read(config, cfg.tokenizer))
-        for cfg in (stored, config.model)
+        for cfg in (stored, wanted)
     )
     if len(set(settings)) > 1:
         raise UserError(f"{folder} holds a model of other sizes than --config's")

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from dicode_jax.models.dicode.token_path import TokenPath, check_path
 from dicode_jax.models.dicode.tokenizer import (
     DeepTokenizer,
     DeepTokenizerConfig,
@@ -38,15 +39,19 @@ class RepresentationConfig:
       head: Tokens of a keyframe to the image that is regressed (latents or pixels); has an
         `output_shape`.
       probe_classes: Number of classes of each linear probe on the mean token.
+      path: Bends the way between the tokens of two keyframes; None for a line.
       token_noise: Standard deviation of the noise on the tokens of a keyframe, relative to theirs.
     """
 
     tokenizer: DeepTokenizerConfig
     head: ResamplerConfig
     probe_classes: tuple[int, ...] = ()
+    path: ResamplerConfig | None = None
     token_noise: float = 0.15
 
     def __post_init__(self):
+        if self.path is not None:
+            check_path(self.path, self.tokenizer.num_tokens, self.tokenizer.token_dim)
         if self.head.output_shape is None:
             raise ValueError("the head of a representation needs an output_shape (h, w, c)")
         if self.head.embed_dim != self.tokenizer.token_dim:
@@ -65,6 +70,7 @@ class RepresentationModel(nnx.Module):
         self.cfg, held = cfg, {"param_dtype": param_dtype, "rngs": rngs}
         self.tokenizer = DeepTokenizer(cfg.tokenizer, dtype=dtype, **held)
         self.head = Resampler(cfg.head, dtype=dtype, **held)
+        self.path = None if cfg.path is None else TokenPath(cfg.path, dtype=dtype, **held)
         self.probes = nnx.List(
             [Linear(cfg.tokenizer.token_dim, count, **held) for count in cfg.probe_classes]
         )
@@ -97,7 +103,8 @@ class RepresentationModel(nnx.Module):
         tokens = self._tokens(keyframes, key)
         ends = jnp.broadcast_to(jnp.array([0.0, 1.0], place.dtype), (len(place), 2))
         places = jnp.insert(ends, 1, place, axis=1).astype(tokens.dtype)
-        read = tokens_between(tokens, places)  # [b, 3, n, z]
+        way = tokens_between if self.path is None else self.path
+        read = way(tokens, places)  # [b, 3, n, z]
         images = self.head(rearrange(read, "b k n z -> (b k) n z"))
         return rearrange(images, "(b k) y x c -> b k y x c", k=3), self._probed(tokens[:, 0])
 

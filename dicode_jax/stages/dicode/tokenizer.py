@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dicode_jax.diffusion.guided import SamplingConfig
+from dicode_jax.errors import UserError
 from dicode_jax.media.transforms import to_float
 from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.models.dicode.decoder import (
@@ -129,6 +130,12 @@ def load(config: TokenizerTrainConfig) -> dict[Path, Array]:
         arrays["decoder", "null_tokens"] = nnx.jit(DeepTokenizer.null_tokens)(ready.tokenizer)
         if config.decoder.latent_head is not None:
             arrays |= parts.leaves(ready.head, "decoder", "latent_head")
+        if config.decoder.token_path is not None:
+            if ready.path is None:
+                raise UserError(
+                    f"{config.representation} has no path, decoder.token_path wants one"
+                )
+            arrays |= parts.leaves(ready.path, "decoder", "token_path")
     return arrays
 
 

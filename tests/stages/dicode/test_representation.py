@@ -9,10 +9,13 @@ import pytest
 from flax import nnx
 from tiny import random_module, tiny_pipeline
 
+from dicode_jax import config as config_lib
+from dicode_jax.errors import UserError
 from dicode_jax.media.transforms import to_float
 from dicode_jax.nn.rngs import ShapeRngs
-from dicode_jax.stages.dicode import representation
-from dicode_jax.stages.dicode.configs import RepresentationTrainConfig
+from dicode_jax.stages.dicode import representation, tokenizer
+from dicode_jax.stages.dicode.configs import RepresentationTrainConfig, TokenizerTrainConfig
+from dicode_jax.stages.dicode.reading import settle
 from dicode_jax.stages.dicode.representation_model import RepresentationConfig
 
 PLACE = np.array([0.25, 0.8], np.float32)
@@ -102,3 +105,54 @@ def test_pixels_are_weighed_too_and_everything_learns(regression, images):
         if not np.abs(leaf).max() > 0
     }
     assert all("probes" in path for path in silent), silent
+
+
+def test_a_path_alone_learns_behind_a_representation_that_has_none(regression, tmp_path):
+    config, model = regression
+    representation.export(settle(config), model, tmp_path / "ready")
+    z = config.model.tokenizer.token_dim
+    path = dataclasses.replace(
+        config.model.tokenizer.resampler, embed_dim=z + 2, output_dim=z, video_length=None
+    )
+    bent = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, path=path),
+        init=str(tmp_path / "ready"),
+        trained="path",
+    )
+    start = representation.load_start(bent, bent.init)
+    assert start.path is None
+    config_lib.to_json(model.autoencoder.cfg, tmp_path / "config.json")
+    stage = representation.make_stage(dataclasses.replace(bent, autoencoder=str(tmp_path)))
+    made = nnx.eval_shape(lambda: stage.create(ShapeRngs()))
+    _, trained, kept = nnx.split(made, stage.is_trained, ...)
+    assert {path[:2] for path, _ in nnx.to_flat_state(trained)} == {("model", "path")}
+    assert ("model", "tokenizer") in {path[:2] for path, _ in nnx.to_flat_state(kept)}
+    with pytest.raises(ValueError, match='trained "path" needs a model'):
+        dataclasses.replace(bent, init=None)
+    with pytest.raises(ValueError, match="between_weight must be above 0"):
+        dataclasses.replace(bent, between_weight=0.0)
+    other = dataclasses.replace(bent, model=dataclasses.replace(bent.model, token_noise=0.3))
+    with pytest.raises(UserError, match="holds a model of other sizes"):
+        representation.load_start(other, bent.init)
+
+
+def test_a_decoder_wants_the_path_that_its_config_names(regression, tmp_path):
+    config, model = regression
+    representation.export(settle(config), model, tmp_path / "ready")
+    pipe = tiny_pipeline()
+    head, z = config.model.head, config.model.tokenizer.token_dim
+    cfg = dataclasses.replace(
+        pipe.decoder.cfg,
+        unet=dataclasses.replace(pipe.decoder.cfg.unet, in_channels=9),
+        latent_head=head,
+        latent_view="between",
+        token_path=dataclasses.replace(
+            config.model.tokenizer.resampler, embed_dim=z + 2, output_dim=z, video_length=None
+        ),
+    )
+    unfit = TokenizerTrainConfig(
+        tokenizer=config.model.tokenizer, decoder=cfg, representation=str(tmp_path / "ready")
+    )
+    with pytest.raises(UserError, match=r"has no path, decoder\.token_path wants one"):
+        tokenizer.load(unfit)
