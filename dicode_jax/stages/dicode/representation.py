@@ -86,9 +86,16 @@ def loss_fn(
     images, weight = to_float(batch["image"]), jnp.ones(())
     keys, scale = row_keys(keys, len(images)), model.autoencoder.cfg.scale_factor
     if config.has_between:
-        predicted, logits = model.model.between(images[:, ::2], batch["place"], keys)
-        weight = jnp.array([1, config.between_weight, 1])
-        weight = jnp.tile(weight / weight.mean(), len(images))[:, None, None, None]
+        keyframes, places = images[:, ::2], batch["place"][:, None]
+        weight = jnp.array([config.between_weight])
+        if config.trained == "path":  # which changes nothing of the keyframes
+            images = images[:, 1:2]
+        else:
+            places = jnp.pad(places, ((0, 0), (1, 1)), constant_values=((0, 0), (0, 1)))
+            weight = jnp.array([1, config.between_weight, 1])
+            weight = weight / weight.mean()
+        weight = jnp.tile(weight, len(images))[:, None, None, None]
+        predicted, logits = model.model.between(keyframes, places, keys)
         images, predicted = (x.reshape(-1, *x.shape[2:]) for x in (images, predicted))
     else:
         predicted, logits = model.model(images, keys)
@@ -98,7 +105,8 @@ def loss_fn(
     loss = mse + 0.1 * jnp.mean(weight * jnp.abs(error))
     metrics = {"mse": mse, "target_std": jnp.std(target)}
     if config.has_between:
-        metrics["between_mse"] = jnp.mean(jnp.square(error[1::3]))
+        of_span = len(error) // len(batch["place"])
+        metrics["between_mse"] = jnp.mean(jnp.square(error[of_span // 2 :: of_span]))
     if config.has_labels:
         probes, right = probe_loss(logits, batch["labels"])
         loss += config.probe_weight * probes

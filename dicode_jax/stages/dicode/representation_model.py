@@ -90,23 +90,23 @@ class RepresentationModel(nnx.Module):
     def between(
         self,
         keyframes: Float[Array, "b 2 h w 3"],
-        place: Float[Array, " b"],
+        places: Float[Array, "b k"],
         key: Array | None = None,
-    ) -> tuple[Float[Array, "b 3 y x c"], list[Float[Array, "b v"]]]:
-        """Images of two keyframes and of one between, and what the probes read in the first.
+    ) -> tuple[Float[Array, "b k y x c"], list[Float[Array, "b v"]]]:
+        """Images on the way between two keyframes, and what the probes read in the first.
 
         Args:
           keyframes: In [-1, 1].
-          place: Where the image between lies, from 0 (the first keyframe) to 1.
+          places: Where the images lie, from 0 (the first keyframe) to 1.
           key: As for a call.
         """
         tokens = self._tokens(keyframes, key)
-        ends = jnp.broadcast_to(jnp.array([0.0, 1.0], place.dtype), (len(place), 2))
-        places = jnp.insert(ends, 1, place, axis=1).astype(tokens.dtype)
+        places = places.astype(tokens.dtype)
         way = tokens_between if self.path is None else self.path
-        read = way(tokens, places)  # [b, 3, n, z]
+        read = way(tokens, places)  # [b, k, n, z]
         images = self.head(rearrange(read, "b k n z -> (b k) n z"))
-        return rearrange(images, "(b k) y x c -> b k y x c", k=3), self._probed(tokens[:, 0])
+        images = rearrange(images, "(b k) y x c -> b k y x c", b=len(tokens))
+        return images, self._probed(tokens[:, 0])
 
     def _tokens(self, images: Float[Array, "b k h w 3"], key: Array | None) -> Array:
         """Deep tokens [b, k, n, z], with noise that `key` draws."""

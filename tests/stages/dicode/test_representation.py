@@ -1,6 +1,7 @@
 """The regression of keyframes, and of frames between two, from deep tokens."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,8 @@ def images():
 def test_the_image_between_is_that_of_tokens_between(regression, images):
     model = regression[1].model
     keyframes = to_float(images[:, ::2])
-    got, probed = model.between(keyframes, jnp.asarray(PLACE))
+    places = np.stack([np.zeros(2), PLACE, np.ones(2)], 1).astype(np.float32)
+    got, probed = model.between(keyframes, jnp.asarray(places))
     first, rear = model.tokenizer(keyframes).swapaxes(0, 1)
     between = first + PLACE[:, None, None] * (rear - first)
     for i, tokens in enumerate((first, between, rear)):
@@ -61,27 +63,42 @@ def test_the_image_between_is_that_of_tokens_between(regression, images):
 
 def test_a_row_is_read_the_same_beside_any_other(regression, images):
     model, keys = regression[1].model, jax.random.split(jax.random.key(3), 2)
-    keyframes, place = to_float(images[:, ::2]), jnp.asarray(PLACE)
+    keyframes, place = to_float(images[:, ::2]), jnp.asarray(PLACE)[:, None]
     both, _ = model.between(keyframes, place, keys)
     alone, _ = model.between(keyframes[1:], place[1:], keys[1:])
     np.testing.assert_allclose(both[1:], alone, atol=2e-5)
     assert np.abs(both - model.between(keyframes, place)[0]).max() > 1e-3
 
 
-def test_the_frame_between_weighs_what_the_config_says(regression, images, monkeypatch):
+@pytest.mark.parametrize("trained", ["all", "path"])
+def test_the_frame_between_weighs_what_the_config_says(regression, images, monkeypatch, trained):
     config, model = regression
-    monkeypatch.setattr(
-        type(model.model), "between", lambda *_: (jnp.zeros((2, 3, 8, 8, 4)), [])
-    )  # so that the error is the target
+    config = types.SimpleNamespace(**vars(config) | {"trained": trained, "has_between": True})
+    config.has_labels = False
+    places = []
+
+    def nothing(model, keyframes, asked, keys):  # so that the error is the target
+        places.append(asked)
+        return jnp.zeros((*asked.shape, 8, 8, 4)), []
+
+    monkeypatch.setattr(type(model.model), "between", nothing)
     batch = {"image": images, "place": jnp.asarray(PLACE)}
-    target = [model.autoencoder.encode(to_float(images[:, i])).mode() for i in range(3)]
-    target = model.autoencoder.cfg.scale_factor * np.stack(target, 1)
-    weight = np.array([1, 4, 1])[:, None, None, None] / 2
+    target = np.stack(
+        [model.autoencoder.encode(to_float(images[:, i])).mode() for i in range(3)], 1
+    )
+    target = model.autoencoder.cfg.scale_factor * target
+    weight = np.array([1, 4, 1]) / 2
+    if trained == "path":
+        target, weight = target[:, 1:2], np.array([4])
+    weight = weight[:, None, None, None]
     loss, metrics = representation.loss_fn(config, model, batch, jax.random.key(0))
     mse = np.mean(weight * target**2)
     np.testing.assert_allclose(metrics["mse"], mse, rtol=1e-5)
-    np.testing.assert_allclose(metrics["between_mse"], np.mean(target[:, 1] ** 2), rtol=1e-5)
+    between = target[:, target.shape[1] // 2]
+    np.testing.assert_allclose(metrics["between_mse"], np.mean(between**2), rtol=1e-5)
     np.testing.assert_allclose(loss, mse + 0.1 * np.mean(weight * np.abs(target)), rtol=1e-5)
+    want = np.stack([np.zeros(2), PLACE, np.ones(2)], 1) if trained == "all" else PLACE[:, None]
+    np.testing.assert_allclose(places[0], want)
 
 
 def test_pixels_are_weighed_too_and_everything_learns(regression, images):
