@@ -3,12 +3,12 @@
 The public names load on first use, so that ``import dicode_jax`` imports neither jax nor a model.
 """
 
-import time
 from typing import TYPE_CHECKING, Any
 
-STARTED = time.time()  # before any other source of the package is read
-
-from dicode_jax import _moved  # noqa: E402
+from dicode_jax import (
+    _begun,  # noqa: F401  before any other source of the package is read
+    _moved,
+)
 
 if TYPE_CHECKING:
     from dicode_jax.pipelines.dicode import DiCoDePipeline

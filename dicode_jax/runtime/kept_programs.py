@@ -30,7 +30,7 @@ import numpy as np
 from jax.experimental import serialize_executable
 from jax.sharding import SingleDeviceSharding
 
-import dicode_jax
+from dicode_jax import _begun
 from dicode_jax.errors import UserError
 from dicode_jax.runtime import compile_cache, platform
 from dicode_jax.storage.files import atomic_path
@@ -219,7 +219,7 @@ def _sources() -> list[pathlib.Path]:
 
 def _are_saved_since() -> bool:
     """Whether a source may be another one by now than this process runs."""
-    return any(path.stat().st_mtime >= dicode_jax.STARTED for path in _sources())
+    return any(path.stat().st_mtime >= _begun.STARTED for path in _sources())
 
 
 @functools.cache

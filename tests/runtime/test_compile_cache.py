@@ -63,7 +63,7 @@ def test_programs_are_kept_in_the_users_own_folder_though_some_ran_before(tmp_pa
 def test_another_cpu_has_another_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     here = compile_cache.folder()
-    monkeypatch.setattr(compile_cache, "_cpu", lambda: "another")
+    monkeypatch.setattr(compile_cache, "cpu", lambda: "another")
     assert compile_cache.folder() != here
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import dicode_jax
+from dicode_jax import _begun
 from dicode_jax.runtime import compile_cache, kept_programs, platform
 
 traced = []
@@ -303,7 +303,7 @@ def test_sources_that_were_saved_since_the_start_are_not_trusted(when, folder, m
             path.unlink()
         if when == "before":
             monkeypatch.setattr(kept_programs, "_code", kept_programs._code.__wrapped__)
-        monkeypatch.setattr(dicode_jax, "STARTED", 0)
+        monkeypatch.setattr(_begun, "STARTED", 0)
         check(again()(*ARGS))
     assert not list(folder.glob("*"))
 
