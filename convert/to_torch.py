@@ -71,6 +71,7 @@ class Kind:
       extras: Buffers that the original keeps beside its parameters.
       constants: Paths that have no original name.
       copies: Original key that is written twice -> its other name.
+      ours: What a configuration asks for that the original's code does not do, as a field's name.
     """
 
     module: type
@@ -78,6 +79,12 @@ class Kind:
     extras: Callable[[Any], Mapping[str, np.ndarray]] = lambda cfg: {}
     constants: tuple[str, ...] = ()
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    ours: Callable[[Any], str | None] = lambda cfg: None
+
+
+def _not_nearest(cfg: ClipDecoderConfig) -> str | None:
+    wanted = {"latent_prior": None, "token_path": None, "latent_view": "nearest"}
+    return next((name for name, value in wanted.items() if getattr(cfg, name) != value), None)
 
 
 def _schedule(cfg: ClipDecoderConfig) -> dict[str, np.ndarray]:
@@ -104,6 +111,7 @@ KINDS: dict[type, Kind] = {
         lambda cfg: deep_tokens.decoder_rules({}),
         extras=_schedule,
         constants=("text_context", "null_tokens"),
+        ours=_not_nearest,
     ),
     DiCoDeLMConfig: dataclasses.replace(
         _as_read(dicode_lm.KIND, dicode.LANGUAGE_MODEL), extras=_normalizer
@@ -161,9 +169,12 @@ def original_state_dict(
       Original key -> shape, dtype, and a function that reads the values in the original layout.
 
     Raises:
-      UserError: The tensors are not those of the configuration.
+      UserError: The tensors are not those of the configuration, or the original's code would make
+        something else of them.
     """
     kind = KINDS[type(cfg)]
+    if (field := kind.ours(cfg)) is not None:
+        raise UserError(f"the original knows no {field}, as this {kind_of(type(cfg))} has it")
     module = blank(kind.module, cfg, most=len(source) + 100)  # a large misfit takes no time
     shapes = plan.flat_shapes(nnx.state(module))
     if shapes != {path: tuple(tensor.shape) for path, tensor in source.items()}:

@@ -1,11 +1,13 @@
 """`python -m convert.to_torch`: the way to original names and back is bitwise for every kind."""
 
+import dataclasses
 import json
 import pathlib
 
 import numpy as np
 import pytest
 from flax import nnx
+from models.dicode.tiny_decoder import with_prior
 from safetensors.numpy import load_file, save_file
 from tiny import random_module, tiny_pipeline
 
@@ -118,6 +120,28 @@ def test_the_way_to_original_names_and_back_is_bitwise(name, tmp_path):
         got = back.array(path)
         assert got.dtype == array.dtype
         np.testing.assert_array_equal(got, array, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("latent_view", {"latent_view": "between"}),
+        ("latent_prior", {"latent_prior": 0.3}),
+        (
+            "token_path",
+            {
+                "latent_view": "between",
+                "token_path": ResamplerConfig(embed_dim=8, num_queries=4, output_dim=6),
+            },
+        ),
+    ],
+)
+def test_a_decoder_that_the_original_would_read_otherwise_is_refused(field, changes):
+    cfg = with_prior()
+    channels = cfg.unet.in_channels + ("latent_view" in changes)
+    unet = dataclasses.replace(cfg.unet, in_channels=channels)
+    with pytest.raises(UserError, match=f"the original knows no {field}, as this dicode_decoder"):
+        to_torch.original_state_dict({}, dataclasses.replace(cfg, unet=unet, **changes))
 
 
 def test_a_config_is_read_by_its_kind_and_one_of_old_by_its_fields(tmp_path):
