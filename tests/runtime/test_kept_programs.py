@@ -6,6 +6,7 @@ A second `Program` of a function stands for a second process.
 import dataclasses
 import errno
 import functools
+import math
 import os
 import pathlib
 
@@ -48,7 +49,9 @@ def again(**options):
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(_begun, "STARTED", math.inf)  # whoever edits while tests run
+    kept_programs._code.cache_clear()
     names = "jax_compilation_cache_dir", "jax_enable_compilation_cache"
     before = {name: getattr(jax.config, name) for name in names}
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
