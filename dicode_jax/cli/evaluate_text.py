@@ -22,11 +22,25 @@ def towers(args: argparse.Namespace) -> Any:
     """CLIP.
 
     Raises:
-      UserError: There is none with both towers and a vocabulary.
+      UserError: There is none with both towers and a vocabulary, or a list of prompts cannot be
+        read.
     """
     from dicode_jax.evaluation import text as measures
 
+    if args.prompts is not None:
+        _entries(args)  # what is wrong is known before the model loads
     return measures.load(args.clip)
+
+
+def _entries(args: argparse.Namespace) -> list[prompt_lists.Entry]:
+    entries = prompt_lists.read_prompts(args.prompts)
+    for number, entry in enumerate(entries, 1):
+        if said := ["seed"] * (entry.seed is not None) + sorted(entry.options):
+            raise UserError(
+                f"{args.prompts}, prompt {number}: the suite text reads prompts alone, with seeds "
+                f"of its own; leave {said[0]} out"
+            )
+    return entries
 
 
 def text(run: Run) -> pathlib.Path:
@@ -48,14 +62,7 @@ def text(run: Run) -> pathlib.Path:
         prompts, asked = [scene.caption for scene in scenes], prompts_of(run.pipe, scenes)
         most: int | None = first_frames(run.pipe)
     else:
-        entries = prompt_lists.read_prompts(run.args.prompts)
-        for number, entry in enumerate(entries, 1):
-            said = ["seed"] * (entry.seed is not None) + sorted(entry.options)
-            if said:
-                raise UserError(
-                    f"{run.args.prompts}, prompt {number}: the suite text reads prompts alone, "
-                    f"with seeds of its own; leave {said[0]} out"
-                )
+        entries = _entries(run.args)
         count = run.args.samples_per_prompt or 1
         prompts = [entry.prompt for entry in entries for _ in range(count)][: run.args.num]
         run.num, asked, most = len(prompts), prompts, None
