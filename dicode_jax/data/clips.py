@@ -21,6 +21,7 @@ from PIL import Image
 
 from dicode_jax.data import shapes_world as synthetic
 from dicode_jax.data.config import DataConfig
+from dicode_jax.data.frame_size import FrameSize, sides, square_side
 from dicode_jax.data.records import BrokenRecord, MediaBytes, MediaFile, Record
 from dicode_jax.data.shapes_world import Scene
 from dicode_jax.data.sources.shapes import frame_labels
@@ -37,8 +38,6 @@ _LONGEST_GAP = 3600.0  # seconds between two frames, beyond which the time stamp
 _MOST_PIXELS = 2**31  # bytes of a video that is read whole
 _SCENE_CLIPS = 10  # clips of a scene, among which `clip_start="random"` chooses
 
-FrameSize = int | tuple[int, int]
-"""The side of square frames, or height and width."""
 _Fit = Callable[[Image.Image], np.ndarray]
 
 
@@ -304,23 +303,6 @@ def _make_fit(cfg: DataConfig, frame_size: FrameSize, rng: np.random.Generator) 
         return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=box))
 
     return fit
-
-
-def sides(frame_size: FrameSize) -> tuple[int, int]:
-    """Height and width."""
-    return (frame_size, frame_size) if isinstance(frame_size, int) else frame_size
-
-
-def square_side(frame_size: FrameSize) -> int:
-    """The side of frames of the drawn world.
-
-    Raises:
-      UserError: They are to be no squares.
-    """
-    height, width = sides(frame_size)
-    if height != width:
-        raise UserError(f"the drawn world is a square, its frames cannot be {height} x {width}")
-    return height
 
 
 # Reading

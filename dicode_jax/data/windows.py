@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dicode_jax.data import shapes_world
-from dicode_jax.data.clips import FrameSize, read_clip, read_whole, square_side
+from dicode_jax.data.clips import read_clip, read_whole
 from dicode_jax.data.config import DataConfig
+from dicode_jax.data.frame_size import FrameSize, square_side
 from dicode_jax.data.records import BrokenRecord, Record
 from dicode_jax.data.sources.shapes import frame_labels
 from dicode_jax.media.video import KEYFRAME_INTERVAL
