@@ -11,7 +11,7 @@ import pytest
 from documented import PAGES
 from source_tree import ROOT
 
-HIDDEN = {"__init__", "_moved", "app", "assets", "cli"}  # no API: commands, told of by --help
+HIDDEN = {"__init__", "_begun", "_moved", "app", "assets", "cli"}  # no API: --help tells of these
 PICTURES = sorted((ROOT / "docs/images").glob("*.svg"))
 LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]+))?\)")
 
