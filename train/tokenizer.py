@@ -12,6 +12,7 @@ training of the paper, which the third starts from DynamiCrafter's weights.
 import functools
 import pathlib
 import sys
+from collections.abc import Callable
 
 import numpy as np
 from flax import nnx
@@ -49,8 +50,10 @@ def build_decoder(config: TokenizerTrainConfig, workdir: pathlib.Path) -> loop.T
     read = ClipReader(data=config.data, frame_size=config.frame_size, fs=config.fs)
     splits = data.open_splits(config, read, images=False)
     if config.cached_clips:
-        batches = cached_clips(stage, splits.train, workdir)
+        encode = clip_encoder(config)
+        batches = cached_clips(stage, splits.train, workdir, encode)
     else:
+        encode = dict  # as they are
         batches = data.train_stream(config, splits.train)
 
     validation_loss = functools.partial(tokenizer.loss_fn, config, deterministic=True)
@@ -65,22 +68,32 @@ def build_decoder(config: TokenizerTrainConfig, workdir: pathlib.Path) -> loop.T
     return loop.Task(
         stage=stage,
         batches=batches,
-        evaluate=data.evaluation(config, validation_loss, splits.held_out),
+        evaluate=data.evaluation(config, validation_loss, splits.held_out, encode),
         sample=data.sheets(paint),
         units={"clips": config.batch_size},
     )
 
 
-def cached_clips(stage: Stage, examples: RecordExamples, workdir: pathlib.Path) -> BatchStream:
-    """Batches of clips that are encoded once, by the frozen parts alone."""
-    config = stage.config
+def clip_encoder(config: TokenizerTrainConfig) -> Callable[[data.Batch], data.Batch]:
+    """What cached clips, and those held out beside them, are encoded with: frozen parts alone."""
     encoder = tokenizer.load_encoder(config)
     encode = jit_local(functools.partial(tokenizer.encode, config))
+    return lambda batch: {**encode(encoder, batch["video"]), "fs": batch["fs"]}
+
+
+def cached_clips(
+    stage: Stage,
+    examples: RecordExamples,
+    workdir: pathlib.Path,
+    encode: Callable[[data.Batch], data.Batch],
+) -> BatchStream:
+    """Batches of clips that `encode` makes of the examples once."""
+    config = stage.config
     return cached_batches(
         workdir,
         stage,
         examples,
-        lambda batch: {**encode(encoder, batch["video"]), "fs": batch["fs"]},
+        encode,
         source=examples.source,
         count=config.cached_clips,
         together=ENCODED_TOGETHER,

@@ -18,6 +18,8 @@ from dicode_jax.data.encoded_cache import EncodedCache
 from dicode_jax.data.sources.open import open_source
 from dicode_jax.data.stream import RecordExamples
 from dicode_jax.errors import UserError
+from dicode_jax.media.transforms import to_float
+from dicode_jax.models.dicode.decoder import ClipDecoder, ClipDecoderConfig
 from dicode_jax.runtime.sharding import ShardingConfig
 from dicode_jax.stages.dicode import examples as lm_examples
 from dicode_jax.stages.dicode.configs import ARTrainConfig, TokenizerTrainConfig
@@ -286,7 +288,8 @@ def test_cached_clips_hold_what_the_frozen_parts_make(root, pipe, capsys):
     def latents():
         reader = tokenizer.ClipReader(data=config.data, frame_size=16, fs=config.fs)
         splits = data.open_splits(config, reader)
-        stream = tokenizer.cached_clips(stage, splits.train, root / "run")
+        encode = tokenizer.clip_encoder(config)
+        stream = tokenizer.cached_clips(stage, splits.train, root / "run", encode)
         batch = next(stream)
         stream.close()
         for name, x in stage.batch_shapes(2).items():
@@ -297,3 +300,13 @@ def test_cached_clips_hold_what_the_frozen_parts_make(root, pipe, capsys):
     retrain(pipe, root / "model", "decoder")
     assert not np.array_equal(latents(), first)
     assert "is made anew: encoder " in capsys.readouterr().out
+
+    # Posteriors of held-out clips are not drawn from either: their spread would be in the loss.
+    held_out = tokenizer.build(config, root / "run").evaluate._read()
+    assert held_out[0].keys() == stage.batch_shapes(2).keys()
+    decoder = weights.load_module(root / "model/decoder", ClipDecoder, ClipDecoderConfig)[0]
+    reader = tokenizer.ClipReader(data=config.data, frame_size=16, fs=config.fs)
+    splits = data.open_splits(config, reader)
+    video = to_float(data.held_out_examples(config, splits.held_out, 2)["video"])
+    wanted = decoder.autoencoder.encode_latents(video, per_frame=True)
+    np.testing.assert_allclose(held_out[0]["latents"], wanted, atol=1e-5)
