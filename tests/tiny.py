@@ -1,5 +1,6 @@
 """A whole pipeline of random weights, small enough to build and run in a test."""
 
+import dataclasses
 import functools
 
 import jax
@@ -66,6 +67,23 @@ def tiny_pipeline() -> DiCoDePipeline:
             sampling=SamplingConfig(num_frames=NUM_FRAMES, num_inference_steps=2),
         ),
     )
+
+
+def with_latent_prior(cfg):
+    """The like of a clip decoder's config whose UNet says what a Gaussian leaves open."""
+    h, w, c = cfg.latent_shape
+    head = ResamplerConfig(
+        dim=16,
+        depth=1,
+        head_dim=8,
+        num_heads=2,
+        num_queries=4,
+        embed_dim=cfg.token_dim,
+        output_dim=h * w * c // 4,
+        output_shape=(h, w, c),
+    )
+    unet = dataclasses.replace(cfg.unet, in_channels=2 * c)
+    return dataclasses.replace(cfg, unet=unet, latent_head=head, latent_prior=0.3)
 
 
 @functools.cache

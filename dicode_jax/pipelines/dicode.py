@@ -497,6 +497,11 @@ class DiCoDePipeline(base.Pipeline):
         config = super()._sampling(**changes)
         if config.num_frames % 2:
             raise UserError(f"num_frames must be even, got {config.num_frames}")
+        if config.is_guided and self.decoder.cfg.latent_prior is not None:
+            raise UserError(
+                "guidance_scale: this model paints about what its deep tokens show (latent_prior) "
+                "and has not learned to paint without them; leave it out"
+            )
         return config
 
 

@@ -9,12 +9,24 @@ import pytest
 from compilations import compilations
 from flax import nnx
 from PIL import Image
-from tiny import NUM_FRAMES, NUM_TOKENS, TOKEN_DIM, tiny_pipeline, with_value
+from tiny import (
+    NUM_FRAMES,
+    NUM_TOKENS,
+    TOKEN_DIM,
+    tiny_pipeline,
+    with_latent_prior,
+    with_value,
+)
 
 from dicode_jax import config as config_lib
 from dicode_jax.diffusion.guided import SamplingConfig
 from dicode_jax.errors import UserError
-from dicode_jax.models.dicode.decoder import decode_clip, decode_latents, to_uint8
+from dicode_jax.models.dicode.decoder import (
+    ClipDecoder,
+    decode_clip,
+    decode_latents,
+    to_uint8,
+)
 from dicode_jax.nn.rngs import sample_keys
 from dicode_jax.pipelines import dicode as pipelines_dicode
 from dicode_jax.pipelines import dicode_programs
@@ -37,6 +49,14 @@ def pipe():
 @pytest.fixture(scope="module")
 def videos(pipe):
     return pipe(PROMPTS, num_clips=2, seed=3)
+
+
+@pytest.fixture
+def pipe_about_tokens():
+    """One whose UNet paints about what deep tokens show."""
+    pipe = tiny_pipeline()
+    pipe.decoder = ClipDecoder(with_latent_prior(pipe.decoder.cfg), rngs=nnx.Rngs(0))
+    return pipe
 
 
 VIDEO = np.zeros((4, 8, 8, 3), np.uint8)
@@ -231,6 +251,11 @@ def test_long_prompt_is_cut_with_a_warning(pipe):
     prompt = " ".join(["red"] * 38 + ["blue", "circle"])
     with pytest.warns(UserWarning, match=r"reads the first 14 .* out: red (red )*blue circle$"):
         pipe.generate_tokens(prompt)
+
+
+def test_guidance_is_refused_where_nothing_is_painted_without_tokens(pipe_about_tokens):
+    with pytest.raises(UserError, match=r"guidance_scale: .*\(latent_prior\).* leave it out"):
+        pipe_about_tokens.decode(TOKENS, guidance_scale=2.0)
 
 
 @pytest.mark.parametrize(

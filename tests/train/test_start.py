@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import tiny_pipeline
+from tiny import tiny_pipeline, with_latent_prior
 
 from dicode_jax.errors import UserError
 from dicode_jax.nn.rngs import ShapeRngs
@@ -147,6 +147,9 @@ def test_what_cannot_train_is_refused(config):
         dataclasses.replace(config, init=None, trainable=frozen)
     decoder = dataclasses.replace(config.decoder, num_tokens=2)
     with pytest.raises(ValueError, match=r"makes 3 tokens .*, decoder\.num_tokens says 2"):
+        dataclasses.replace(config, decoder=decoder)
+    decoder = with_latent_prior(config.decoder)
+    with pytest.raises(ValueError, match=r"must not be dropped: set loss\.uncond_prob to 0"):
         dataclasses.replace(config, decoder=decoder)
     with pytest.raises(ValueError, match="set unet to False"):
         dataclasses.replace(config.trainable, lora_rank=4)

@@ -46,7 +46,8 @@ class ClipDecoderConfig:
             "between". None for a line.
         latent_prior: standard deviation of latents about the latent image that their frame sees:
             the UNet then only says what a Gaussian so wide about that image leaves open (ours; see
-            `ClipDecoder.denoise`). None for a UNet that says everything, as the original's.
+            `ClipDecoder.denoise`). None for a UNet that says everything, as the original's. There
+            is no guidance then, as null tokens show nothing that latents are about.
         latent_size: rows and columns of latents; None for the autoencoder's resolution.
     """
 

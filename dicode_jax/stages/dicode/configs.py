@@ -110,6 +110,11 @@ class TokenizerTrainConfig(RunConfig):
             raise ValueError("cached_clips needs a trained autoencoder: give autoencoder or init")
         if self.has_frozen_tokenizer and self.representation is None and self.init is None:
             raise ValueError("trainable.resampler False needs a tokenizer that is ready: give init")
+        if self.decoder.latent_prior is not None and self.loss.uncond_prob > 0:
+            raise ValueError(
+                "decoder.latent_prior is about the image of a clip's own tokens, which must not be "
+                "dropped: set loss.uncond_prob to 0"
+            )
 
     @property
     def has_frozen_tokenizer(self) -> bool:
