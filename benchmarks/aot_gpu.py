@@ -232,6 +232,7 @@ def lower_decode(cfg, device, rows: int, sampling, types: dict, whole: bool):
             decoders.clip_conditions(decoder, tokens, sampling),
             make_guide(sampling),
             batched=True,
+            spreads=True,
         )
         return denoise(x, jnp.full((rows,), 500, jnp.int32), 0)
 

@@ -31,6 +31,8 @@ _MOVES = _SLICES | {
     *("parameter", "constant", "bitcast", "reshape", "transpose", "copy", "convert", "tuple"),
     *("concatenate", "broadcast", "get-tuple-element", "iota", "pad"),
 }
+# Of which one element may need all of an operand of the same size.
+_MIXES = {"dot", "convolution", "reduce", "reduce-window", "sort", "scatter", "gather", "fusion"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -289,29 +291,6 @@ def _traffic(i: Instruction, inner, shapes) -> tuple[float, float]:
             written = nbytes(i.shape)
         return sum(nbytes(shapes[x]) for x in i.operands), written
     by_name = {x.name: x for x in inner}
-    users: dict[str, list[Instruction]] = {}
-    for x in inner:
-        for operand in x.operands:
-            users.setdefault(operand, []).append(x)
-
-    def uses(name: str):
-        for x in users.get(name, []):
-            if x.opcode in ("bitcast", "reshape"):
-                yield from uses(x.name)
-            else:
-                yield name, x
-
-    read = 0.0
-    for x in inner:
-        if x.opcode == "parameter":
-            found = list(uses(x.name))
-            if found and all(
-                (u.opcode in _SLICES or u.opcode == "dynamic-update-slice") and u.operands[0] == n
-                for n, u in found
-            ):
-                read += sum(nbytes(u.shape) for _, u in found if u.opcode in _SLICES)
-            else:
-                read += nbytes(x.shape)
     root = next(x for x in inner if x.is_root)
     roots = [by_name[x] for x in root.operands] if root.opcode == "tuple" else [root]
     written = 0.0
@@ -320,4 +299,27 @@ def _traffic(i: Instruction, inner, shapes) -> tuple[float, float]:
             x = by_name[x.operands[0]]
         updates = x.opcode == "dynamic-update-slice"
         written += nbytes(by_name[x.operands[1]].shape if updates else x.shape)
-    return read, written
+    return _read(inner), written
+
+
+def _read(inner: list[Instruction]) -> float:
+    """Bytes that a fusion reads: of an operand that is sliced, at once or computed upon first, what
+    goes into the slices."""
+    size = {x.name: math.prod(dims(x.shape)) for x in inner if not x.shape.startswith("(")}
+    # Elements; what an instruction reads stands before it.
+    wanted = {x.name: size[x.name] if x.is_root else 0 for x in inner if x.name in size}
+    for x in reversed(inner):
+        for place, operand in enumerate(x.operands):
+            if operand not in size:
+                continue
+            found = size[operand]
+            if x.opcode == "dynamic-update-slice" and place == 0:
+                found = 0
+            elif x.name in size:
+                same = size[x.name] == size[operand] and x.opcode not in _MIXES
+                sliced = x.opcode in _SLICES and place == 0
+                if same or sliced or x.opcode == "broadcast":
+                    found = min(found, wanted[x.name])
+            wanted[operand] = min(size[operand], wanted[operand] + found)
+    read = (x for x in inner if x.opcode == "parameter" and size.get(x.name))
+    return sum(nbytes(x.shape) * wanted[x.name] / size[x.name] for x in read)

@@ -106,6 +106,28 @@ ENTRY %main (q: bf16[2,96,6,64], k: bf16[2,80,6,64], x: f32[2,6,6,4], g: f32[2,6
 }}
 """  # noqa: E501
 
+SLICED = """\
+%first (x: bf16[8,64], y: bf16[8], z: f32[8,64]) -> (f32[8,1], f32[8]) {
+  %x = bf16[8,64]{1,0} parameter(0)
+  %y = bf16[8]{0} parameter(1)
+  %z = f32[8,64]{1,0} parameter(2)
+  %wide = bf16[8,64]{1,0} broadcast(%y), dimensions={0}
+  %sum = bf16[8,64]{1,0} add(%x, %wide)
+  %sum32 = f32[8,64]{1,0} convert(%sum)
+  %cut = f32[8,1]{1,0} slice(%sum32), slice={[0:8], [0:1]}
+  %zero = f32[] constant(0)
+  %total = f32[8]{0} reduce(%z, %zero), dimensions={1}, to_apply=%add
+  ROOT %both = (f32[8,1]{1,0}, f32[8]{0}) tuple(%cut, %total)
+}
+
+ENTRY %main (x: bf16[8,64], y: bf16[8], z: f32[8,64]) -> (f32[8,1], f32[8]) {
+  %x = bf16[8,64]{1,0} parameter(0)
+  %y = bf16[8]{0} parameter(1)
+  %z = f32[8,64]{1,0} parameter(2)
+  ROOT %first.1 = (f32[8,1]{1,0}, f32[8]{0}) fusion(%x, %y, %z), kind=kInput, calls=%first
+}
+"""
+
 
 def named(text):
     return {k.name: k for k in gpu_kernels.kernels(text)}
@@ -129,6 +151,11 @@ def test_slice_reads_what_it_gives_and_an_update_writes_what_it_changes():
     found = named(LOOP)
     assert found["layer.3"].bytes == 2 * 2 * 32 * 16 + 4  # and the number of the layer
     assert found["write.5"].bytes == 2 * 2 * 8 * 16 + 4
+
+
+def test_what_is_computed_upon_before_it_is_sliced_is_read_in_part():
+    read, written = 2 * 8 + 2 * 8 + 4 * 8 * 64, 4 * 8 + 4 * 8
+    assert named(SLICED)["first.1"].bytes == read + written
 
 
 def test_weights_that_every_turn_converts_or_copies_are_found():

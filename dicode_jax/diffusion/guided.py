@@ -8,6 +8,7 @@ value compiles nothing, and everything else is static.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -206,6 +207,7 @@ def guided_denoise(
     guide: Guide,
     *,
     batched: bool,
+    spreads: bool = False,
 ) -> Denoise:
     """The guided model of a sampling loop whose steps are all alike.
 
@@ -215,8 +217,10 @@ def guided_denoise(
         guide: joins the predictions of the branches, float32 and in their order.
         batched: evaluate the branches in one call on ``[branches * b, ...]``, or one after the
             other, which takes less memory.
+        spreads: see `guided_steps`.
     """
-    return _planned(_without_deep(predict), branches, guide, [Turn(len(branches), True)], batched)
+    turns, network = [Turn(len(branches), True)], _without_deep(predict)
+    return _planned(network, branches, guide, turns, batched, spreads=spreads)
 
 
 def _without_deep(predict: Callable[[Array, Array, Any], Array]) -> Callable:
@@ -229,7 +233,9 @@ def _planned(
     guide: Guide,
     turns: Sequence[Turn],
     batched: bool,
+    *,
     remembers: bool = False,
+    spreads: bool = False,
 ) -> Denoise:
     """The guided model of a loop whose step i evaluates ``turns[i]``; of one turn, all steps do.
 
@@ -238,9 +244,11 @@ def _planned(
         branches, guide, batched: see `guided_denoise`.
         turns: what is evaluated; each kind is compiled once.
         remembers: it takes and gives deep features of all branches, ``[branches, b, ...]``.
+        spreads: see `guided_steps`.
     """
     kinds = sorted(set(turns))
-    runs = [_turn(network, branches[: kind[0]], guide, kind.is_whole, batched) for kind in kinds]
+    turn = functools.partial(_turn, network, guide=guide, batched=batched, spreads=spreads)
+    runs = [turn(branches[: kind.num_branches], is_whole=kind.is_whole) for kind in kinds]
     which = np.array([kinds.index(turn) for turn in turns])
 
     def run(x, times, step, memory):
@@ -251,7 +259,7 @@ def _planned(
     return run if remembers else lambda x, times, step: run(x, times, step, None)[0]
 
 
-def _turn(network, branches: Sequence[Any], guide: Guide, is_whole: bool, batched: bool):
+def _turn(network, branches: Sequence[Any], *, guide: Guide, is_whole: bool, batched, spreads):
     """``(x, times, step, memory) -> (prediction, memory)`` of the steps of one kind."""
     count = len(branches)
     stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *branches)
@@ -261,9 +269,10 @@ def _turn(network, branches: Sequence[Any], guide: Guide, is_whole: bool, batche
         return [output], jax.tree.map(lambda a: a[None], deep)
 
     def together(x, times, deep):
-        repeat = lambda a: jnp.concatenate([a] * count)  # noqa: E731
         joined = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (stacked, deep))
-        output, deep = network(repeat(x), repeat(times), *joined)
+        if not spreads:
+            x, times = (jnp.concatenate([a] * count) for a in (x, times))
+        output, deep = network(x, times, *joined)
         apart = lambda a: a.reshape(count, -1, *a.shape[1:])  # noqa: E731
         return jnp.split(output, count), jax.tree.map(apart, deep)
 
@@ -296,11 +305,14 @@ def guided_steps(
     guide: Guide | None = None,
     predict_deep: PredictDeep | None = None,
     project: Project | None = None,
+    spreads: bool = False,
 ) -> Steps:
     """The steps of `sample_guided`, to be taken some at a time.
 
     Args:
         shape: of all samples, ``[b, f, ...]``.
+        spreads: of branches in one call the networks take states and times ``[b, ...]`` beside
+            conditions ``[branches * b, ...]``, all branches being of the same states.
         predict, branches, schedule, cfg, keys, noise, guide, predict_deep, project: see
             `sample_guided`.
 
@@ -324,7 +336,15 @@ def guided_steps(
 
     guide = make_guide(cfg) if guide is None else guide
     return make_steps(
-        _planned(network, conditions, guide, turns, cfg.batch_guidance, is_deep),
+        _planned(
+            network,
+            conditions,
+            guide,
+            turns,
+            cfg.batch_guidance,
+            remembers=is_deep,
+            spreads=spreads,
+        ),
         make_sampler(schedule, cfg),
         shape,
         grid,

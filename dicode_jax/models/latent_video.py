@@ -47,9 +47,9 @@ def latent_steps(
 
     def inputs(x, times, condition, fs):
         tokens, beside = condition
-        if beside is not None:
-            x = jnp.concatenate([x, beside.astype(x.dtype)], axis=-1)
-        return x, times, tokens, fs
+        if beside is not None:  # the same in all branches
+            x = jnp.concatenate([x, beside[: len(x)].astype(x.dtype)], axis=-1)
+        return x, times, tokens, fs[: len(x)]
 
     return guided_steps(
         lambda *args: unet(*inputs(*args)),
@@ -60,6 +60,7 @@ def latent_steps(
         keys=keys,
         noise=noise,
         predict_deep=lambda *args: unet.with_deep(*inputs(*args[:-1]), deep=args[-1]),
+        spreads=True,
     )
 
 

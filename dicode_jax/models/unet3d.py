@@ -10,6 +10,7 @@ once, not once per frame; context of the text length never reaches the image bra
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from dicode_jax.nn.spatiotemporal import (
     SpatialTransformer,
     TemporalTransformer,
     VideoResnetBlock,
+    repeat_rows,
 )
 from dicode_jax.runtime.sharding import BATCH, constrain
 from dicode_jax.typing import Array, Float, Int, typechecked
@@ -171,7 +173,7 @@ class Stage(nnx.Module):
         for layer in self.layers:
             match layer:
                 case VideoResnetBlock():
-                    x = layer(x, embed, **dropout)
+                    x = layer(x, repeat_rows(embed, len(x) // len(embed)), **dropout)
                 case SpatialTransformer():
                     x = layer(x, context, image_context)
                 case TemporalTransformer():
@@ -236,13 +238,16 @@ class UNet3D(nnx.Module):
         self,
         x: Float[Array, "b f h w c"],
         timesteps: Int[Array, "b ..."] | Float[Array, "b ..."],
-        context: Float[Array, "b l d"],
+        context: Float[Array, "m l d"],
         fs: Int[Array, " b"] | Float[Array, " b"] | None = None,
         *,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "b f h w o"]:
+    ) -> Float[Array, "m f h w o"]:
         """Runs the network.
+
+        There may be several rows of context for each video, as guidance has: first one of each, and
+        so on. What comes before the context is read is then computed once.
 
         Args:
             x: noisy latents, with conditioning latents concatenated after them on channels.
@@ -262,11 +267,11 @@ class UNet3D(nnx.Module):
         self,
         x: Float[Array, "b f h w c"],
         timesteps: Int[Array, "b ..."] | Float[Array, "b ..."],
-        context: Float[Array, "b l d"],
+        context: Float[Array, "m l d"],
         fs: Int[Array, " b"] | Float[Array, " b"] | None = None,
         *,
-        deep: Float[Array, "b f y x k"] | None = None,
-    ) -> tuple[Float[Array, "b f h w o"], Float[Array, "b f y x k"]]:
+        deep: Float[Array, "m f y x k"] | None = None,
+    ) -> tuple[Float[Array, "m f h w o"], Float[Array, "m f y x k"]]:
         """Runs the network, and gives the features that its last stages read from the deep ones.
 
         Neighbouring steps of sampling have almost the same (DeepCache, arXiv 2312.00858): given
@@ -297,18 +302,24 @@ class UNet3D(nnx.Module):
         for i, stage in enumerate(self.down_stages if deep is None else self.down_stages[:count]):
             h = run(stage, h, embed, text, image, rngs)
             if i == 0 and self.init_attention is not None:
+                if self.init_attention.has_context:
+                    h = repeat_rows(h, len(text) // len(h))
                 h = self.init_attention(h, text)
             skips.append(h)
+
+        def run_up(stages: Iterable[Stage], h: Array) -> Array:
+            for stage in stages:
+                skip = skips.pop()
+                skip = repeat_rows(skip, len(h) // len(skip))
+                h = run(stage, jnp.concatenate([h, skip], -1), embed, text, image, rngs)
+            return h
+
         if deep is None:
             h = run(self.mid_stage, h, embed, text, image, rngs)
-            for stage in self.up_stages[:-count]:
-                h = run(stage, jnp.concatenate([h, skips.pop()], -1), embed, text, image, rngs)
-            deep = h
-        h = deep
-        for stage in self.up_stages[-count:]:
-            h = run(stage, jnp.concatenate([h, skips.pop()], -1), embed, text, image, rngs)
+            deep = run_up(self.up_stages[:-count], h)
+        h = run_up(self.up_stages[-count:], deep)
         h = self.conv_out(nnx.silu(group_norm_per_image(self.norm_out, h))).astype(x.dtype)
-        return h, deep
+        return repeat_rows(h, len(context) // len(h)), deep
 
     def _embed(self, timesteps: Array, fs: Array | None, batch: int) -> Float[Array, "b g e"]:
         if timesteps.ndim == 1:
@@ -348,8 +359,10 @@ class UNet3D(nnx.Module):
             raise ValueError(
                 f"timesteps must have shape ({b},) or ({b}, {f}), got {timesteps.shape}"
             )
-        if context.shape[0] != b:
-            raise ValueError(f"context must have batch {b} as x, got {context.shape[0]}")
+        if context.shape[0] % b:
+            raise ValueError(
+                f"context must have batch {b} as x, or a multiple of it, got {context.shape[0]}"
+            )
         if cfg.context_dim not in (None, context.shape[-1]):
             raise ValueError(f"context must be {cfg.context_dim} wide, got {context.shape[-1]}")
 

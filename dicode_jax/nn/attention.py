@@ -12,6 +12,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.typing import DTypeLike
 
 from dicode_jax.nn.dropout import drop
 from dicode_jax.nn.masks import LabelMask, causal_mask
@@ -103,7 +104,33 @@ def attend(
     return rearrange(dot_product_attention(*heads, **options), "b t h d -> b t (h d)")
 
 
-def _form(query: Array, key: Array) -> str:
+def runs_across(shape: tuple[int, int, int, int], dtype: DTypeLike) -> bool:
+    """Whether `attend_across` is for heads `[n, t, h, d]` of sequences that attend to themselves.
+
+    Where XLA computes scores on GPUs: with tokens outermost its products read heads where they
+    lie; with sequences outermost four copies put the heads of each side by side and back again.
+    """
+    heads = jax.ShapeDtypeStruct(shape, dtype)
+    return platform.platform() == "gpu" and _form(heads, heads) == "xla"
+
+
+@typechecked
+def attend_across(
+    query: Float[Array, "t n hd"],
+    key: Float[Array, "s n gd"],
+    value: Float[Array, "s n gd"],
+    *,
+    head_dim: int,
+) -> Float[Array, "t n hd"]:
+    """`attend` of sequences that lie side by side, their tokens on the outermost axis."""
+    heads = (rearrange(x, "t n (h d) -> t n h d", d=head_dim) for x in (query, key, value))
+    query, key, value = heads
+    scores = jnp.einsum("tnhd,snhd->nhts", query, key, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(scores * head_dim**-0.5, axis=-1).astype(value.dtype)
+    return rearrange(jnp.einsum("nhts,snhd->tnhd", weights, value), "t n h d -> t n (h d)")
+
+
+def _form(query: Array | jax.ShapeDtypeStruct, key: Array | jax.ShapeDtypeStruct) -> str:
     """The form for a call without mask, bias and dropout."""
     wanted, on = platform.attention(), platform.platform()
     (t, d), s = query.shape[1::2], key.shape[1]

@@ -10,6 +10,7 @@ one matrix product took 15 and 60 ms. With more pixels and many channels fewer p
 import math
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -69,6 +70,7 @@ class Conv(nnx.Conv):
             in_features, out_features, kernel_size, strides, padding=pads, rngs=rngs, **options
         )
         self.places, self.stride, self.pads = kernel_size, strides, pads
+        self.phases: nnx.List | None = nnx.data(None)
 
     def __call__(self, x: Float[Array, "*n h w c"]) -> Float[Array, "*n y x o"]:
         """Convolves every image."""
@@ -87,7 +89,16 @@ class Conv(nnx.Conv):
         """Convolves every image after its height and width are doubled by nearest neighbours."""
         if self._may_differ(x) and self._has_tiles(x, math.prod(x.shape[-3:-1])):
             return self._winograd(x, winograd.convolve_doubled)
-        return self(upsample_nearest(x))
+        return self._in_phases(x) if self._has_phases else self(upsample_nearest(x))
+
+    @property
+    def _has_phases(self) -> bool:
+        return platform() == "gpu" and self._is_same
+
+    @property
+    def _is_same(self) -> bool:
+        """Whether it is one of three by three that keeps the size."""
+        return self.places == (3, 3) and self.stride == 1 and self.pads == ((1, 1), (1, 1))
 
     @property
     def _channels(self) -> float:
@@ -99,10 +110,9 @@ class Conv(nnx.Conv):
 
     def _has_tiles(self, x: Array, tiles: float) -> bool:
         """Whether it is one of three by three, and so many tiles of an image pay."""
-        same = self.places == (3, 3) and self.stride == 1 and self.pads == ((1, 1), (1, 1))
         *lead, height, width, _ = x.shape
         return (
-            same
+            self._is_same
             and self._channels >= WINOGRAD_MIN_CHANNELS
             and height * width <= WINOGRAD_PIXELS_PER_CHANNEL * self._channels
             and math.prod(lead) * tiles >= WINOGRAD_TILES_PER_CHANNEL * self._channels
@@ -113,6 +123,54 @@ class Conv(nnx.Conv):
         same = self.places == (3, 1) and self.stride == 1 and self.pads == ((1, 1), (0, 0))
         enough = math.prod(x.shape[:-3]) * pairs >= WINOGRAD_TILES_PER_CHANNEL * self._channels
         return same and self._channels >= WINOGRAD_MIN_CHANNELS_OF_PAIRS and enough
+
+    def keep_phases(self) -> None:
+        """Makes the kernels for doubled images now, where there are any, for calls in a loop."""
+        if self._has_phases:
+            self.phases = nnx.List(map(nnx.Param, self._phases()))
+
+    def _phases(self) -> list[Array]:
+        """Kernels [2, 2, c, o] of even rows and columns, then odd columns, then odd rows.
+
+        An even row of a doubled image's convolution sees one row of the image by its first place
+        and the next by both others.
+        """
+
+        def halves(kernel: Array, axis: int) -> tuple[Array, Array]:
+            first, middle, last = jnp.unstack(kernel, axis=axis)
+            pairs = (first, middle + last), (first + middle, last)
+            even, odd = (jnp.stack(pair, axis) for pair in pairs)
+            return even, odd
+
+        kernel = self.kernel[...]
+        rows = halves(kernel.astype(jnp.float32), 0)
+        return [x.astype(self.dtype or kernel.dtype) for row in rows for x in halves(row, 1)]
+
+    def _in_phases(self, x: Array) -> Array:
+        """The doubled image is not made: of three places in a row two see the same pixel.
+
+        So even and odd rows and columns of the result are convolutions of the image by 2x2, with 16
+        products where the doubled one has 36.
+        """
+        assert self.bias is not None  # `use_bias` is left to its default
+        images = x.reshape(-1, *x.shape[-3:])
+        _, h, w, _ = images.shape
+        kernels = self._phases() if self.phases is None else [x[...] for x in self.phases]
+        images, bias, *kernels = self.promote_dtype(
+            (images, self.bias[...], *kernels), dtype=self.dtype
+        )
+
+        def convolved(i: int, j: int) -> Array:
+            pads = ((1 - i, i), (1 - j, j))
+            order = ("NHWC", "HWIO", "NHWC")
+            y = jax.lax.conv_general_dilated(
+                images, kernels[2 * i + j], (1, 1), pads, dimension_numbers=order
+            )
+            return y + bias[None, None, None]
+
+        rows = [jnp.stack([convolved(i, j) for j in (0, 1)], axis=3) for i in (0, 1)]
+        y = jnp.stack(rows, axis=2)
+        return y.reshape(*x.shape[:-3], 2 * h, 2 * w, self.out_features)
 
     def _winograd(self, x: Array, form: Callable[[Array, Array], Array]) -> Array:
         assert self.bias is not None  # `use_bias` is left to its default

@@ -9,7 +9,6 @@ that its gradient is a product too: XLA's sum of 800 rows of 32,784 took 109 ms,
 
 import functools
 import math
-from typing import TypeVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -18,8 +17,6 @@ from dicode_jax.runtime.platform import platform
 from dicode_jax.typing import Array
 
 WIDE = 8192  # features from which a bias is added as a product on CPUs
-
-_Model = TypeVar("_Model", bound=nnx.Module)
 
 
 class Linear(nnx.Linear):
@@ -42,18 +39,3 @@ class Linear(nnx.Linear):
         x, kernel, bias = self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
         product = functools.partial(jnp.matmul, precision=self.precision)
         return product(x, kernel) + product(jnp.ones((len(x), 1), x.dtype), bias.reshape(1, -1))
-
-
-def with_cast_kernels(model: _Model) -> _Model:
-    """The model with kernels and biases in the type that their layers compute in.
-
-    Layers cast them in every call and so compute the same; before a loop this is done
-    once instead of in every turn.
-    """
-    model = nnx.merge(*nnx.split(model))
-    for _, layer in nnx.iter_modules(model):
-        if isinstance(layer, nnx.Linear | nnx.Conv) and layer.dtype is not None:
-            layer.kernel = nnx.Param(layer.kernel[...].astype(layer.dtype))
-            if layer.bias is not None:
-                layer.bias = nnx.Param(layer.bias[...].astype(layer.dtype))
-    return model

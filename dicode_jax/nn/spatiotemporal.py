@@ -12,7 +12,7 @@ from einops import rearrange
 from flax import nnx
 
 from dicode_jax.nn.activations import gelu
-from dicode_jax.nn.attention import attend
+from dicode_jax.nn.attention import attend, attend_across, runs_across
 from dicode_jax.nn.conv import Conv
 from dicode_jax.nn.dropout import dropout
 from dicode_jax.nn.linear import Linear
@@ -64,13 +64,14 @@ class TemporalConv(nnx.Module):
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b f h w c"]:
-        y = rearrange(x, "b f h w c -> b f (h w) c")
+        shape, x = x.shape, rearrange(x, "b f h w c -> b f (h w) c")
+        y = x
         for i, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
             y = nnx.silu(norm(y))
             if i > 0:
                 y = dropout(y, self.dropout_rate, deterministic=deterministic, rngs=rngs)
             y = conv(y)
-        return x + y.reshape(x.shape)
+        return (x + y).reshape(shape)
 
 
 class VideoResnetBlock(nnx.Module):
@@ -171,6 +172,8 @@ class ContextAttention(nnx.Module):
         x: Float[Array, "n t d"],
         context: Float[Array, "m l e"] | None = None,
         image_context: Float[Array, "i k e"] | None = None,
+        *,
+        across: bool = False,
     ) -> Float[Array, "n t d"]:
         """A context may have fewer rows than `x`: each then serves as many consecutive sequences.
 
@@ -178,8 +181,11 @@ class ContextAttention(nnx.Module):
             x: the sequences.
             context: what they attend to; None for themselves.
             image_context: tokens of the image branch; None or no tokens contribute exactly zero.
+            across: `x` is [t, n, d], of sequences that attend to themselves.
         """
         query = self.q(x)
+        if across:
+            return self.out(attend_across(query, self.k(x), self.v(x), head_dim=self.head_dim))
         source = x if context is None else context
         y = self._attend(query, self.k(source), self.v(source))
         if (
@@ -199,6 +205,11 @@ class ContextAttention(nnx.Module):
         return rearrange(y, "m (r t) d -> (m r) t d", t=query.shape[1])
 
 
+def repeat_rows(x: Float[Array, "b ..."], times: int) -> Float[Array, "m ..."]:
+    """All rows `times` times, one row of each after another: 0, 1, 0, 1."""
+    return x if times == 1 else jnp.concatenate([x] * times)
+
+
 class TransformerBlock(nnx.Module):
     """Pre-norm self-attention, attention to the context (or again to itself), feed-forward."""
 
@@ -208,9 +219,12 @@ class TransformerBlock(nnx.Module):
         self.attention1, self.attention2 = attention(), context_attention()
         self.mlp = MLP(dim, 4 * dim, activation=gelu, packed=True, linear=linear)
 
-    def __call__(self, x: Array, context=None, image_context=None) -> Array:
-        x = x + self.attention1(self.norm1(x))
-        x = x + self.attention2(self.norm2(x), context, image_context)
+    def __call__(
+        self, x: Array, context=None, image_context=None, *, across: bool = False, times: int = 1
+    ) -> Array:
+        """See `ContextAttention`; the context is of rows of `x` that are repeated `times` times."""
+        x = repeat_rows(x + self.attention1(self.norm1(x), across=across), times)
+        x = x + self.attention2(self.norm2(x), context, image_context, across=across)
         return x + self.mlp(self.norm3(x))
 
 
@@ -236,6 +250,7 @@ class _Transformer(nnx.Module):
     ):
         linear = functools.partial(Linear, kernel_init=fan_in_uniform, **options)
         inner = num_heads * head_dim
+        self.num_heads, self.head_dim = num_heads, head_dim
         self.has_context = context_dim is not None
         self.norm = GroupNorm(channels, eps=TRANSFORMER_NORM_EPS, num_groups=num_groups, **options)
         self.proj_in = linear(channels, inner)
@@ -260,14 +275,19 @@ class SpatialTransformer(_Transformer):
     def __call__(
         self,
         x: Float[Array, "b f h w c"],
-        context: Float[Array, "b l d"],
+        context: Float[Array, "m l d"],
         image_context: Float[Array, "i k d"] | None = None,
-    ) -> Float[Array, "b f h w c"]:
-        """`image_context` has a row per frame (i = b f, f fastest) or per video (i = b)."""
+    ) -> Float[Array, "m f h w c"]:
+        """Every row of the context looks at a row of `x`, of which there may be fewer.
+
+        `image_context` has a row per frame (i = m f, f fastest) or per video (i = m).
+        """
+        times = len(context) // len(x)  # what comes before the context is read is done once
         y = group_norm_per_image(self.norm, x)
         tokens = self.proj_in(rearrange(y, "b f h w c -> (b f) (h w) c"))
-        for block in self.blocks:
-            tokens = block(tokens, context, image_context)
+        for i, block in enumerate(self.blocks):
+            tokens = block(tokens, context, image_context, times=1 if i else times)
+        x = repeat_rows(x, times)
         return x + self.proj_out(tokens).reshape(x.shape)
 
 
@@ -278,8 +298,12 @@ class TemporalTransformer(_Transformer):
         self, x: Float[Array, "b f h w c"], context: Float[Array, "b l d"] | None = None
     ) -> Float[Array, "b f h w c"]:
         """`context` is only looked at when the layer was built with a `context_dim`."""
-        b, _, h, w, _ = x.shape
-        tokens = self.proj_in(rearrange(self.norm(x), "b f h w c -> (b h w) f c"))
+        b, f, h, w, _ = x.shape
+        y, context = self.norm(x), context if self.has_context else None
+        of_heads = b * h * w, f, self.num_heads, self.head_dim
+        across = context is None and runs_across(of_heads, y.dtype)
+        order = "f (b h w) c" if across else "(b h w) f c"
+        tokens = self.proj_in(rearrange(y, f"b f h w c -> {order}"))
         for block in self.blocks:
-            tokens = block(tokens, context if self.has_context else None)
-        return x + rearrange(self.proj_out(tokens), "(b h w) f c -> b f h w c", b=b, h=h, w=w)
+            tokens = block(tokens, context, across=across)
+        return x + rearrange(self.proj_out(tokens), f"{order} -> b f h w c", b=b, h=h, w=w)

@@ -70,6 +70,34 @@ def frames_alone():
     return lambda *args: call(state, *args)
 
 
+# Attention from the second level on, from the first, or nowhere, or text read by the first layer.
+SPREADING = {
+    "late": {},
+    "early": {"attention_resolutions": (1,), "transformer_depth": 2},
+    "nowhere": {"attention_resolutions": (), "channel_mult": (1,)},
+    "at once": {"init_attention_context": True},
+}
+
+
+@pytest.mark.parametrize("name", SPREADING)
+def test_rows_of_context_that_share_a_video_are_painted_as_if_each_had_its_own(name):
+    graph, state = build(dataclasses.replace(TINY, **SPREADING[name]))
+    deep = jax.jit(lambda state, *args: nnx.merge(graph, state).with_deep(*args))
+    again = jax.jit(
+        lambda state, *args, deep: nnx.merge(graph, state).with_deep(*args, deep=deep)[0]
+    )
+    x, timesteps, context, fs = inputs()
+    context = jnp.concatenate([context, context[:, ::-1] + 1])
+    twice = (jnp.concatenate([a, a]) for a in (x, timesteps))
+    want, features = deep(state, *twice, context, jnp.concatenate([fs, fs]))
+    got, same = deep(state, x, timesteps, context, fs)
+    assert name == "nowhere" or np.abs(got[:B] - got[B:]).max() > 1e-2
+    np.testing.assert_allclose(got, want, atol=1e-4)
+    np.testing.assert_allclose(same, features[: len(same)], atol=1e-4)
+    got = again(state, x, timesteps, context, fs, deep=features)
+    np.testing.assert_allclose(got, want, atol=1e-4)
+
+
 @pytest.mark.long
 def test_one_timestep_for_all_frames_equals_the_same_timestep_per_frame(tiny):
     x, timesteps, context, fs = inputs()

@@ -173,6 +173,22 @@ def test_a_doubled_image_is_not_made_where_tiles_pay():
         assert "conv_general_dilated" in str(made(state, x))
 
 
+@pytest.mark.parametrize("sides", [(4, 4), (3, 5), (1, 1)])
+def test_a_doubled_image_is_convolved_in_phases_on_gpus(sides):
+    conv, x = build(sides, (3, 3), 1, 1)
+    ours = called(conv, Conv.of_doubled)
+
+    def theirs(x, *args):
+        return convolved(upsample_nearest(x), *args, 1, 1)
+
+    with tracing_for(platform="gpu"):
+        traced = str(jax.make_jaxpr(ours)(x, conv.kernel[...], conv.bias[...]))
+        found = with_gradients(conv, x, ours, theirs)
+    assert traced.count("conv_general_dilated[") == 4
+    for got, want in found:
+        np.testing.assert_allclose(got, want, atol=2e-6 * np.abs(want).max())
+
+
 def test_elsewhere_and_in_other_types_it_is_one_convolution():
     x = jnp.ones((2, 1, 1, 5))
     with tracing_for(platform="gpu"):

@@ -9,6 +9,7 @@ from flax import nnx
 from dicode_jax.nn.conv import upsample_nearest
 from dicode_jax.nn.resnet import average_pool, dropout
 from dicode_jax.nn.spatiotemporal import ContextAttention, TemporalConv, TemporalTransformer
+from dicode_jax.runtime.platform import tracing_for
 
 HEADS = {"num_heads": 2, "head_dim": 3}
 
@@ -68,6 +69,28 @@ def test_a_new_temporal_convolution_is_the_identity():
     x = video()
     np.testing.assert_array_equal(layer(x), x)
     assert np.abs(randomized(layer)(x) - x).max() > 1e-2
+
+
+def test_frames_outermost_attend_as_frames_innermost_do():
+    layer = randomized(TemporalTransformer(8, depth=2, num_groups=4, rngs=nnx.Rngs(0), **HEADS))
+    graph, state = nnx.split(layer)
+
+    def run(state, x):
+        out = nnx.merge(graph, state)(x)
+        return (out**2).sum(), out
+
+    def with_gradient(on, form):
+        with tracing_for(platform=on, attention=form):
+            run_on = jax.jit(jax.value_and_grad(run, has_aux=True))
+            traced = run_on.trace(state, video())
+        jaxpr = str(traced.jaxpr)
+        return traced.lower().compile()(state, video()), jaxpr
+
+    ((_, want), want_gradient), plain = with_gradient("cpu", "auto")
+    ((_, got), gradient), across = with_gradient("gpu", "xla")
+    np.testing.assert_allclose(got, want, atol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-2), gradient, want_gradient)
+    assert plain != across
 
 
 def test_pooling_undoes_nearest_upsampling():

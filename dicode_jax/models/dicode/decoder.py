@@ -21,8 +21,9 @@ from dicode_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from dicode_jax.models.dicode.token_path import TokenPath, check_path
 from dicode_jax.models.dicode.tokenizer import mask_leading_tokens, tokens_between
 from dicode_jax.models.unet3d import UNet3D, UNet3DConfig
-from dicode_jax.nn.linear import with_cast_kernels
+from dicode_jax.nn.ready import with_ready_kernels
 from dicode_jax.nn.resampler import Resampler, ResamplerConfig
+from dicode_jax.nn.spatiotemporal import repeat_rows
 from dicode_jax.typing import Array, Float, Int, typechecked
 
 
@@ -272,19 +273,22 @@ class ClipDecoder(nnx.Module):
         x: Float[Array, "b f h w c"],
         timesteps: Int[Array, " b"] | Int[Array, "b f"],
         condition: Condition,
-        fs: Int[Array, " b"] | None,
+        fs: Int[Array, " m"] | None,
         *,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "b f h w c"]:
+    ) -> Float[Array, "m f h w c"]:
         """One network evaluation; concatenates the latent images to ``x`` where there are any.
+
+        A condition may have more rows, of several branches of guidance whose latent images are the
+        same: first one for each of ``x``, and so on. So has the result then.
 
         With a ``latent_prior`` r, latents are taken to lie about their frame's latent image c as
         N(c, r^2). Then x is N(a c, a^2 r^2 + s^2), with a and s of the schedule, and v given x has
         the mean s (a (1 - r^2) x - c) / (a^2 r^2 + s^2) and the standard deviation r / (a^2 r^2 +
         s^2)^0.5. The UNet reads x and gives v, both less their mean and over their deviation.
         """
-        seen = _beside(self._standardized(x, timesteps, condition), condition.concat)
+        seen, fs = self._seen(x, timesteps, condition, fs)
         out = self.unet(
             seen, timesteps, condition.context, fs, deterministic=deterministic, rngs=rngs
         )
@@ -294,7 +298,7 @@ class ClipDecoder(nnx.Module):
         self, x: Array, timesteps: Array, condition: Condition, fs: Array | None, deep: Array | None
     ) -> tuple[Array, Array]:
         """`denoise` with the UNet's deep features, old or new; see `UNet3D.with_deep`."""
-        seen = _beside(self._standardized(x, timesteps, condition), condition.concat)
+        seen, fs = self._seen(x, timesteps, condition, fs)
         out, deep = self.unet.with_deep(seen, timesteps, condition.context, fs, deep=deep)
         return self._told(out, x, timesteps, condition), deep
 
@@ -319,17 +323,21 @@ class ClipDecoder(nnx.Module):
         a, s = (self.cfg.schedule.gather(name, timesteps, ndim) for name in names)
         return a, s, jnp.square(a * self.cfg.latent_prior) + jnp.square(s)
 
-    def _standardized(self, x: Array, timesteps: Array, condition: Condition) -> Array:
-        if self.cfg.latent_prior is None:
-            return x
-        a, _, variance = self._variance(timesteps, x.ndim)
-        return (x - a * self._prior_mean(condition)) / jnp.sqrt(variance)
+    def _seen(self, x: Array, timesteps: Array, condition: Condition, fs: Array | None):
+        """What the UNet reads of the latents, and their strides: a row for each of ``x``."""
+        if self.cfg.latent_prior is not None:
+            a, _, variance = self._variance(timesteps, x.ndim)
+            x = (x - a * self._prior_mean(condition)[: len(x)]) / jnp.sqrt(variance)
+        if condition.concat is not None:
+            x = jnp.concatenate([x, condition.concat[: len(x)].astype(x.dtype)], axis=-1)
+        return x, None if fs is None else fs[: len(x)]
 
     def _told(self, out: Array, x: Array, timesteps: Array, condition: Condition) -> Array:
         """What the output of the UNet says of v."""
         r = self.cfg.latent_prior
         if r is None:
             return out
+        x, timesteps = (repeat_rows(y, len(out) // len(y)) for y in (x, timesteps))
         a, s, variance = self._variance(timesteps, x.ndim)
         mean = s * (a * (1 - r**2) * x - self._prior_mean(condition)) / variance
         return mean + self.output_std(timesteps, x.ndim) * out
@@ -337,10 +345,6 @@ class ClipDecoder(nnx.Module):
     def _prior_mean(self, condition: Condition) -> Array:
         assert condition.concat is not None
         return condition.concat[..., : self.cfg.autoencoder.embed_dim].astype(jnp.float32)
-
-
-def _beside(x: Array, concat: Array | None) -> Array:
-    return x if concat is None else jnp.concatenate([x, concat.astype(x.dtype)], axis=-1)
 
 
 def is_constant(path: tuple) -> bool:
@@ -398,7 +402,7 @@ def clip_steps(
     Raises:
         ValueError: see `decode_clip`.
     """
-    denoiser = with_cast_kernels(decoder)
+    denoiser = with_ready_kernels(decoder)
     size = decoder.cfg.latent_shape if latent_shape is None else latent_shape
     return guided_steps(
         denoiser.denoise,
@@ -409,6 +413,7 @@ def clip_steps(
         keys=keys,
         noise=noise,
         predict_deep=denoiser.denoise_deep,
+        spreads=True,
     )
 
 
