@@ -43,8 +43,7 @@ WAYS = {
     **{f"ddim {n}": _way("ddim", n) for n in (20, 4)},
     **{f"dpm++ {n}": _way("dpm++", n) for n in (20, 10)},
     **{f"unipc {n}": _way("unipc", n) for n in (20, 10, 8, 4)},
-    "own 20": {"num_inference_steps": 20},
-    "own 10": {"num_inference_steps": 10},
+    **{f"own {n}": {"num_inference_steps": n} for n in (20, 10, 4)},
     **{f"unipc 20, cache {n}": _way("unipc", 20, deep_cache_interval=n) for n in (2, 3)},
     **{f"ddim 10, cache {n}": _way("ddim", 10, deep_cache_interval=n) for n in (2, 3)},
     "own, cache 3": {"deep_cache_interval": 3},
@@ -156,7 +155,10 @@ def main(argv: list[str] | None = None) -> None:
             temporary.write_text(json.dumps({"num_clips": args.num_clips, "ways": found}, indent=1))
         print(table(found).splitlines()[-1], flush=True)
 
-    ways = WAYS if args.ways is None else {name: WAYS[name] for name in args.ways}
+    names = args.ways or list(WAYS)
+    if args.ways is None and pipe.decoder.cfg.latent_prior is not None:  # which takes no guidance
+        names = [name for name in names if "guidance_scale" not in WAYS[name]]
+    ways = {name: WAYS[name] for name in names}
     print(table(score(pipe, scenes, ways, args.seed, say)))
 
 

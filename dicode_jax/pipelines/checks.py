@@ -51,7 +51,10 @@ def sampling_of(
     if unknown := sorted(changes.keys() - (options.OPTIONS.keys() & vars(config).keys())):
         known = ", ".join(["quality", *(name for name in options.OPTIONS if name in vars(config))])
         raise UserError(f"there is no option {unknown[0]} of sampling; there are {known}")
-    given, preset = options.check(**changes), options.preset(quality)
+    given, preset = options.check(**changes), dict(options.preset(quality))
+    if quality == "draft":  # which is to be the soonest
+        steps = min(preset["num_inference_steps"], config.num_inference_steps)
+        preset["num_inference_steps"] = steps
     try:
         sampling = dataclasses.replace(config, **{**preset, **given})
         sampler = make_sampler(schedule, sampling)

@@ -229,7 +229,8 @@ def preset(quality: Any) -> Mapping[str, Any]:
 def described(quality: str) -> str:
     """A preset in words."""
     settings = (f"{name} {value}" for name, value in QUALITIES[quality].items())
-    return ", ".join(settings) or "the model's own settings"
+    most = " or the model's own, if fewer" if quality == "draft" else ""
+    return ", ".join(settings).replace("steps 10", f"steps 10{most}") or "the model's own settings"
 
 
 def check(**options: Any) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def test_a_name_is_one_of_those_there_are():
 
 @pytest.mark.parametrize("quality", options.QUALITIES)
 def test_presets_set_what_they_say_and_options_go_before_them(quality):
-    own = SamplingConfig(num_inference_steps=7, sampler="dpm++", guidance_scale=2.0)
+    own = SamplingConfig(num_inference_steps=17, sampler="dpm++", guidance_scale=2.0)
     sampling_of = functools.partial(checks.sampling_of, own, NoiseSchedule(), quality=quality)
     found = {k: v for k, v in vars(sampling_of()).items() if v != getattr(own, k)}
     said = options.QUALITIES[quality]
@@ -90,7 +90,15 @@ def test_standard_is_the_default_and_best_is_how_the_original_samples():
     assert checks.sampling_of(own, schedule) == own
     assert checks.sampling_of(own, schedule, quality="standard") == own
     assert checks.sampling_of(own, schedule, quality="best") == SamplingConfig()
-    assert checks.sampling_of(own, schedule, quality="draft").num_inference_steps == 10
+
+
+@pytest.mark.parametrize(("own", "steps"), [(7, 7), (10, 10), (50, 10)])
+def test_a_draft_takes_ten_steps_or_the_models_own(own, steps):
+    config, schedule = SamplingConfig(num_inference_steps=own), NoiseSchedule()
+    draft = checks.sampling_of(config, schedule, quality="draft")
+    assert draft.num_inference_steps == steps
+    more = checks.sampling_of(config, schedule, quality="draft", num_inference_steps=20)
+    assert more.num_inference_steps == 20
 
 
 @pytest.mark.parametrize(
