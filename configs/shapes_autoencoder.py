@@ -1,8 +1,8 @@
-"""KL-VAE of the small system: 64x64 pixels to 8x8x4 latents.
+"""KL-VAE of the small system: 64x64 pixels to 8x8x16 latents.
 
 python -m train.autoencoder --config configs/shapes_autoencoder.py --workdir runs/autoencoder
 
-Measured: 34.4 dB on training frames after 5000 steps, 26 minutes on two shared CPU cores.
+Measured: 39.7 dB on training frames after 2200 steps, 18 minutes on one shared CPU core.
 """
 
 from dicode_jax.models.autoencoder_kl import AutoencoderKLConfig
@@ -20,9 +20,11 @@ def get_config() -> AutoencoderTrainConfig:
             resamp_with_conv=False,
             mid_attention=False,
             num_groups=8,
+            z_channels=16,
+            embed_dim=16,
         ),
-        optim=OptimConfig(lr=1.5e-3, warmup_steps=100, weight_decay=0.0),
-        num_steps=5000,
+        optim=OptimConfig(optimizer="muon", lr=5e-3, warmup_steps=50, weight_decay=0.0),
+        num_steps=2200,
         batch_size=8,
         kl_weight=3e-4,
     )

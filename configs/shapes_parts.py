@@ -22,12 +22,26 @@ LATENT_HEAD = ResamplerConfig(
     depth=2,
     head_dim=32,
     num_heads=4,
+    num_queries=64,
     embed_dim=TOKEN_DIM,
     output_dim=128,
-    output_shape=(8, 8, 4),
+    output_shape=(8, 8, 16),
 )
 
 
-def representation(head: ResamplerConfig) -> RepresentationConfig:
+TOKEN_PATH = ResamplerConfig(
+    dim=128,
+    depth=3,
+    head_dim=32,
+    num_heads=4,
+    num_queries=16,
+    embed_dim=TOKEN_DIM + 2,
+    output_dim=TOKEN_DIM,
+)
+
+
+def representation(
+    head: ResamplerConfig, path: ResamplerConfig | None = None
+) -> RepresentationConfig:
     """The tokenizer with a head, probed for colour, shape and background."""
-    return RepresentationConfig(tokenizer=TOKENIZER, head=head, probe_classes=(8, 4, 4))
+    return RepresentationConfig(tokenizer=TOKENIZER, head=head, path=path, probe_classes=(8, 4, 4))

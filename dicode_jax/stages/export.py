@@ -223,7 +223,8 @@ def _with_settings(config: Any, settings: Sequence[str]) -> Any:
         *path, field = name.replace("-", "_").split(".")
         try:
             known = functools.reduce(dict.__getitem__, path, data)
-            known[field] = parse_json(value, setting)
+            is_name = isinstance(known.get(field), str) and not value.startswith('"')
+            known[field] = value if is_name else parse_json(value, setting)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"want settings of a pipeline, such as generation.var-scale=0.1, got {setting!r}"
@@ -253,7 +254,8 @@ def _pipeline_config(config: Any, decoder: ClipDecoderConfig) -> PipelineConfig:
     else:
         frames = decoder.unet.temporal_length or SamplingConfig.num_frames
         fs = decoder.unet.default_fs
-        sampling = SamplingConfig(num_frames=frames, fs=fs, batch_guidance=True)
+        guided = {} if decoder.latent_prior is None else {"guidance_scale": 1.0}
+        sampling = SamplingConfig(num_frames=frames, fs=fs, batch_guidance=True, **guided)
         of_decoder = PipelineConfig(frame_size=config.frame_size, sampling=sampling)
     generation = of_decoder.generation
     if (temperature := config.logits_temperature) is not None:

@@ -4,12 +4,13 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import types
 
 import jax
 import numpy as np
 import pytest
 from fake_hub import FakeHub
-from tiny import tiny_pipeline
+from tiny import tiny_pipeline, with_latent_prior
 
 from dicode_jax import cli, kinds
 from dicode_jax import config as config_lib
@@ -21,7 +22,7 @@ from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
 from dicode_jax.stages.config import AutoencoderTrainConfig
 from dicode_jax.stages.dicode.configs import ARTrainConfig, TokenizerTrainConfig
 from dicode_jax.stages.dicode.trainable import TrainableParts
-from dicode_jax.stages.export import export, read_run_config
+from dicode_jax.stages.export import _pipeline_config, _with_settings, export, read_run_config
 from dicode_jax.stages.registry import build_stage
 from dicode_jax.storage import weights
 from dicode_jax.training.checkpoint import Checkpointer
@@ -204,6 +205,22 @@ def test_settings_go_into_the_pipelines_config(lm_run, pipe, tmp_path):
     assert dataclasses.replace(config.generation, var_scale=generation.var_scale) == generation
     steps = sampling.num_inference_steps
     assert dataclasses.replace(config.sampling, num_inference_steps=steps) == sampling
+
+
+@pytest.mark.parametrize("name", ["uniform_trailing", '"uniform_trailing"'])
+def test_a_name_is_set_with_and_without_marks(name, pipe):
+    config = _with_settings(pipe.config, [f"sampling.spacing={name}"])
+    assert config.sampling.spacing == "uniform_trailing"
+
+
+def test_what_paints_about_a_prior_is_not_guided(pipe, tmp_path):
+    of_run = {"frame_size": 16, "text_length": 14, "logits_temperature": None}
+    run = types.SimpleNamespace(tokenizer_folder=tmp_path, **of_run)
+    cfg = pipe.decoder.cfg
+    scales = [
+        _pipeline_config(run, x).sampling.guidance_scale for x in (cfg, with_latent_prior(cfg))
+    ]
+    assert scales == [7.5, 1.0]
 
 
 def test_mistakes_cost_one_line_and_leave_nothing(lm_run, tokenizer_run, tmp_path, capsys):
