@@ -16,9 +16,11 @@ from dicode_jax.training.optim import OptimConfig
 
 
 def get_config() -> AutoencoderTrainConfig:
+    config = shapes_autoencoder.get_config()
     return dataclasses.replace(
-        shapes_autoencoder.get_config(),
+        config,
         data=DataConfig(path="videos", validation=0.0),
+        model=dataclasses.replace(config.model, z_channels=4, embed_dim=4),
         optim=OptimConfig(optimizer="muon", lr=3e-3, warmup_steps=50, weight_decay=0.0),
         num_steps=800,
         batch_size=8,

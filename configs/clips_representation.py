@@ -9,16 +9,19 @@ half of one CPU core.
 
 import dataclasses
 
-from configs import shapes_representation
+from configs import shapes_parts, shapes_representation
 from dicode_jax.data.config import DataConfig
 from dicode_jax.stages.dicode.configs import RepresentationTrainConfig
 from dicode_jax.training.optim import OptimConfig
+
+LATENT_HEAD = dataclasses.replace(shapes_parts.LATENT_HEAD, num_queries=16, output_shape=(8, 8, 4))
 
 
 def get_config() -> RepresentationTrainConfig:
     return dataclasses.replace(
         shapes_representation.get_config(),
         data=DataConfig(path="videos", validation=0.0),
+        model=shapes_parts.representation(LATENT_HEAD),
         autoencoder="runs/clips/autoencoder/model",
         optim=OptimConfig(optimizer="muon", lr=3e-3, warmup_steps=50, weight_decay=0.0),
         num_steps=800,

@@ -30,7 +30,7 @@ from hugging_face_folder import draw, write_folder
 from media_files import greys, write
 from PIL import Image
 from source_tree import ROOT
-from tiny import random_module, tiny_pipeline
+from tiny import NUM_TOKENS, random_module, tiny_pipeline
 
 from dicode_jax.data.shapes_world import all_captions
 from dicode_jax.media.videos import Video, Videos
@@ -80,6 +80,9 @@ LESS = {
 HEAD = ResamplerConfig(
     dim=16, depth=1, head_dim=8, num_heads=2, embed_dim=8, output_dim=16, output_shape=(8, 8, 4)
 )
+PATH = dataclasses.replace(
+    HEAD, num_queries=NUM_TOKENS, embed_dim=10, output_dim=8, output_shape=None
+)
 CONFIG_FILE = """import documented_runs
 
 
@@ -116,14 +119,23 @@ def shrink(name):
         "optim": OptimConfig(warmup_steps=0), "sharding": ShardingConfig(),
     }  # fmt: skip
     if hasattr(config, "decoder"):
-        head = None if config.decoder.latent_head is None else HEAD
-        unet = dataclasses.replace(pipe.decoder.cfg.unet, in_channels=4 + 4 * (head is not None))
+        told, seen = config.decoder, 0
+        if told.latent_head is not None:
+            seen = 5 if told.latent_view == "between" else 4
+        unet = dataclasses.replace(pipe.decoder.cfg.unet, in_channels=4 + seen)
         less["tokenizer"] = pipe.tokenizer.cfg
-        less["decoder"] = dataclasses.replace(pipe.decoder.cfg, unet=unet, latent_head=head)
+        less["decoder"] = dataclasses.replace(
+            pipe.decoder.cfg,
+            unet=unet,
+            latent_head=HEAD if seen else None,
+            latent_view=told.latent_view,
+            latent_prior=told.latent_prior,
+            token_path=PATH if told.token_path else None,
+        )
         less["cached_clips"] = 0
         less["data"] = dataclasses.replace(config.data, num_frames=4)
     elif hasattr(config, "probe_weight"):
-        less["model"] = representation(config.model.probe_classes)
+        less["model"] = representation(config.model.probe_classes, has_path=bool(config.model.path))
     elif hasattr(config, "num_keyframes"):
         model = pipe.language_model.cfg
         if isinstance(config.model.body, LlamaConfig):
@@ -143,9 +155,12 @@ LLAMA = {
 }  # fmt: skip
 
 
-def representation(probe_classes=(8, 4, 4)):
+def representation(probe_classes=(8, 4, 4), *, has_path=False):
     return RepresentationConfig(
-        tokenizer=tiny().tokenizer.cfg, head=HEAD, probe_classes=probe_classes
+        tokenizer=tiny().tokenizer.cfg,
+        head=HEAD,
+        path=PATH if has_path else None,
+        probe_classes=probe_classes,
     )
 
 
@@ -224,8 +239,8 @@ def supply(option, path, command):
         module, config = pipe.language_model, pipe.language_model.cfg
         if "autoencoder" in str(path):
             module, config = pipe.decoder.autoencoder, pipe.decoder.cfg.autoencoder
-        elif "representation" in str(path):
-            config = representation()
+        elif "representation" in str(path) or "path" in path.parts:
+            config = representation(has_path="path" in path.parts)
             module = random_module(lambda: RepresentationModel(config, rngs=ShapeRngs()))
         weights.save_module(path, module, config)
 

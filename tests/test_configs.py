@@ -35,7 +35,10 @@ def load(name, tmp_path):
         config_lib.to_json(reader.tokenizer, tmp_path / "tokenizer" / "config.json")
         config = dataclasses.replace(config, tokenizer=str(tmp_path))
     if getattr(config, "autoencoder", None):
-        config_lib.to_json(AutoencoderKLConfig(num_groups=8), tmp_path / "config.json")
+        head = config.decoder.latent_head if hasattr(config, "decoder") else config.model.head
+        c = head.output_shape[-1] if head else 4
+        stored = AutoencoderKLConfig(num_groups=8, z_channels=c, embed_dim=c)
+        config_lib.to_json(stored, tmp_path / "config.json")
         config = dataclasses.replace(config, autoencoder=str(tmp_path))
     return config
 
@@ -51,7 +54,7 @@ def count(module):
 
 def test_the_papers_range_is_there():
     wanted = {"gpt2_small", "gpt2_medium", "gpt2_large", "gpt2_xl", "llama_1b", "llama_3b"}
-    shapes = {"shapes_autoencoder", "shapes_representation", "shapes_tokenizer", "shapes_ar"}
+    shapes = {f"shapes_{x}" for x in ("autoencoder", "representation", "path", "tokenizer", "ar")}
     assert wanted | shapes | {"tokenizer_256"} <= NAMES
 
 
