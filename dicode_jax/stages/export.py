@@ -254,8 +254,10 @@ def _pipeline_config(config: Any, decoder: ClipDecoderConfig) -> PipelineConfig:
     else:
         frames = decoder.unet.temporal_length or SamplingConfig.num_frames
         fs = decoder.unet.default_fs
-        guided = {} if decoder.latent_prior is None else {"guidance_scale": 1.0}
-        sampling = SamplingConfig(num_frames=frames, fs=fs, batch_guidance=True, **guided)
+        scale = SamplingConfig.guidance_scale if decoder.latent_prior is None else 1.0
+        sampling = SamplingConfig(
+            num_frames=frames, fs=fs, batch_guidance=True, guidance_scale=scale
+        )
         of_decoder = PipelineConfig(frame_size=config.frame_size, sampling=sampling)
     generation = of_decoder.generation
     if (temperature := config.logits_temperature) is not None:
