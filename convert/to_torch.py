@@ -141,7 +141,9 @@ KINDS: dict[type, Kind] = {
         extras=discriminator.stored_constants,
     ),
     landiff_dit.KIND.config: dataclasses.replace(
-        _as_read(landiff_dit.KIND, "model."), extras=landiff_dit.unused_norm
+        _as_read(landiff_dit.KIND, "model."),
+        extras=landiff_dit.unused_norm,
+        ours=lambda cfg: None if cfg.semantic_prior is None else "semantic_prior",
     ),
     landiff_dit.BASE.config: _as_read(landiff_dit.BASE),
     landiff_vae.KIND.config: _as_read(landiff_vae.KIND),

@@ -24,6 +24,7 @@ from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
 from dicode_jax.models.gpt2 import GPT2, GPT2Config
+from dicode_jax.models.landiff.dit import DenoiserConfig
 from dicode_jax.models.llama import LlamaConfig
 from dicode_jax.models.maskgit_decoder import MaskGITDecoderConfig
 from dicode_jax.models.query_tokenizer import QueryTransformerConfig
@@ -142,6 +143,12 @@ def test_a_decoder_that_the_original_would_read_otherwise_is_refused(field, chan
     unet = dataclasses.replace(cfg.unet, in_channels=channels)
     with pytest.raises(UserError, match=f"the original knows no {field}, as this dicode_decoder"):
         to_torch.original_state_dict({}, dataclasses.replace(cfg, unet=unet, **changes))
+
+
+def test_a_denoiser_that_the_release_would_read_otherwise_is_refused():
+    cfg = DenoiserConfig(semantic_prior=0.2)
+    with pytest.raises(UserError, match="the original knows no semantic_prior, as this landiff"):
+        to_torch.original_state_dict({}, cfg)
 
 
 def test_a_config_is_read_by_its_kind_and_one_of_old_by_its_fields(tmp_path):

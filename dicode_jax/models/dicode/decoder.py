@@ -14,6 +14,7 @@ from einops import rearrange
 from flax import nnx
 
 from dicode_jax.diffusion.guided import SamplingConfig, first_state, guided_steps, starting_noise
+from dicode_jax.diffusion.prior import GaussianPrior
 from dicode_jax.diffusion.samplers.base import Steps, run_steps
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.media.transforms import to_uint8 as to_uint8
@@ -107,19 +108,23 @@ class ClipDecoderConfig:
             )
 
     def _check_prior(self):
-        assert self.latent_prior is not None
-        if self.latent_prior <= 0:
-            raise ValueError(f"latent_prior must be positive, got {self.latent_prior}")
+        try:
+            _ = self.prior
+        except ValueError as error:
+            raise ValueError(f"latent_prior {error}") from error
         shape = self.latent_head.output_shape if self.latent_head else None
         if shape is None or shape[-1] != self.autoencoder.embed_dim:
             raise ValueError(
                 "latent_prior needs a latent_head that makes images of the autoencoder's "
                 f"{self.autoencoder.embed_dim} latent channels, its output_shape is {shape}"
             )
-        if self.schedule.parameterization != "v" or self.schedule.base_scale is not None:
-            raise ValueError(
-                'latent_prior needs a schedule with parameterization "v" and base_scale None'
-            )
+
+    @property
+    def prior(self) -> GaussianPrior | None:
+        """What is known of latents before the UNet says anything, where there is a latent_prior."""
+        if self.latent_prior is None:
+            return None
+        return GaussianPrior(schedule=self.schedule, std=self.latent_prior)
 
     @property
     def token_dim(self) -> int:
@@ -283,10 +288,8 @@ class ClipDecoder(nnx.Module):
         A condition may have more rows, of several branches of guidance whose latent images are the
         same: first one for each of ``x``, and so on. So has the result then.
 
-        With a ``latent_prior`` r, latents are taken to lie about their frame's latent image c as
-        N(c, r^2). Then x is N(a c, a^2 r^2 + s^2), with a and s of the schedule, and v given x has
-        the mean s (a (1 - r^2) x - c) / (a^2 r^2 + s^2) and the standard deviation r / (a^2 r^2 +
-        s^2)^0.5. The UNet reads x and gives v, both less their mean and over their deviation.
+        With a ``latent_prior`` latents lie about their frame's latent image, see `GaussianPrior`:
+        the UNet reads them and gives v, both less their mean and over their deviation.
         """
         seen, fs = self._seen(x, timesteps, condition, fs)
         out = self.unet(
@@ -312,35 +315,24 @@ class ClipDecoder(nnx.Module):
         Returns:
             float32 ``[b, 1, ...]`` or ``[b, f, 1, ...]`` of rank ``ndim``.
         """
-        if self.cfg.latent_prior is None:
+        if self.cfg.prior is None:
             return jnp.ones((1,) * ndim)
-        return self.cfg.latent_prior / jnp.sqrt(self._variance(timesteps, ndim)[2])
-
-    def _variance(self, timesteps: Array, ndim: int) -> tuple[Array, Array, Array]:
-        """Schedule values a and s, and the variance of noisy latents about their mean."""
-        assert self.cfg.latent_prior is not None
-        names = ("sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
-        a, s = (self.cfg.schedule.gather(name, timesteps, ndim) for name in names)
-        return a, s, jnp.square(a * self.cfg.latent_prior) + jnp.square(s)
+        return self.cfg.prior.output_std(timesteps, ndim)
 
     def _seen(self, x: Array, timesteps: Array, condition: Condition, fs: Array | None):
         """What the UNet reads of the latents, and their strides: a row for each of ``x``."""
-        if self.cfg.latent_prior is not None:
-            a, _, variance = self._variance(timesteps, x.ndim)
-            x = (x - a * self._prior_mean(condition)[: len(x)]) / jnp.sqrt(variance)
+        if self.cfg.prior is not None:
+            x = self.cfg.prior.whiten(x, self._prior_mean(condition)[: len(x)], timesteps)
         if condition.concat is not None:
             x = jnp.concatenate([x, condition.concat[: len(x)].astype(x.dtype)], axis=-1)
         return x, None if fs is None else fs[: len(x)]
 
     def _told(self, out: Array, x: Array, timesteps: Array, condition: Condition) -> Array:
         """What the output of the UNet says of v."""
-        r = self.cfg.latent_prior
-        if r is None:
+        if self.cfg.prior is None:
             return out
         x, timesteps = (repeat_rows(y, len(out) // len(y)) for y in (x, timesteps))
-        a, s, variance = self._variance(timesteps, x.ndim)
-        mean = s * (a * (1 - r**2) * x - self._prior_mean(condition)) / variance
-        return mean + self.output_std(timesteps, x.ndim) * out
+        return self.cfg.prior.velocity(out, x, self._prior_mean(condition), timesteps)
 
     def _prior_mean(self, condition: Condition) -> Array:
         assert condition.concat is not None

@@ -19,6 +19,7 @@ from einops import rearrange
 from flax import nnx
 
 from dicode_jax.config import check_counts
+from dicode_jax.diffusion.prior import GaussianPrior
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.models.landiff.semantic import SemanticUpsampler, UpsamplerConfig
 from dicode_jax.nn.activations import tanh_gelu
@@ -262,9 +263,12 @@ class DenoiserConfig:
       control_layers: Layers of the control branch, at most those of the transformer.
       upsampler: From semantic features to latents.
       schedule: Noise, and what is predicted.
+      semantic_prior: Standard deviation of clean latents about the semantic ones: the network then
+        says what a Gaussian so wide about these leaves open (ours; see `GaussianPrior`). None for a
+        network that says everything, as the release's.
 
     Raises:
-      ValueError: There are more control layers than layers, or none.
+      ValueError: There are more control layers than layers, or none; or a prior does not fit.
     """
 
     dit: DiTConfig = DiTConfig()
@@ -273,13 +277,25 @@ class DenoiserConfig:
     schedule: NoiseSchedule = NoiseSchedule(
         zero_terminal_snr=True, parameterization="v", snr_shift=3.0
     )
+    semantic_prior: float | None = None
 
     def __post_init__(self):
+        try:
+            _ = self.prior
+        except ValueError as error:
+            raise ValueError(f"semantic_prior {error}") from error
         if not 1 <= self.control_layers <= self.dit.num_layers:
             raise ValueError(
                 f"control_layers must be from 1 to num_layers ({self.dit.num_layers}), got "
                 f"{self.control_layers}"
             )
+
+    @property
+    def prior(self) -> GaussianPrior | None:
+        """What semantic latents tell before the network says anything, where they are asked."""
+        if self.semantic_prior is None:
+            return None
+        return GaussianPrior(schedule=self.schedule, std=self.semantic_prior)
 
     @property
     def stacks(self) -> tuple[str, ...]:
@@ -352,7 +368,15 @@ class Denoiser(nnx.Module):
             )
         if context.shape[1] != cfg.dit.text_len:
             raise ValueError(f"text must have {cfg.dit.text_len} tokens, got {context.shape[1]}")
-        x, context, semantic = (a.astype(dtype) for a in (x, context, semantic))
+        if (prior := cfg.prior) is None:
+            return self._run(x.astype(dtype), timesteps, context, semantic)
+        mean = jnp.broadcast_to(semantic, x.shape).astype(jnp.float32)
+        seen = prior.whiten(x.astype(jnp.float32), mean, timesteps).astype(dtype)
+        out = self._run(seen, timesteps, context, semantic).astype(jnp.float32)
+        return prior.velocity(out, x.astype(jnp.float32), mean, timesteps)
+
+    def _run(self, x: Array, timesteps: Array, context: Array, semantic: Array) -> Array:
+        context, semantic = (a.astype(x.dtype) for a in (context, semantic))
         h, times = self.dit.embed(x, timesteps, context)
         c, control_times = self.control.embed(x + semantic, timesteps, context)
 
@@ -361,12 +385,12 @@ class Denoiser(nnx.Module):
             c = pair.control(c, control_times)
             return (pair.main(h, times) + c, c), None
 
-        (h, _), _ = run_blocks(self._pairs(), call_pair, (h, c), remat=cfg.dit.remat)
+        (h, _), _ = run_blocks(self._pairs(), call_pair, (h, c), remat=self.cfg.dit.remat)
 
         def call(block, x, past, key):
             return block(x, times), None
 
-        h, _ = run_blocks(self.dit.upper_blocks, call, h, remat=cfg.dit.remat)
+        h, _ = run_blocks(self.dit.upper_blocks, call, h, remat=self.cfg.dit.remat)
         return self.dit.head(h, times)
 
     def _pairs(self) -> nnx.Module:

@@ -48,6 +48,7 @@ from dicode_jax.training.stage import Path, Stage
 from dicode_jax.typing import Array, Bool, Float, Int, UInt8
 
 DENOISER = "denoiser"  # as a pipeline calls it
+LAST_LAYER = ("dit", "head", "linear")
 TRANSFORMER = "transformer"  # as a converted CogVideoX calls a base alone
 
 
@@ -246,6 +247,9 @@ def denoiser_arrays(
         for those of the control branch too; what lies between the two and the upsampler are left
         out.
 
+    The last layer is left out where the two differ in `semantic_prior`: what it said is not what it
+    is to say, and at zero it says what the prior knows.
+
     Raises:
       UserError: It is missing or of other sizes.
     """
@@ -260,11 +264,14 @@ def denoiser_arrays(
         held = dict(_by_layer(parts.leaves(model), cfg))
     _check_same(part, cfg.dit, wanted.dit)
     if not base_alone:
-        same = dataclasses.replace(cfg, dit=wanted.dit)
-        _check_same(part, same, wanted)
+        same = {"dit": wanted.dit, "semantic_prior": wanted.semantic_prior}
+        _check_same(part, dataclasses.replace(cfg, **same), wanted)
+    keeps_last = cfg.semantic_prior == wanted.semantic_prior
     found: dict[Path, Any] = {}
     state = nnx.state(blank(Denoiser, wanted))
     for path, leaf in nnx.to_flat_state(state):
+        if path[:3] == LAST_LAYER and not keeps_last:
+            continue
         names = list(_layer_names(path, wanted))
         if base_alone:
             names = [_in_base(name) for name in names]
@@ -359,13 +366,19 @@ def denoising_loss(
     noise: Float[Array, "b f h w c"],
     clean: Bool[Array, "b f"],
 ) -> tuple[Array, dict[str, Array]]:
-    """The loss for given draws; frames that are `clean` are seen so and do not count."""
+    """The loss for given draws; frames that are `clean` are seen so and do not count.
+
+    With a `semantic_prior` the error counts as that of the network's own output, whose target has
+    variance 1 where the prior is right.
+    """
+    prior = denoiser.cfg.prior
     loss, metrics = diffusion_loss(
         lambda x, t: denoiser(x, t, context, semantic),
         denoiser.cfg.schedule,
         latents,
         timesteps,
         noise,
+        sample_weights=None if prior is None else prior.output_std(timesteps, 1) ** -2,
         clean=clean,
     )
     return loss, {"last": metrics["loss_per_frame"][:, -1].mean()}

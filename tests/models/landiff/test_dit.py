@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.models.landiff.dit import Denoiser, DenoiserConfig, DiTConfig
 from dicode_jax.models.landiff.sampling import WindowSampling, guidance_ramp, sample_window
 from dicode_jax.models.landiff.semantic import UpsamplerConfig
@@ -82,6 +83,25 @@ def test_before_training_control_adds_nothing_and_the_prediction_is_zero():
     }  # fmt: skip
 
 
+def test_beside_a_prior_the_network_says_what_the_semantic_latents_leave_open():
+    plain = alive(TINY)
+    model = alive(dataclasses.replace(TINY, semantic_prior=0.3))
+    tables = TINY.schedule.buffers
+    a, s = (
+        tables[name].astype(np.float64)[np.asarray(T)][:, None, None, None, None]
+        for name in ("sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
+    )
+    variance = (0.3 * a) ** 2 + s**2
+    seen = (X - a * SEMANTIC) / np.sqrt(variance)
+    out = np.asarray(call(plain, jnp.asarray(seen, jnp.float32), T, CONTEXT, SEMANTIC), np.float64)
+    v = np.asarray(call(model, X, T, CONTEXT, SEMANTIC), np.float64)
+    clean = a * np.asarray(X, np.float64) - s * v
+    # Of two Gaussians, the prior's and that of what is seen, and the deviation of what is left.
+    by_bayes = (0.3**2 * a * X + s**2 * SEMANTIC) / variance
+    deviation = 0.3 * s / np.sqrt(variance)
+    np.testing.assert_allclose(clean, by_bayes - deviation * out, atol=1e-4)
+
+
 def test_the_release_has_its_sizes():
     cfg = DenoiserConfig(dit=DiTConfig(scan_layers=True))
     model = blank(Denoiser, cfg)
@@ -126,6 +146,12 @@ def test_what_is_of_another_size_is_refused():
         (DiTConfig, {"height": 61}, "got 61x90"),
         (DiTConfig, {"num_layers": 0}, "num_layers must be positive"),
         (DenoiserConfig, {"control_layers": 31}, r"1 to num_layers \(30\), got 31"),
+        (DenoiserConfig, {"semantic_prior": 0.0}, "semantic_prior must be positive, got 0.0"),
+        (
+            DenoiserConfig,
+            {"semantic_prior": 0.2, "schedule": NoiseSchedule(parameterization="eps")},
+            'semantic_prior needs a schedule with parameterization "v"',
+        ),
         (UpsamplerConfig, {"channels": (100, 512)}, "got \\(100, 512\\)"),
         (UpsamplerConfig, {"channels": ()}, "at least one level"),
         (WindowSampling, {"guidance_scale": -1.0}, "must not be negative"),

@@ -309,6 +309,37 @@ def test_what_is_written_is_gone_on_from(named, tmp_path):
         build_stage(dataclasses.replace(again, model=wider)).load()
 
 
+def test_beside_a_prior_the_error_is_that_of_the_network_s_own_output():
+    cfg = dataclasses.replace(MODEL, semantic_prior=0.2)
+    graph, state = nnx.split(random_module(lambda: Denoiser(cfg, rngs=ShapeRngs())))
+    state["dit"]["head"]["linear"] = jax.tree.map(jnp.zeros_like, state["dit"]["head"]["linear"])
+    denoiser = nnx.merge(graph, state)
+    dit, b = cfg.dit, 400
+    shape = (b, dit.num_frames, dit.height, dit.width, dit.channels)
+    draw = lambda seed, shape: jax.random.normal(jax.random.key(seed), shape)  # noqa: E731
+    semantic = draw(0, shape)
+    args = (
+        draw(1, (b, dit.text_len, dit.text_dim)), semantic, jnp.arange(b) * 2, draw(2, shape),
+        jnp.zeros(shape[:2], bool),
+    )  # fmt: skip
+    errors = {
+        std: diffusion.denoising_loss(denoiser, semantic + std * draw(3, shape), *args)[0]
+        for std in (0.2, 0.4)
+    }
+    np.testing.assert_allclose(errors[0.2], 1, rtol=0.02)  # as the prior says
+    assert errors[0.4] > 1.5
+
+
+def test_a_denoiser_that_learns_a_prior_starts_at_what_that_knows(named, models):
+    wanted = dataclasses.replace(MODEL, semantic_prior=0.2)
+    held, kept = (diffusion.denoiser_arrays(models, cfg) for cfg in (wanted, MODEL))
+    last = {("denoiser", *diffusion.LAST_LAYER, name) for name in ("kernel", "bias")}
+    assert kept.keys() - held.keys() == last
+    config = dataclasses.replace(named, model=wanted, init=models)
+    arrays = steps(config, 0)[0]
+    assert all(not arrays[path].any() for path in last)
+
+
 def test_semantic_latents_are_pulled_towards_the_clean_ones_where_that_has_a_weight(named):
     batch, keys = random_batch(named), jax.random.split(jax.random.key(0), 3)
     painter = random_module(lambda: diffusion.Painter(named, rngs=ShapeRngs()))
