@@ -26,7 +26,8 @@ def generate(args: argparse.Namespace, folder: pathlib.Path, image=None, last_im
     asked, pipe, start = settings(args, folder), load(args, folder), time.monotonic()
     given = None
     if args.video is not None:
-        given, length = pipe.read_end(args.video)
+        with shared.progress_bar() as progress:
+            given, length = pipe.read_end(args.video, progress)
         if len(given) < length:
             shared.say(f"{args.video}: goes on from the last {len(given)} of its {length} frames")
     scale = asked.get("guidance_scale", pipe.config.sampling.guidance_scale)

@@ -188,16 +188,17 @@ def read_given(path: str, pipe, most: int = MAX_FRAMES):
     """
     import numpy as np
 
-    from dicode_jax.media import video
+    from dicode_jax.media.given import watched_frames
 
     frames = []
-    for frame in video.iter_frames_at(path, pipe.config.fps):
-        if len(frames) == most:
-            raise UserError(
-                f"{path} has more than {most} frames at {pipe.config.fps:g} a second, which is "
-                f"what a video may have; cut it to {most / pipe.config.fps:.0f} seconds"
-            )
-        frames.append(pipe.fit_frame(frame.image))
+    with progress_bar() as progress:
+        for frame in watched_frames(path, pipe.config.fps, progress):
+            if len(frames) == most:
+                raise UserError(
+                    f"{path} has more than {most} frames at {pipe.config.fps:g} a second, which is "
+                    f"what a video may have; cut it to {most / pipe.config.fps:.0f} seconds"
+                )
+            frames.append(pipe.fit_frame(frame.image))
     return np.stack(frames)
 
 

@@ -2,7 +2,7 @@
 
 import collections
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,10 @@ from PIL import Image
 from dicode_jax.errors import UserError, printable
 from dicode_jax.media.picture import open_picture
 from dicode_jax.media.shown import shown_picture
-from dicode_jax.media.video import iter_frames_at, read_video
+from dicode_jax.media.video import Frame, iter_frames_at, probe, read_video
 from dicode_jax.media.videos import Video, Videos
+
+READ_STEP = 32  # frames between two words about how far a file is read
 
 
 def read_image(given: Any, name: str = "image") -> UInt8[np.ndarray, "h w 3"]:
@@ -59,7 +61,11 @@ def read_images(given: Any, name: str = "image") -> list[UInt8[np.ndarray, "h w 
 
 
 def read_frames(
-    given: Any, name: str = "video", *, fps: float | None = None
+    given: Any,
+    name: str = "video",
+    *,
+    fps: float | None = None,
+    progress: Callable[[str, int, int], Any] | None = None,
 ) -> UInt8[np.ndarray, "f h w 3"]:
     """The frames of a video.
 
@@ -68,6 +74,7 @@ def read_frames(
         file.
       name: What errors call it.
       fps: Rate at which a file is read; None for all its frames.
+      progress: See `watched_frames`; of a file that is read at a rate.
 
     Raises:
       UserError: It is none of these, is empty, or cannot be read.
@@ -75,7 +82,7 @@ def read_frames(
     if isinstance(given, str | os.PathLike):
         if fps is None:
             return read_video(given).frames
-        return np.stack([frame.image for frame in iter_frames_at(given, fps)])
+        return np.stack([frame.image for frame in watched_frames(given, fps, progress)])
     if isinstance(given, Video | Videos):
         return given.frames
     if isinstance(given, list | tuple) and given and isinstance(given[0], Image.Image | str):
@@ -104,19 +111,44 @@ def _described(given: Any, array: np.ndarray) -> str:
 
 
 def read_last(
-    path: str | os.PathLike, most: int, *, fps: float, fit: Callable[[np.ndarray], np.ndarray]
+    path: str | os.PathLike,
+    most: int,
+    *,
+    fps: float,
+    fit: Callable[[np.ndarray], np.ndarray],
+    progress: Callable[[str, int, int], Any] | None = None,
 ) -> tuple[UInt8[np.ndarray, "f y x 3"], int]:
     """The last frames of a file, `most` at most, and how many it has; no others are held.
 
     Args:
       fps: Rate at which it is read.
       fit: From a frame uint8 `[h, w, 3]` to one of the wanted size.
+      progress: See `watched_frames`.
 
     Raises:
       UserError: It cannot be read.
     """
     last, count = collections.deque(maxlen=most), 0
-    for frame in iter_frames_at(path, fps):
+    for frame in watched_frames(path, fps, progress):
         last.append(fit(frame.image))
         count += 1
     return np.stack(last), count
+
+
+def watched_frames(
+    path: str | os.PathLike, fps: float, progress: Callable[[str, int, int], Any] | None
+) -> Iterator[Frame]:
+    """Frames as `iter_frames_at` reads them, which a long file takes minutes for.
+
+    Args:
+      progress: Told how far it is, as `("frames read", done, total)`; the total is 0 where the file
+        does not know its length.
+
+    Raises:
+      UserError: It cannot be read.
+    """
+    total = round((probe(path).duration or 0) * fps) if progress else 0
+    for done, frame in enumerate(iter_frames_at(path, fps)):
+        if progress is not None and done % READ_STEP == 0:
+            progress("frames read", done, max(total, done) if total else 0)
+        yield frame

@@ -277,17 +277,10 @@ class ARDiffusionPipeline(base.Pipeline):
 
     def _read_given(self, image: Any, video: Any) -> UInt8[np.ndarray, "g h w 3"]:
         """Given frames in the size of the model."""
-        size = self.parts["vae"].cfg.image_size
-        if image is None and video is None:
+        array = checks.given_frames(image, video)
+        if array is None:
+            size = self.parts["vae"].cfg.image_size
             return np.zeros((0, size, size, 3), np.uint8)
-        if image is not None and video is not None:
-            raise UserError("give an image or a video to go on from, not both")
-        wanted = "an image is uint8 [h, w, 3]" if video is None else "a video is uint8 [f, h, w, 3]"
-        array = checks.as_array(image if video is None else video, wanted)
-        shape = array.shape
-        array = array[None] if video is None else array
-        if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8 or not array.size:
-            raise UserError(f"{wanted}, got {array.dtype} {shape}")
         return np.stack([self.fit_frame(frame) for frame in array])
 
     def fit_frame(self, frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "s s 3"]:

@@ -161,7 +161,7 @@ def read(
         seeds=options.check_seeds(seed, count),
         images=repeat(images),
         last_images=repeat(lasts),
-        video=None if video is None else _going_on(pipe, video),
+        video=None if video is None else _going_on(pipe, video, tell),
         num_clips=options.named("num_clips", options.OPTIONS["num_clips"], num_clips),
         output_type=output_type,
         options={name: value for name, value in given.items() if value is not None},
@@ -238,11 +238,11 @@ def _is_texts(prompt: Any) -> TypeGuard[Sequence[Any]]:
     return isinstance(prompt, list | tuple) or (kind in ("U", "O") and prompt.ndim == 1)
 
 
-def _going_on(pipe: Any, video: Any) -> UInt8[np.ndarray, "f h w 3"]:
+def _going_on(pipe: Any, video: Any, tell: Progress) -> UInt8[np.ndarray, "f h w 3"]:
     """The frames of a video; of a file those that a family goes on from, where it says which."""
     if isinstance(video, str | os.PathLike) and (read_end := getattr(pipe, "read_end", None)):
-        return read_end(video)[0]
-    return read_frames(video, fps=pipe.config.fps)
+        return read_end(video, tell)[0]
+    return read_frames(video, fps=pipe.config.fps, progress=tell)
 
 
 def _alike(prompts: list, images: list | None, lasts: list | None) -> tuple:

@@ -39,6 +39,41 @@ def as_array(value: Any, wanted: str, dtype: Any = None) -> np.ndarray:
     return array
 
 
+def as_video(value: Any, wanted: str) -> UInt8[np.ndarray, "f h w 3"]:
+    """Frames that were given, at least one.
+
+    Raises:
+      UserError: They are not; the message begins with what was `wanted`.
+    """
+    array = as_array(value, wanted)
+    if array.ndim != 4 or not _is_colour(array):
+        raise UserError(f"{wanted}, got {array.dtype} {array.shape}")
+    return array
+
+
+def given_frames(image: Any, video: Any) -> UInt8[np.ndarray, "f h w 3"] | None:
+    """What a video goes on from: of an image its one frame; None for neither.
+
+    Raises:
+      UserError: Both are there, or one is no such thing.
+    """
+    if image is None and video is None:
+        return None
+    if image is not None and video is not None:
+        raise UserError("give an image or a video to go on from, not both")
+    if video is not None:
+        return as_video(video, "a video is uint8 [f, h, w, 3]")
+    wanted = "an image is uint8 [h, w, 3]"
+    array = as_array(image, wanted)
+    if array.ndim != 3 or not _is_colour(array):
+        raise UserError(f"{wanted}, got {array.dtype} {array.shape}")
+    return array[None]
+
+
+def _is_colour(array: np.ndarray) -> bool:
+    return array.shape[-1] == 3 and array.dtype == np.uint8 and array.size > 0
+
+
 def sampling_of(
     config: Any, schedule: NoiseSchedule, *, quality: str | None = None, **changes: Any
 ) -> Any:

@@ -343,22 +343,24 @@ class LanDiffPipeline(base.Pipeline):
         most = STRIDE * (self.config.prefix_latents - 1) + 1
         return min(count - (count - 1) % (2 * STRIDE), most - (most - 1) % (2 * STRIDE))
 
-    def read_end(self, path: str | os.PathLike) -> tuple[UInt8[np.ndarray, "g y x 3"], int]:
+    def read_end(
+        self, path: str | os.PathLike, progress: Progress | None = None
+    ) -> tuple[UInt8[np.ndarray, "g y x 3"], int]:
         """The last frames of a file, as many as a video goes on from, and how many it has.
 
         It is read at the model's rate; of a long file no more than the end is held.
+
+        Args:
+          progress: Called as `("frames read", done, total)`.
 
         Raises:
           UserError: The file cannot be read.
         """
         most, fps = self.given_frames(10**6), self.config.fps
-        last, count = read_last(path, most, fps=fps, fit=self.fit_frame)
+        last, count = read_last(path, most, fps=fps, fit=self.fit_frame, progress=progress)
         return last[-self.given_frames(count) :], count
 
-    def _read_video(self, video: Any, wanted: str) -> UInt8[np.ndarray, "f y x 3"]:
-        array = checks.as_array(video, wanted)
-        if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8 or not array.size:
-            raise UserError(f"{wanted}, got {array.dtype} {array.shape}")
+    def _fit_video(self, array: UInt8[np.ndarray, "f h w 3"]) -> UInt8[np.ndarray, "f y x 3"]:
         if array.shape[0] % (2 * STRIDE) != 1:
             raise UserError(
                 f"a video has 1, {2 * STRIDE + 1}, {4 * STRIDE + 1} .. frames here "
@@ -368,18 +370,10 @@ class LanDiffPipeline(base.Pipeline):
 
     def _read_given(self, image: Any, video: Any) -> UInt8[np.ndarray, "g y x 3"] | None:
         """Frames to go on from, in the size of the model."""
-        if image is None and video is None:
+        if (given := checks.given_frames(image, video)) is None:
             return None
-        if image is not None and video is not None:
-            raise UserError("give an image or a video to go on from, not both")
         self._check_features()
-        if video is None:
-            wanted = "an image is uint8 [h, w, 3]"
-            image = checks.as_array(image, wanted)
-            if image.ndim != 3:
-                raise UserError(f"{wanted}, got {image.dtype} {image.shape}")
-            return self._read_video(image[None], wanted)
-        given = self._read_video(video, "a video is uint8 [f, h, w, 3]")
+        given = self._fit_video(given)
         if len(given) != self.given_frames(len(given)):
             raise UserError(
                 f"a video goes on from at most {self.given_frames(10**6)} frames, got "
@@ -445,7 +439,8 @@ class LanDiffPipeline(base.Pipeline):
           UserError: It is no such video, or the model has no encoder of features.
         """
         self._check_features()
-        return self._engine.encode(self._read_video(video, "a video is uint8 [f, h, w, 3]"))
+        frames = checks.as_video(video, "a video is uint8 [f, h, w, 3]")
+        return self._engine.encode(self._fit_video(frames))
 
     def decode(self, tokens: Int[np.ndarray, " n"], prompt: Any = "", **arguments: Any):
         """Paints semantic tokens: what `decode_stream` gives, gathered; see there."""

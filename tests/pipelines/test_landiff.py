@@ -191,6 +191,13 @@ def test_a_file_is_gone_on_from_by_its_last_frames(pipe, tmp_path):
     np.testing.assert_array_equal(frames, video(3)[2:])
 
 
+def test_how_far_a_file_is_read_is_told(pipe, tmp_path):
+    media.write_video(tmp_path / "long.mp4", video(9).repeat(8, 0), fps=8)
+    told = []
+    pipe.read_end(tmp_path / "long.mp4", lambda *given: told.append(given))
+    assert told == [("frames read", done, 72) for done in (0, 32, 64)]
+
+
 @pytest.mark.parametrize(
     "name", ["num_clips", "guidance_scale", "motion_score", "temperature", "top_k", "top_p"]
 )
