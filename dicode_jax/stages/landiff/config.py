@@ -95,7 +95,8 @@ class SemanticTokenizerTrainConfig(WideRunConfig):
       model: Sizes; grid and width of the features are the encoder's.
       features: Folder of the frozen encoder: a `vit` such as Theia, a `clip_vision`, or the image
         tower of a small DiCoDe's tokenizer; None takes that of the packaged one.
-      init: `model` folder of an earlier run, or a converted tokenizer; None starts fresh.
+      init: `model` folder of an earlier run, or a converted tokenizer, which may have fewer tokens
+        for a frame; None starts fresh.
       commitment_weight: Weight of the squared distance of tokens to their codes.
       code_decay: Decay of the moving averages that codes are.
       revive_below: A code that fewer vectors of a batch go to, on average, becomes one of them.

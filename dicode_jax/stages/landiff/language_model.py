@@ -105,7 +105,7 @@ def make_stage(config: LMTrainConfig) -> Stage:
 
 
 def load(config: LMTrainConfig) -> dict[Path, Array]:
-    """What `init` names.
+    """What `init` names; it may have read another number of tokens a frame.
 
     Raises:
       UserError: There is none, or it is of other sizes than the config's.
@@ -128,7 +128,9 @@ def _check_same(folder, stored, wanted) -> None:
     how = {"remat": False}  # what changes no array
     if isinstance(wanted, LanguageModelConfig):
         stored, wanted = (
-            dataclasses.replace(cfg, body=dataclasses.replace(cfg.body, **how))
+            dataclasses.replace(
+                cfg, body=dataclasses.replace(cfg.body, **how), frames=wanted.frames
+            )
             for cfg in (stored, wanted)
         )
     else:

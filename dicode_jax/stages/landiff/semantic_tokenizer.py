@@ -8,10 +8,12 @@ and starts the codes.
 
 import functools
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 
@@ -27,11 +29,13 @@ from dicode_jax.models.landiff.features import (
     load_encoder,
     num_semantic_frames,
 )
+from dicode_jax.models.landiff.frames import FrameTokens
 from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizer, SemanticTokenizerConfig
 from dicode_jax.models.vit import ViT, ViTConfig
 from dicode_jax.nn.codebook import Codebook, averaged, revived, rotate, start
 from dicode_jax.nn.linear import Linear
 from dicode_jax.nn.quantizer import nearest
+from dicode_jax.nn.rngs import stream
 from dicode_jax.stages import parts, probes
 from dicode_jax.stages.landiff.config import SemanticTokenizerTrainConfig
 from dicode_jax.storage import packaged, weights
@@ -145,21 +149,54 @@ def _check_features(config: SemanticTokenizerTrainConfig) -> None:
 def load(config: SemanticTokenizerTrainConfig) -> dict[Path, Array]:
     """The frozen encoder; of `init` the tokenizer, whose codes count as used equally often.
 
+    A tokenizer may begin with fewer tokens for a frame than it is to have: see `_more_queries`.
+
     Raises:
       UserError: A folder is missing, or holds something else than the config says.
     """
     loaded = parts.leaves(load_encoder(features_folder(config), on_host=True), "encoder")
     if config.init is None:
         return loaded
-    tokenizer, _ = weights.load_module(
-        tokenizer_folder(config.init), SemanticTokenizer, SemanticTokenizerConfig, on_host=True
+    folder = tokenizer_folder(config.init)
+    tokenizer, held = weights.load_module(
+        folder, SemanticTokenizer, SemanticTokenizerConfig, on_host=True
     )
+    before = parts.leaves(tokenizer, "tokenizer")
+    before |= _more_queries(config, folder, held.frames, before)
     codes = tokenizer.quantizer.codes[...]
     frames = num_semantic_frames(config.data.num_frames)
     vectors = config.batch_size * config.model.frames.count(frames)
     counts = jnp.full(len(codes), max(vectors / len(codes), config.revive_below))
     averages = {CODES[1]: counts, CODES[2]: codes * counts[:, None]}
-    return loaded | parts.leaves(tokenizer, "tokenizer") | averages
+    return loaded | before | averages
+
+
+def _more_queries(
+    config: SemanticTokenizerTrainConfig,
+    folder: pathlib.Path,
+    held: FrameTokens,
+    loaded: Mapping[Path, Array],
+) -> dict[Path, Array]:
+    """The queries of a tokenizer that is to have more tokens for a frame than are stored.
+
+    Those of more tokens stand behind the others, and are drawn with their deviation.
+
+    Raises:
+      UserError: It is to have fewer, or other segments.
+    """
+    wanted, grown = config.model.frames, {}
+    for name in ("iframe", "pframe"):
+        path = ("tokenizer", "encoder", f"{name}_queries")
+        known, count = np.asarray(loaded[path]), getattr(wanted, name) - getattr(held, name)
+        if count < 0 or wanted.segment != held.segment:
+            raise UserError(
+                f"the tokenizer in {folder} has {held.iframe} and {held.pframe} tokens for the "
+                f"frames of a segment of {held.segment}, the config {wanted.iframe} and "
+                f"{wanted.pframe} of {wanted.segment}: begin with as many or more"
+            )
+        drawn = jax.random.normal(stream(config.seed, f"{name}_queries"), (count, known.shape[1]))
+        grown[path] = np.concatenate([known, known.std() * np.asarray(drawn)])
+    return grown
 
 
 def loss_fn(

@@ -168,6 +168,23 @@ def test_what_is_written_reads_videos_as_the_run_did_and_can_be_gone_on_from(con
     np.testing.assert_allclose(
         loaded[("sums",)], books[-1].codes * loaded[("counts",)][:, None], rtol=1e-6
     )
+    # More tokens for a frame stand behind those that are known.
+    frames = MODEL.frames
+    more = dataclasses.replace(frames, iframe=frames.iframe + 50, pframe=frames.pframe + 1)
+    wider = dataclasses.replace(again, model=dataclasses.replace(MODEL, frames=more))
+    grown = build_stage(wider).load()
+    for name, count in (("iframe", 50), ("pframe", 1)):
+        path = ("tokenizer", "encoder", f"{name}_queries")
+        np.testing.assert_array_equal(grown[path][:-count], loaded[path])
+        assert len(np.unique(grown[path], axis=0)) == len(loaded[path]) + count
+    drawn = grown["tokenizer", "encoder", "iframe_queries"][-50:]
+    known = loaded["tokenizer", "encoder", "iframe_queries"]
+    np.testing.assert_allclose(drawn.std(), np.std(known), rtol=0.2)
+    prepare(build_stage(wider), make_mesh(ShardingConfig(), jax.devices()[:1]))
+    for name, value in (("pframe", frames.pframe - 1), ("segment", frames.segment + 1)):
+        other = dataclasses.replace(MODEL, frames=dataclasses.replace(frames, **{name: value}))
+        with pytest.raises(UserError, match="begin with as many or more"):
+            build_stage(dataclasses.replace(again, model=other)).load()
 
 
 def test_features_are_the_towers_patches_at_mean_zero_and_variance_one():
