@@ -124,7 +124,7 @@ def _settings(parts: Mapping[str, command.Part]) -> ARDiffusionConfig | None:
     configs = {name: parts[name].config for name in ("vae", "denoiser")}
     frames = configs["denoiser"].dit.num_frames
     settings = ARDiffusionConfig(sampling=FrameSamplingConfig(num_frames=frames))
-    ARDiffusionPipeline._check_fit(settings, configs)
+    ARDiffusionPipeline.check_fit(settings, configs)
     return settings
 
 

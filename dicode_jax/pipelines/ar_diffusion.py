@@ -104,7 +104,7 @@ class ARDiffusionPipeline(base.Pipeline):
     }  # fmt: skip
 
     @classmethod
-    def _check_fit(cls, config: ARDiffusionConfig, configs: Mapping[str, Any]) -> None:
+    def check_fit(cls, config: ARDiffusionConfig, configs: Mapping[str, Any]) -> None:
         denoiser, vae = configs["denoiser"], configs["vae"]
         ours, theirs = (
             (denoiser.dit.num_tokens, denoiser.dit.channels),

@@ -72,7 +72,7 @@ class Pipeline:
         self.parts, self.config, self.text = dict(parts), config, text
         self.metadata = dict(metadata or {})
         there = {name: x for name, x in self.parts.items() if x is not None}
-        self._check_fit(config, {name: x.cfg for name, x in there.items()})
+        self.check_fit(config, {name: x.cfg for name, x in there.items()})
         self._split = {name: nnx.split(x) for name, x in there.items()}
         self._copies: dict[tuple[str, Mesh], PyTree] = {}
 
@@ -317,7 +317,7 @@ class Pipeline:
             configs[name] = weights.check_module(
                 folder / name, *cls._types(folder, name), skip=cls._skipped(folder, name)
             )
-        cls._check_fit(config, configs)
+        cls.check_fit(config, configs)
         cls._read_text(folder, configs)
         return config
 
@@ -395,7 +395,7 @@ class Pipeline:
         return [n for n in cls.part_types if n not in cls.optional or (folder / n).is_dir()]
 
     @classmethod
-    def _check_fit(cls, config: Any, configs: Mapping[str, Any]) -> None:
+    def check_fit(cls, config: Any, configs: Mapping[str, Any]) -> None:
         """Raises UserError when parts of these configs do not work together as `config` says."""
 
     @classmethod

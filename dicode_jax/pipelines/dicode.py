@@ -82,7 +82,7 @@ class DiCoDePipeline(base.Pipeline):
         self.tokenizer, self.decoder, self.language_model = tokenizer, decoder, language_model
 
     @classmethod
-    def _check_fit(cls, config: PipelineConfig, configs: Mapping[str, Any]) -> None:
+    def check_fit(cls, config: PipelineConfig, configs: Mapping[str, Any]) -> None:
         if (lm := configs.get("language_model")) is None:
             return
         room = (lm.body.max_seq_len - config.text_length + 1) // (lm.num_tokens + 1)

@@ -103,7 +103,7 @@ class DynamiCrafterPipeline(base.Pipeline):
         return ClipTokenizer(None, vocab_size)
 
     @classmethod
-    def _check_fit(cls, config: DynamiCrafterConfig, configs: Mapping[str, Any]) -> None:
+    def check_fit(cls, config: DynamiCrafterConfig, configs: Mapping[str, Any]) -> None:
         if missing := [name for name in PARTS if name not in configs]:
             raise UserError(f"a DynamiCrafter pipeline needs {', '.join(missing)}")
         unet, autoencoder, text, image, resampler = (configs[name] for name in PARTS)

@@ -169,7 +169,7 @@ class LanDiffPipeline(base.Pipeline):
         super().save_pretrained(folder, dtype=dtype)
 
     @classmethod
-    def _check_fit(cls, config: LanDiffConfig, configs: Mapping[str, Any]) -> None:
+    def check_fit(cls, config: LanDiffConfig, configs: Mapping[str, Any]) -> None:
         lm, tokenizer = configs["language_model"], configs["semantic_tokenizer"]
         denoiser, vae = configs["denoiser"], configs["vae"]
         painter = configs.get("painter_text", configs["text_encoder"])

@@ -260,7 +260,7 @@ def test_tokens_of_no_video_are_refused(pipe, codes, words):
 def test_parts_that_do_not_fit_are_refused(pipe, name, changes, words):
     configs = CONFIGS | {name: dataclasses.replace(CONFIGS[name], **changes)}
     with pytest.raises(UserError, match=words):
-        pipe._check_fit(pipe.config, configs)
+        pipe.check_fit(pipe.config, configs)
 
 
 @pytest.mark.parametrize(

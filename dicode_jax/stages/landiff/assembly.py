@@ -8,7 +8,9 @@ from typing import Any
 from dicode_jax import config as config_lib
 from dicode_jax.diffusion.samplers.subsampled import subsampled_time_grid
 from dicode_jax.errors import UserError
-from dicode_jax.pipelines.landiff import LanDiffConfig, LanDiffSamplingConfig
+from dicode_jax.kinds import config_type
+from dicode_jax.pipelines.landiff import LanDiffConfig, LanDiffPipeline, LanDiffSamplingConfig
+from dicode_jax.stages import parts
 from dicode_jax.stages.landiff.cached import part_folder
 from dicode_jax.stages.landiff.generation_config import DiffusionTrainConfig, LMTrainConfig
 from dicode_jax.storage import weights
@@ -43,6 +45,21 @@ def sources(config: DiffusionTrainConfig) -> dict[str, pathlib.Path]:
         at = named[missing[0]].parent
         raise UserError(f"no {' and no '.join(missing)} in {at}, which the pipeline needs")
     return found
+
+
+def check(config: DiffusionTrainConfig) -> None:
+    """Refuses parts that would make no pipeline, before the last of them is trained.
+
+    Raises:
+      UserError: A part is not there, does not fit the others, or there are no such settings.
+    """
+    if not (found := sources(config)):
+        return
+    configs: dict[str, Any] = {"denoiser": config.model}
+    for name, folder in found.items():
+        kind, _ = config_lib.read_json(folder / weights.CONFIG_FILE)
+        configs[name] = parts.stored_config(folder, config_type(str(kind)))
+    LanDiffPipeline.check_fit(settings(config), configs)
 
 
 def write(config: DiffusionTrainConfig, folder: pathlib.Path) -> None:

@@ -151,10 +151,10 @@ def _with_pipeline(config: DiffusionTrainConfig) -> DiffusionTrainConfig:
     """What is missing or impossible at the end is known at the beginning.
 
     Raises:
-      UserError: A part of the pipeline is not there, or its settings are none.
+      UserError: A part of the pipeline is not there, does not fit the others, or its settings are
+        none.
     """
-    if assembly.sources(config):
-        assembly.settings(config)
+    assembly.check(config)
     return config
 
 

@@ -373,6 +373,17 @@ def test_the_first_latents_alone_are_seen_and_learned_where_that_is_asked(named)
         dataclasses.replace(named, num_latents=1, prefix_share=0.5)
 
 
+def _write_of_other_frames(folder):
+    """A language model that writes more tokens a frame than the tokenizer has."""
+    frames = dataclasses.replace(LM_CONFIG.model.frames, iframe=30)
+    cfg = dataclasses.replace(LM_CONFIG.model, frames=frames)
+    model = random_module(lambda: LanguageModel(cfg, rngs=ShapeRngs()))
+    weights.save_module(folder / "language_model", model, cfg)
+    encoder = random_module(lambda: T5Encoder(TEXT, rngs=ShapeRngs()))
+    weights.save_module(folder / "text_encoder", encoder, TEXT)
+    learn_words(all_captions()).save(folder / "text_encoder")
+
+
 def test_what_is_written_is_a_pipeline_when_all_parts_are_named(named, models, tmp_path):
     shutil.copytree(models, tmp_path / "lm" / "model")
     root = tmp_path / "lm" / "model"
@@ -422,6 +433,10 @@ def test_what_is_written_is_a_pipeline_when_all_parts_are_named(named, models, t
     ):
         with pytest.raises(UserError, match=message):
             diffusion.settle(dataclasses.replace(cached, **wrong))
+    _write_of_other_frames(root.parent / "other")
+    other = dataclasses.replace(cached, language_model=str(root.parent / "other"))
+    with pytest.raises(UserError, match="do not fit: frames of the language model and of the tok"):
+        diffusion.settle(other)
     shutil.copytree(root, tmp_path / "copied")
     with pytest.warns(UserWarning, match="reads 512 text tokens and goes on behind all segments"):
         assert (
