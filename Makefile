@@ -180,7 +180,7 @@ gate: $(VENV)/.installed-core
 	@$(BIN)/dicode evaluate ar-shapes --suite shapes --num 32 --lag 0 --out outputs/gate/ar-shapes --at-least \
 	  color=0.9 shape=0.8 motion=0.75 background=0.95 size=0.8 all=0.7 "all, and in every frame=0.33"
 	@$(BIN)/dicode evaluate landiff-shapes --suite shapes --num 32 --out outputs/gate/landiff-shapes --at-least \
-	  color=0.9 shape=0.65 motion=0.75 background=0.95 size=0.8 all=0.55
+	  color=0.95 shape=0.78 motion=0.85 background=0.95 size=0.78 all=0.68
 
 lowest:
 	@pins=$$("$(PYTHON)" -c '$(LOWEST)') && \

@@ -90,6 +90,7 @@ def settings(config: DiffusionTrainConfig) -> LanDiffConfig:
         prefix_latents=config.num_known or LanDiffConfig.prefix_latents,
         sampling=LanDiffSamplingConfig(
             guidance_scale=config.text_guidance,
+            temperature=config.text_temperature,
             motion_score=config.motion_score,
             num_inference_steps=config.sample_steps,
             diffusion_guidance_scale=config.sample_guidance,

@@ -138,7 +138,8 @@ class DiffusionTrainConfig(RunConfig):
         is worth something then before the rest has learned to ask for it.
       sample_steps: Sampling steps of sample sheets, and by default of what is exported.
       sample_guidance: By how much guidance exceeds 1 at most there; in what is exported too.
-      text_guidance, motion_score: Of the language model, by default in what is exported.
+      text_guidance, text_temperature, motion_score: Of the language model, by default in what is
+        exported.
     """
 
     model: DenoiserConfig = DenoiserConfig()
@@ -161,6 +162,7 @@ class DiffusionTrainConfig(RunConfig):
     sample_steps: int = 50
     sample_guidance: float = 6.0
     text_guidance: float = 7.5
+    text_temperature: float = 1.0
     motion_score: float = 0.1
 
     def __post_init__(self):

@@ -399,6 +399,7 @@ def test_what_is_written_is_a_pipeline_when_all_parts_are_named(named, models, t
         vae=str(root),
         text_encoder=str(root),
         text_guidance=3.0,
+        text_temperature=0.6,
         motion_score=0.4,
         sample_steps=7,
     )
@@ -408,6 +409,7 @@ def test_what_is_written_is_a_pipeline_when_all_parts_are_named(named, models, t
     assert (pipe.config.max_segments, pipe.config.text_length) == (3, 14)
     assert (pipe.config.prefix_latents, pipe.config.sampling.ramp) == (1, "smooth")
     assert pipe.config.sampling.guidance_scale == 3.0
+    assert pipe.config.sampling.temperature == 0.6
     assert pipe.config.sampling.motion_score == 0.4
     assert pipe.config.sampling.num_inference_steps == 7
     kernel = pipe.parts["denoiser"].dit.embed.text.kernel
@@ -429,6 +431,7 @@ def test_what_is_written_is_a_pipeline_when_all_parts_are_named(named, models, t
         ({"sample_steps": 1}, "sample_steps is 1: .*must be in 2..1000, got 1"),
         ({"num_known": 2}, "prefix_latents odd, got 14 and 2"),
         ({"text_guidance": -1.0}, "guidance_scale"),
+        ({"text_temperature": 0.0}, "temperature"),
         ({"motion_score": -1.0}, "motion_score"),
     ):
         with pytest.raises(UserError, match=message):
