@@ -73,7 +73,7 @@ def run(config):
     return prepared, state, books, metrics
 
 
-@pytest.mark.parametrize(("name", "count"), [("released", 174_543_888), ("shapes", 1_302_160)])
+@pytest.mark.parametrize(("name", "count"), [("released", 174_543_888), ("shapes", 1_307_280)])
 def test_a_config_survives_json_and_names_the_model(name, count, tmp_path):
     config = config_lib.load_config_file(FOLDER / f"{name}_tokenizer.py")
     assert config_lib.from_dict(type(config), config_lib.to_dict(config)) == config
