@@ -20,10 +20,7 @@ def models(tmp_path_factory):
     """Folders as trainings leave them: a denoiser, a semantic tokenizer, a text encoder."""
     root, cfg = tmp_path_factory.mktemp("models"), DIFFUSION_CONFIG.model
     made = {
-        "denoiser": (
-            lambda: Denoiser(DIFFUSION_CONFIG.model, rngs=ShapeRngs()),
-            DIFFUSION_CONFIG.model,
-        ),
+        "denoiser": (lambda: Denoiser(cfg, rngs=ShapeRngs()), cfg),
         "tokenizer": (lambda: SemanticTokenizer(SEMANTIC, rngs=ShapeRngs()), SEMANTIC),
         "text_encoder": (lambda: T5Encoder(TEXT, rngs=ShapeRngs()), TEXT),
     }
