@@ -8,8 +8,13 @@ from typing import Any
 from dicode_jax import config as config_lib
 from dicode_jax.diffusion.samplers.subsampled import subsampled_time_grid
 from dicode_jax.errors import UserError
-from dicode_jax.kinds import config_type
-from dicode_jax.pipelines.landiff import LanDiffConfig, LanDiffPipeline, LanDiffSamplingConfig
+from dicode_jax.models.landiff.features import encoder_config
+from dicode_jax.pipelines.landiff import (
+    PARTS,
+    LanDiffConfig,
+    LanDiffPipeline,
+    LanDiffSamplingConfig,
+)
 from dicode_jax.stages import parts
 from dicode_jax.stages.landiff.cached import part_folder
 from dicode_jax.stages.landiff.generation_config import DiffusionTrainConfig, LMTrainConfig
@@ -57,8 +62,10 @@ def check(config: DiffusionTrainConfig) -> None:
         return
     configs: dict[str, Any] = {"denoiser": config.model}
     for name, folder in found.items():
-        kind, _ = config_lib.read_json(folder / weights.CONFIG_FILE)
-        configs[name] = parts.stored_config(folder, config_type(str(kind)))
+        if name == "features":  # which may be of several kinds
+            configs[name] = encoder_config(folder)
+        else:
+            configs[name] = parts.stored_config(folder, PARTS[name][1])
     LanDiffPipeline.check_fit(settings(config), configs)
 
 
