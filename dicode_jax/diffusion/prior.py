@@ -24,7 +24,7 @@ class GaussianPrior:
         std: standard deviation r of clean latents about their mean.
 
     Raises:
-        ValueError: ``std`` is not positive, or the schedule is another.
+        ValueError: ``std`` is not positive and finite, or the schedule is another.
     """
 
     schedule: NoiseSchedule
@@ -32,9 +32,11 @@ class GaussianPrior:
 
     def __post_init__(self):
         if not 0 < self.std < float("inf"):
-            raise ValueError(f"must be positive, got {self.std}")
+            raise ValueError(f"std must be positive and finite, got {self.std}")
         if self.schedule.parameterization != "v" or self.schedule.base_scale is not None:
-            raise ValueError('needs a schedule with parameterization "v" and base_scale None')
+            raise ValueError(
+                'a prior needs a schedule with parameterization "v" and base_scale None'
+            )
 
     def whiten(
         self,

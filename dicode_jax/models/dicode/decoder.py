@@ -111,7 +111,7 @@ class ClipDecoderConfig:
         try:
             _ = self.prior
         except ValueError as error:
-            raise ValueError(f"latent_prior {error}") from error
+            raise ValueError(f"latent_prior: {error}") from error
         shape = self.latent_head.output_shape if self.latent_head else None
         if shape is None or shape[-1] != self.autoencoder.embed_dim:
             raise ValueError(
@@ -304,20 +304,6 @@ class ClipDecoder(nnx.Module):
         seen, fs = self._seen(x, timesteps, condition, fs)
         out, deep = self.unet.with_deep(seen, timesteps, condition.context, fs, deep=deep)
         return self._told(out, x, timesteps, condition), deep
-
-    def output_std(self, timesteps: Int[Array, " b"] | Int[Array, "b f"], ndim: int) -> Array:
-        """What the UNet's output is multiplied by: 1, or the deviation of v given x.
-
-        Args:
-            timesteps: in 0..num_timesteps-1.
-            ndim: rank of the array that it is for.
-
-        Returns:
-            float32 ``[b, 1, ...]`` or ``[b, f, 1, ...]`` of rank ``ndim``.
-        """
-        if self.cfg.prior is None:
-            return jnp.ones((1,) * ndim)
-        return self.cfg.prior.output_std(timesteps, ndim)
 
     def _seen(self, x: Array, timesteps: Array, condition: Condition, fs: Array | None):
         """What the UNet reads of the latents, and their strides: a row for each of ``x``."""

@@ -283,7 +283,7 @@ class DenoiserConfig:
         try:
             _ = self.prior
         except ValueError as error:
-            raise ValueError(f"semantic_prior {error}") from error
+            raise ValueError(f"semantic_prior: {error}") from error
         if not 1 <= self.control_layers <= self.dit.num_layers:
             raise ValueError(
                 f"control_layers must be from 1 to num_layers ({self.dit.num_layers}), got "

@@ -165,9 +165,9 @@ def denoising_loss(
     context = training_text(decoder, text_context, draws.uniform_drop, cfg)
     condition = decoder.condition(tokens, num_frames, text_context=context)
     weights = None
-    if decoder.cfg.latent_prior is not None:
+    if (prior := decoder.cfg.prior) is not None:
         assert draws.timesteps.ndim == 1
-        weights = decoder.output_std(draws.timesteps, 1) ** -(2 if cfg.loss_type == "l2" else 1)
+        weights = prior.output_std(draws.timesteps, 1) ** -(2 if cfg.loss_type == "l2" else 1)
     loss, metrics = diffusion_loss(
         lambda x, t: decoder.denoise(x, t, condition, fs, deterministic=deterministic, rngs=rngs),
         decoder.cfg.schedule,

@@ -87,7 +87,7 @@ def test_the_unet_says_what_a_gaussian_about_the_latent_image_leaves_open(monkey
     np.testing.assert_allclose(got, mean + deviation * np.asarray(said), atol=1e-4)
     np.testing.assert_allclose(read[0][..., :2], (x - mean_x) / np.sqrt(var_x), atol=1e-3)
     np.testing.assert_array_equal(read[0][..., 2:], condition.concat)
-    std = decoder.output_std(timesteps, 1)
+    std = decoder.cfg.prior.output_std(timesteps, 1)
     np.testing.assert_allclose(std, deviation.ravel(), rtol=1e-4)
 
 
@@ -104,7 +104,7 @@ def test_deep_features_say_the_same_beside_a_prior():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"latent_prior": 0.0}, "latent_prior must be positive, got 0.0"),
+        ({"latent_prior": 0.0}, "latent_prior: std must be positive and finite, got 0.0"),
         (
             {"latent_head": CONFIG.latent_head},
             r"images of the autoencoder's 2 latent channels, its output_shape is \(4, 4, 3\)",

@@ -146,11 +146,15 @@ def test_what_is_of_another_size_is_refused():
         (DiTConfig, {"height": 61}, "got 61x90"),
         (DiTConfig, {"num_layers": 0}, "num_layers must be positive"),
         (DenoiserConfig, {"control_layers": 31}, r"1 to num_layers \(30\), got 31"),
-        (DenoiserConfig, {"semantic_prior": 0.0}, "semantic_prior must be positive, got 0.0"),
+        (
+            DenoiserConfig,
+            {"semantic_prior": 0.0},
+            "semantic_prior: std must be positive and finite, got 0.0",
+        ),
         (
             DenoiserConfig,
             {"semantic_prior": 0.2, "schedule": NoiseSchedule(parameterization="eps")},
-            'semantic_prior needs a schedule with parameterization "v"',
+            'semantic_prior: a prior needs a schedule with parameterization "v"',
         ),
         (UpsamplerConfig, {"channels": (100, 512)}, "got \\(100, 512\\)"),
         (UpsamplerConfig, {"channels": ()}, "at least one level"),

@@ -58,7 +58,7 @@ def test_beside_a_prior_the_error_is_that_of_the_unets_own_output(loss_type, pow
     given = draws(jnp.ones(3))
     _, metrics = training.decoder_loss(decoder, LATENTS, TOKENS, given, cfg, deterministic=True)
     error = np.abs(metrics["prediction"] - metrics["target"]) ** power
-    std = np.asarray(decoder.output_std(given.timesteps, 1))
+    std = np.asarray(decoder.cfg.prior.output_std(given.timesteps, 1))
     wanted = error.mean((1, 2, 3, 4)) / std**power
     np.testing.assert_allclose(metrics["loss_per_sample"], wanted, rtol=1e-5)
     np.testing.assert_allclose(metrics["loss_simple"], wanted.mean(), rtol=1e-5)
