@@ -9,6 +9,7 @@ from typing import Any
 
 from dicode_jax.cli import video
 from dicode_jax.cli.evaluate_arguments import DISTANCES
+from dicode_jax.cli.evaluate_run import make_folder
 from dicode_jax.errors import UserError
 
 KEPT = ".npz"  # as a suite keeps its videos
@@ -92,15 +93,19 @@ def clips_of(
     Raises:
       UserError: A file cannot be read or is too short, or its rate is not that of those before.
     """
-    from dicode_jax.data.shapes_world import FPS
     from dicode_jax.evaluation.kept import read_kept
     from dicode_jax.media.video import iter_frames, iter_frames_at, probe
 
     for i, path in enumerate(paths):
         progress(f"videos for {network.name}", i, len(paths))
         if path.suffix.lower() == KEPT:
-            frames, fps = read_kept(path), FPS
-            rates.add(fps)
+            frames, fps = read_kept(path)
+            if fps is None:
+                raise UserError(
+                    f"{path} does not say how many frames a second it has, as those of earlier "
+                    "versions; evaluate the model once more, into another folder"
+                )
+            rates.add(round(fps, 3))
         else:
             fps = network.fps or probe(path).fps
             if not fps:
@@ -127,6 +132,7 @@ def compare(args: argparse.Namespace, wanted: Callable[[str], bool]) -> Any:
 
     first, second = files_of(args.videos), files_of(args.reference)
     distribution.check_counts(len(first), len(second))
+    make_folder(pathlib.Path(args.out))  # known to be fit before the networks run
     values: dict[str, float] = {}
     settings: dict[str, Any] = {
         "videos": args.videos,

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dicode_jax.cli import distances, evaluate_text, evaluated_lists, video
@@ -14,6 +14,7 @@ from dicode_jax.cli.evaluate_run import (
     SHEET_ROWS,
     Run,
     check_floors,
+    is_named,
     make_folder,
     options_of,
     prompts_of,
@@ -32,12 +33,9 @@ def evaluate(args: argparse.Namespace) -> None:
 
     _check(args)
     out = pathlib.Path(args.out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is no folder; name another")
-    report.earlier(out)  # what cannot be added to is known before anything is painted
+    earlier = report.earlier(out)  # what cannot be added to is known before anything is painted
     if args.videos is not None:
         found = distances.compare(args, functools.partial(wanted, args))
-        make_folder(out)
         print(report.table(found.values))
         page = report.write(found, out, "distances")
         check_floors(args, found.values)
@@ -46,13 +44,15 @@ def evaluate(args: argparse.Namespace) -> None:
     folder, kind = video.find(args, "dicode", "ar_diffusion", "landiff")
     if args.lag is not None and kind != "ar_diffusion":
         raise UserError("--lag is for AR-Diffusion models")
-    is_list = args.suite is None and (args.prompts or args.vbench_prompts) is not None
+    is_list = args.suite is None and bool(_lists(args))
     if is_list:
         evaluated_lists.plan(args)  # what is wrong is known before the model loads
     suite = args.suite or "shapes"
+    if not is_list:
+        _check_report(args, suite, kind, folder, earlier)
     judge = None if is_list else JUDGES.get(suite, lambda args: None)(args)
-    pipe = video.load(args, folder)
     make_folder(out)
+    pipe = video.load(args, folder)
     start = time.monotonic()
     if is_list:
         count = evaluated_lists.paint(args, folder, pipe, options_of(args, pipe))
@@ -69,8 +69,7 @@ def _check(args: argparse.Namespace) -> None:
     Raises:
       UserError: They do not.
     """
-    lists = {"--prompts": args.prompts, "--vbench-prompts": args.vbench_prompts}
-    lists = [name for name, path in lists.items() if path is not None]
+    lists = _lists(args)
     if (args.videos is None) != (args.reference is None):
         raise UserError("--videos and --reference go together")
     if args.videos is not None and (args.model is not None or args.suite is not None or lists):
@@ -99,11 +98,21 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--num is for suites: of folders and lists nothing is left out")
     if args.fps is not None and args.videos is None:
         raise UserError("--fps is for --videos")
-    if is_list and (args.metrics is not None or args.at_least):
-        raise UserError("--metrics and --at-least are for suites and --videos: a list is painted")
+    bounds = args.at_least + args.at_most
+    if is_list and (args.metrics is not None or bounds):
+        raise UserError(
+            "--metrics, --at-least and --at-most are for suites and --videos: a list is painted"
+        )
     if odd := [name for name in args.metrics or () if name not in METRICS[suite]]:
         where = "--videos" if suite == "distances" else f"--suite {suite}"
         raise UserError(f"{where} has no {odd[0]}; it has {', '.join(METRICS[suite])}")
+    for name, _ in () if is_list else bounds:
+        if not is_named(name, METRICS[suite]):
+            raise UserError(
+                f"--at-least and --at-most: {name!r} names none of {', '.join(METRICS[suite])}"
+            )
+        if not wanted(args, name):
+            raise UserError(f"--at-least and --at-most: {name!r} is none of --metrics")
     if suite == "text" and not is_list and args.clip is None:
         raise UserError(
             "--suite text needs --clip DIR, both towers of CLIP as `python -m convert open_clip` "
@@ -111,6 +120,36 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.metrics is not None and "lpips" in args.metrics and args.lpips is None:
         raise UserError("--metrics lpips needs --lpips DIR, its converted weights")
+
+
+def _lists(args: argparse.Namespace) -> list[str]:
+    """The options that name lists of prompts, of those that are given."""
+    lists = {"--prompts": args.prompts, "--vbench-prompts": args.vbench_prompts}
+    return [name for name, path in lists.items() if path is not None]
+
+
+def _check_report(
+    args: argparse.Namespace,
+    suite: str,
+    kind: str,
+    folder: pathlib.Path,
+    earlier: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Refuses what a model cannot be asked for, and reports of two models in one folder.
+
+    Raises:
+      UserError: It is such.
+    """
+    if suite == "tokens" and kind != "dicode":
+        raise UserError("--suite tokens is for DiCoDe models, which have deep tokens")
+    if suite == "long" and kind == "ar_diffusion" and args.num_frames is not None:
+        raise UserError("--suite long: how long videos of this model are is --num-clips")
+    for name, one in earlier.items():
+        other = one["settings"].get("model")
+        if other is not None and pathlib.Path(other).resolve() != folder.resolve():
+            raise UserError(
+                f"{args.out} holds the suite {name} of another model, {other}; name another folder"
+            )
 
 
 def _shapes(run: Run) -> pathlib.Path:
@@ -126,7 +165,7 @@ def _shapes(run: Run) -> pathlib.Path:
     def paint(numbers, seeds):
         return run.pipe([prompts[i] for i in numbers], seed=seeds, **run.options)
 
-    most = evaluate_text.first_frames(run.pipe)
+    most = evaluate_text.first_frames(run.fps)
     for scene, whole in zip(scenes, run.kept("clips", paint, AT_ONCE)):
         clip = whole[:most]
         with square(run.folder):
@@ -140,7 +179,7 @@ def _shapes(run: Run) -> pathlib.Path:
         drawn = (shapes_world.render(scene)[0] for scene in scenes)
         first, second = (
             network(network.clip(one, fps, "a clip") for one in each)
-            for each, fps in ((clips, run.pipe.config.fps), (drawn, shapes_world.FPS))
+            for each, fps in ((clips, run.fps), (drawn, shapes_world.FPS))
         )
         found = distribution.between(network, first, second, run.wanted)
         values |= found
@@ -199,7 +238,7 @@ def _reconstruction(run: Run) -> pathlib.Path:
     values = {
         **own,
         **{f"{name} of the floor": x for name, x in other.items() if name[:4] != "mean"},
-        "psnr above the floor": own["psnr"].mean - other["psnr"].mean,
+        "psnr above the floor": reconstruction.above(rows, floors),
     }
     captions = [scene.caption for scene in scenes]
     labels = [f"{what}: {caption}" for caption in captions for what in ("drawn", "painted again")]
@@ -240,6 +279,7 @@ def _long(run: Run) -> pathlib.Path:
         (sheet, captions),
         values=long_video.summary(found),
         notes=long_video.NOTES,
+        told=length,
         plots=long_video.plots(found),
         rows=[{"caption": caption, **row} for caption, row in zip(captions, found)],
     )
@@ -273,8 +313,6 @@ def _tokens(run: Run) -> pathlib.Path:
     from dicode_jax.media.video import contact_sheet
 
     pipe, scenes, args = run.pipe, run.scenes(), run.args
-    if pipe.kind != "dicode":
-        raise UserError("--suite tokens is for DiCoDe models, which have deep tokens")
     if run.num < 2:
         raise UserError("--suite tokens takes means over videos; give --num 2 at least")
     size, length = pipe.config.frame_size, args.num_frames or pipe.config.sampling.num_frames
@@ -282,33 +320,43 @@ def _tokens(run: Run) -> pathlib.Path:
     drawn = [shapes_world.render(s, num_frames=length, frame_size=size)[0] for s in scenes]
     held = np.stack([pipe.encode(clip) for clip in drawn])
     count = held.shape[2]
-    whole = np.asarray(pipe.decode(held, seed=seeds, **run.options))
-    changed = {
-        "without token": [tokens.without(held, i) for i in range(count)],
-        "first tokens": [tokens.first(held, i + 1) for i in range(count)],
-    }
-    sweeps, values = {}, {}
-    with video.progress_bar() as progress:
-        for number, (name, sets) in enumerate(changed.items()):
-            places, pictures, labels = [], [drawn[0], whole[0]], ["drawn", "all tokens"]
-            for i, one in enumerate(sets):
-                clips = np.asarray(pipe.decode(one, seed=seeds, **run.options))
-                errors = quality.squared_errors(whole, clips)
-                rows = [
-                    shapes.judge(clip).matches(scene.attributes) | {"squared error": float(error)}
-                    for scene, clip, error in zip(scenes, clips, errors)
-                ]
-                places.append(rows)
-                pictures.append(clips[0])
-                labels.append(f"{name} {i + 1}")
-                for field in shapes.FIELDS:
-                    values[f"{name} {i + 1}: {field}"] = interval(float(r[field]) for r in rows)
-                progress("sweeps", number * count + i + 1, 2 * count)
-            sweeps[name] = places
-            contact_sheet(run.out / f"{name.replace(' ', '_')}.png", pictures, labels=labels)
+    changed = {f"without token {i + 1}": tokens.without(held, i) for i in range(count)}
+    changed |= {f"first tokens {i}": tokens.first(held, i) for i in range(1, count + 1)}
+    sets = [held, *changed.values()]
+
+    def paint(numbers, seeds):
+        asked = np.stack([sets[i // run.num][i % run.num] for i in numbers])
+        return np.asarray(pipe.decode(asked, seed=seeds, **run.options))
+
+    painted = run.kept("tokens", paint, AT_ONCE, len(sets))
+    whole = np.stack([next(painted) for _ in scenes])
+    found: list[dict[str, Any]] = [{"caption": scene.caption} for scene in scenes]
+    sweeps: dict[str, list] = {}
+    values, sheets = {}, {}
+    for name in changed:
+        clips = np.stack([next(painted) for _ in scenes])
+        errors = quality.squared_errors(whole, clips)
+        rows = [
+            shapes.judge(clip).matches(scene.attributes) | {"squared error": float(error)}
+            for scene, clip, error in zip(scenes, clips, errors)
+        ]
+        sweep = name.rpartition(" ")[0]
+        sweeps.setdefault(sweep, []).append(rows)
+        sheets.setdefault(sweep, []).append((clips[0], name))
+        for field in (*shapes.FIELDS, "squared error"):
+            values[f"{name}: {field}"] = interval(row[field] for row in rows)
+        for one, row in zip(found, rows):
+            one[name] = row
+    for sweep, shown in sheets.items():
+        shown = [(drawn[0], "drawn"), (whole[0], "all tokens"), *shown]
+        contact_sheet(
+            run.out / f"{sweep.replace(' ', '_')}.png",
+            [clip for clip, _ in shown],
+            labels=[label for _, label in shown],
+        )
     way = tokens.between(held[0], held[1], 7)
-    painted = np.asarray(pipe.decode(way, seed=[seeds[0]] * len(way), **run.options))
-    contact_sheet(run.out / "between.png", list(painted))
+    between = np.asarray(pipe.decode(way, seed=[seeds[0]] * len(way), **run.options))
+    contact_sheet(run.out / "between.png", list(between))
     near = tokens.nearest(held, 3)
     shown = [(i, j) for i, others in enumerate(near[:3]) for j in (i, *others)]
     labels = [("" if i == j else "near it: ") + scenes[j].caption for i, j in shown]
@@ -319,6 +367,7 @@ def _tokens(run: Run) -> pathlib.Path:
         values=values,
         notes=tokens.NOTES,
         plots=tokens.plots(sweeps),
+        rows=found,
         more={
             "Without each token": "without_token.png",
             "The first tokens": "first_tokens.png",

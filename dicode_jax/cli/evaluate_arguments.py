@@ -11,10 +11,10 @@ SUITES = {"shapes": 128, "reconstruction": 64, "text": 128, "long": 16, "tokens"
 _WORDS = ("color", "shape", "motion", "background", "size")
 DISTANCES = ("fvd", "kvd", "fid", "kid", "fd-shapes", "kvd-shapes")
 METRICS = {
-    "shapes": (*_WORDS, "all", "wobble", *DISTANCES),
+    "shapes": (*_WORDS, "all", "seen", "wobble", *DISTANCES),
     "reconstruction": ("psnr", "ssim", "lpips"),
-    "text": ("clipsim", "score", "consistency", *_WORDS, "all"),
-    "long": (*_WORDS, "border", "drift"),
+    "text": ("clipsim", "score", "told apart", "consistency", *_WORDS, "all", "seen", "wobble"),
+    "long": (*_WORDS, "border", "seen", "drift"),
     "tokens": (*_WORDS, "error"),
     "distances": DISTANCES,
 }
@@ -143,10 +143,18 @@ def add_parsers(
     sub.add_argument(
         "--at-least",
         nargs="+",
-        type=_floor,
+        type=_bound,
         default=[],
         metavar="NAME=X",
         help="end with an error where a number of the report is lower, as in all=0.8",
+    )
+    sub.add_argument(
+        "--at-most",
+        nargs="+",
+        type=_bound,
+        default=[],
+        metavar="NAME=X",
+        help='the same where one is higher, as in "color wobble=2.5"',
     )
     sub.add_argument(
         "--lag", type=number(int, Whole(0, MAX_STEPS)), metavar="N", help="of AR-Diffusion"
@@ -155,13 +163,13 @@ def add_parsers(
     add_computing(sub)
 
 
-def _floor(text: str) -> tuple[str, float]:
-    """`NAME=X` of --at-least."""
+def _bound(text: str) -> tuple[str, float]:
+    """`NAME=X` of --at-least and --at-most."""
     name, equals, value = text.rpartition("=")
     try:
-        floor = float(value)
+        bound = float(value)
     except ValueError:
-        floor = math.nan
-    if not (name and equals and math.isfinite(floor)):
+        bound = math.nan
+    if not (name and equals and math.isfinite(bound)):
         raise argparse.ArgumentTypeError(f"{text!r} is no NAME=NUMBER, such as all=0.8")
-    return name, floor
+    return name, bound

@@ -4,7 +4,8 @@ import argparse
 import contextlib
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dicode_jax.cli import video
@@ -15,34 +16,47 @@ SHEET_ROWS = 10
 
 
 def make_folder(out: pathlib.Path) -> None:
-    """Makes the folder for what is found, unless it is there."""
+    """Makes the folder for what is found, unless it is there, and sees that it can be written to.
+
+    Raises:
+      UserError: It cannot.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
     except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {error.strerror or error}") from error
+        raise UserError(f"cannot write to the folder {out}: {error.strerror or error}") from error
 
 
 def wanted(args: argparse.Namespace, name: str) -> bool:
     """Whether a number or a plot is one of `--metrics`, which are words of its name."""
+    return args.metrics is None or is_named(name, args.metrics)
+
+
+def is_named(name: str, words: Iterable[str]) -> bool:
+    """Whether one of some words is in the name of a number or a plot."""
     name = name.replace("_", " ")
-    return args.metrics is None or any(
-        re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", name, re.IGNORECASE)
-        for word in args.metrics
+    return any(
+        re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", name, re.IGNORECASE) for word in words
     )
 
 
 def check_floors(args: argparse.Namespace, values: Mapping[str, Any]) -> None:
-    """Holds the numbers of a report to `--at-least`.
+    """Holds the numbers of a report to `--at-least` and `--at-most`.
 
     Raises:
-      UserError: One is lower, or is not there.
+      UserError: One is lower or higher, or is not there.
     """
-    for name, floor in args.at_least:
-        if name not in values:
-            raise UserError(f"--at-least: there is no {name!r}; there are {', '.join(values)}")
-        found = getattr(values[name], "mean", values[name])
-        if not found >= floor:
-            raise UserError(f"{name} is {found:.4g}, and {floor:g} at least is asked for")
+    for option, bounds, sign in (("least", args.at_least, 1), ("most", args.at_most, -1)):
+        for name, bound in bounds:
+            if name not in values:
+                raise UserError(
+                    f"--at-{option}: there is no {name!r}; there are {', '.join(values)}"
+                )
+            found = getattr(values[name], "mean", values[name])
+            if not sign * found >= sign * bound:
+                raise UserError(f"{name} is {found:.4g}, and {bound:g} at {option} is asked for")
 
 
 class Run:
@@ -57,6 +71,7 @@ class Run:
       judge: The networks that it judges with, if any.
       num: How many clips or videos.
       options: What the pipeline is called with besides prompts and seeds.
+      fps: Frames a second of what it paints then.
     """
 
     def __init__(
@@ -72,6 +87,7 @@ class Run:
         self.suite, self.judge = suite, judge
         self.num: int = args.num or SUITES[self.suite]
         self.options = options_of(args, pipe)
+        self.fps = frame_rate(pipe, self.options)
 
     def wanted(self, name: str) -> bool:
         """Whether a number is one of `--metrics`."""
@@ -83,8 +99,18 @@ class Run:
 
         return accuracy.scenes(self.num, self.args.seed)
 
-    def kept(self, what: str, paint: Callable, at_once: int, **more: Any) -> Iterator[Any]:
-        """Videos `[f, h, w, 3]` in order, kept in a folder of the output."""
+    def kept(
+        self, what: str, paint: Callable, at_once: int, times: int = 1, **more: Any
+    ) -> Iterator[Any]:
+        """Videos `[f, h, w, 3]` in order, kept in a folder of the output.
+
+        Args:
+          what: The folder's name.
+          paint: Makes the videos of some numbers with some seeds.
+          at_once: Most numbers in a call of it.
+          times: How often each seed's turn comes: numbers go up to `times * num`.
+          more: What the videos depend on besides.
+        """
         from dicode_jax.evaluation import accuracy, kept
 
         seeds = accuracy.seeds(self.num, self.args.seed)
@@ -96,13 +122,13 @@ class Run:
             "options": {n: x for n, x in self.options.items() if n != "clips_per_batch"},
             **more,
         }
-        make = lambda numbers: paint(numbers, [seeds[i] for i in numbers])  # noqa: E731
-        place = self.out / what
+        make = lambda numbers: paint(numbers, [seeds[i % self.num] for i in numbers])  # noqa: E731
+        place, count = self.out / what, times * self.num
         with video.progress_bar() as progress:
-            progress("videos", 0, self.num)
-            videos = kept.painted(make, self.num, place, settings, at_once=at_once)
+            progress("videos", 0, count)
+            videos = kept.painted(make, count, place, settings, fps=self.fps, at_once=at_once)
             for i, one in enumerate(videos):
-                progress("videos", i + 1, self.num)
+                progress("videos", i + 1, count)
                 yield one
 
     def report(
@@ -169,6 +195,14 @@ def options_of(args: argparse.Namespace, pipe) -> dict[str, Any]:
     if odd := options.keys() - own:
         raise UserError(f"this model has no {', '.join(sorted(odd))}; leave it out")
     return options if args.lag is None else options | {"lag": args.lag}
+
+
+def frame_rate(pipe, options: Mapping[str, Any]) -> float:
+    """Frames a second of what a pipeline paints: a clip of DiCoDe lasts as long as ever."""
+    if pipe.kind != "dicode":
+        return float(pipe.config.fps)
+    own = pipe.config.sampling.num_frames
+    return float(pipe.config.fps * options.get("num_frames", own) / own)
 
 
 def prompts_of(pipe, scenes: Sequence[Any]) -> list[Any]:

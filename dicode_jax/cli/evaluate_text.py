@@ -11,11 +11,11 @@ from dicode_jax.errors import UserError
 AT_ONCE = 8  # clips that a model is asked for in one call
 
 
-def first_frames(pipe) -> int:
+def first_frames(fps: float) -> int:
     """How many frames of a video of the shapes world its caption is about: two seconds."""
     from dicode_jax.data import shapes_world
 
-    return max(round(shapes_world.NUM_FRAMES / shapes_world.FPS * pipe.config.fps), 2)
+    return max(round(shapes_world.NUM_FRAMES / shapes_world.FPS * fps), 2)
 
 
 def towers(args: argparse.Namespace) -> Any:
@@ -60,13 +60,14 @@ def text(run: Run) -> pathlib.Path:
     if run.args.prompts is None:
         scenes = run.scenes()
         prompts, asked = [scene.caption for scene in scenes], prompts_of(run.pipe, scenes)
-        most: int | None = first_frames(run.pipe)
+        most: int | None = first_frames(run.fps)
     else:
         entries = _entries(run.args)
         count = run.args.samples_per_prompt or 1
-        prompts = [entry.prompt for entry in entries for _ in range(count)][: run.args.num]
-        run.num, asked, most = len(prompts), prompts, None
+        prompts = [entry.prompt for entry in entries for _ in range(count)]
         more = {"prompts": prompts}
+        prompts = prompts[: run.args.num]
+        run.num, asked, most = len(prompts), prompts, None
     texts, others = clip.texts(prompts), measures.others(prompts)
 
     def paint(numbers, seeds):

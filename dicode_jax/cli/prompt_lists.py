@@ -3,7 +3,7 @@
     tasks = plan(read_prompts("prompts.csv"), seed=0, num_videos_per_prompt=5)
     paint_all(tasks, "videos", settings, paint)
 
-Beside the videos lies `manifest.jsonl`: a line for each that is whole, with all that repeats it.
+`manifest.jsonl`, beside the videos, has a line for each that is whole, with all that repeats it.
 """
 
 import csv
@@ -171,6 +171,7 @@ def paint_all(
     paint: Callable[[Task, pathlib.Path], Mapping[str, Any]],
     *,
     say: Callable[[str], None] = lambda line: None,
+    manifest: str | os.PathLike | None = None,
 ) -> list[pathlib.Path]:
     """Makes the videos that the folder does not hold yet, one after the other.
 
@@ -180,6 +181,8 @@ def paint_all(
       settings: What all videos share, as JSON: model, options.
       paint: Writes the video of a task to a path, and returns what the manifest shall say besides.
       say: Told of each video.
+      manifest: Its file, for whoever wants nothing but videos in the folder; None for
+        `manifest.jsonl` in it.
 
     Returns:
       The videos, of this run and earlier ones, as in `tasks`.
@@ -189,8 +192,8 @@ def paint_all(
         when all others are made, some could not be.
     """
     folder, failed = pathlib.Path(folder), []
-    with Manifest(folder) as manifest:
-        done = manifest.check(tasks, settings)
+    with Manifest(folder, manifest) as lines:
+        done = lines.check(tasks, settings)
         if done:
             say(f"{len(done)} of {len(tasks)} videos are there already")
         for number, task in enumerate(tasks, 1):
@@ -202,7 +205,7 @@ def paint_all(
                 failed.append(f"{task.file}: {error}")
                 say(f"{number}/{len(tasks)} {failed[-1]}")
                 continue
-            manifest.add(task, settings, said)
+            lines.add(task, settings, said)
             say(f"{number}/{len(tasks)} {task.file}")
     if failed:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
@@ -211,7 +214,11 @@ def paint_all(
 
 
 class Manifest:
-    """`manifest.jsonl` of a folder, which one process at a time writes; a context manager.
+    """What is told of a folder's videos, which one process at a time writes; a context manager.
+
+    Args:
+      folder: Of the videos.
+      path: Of the manifest; None for `manifest.jsonl` in the folder.
 
     Attributes:
       lines: File -> what its line says.
@@ -220,10 +227,10 @@ class Manifest:
       UserError: The folder cannot be made, another process is at it, or a line is broken.
     """
 
-    def __init__(self, folder: pathlib.Path):
-        self._folder, self._path = folder, folder / MANIFEST
+    def __init__(self, folder: pathlib.Path, path: str | os.PathLike | None = None):
+        self._folder, self._path = folder, pathlib.Path(path or folder / MANIFEST)
         self._file: BinaryIO | None = None
-        self._is_new = True
+        self._is_new, self._written = True, 0  # when it was last written to, in ns
         self.lines: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> Self:
@@ -239,6 +246,7 @@ class Manifest:
             if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
                 raise UserError(f"{self._path} is a pipe or a device; name another folder")
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._written = os.fstat(self._file.fileno()).st_mtime_ns
             self.lines = {line["file"]: line for line in self._read()}
         except BaseException as error:
             self._file.close()
@@ -257,24 +265,31 @@ class Manifest:
         """Files of the tasks that are there and whole.
 
         Raises:
-          UserError: A file is of another prompt, seed or setting, or nobody knows of what.
+          UserError: A file is of another prompt, seed or setting, or nobody knows of what: it has
+            no line, and a kill between it and its line did not leave it either, being older.
         """
         done = set()
         for task in tasks:
-            is_there, line = (self._folder / task.file).is_file(), self.lines.get(task.file)
+            path, line = self._folder / task.file, self.lines.get(task.file)
+            is_there = path.is_file()
             if is_there and line is not None:
                 wanted = _as_json(task.identity(settings))
                 other = [key for key, value in wanted.items() if line.get(key) != value]
                 if other:
                     raise UserError(
-                        f"{self._folder / task.file} was made with other {', '.join(other)}, as "
-                        f"{MANIFEST} beside it says; name another folder"
+                        f"{path} was made with other {', '.join(other)}, as {self._path.name} "
+                        "says; name another folder"
                     )
                 done.add(task.file)
             elif is_there and self._is_new:
                 raise UserError(
-                    f"{self._folder / task.file} is there and {MANIFEST} is not; name another "
-                    "folder, so that nothing is replaced"
+                    f"{path} is there and {self._path.name} is not; name another folder, so that "
+                    "nothing is replaced"
+                )
+            elif is_there and path.stat().st_mtime_ns < self._written:
+                raise UserError(
+                    f"{path} is there and {self._path.name} does not know it; move it away, or "
+                    "name another folder, so that nothing is replaced"
                 )
         return done
 
@@ -313,6 +328,10 @@ def _as_json(value: Any) -> Any:
 
 def _default_name(entry: Entry, index: int, seed: int) -> str:
     return video_name(entry.prompt, seed) if entry.name is None else f"{entry.name}_{seed}"
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _checked_name(name: str) -> str:
@@ -362,6 +381,8 @@ def _entry(where: str, row: Mapping[str, Any], folder: pathlib.Path) -> Entry:
     for name, value in {"prompt": prompt, **texts}.items():
         if not isinstance(value, str):
             raise UserError(f"{where}: {name} is not text")
+        if not _is_unicode(value):
+            raise UserError(f"{where}: {name} holds half of a character, which no text has")
     if not prompt.strip() and not texts.keys() & {"image", "video"}:
         raise UserError(f"{where} has no prompt")
     numbers = {}

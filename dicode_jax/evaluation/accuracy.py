@@ -23,6 +23,8 @@ NOTES = {
     "shape that the caption says; the other three likewise",
     "all, and in every frame": "share of clips of which all five are right, and in every single "
     "frame colour, shape, background and size",
+    "object seen": "share of frames that show an object at all; what wobbles and drifts is told of "
+    "these alone",
     "color wobble": "standard deviation over the frames of the object's colour, of 255, mean of "
     "the channels; 0 in drawn clips",
 }
@@ -50,6 +52,7 @@ def judged(
         | {"all": whole}
         | {f"{field} in every frame": right for field, right in steady.items()}
         | {"all, and in every frame": whole and all(steady.values())}
+        | {"object seen": float(np.isfinite(verdict.frames.x).mean())}
         | {"color wobble": verdict.frames.wobble}
     )
 
@@ -62,7 +65,7 @@ def summary(rows: Sequence[dict[str, bool | float]]) -> dict[str, Interval]:
     """
     if not rows:
         raise ValueError("nothing to score")
-    return {name: interval(float(row[name]) for row in rows) for name in rows[0]}
+    return {name: interval(row[name] for row in rows) for name in rows[0]}
 
 
 def plots(
@@ -85,7 +88,7 @@ def plots(
         words = sorted({getattr(one, field) for one in said})
         of_words = {
             measure: [
-                interval(float(r[measure]) for s, r in zip(said, rows) if getattr(s, field) == word)
+                interval(r[measure] for s, r in zip(said, rows) if getattr(s, field) == word)
                 for word in words
             ]
             for measure in (field, "all", "all, and in every frame")

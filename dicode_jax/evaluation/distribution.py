@@ -59,7 +59,7 @@ class Features:
         return self.labels or (f"FD-{self.name}", f"KVD-{self.name}")
 
     def clip(self, frames: Sequence[UInt8[np.ndarray, "h w 3"]], fps: float, name: object) -> Clip:
-        """The clip of a video of so many frames a second.
+        """The clip of a video of so many frames a second: what is on screen at the clip's times.
 
         Args:
           name: What an error calls the video.
@@ -68,7 +68,7 @@ class Features:
           UserError: It is too short.
         """
         own = self.fps or fps
-        places = np.round(np.arange(self.num_frames) * fps / own).astype(int)
+        places = (np.arange(self.num_frames) * fps / own + 1e-6).astype(int)
         if places[-1] >= len(frames):
             raise UserError(
                 f"{name} has {len(frames)} frames, {fps:g} a second; distances on {self.name} "

@@ -25,6 +25,7 @@ BACK = {
 }
 BACK |= {back: there for there, back in BACK.items()}
 RIGHT = ("color", "shape", "background", "size", "motion")
+SEEN = "object seen"
 DRIFTS = ("color drift", "size drift", "place drift")
 NOTES = {
     "border ratio": "mean absolute difference of the two frames at a border of clips, by that of "
@@ -34,6 +35,8 @@ NOTES = {
     "as the caption says",
     "color, shape, background, size, motion": "share of clips that show what the triangle wave "
     "asks for at their place, mean over videos",
+    "object seen": "share of frames that show an object at all; drift is told of the clips alone "
+    "in which it is seen",
     "color drift": "distance, of 255, of the object's mean colour from that in the first clip",
     "size drift": "how far the radius at a clip's start is off what it was a period ago at the "
     "video's start, as a share of it",
@@ -91,6 +94,7 @@ def measured(
     for i, verdict in enumerate(verdicts):
         row: dict[str, Any] = dict(verdict.matches(said))
         row["motion"] = verdict.motion == motion_at(said.motion, i)
+        row[SEEN] = float(np.isfinite(verdict.frames.x).mean())
         then, now = firsts[i % period(said.motion)], firsts[i]
         row["color drift"] = float(np.linalg.norm(_mean(now.rgb) - _mean(firsts[0].rgb)))
         row["size drift"] = float(abs(now.radius[0] / then.radius[0] - 1))
@@ -104,14 +108,14 @@ def summary(found: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
     said = ("color", "shape", "background")
     values = {"border ratio": interval(video["border ratio"] for video in found)}
     values["color, shape, background in the last clip"] = interval(
-        float(all(video["clips"][-1][name] for name in said)) for video in found
+        all(bool(video["clips"][-1][name]) for name in said) for video in found
     )
-    for name in RIGHT:
+    for name in (*RIGHT, SEEN):
         values[name] = interval(float(np.mean([c[name] for c in v["clips"]])) for v in found)
     num_clips = len(found[0]["clips"])
     for minute in range(-(-num_clips // PER_MINUTE)):
         within = slice(minute * PER_MINUTE, (minute + 1) * PER_MINUTE)
-        for name in (*RIGHT[:4], *DRIFTS):
+        for name in (*RIGHT[:4], SEEN, *DRIFTS):
             values[f"{name}, minute {minute + 1}"] = interval(
                 _mean(np.array([float(clip[name]) for clip in video["clips"][within]]))
                 for video in found
@@ -125,7 +129,7 @@ def plots(found: Sequence[Mapping[str, Any]]) -> list[Plot]:
 
     def over_time(name: str) -> list[Interval]:
         rows = zip(*(video["clips"] for video in found), strict=True)
-        return [interval(float(clip[name]) for clip in clips) for clips in rows]
+        return [interval(clip[name] for clip in clips) for clips in rows]
 
     right = Plot(
         name="right_over_time",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from dicode_jax.evaluation.intervals import Interval, interval
+from dicode_jax.evaluation.intervals import Interval, interval, of_means
 from dicode_jax.evaluation.quality import decibels, similarities, squared_errors
 from dicode_jax.evaluation.report import Plot
 from dicode_jax.media.resize import resize_square
@@ -72,6 +72,12 @@ def summary(rows: Sequence[Mapping[str, Float[np.ndarray, " f"]]]) -> dict[str, 
         if name in rows[0]:
             found[name] = interval(float(row[name].mean()) for row in rows)
     return found
+
+
+def above(rows: Sequence[Mapping[str, Float[np.ndarray, " f"]]], floors: Sequence) -> Interval:
+    """Decibels of all clips together by which rows of `measured` are better than others of them."""
+    errors = ([float(row["squared error"].mean()) for row in each] for each in (rows, floors))
+    return of_means(lambda own, other: decibels(own) - decibels(other), *errors)
 
 
 def plots(of: Mapping[str, Sequence[Mapping[str, Float[np.ndarray, " f"]]]]) -> list[Plot]:

@@ -67,8 +67,11 @@ def earlier(folder: str | os.PathLike) -> dict[str, Any]:
     Raises:
       UserError: The file is none of an evaluation's.
     """
-    path = pathlib.Path(folder) / JSON_FILE
-    if not path.exists():
+    folder = pathlib.Path(folder)
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise UserError(f"{folder} is no folder; name another")
+    path = folder / JSON_FILE
+    if not os.path.lexists(path):
         return {}
     found = read_object(path, "the results of an evaluation", MAX_BYTES)
     if not all(isinstance(one, dict) and one.keys() >= FIELDS for one in found.values()):
@@ -90,13 +93,14 @@ def write(report: Report, folder: str | os.PathLike, suite: str) -> pathlib.Path
     """
     folder = pathlib.Path(folder)
     whole = earlier(folder) | {suite: _plain(report)}
+    text = "\n".join(map(page, whole.values()))
     with atomic_path(folder / JSON_FILE) as temporary:
         temporary.write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n")
     for plot in report.plots:
         with atomic_path(folder / f"{plot.name}.png") as temporary:
             draw(plot, temporary)
     with atomic_path(folder / PAGE_FILE) as temporary:
-        temporary.write_text("\n".join(map(page, whole.values())), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return folder / PAGE_FILE
 
 

@@ -28,7 +28,8 @@ AT_ONCE = 16  # frames in one call of a tower
 NOTES = {
     "CLIPSIM": "cosine of CLIP's embeddings of a frame and of the prompt (Wu et al., 2021), mean "
     "over frames; the interval is of the videos",
-    "CLIP score": "100 times the same, and 0 for frames below 0 (Hessel et al., 2021)",
+    "CLIP score": "100 times the same, and 0 for frames below 0, as torchmetrics has it (Hessel et "
+    "al., 2021, take 2.5 times)",
     "CLIPSIM of another prompt": "the same of each video with the next other prompt: what videos "
     "that show something else would have",
     "prompts told apart": "share of videos that are nearer to their prompt than to that other one",
@@ -116,10 +117,14 @@ def preprocessed(
 
 def others(prompts: Sequence[str]) -> list[int | None]:
     """For each prompt the number of the next one that is another; None where all are the same."""
-    turned = [
-        [(i + step) % len(prompts) for step in range(len(prompts))] for i in range(len(prompts))
-    ]
-    return [next((j for j in row if prompts[j] != prompts[row[0]]), None) for row in turned]
+    count, next_other = len(prompts), None
+    found: list[int | None] = [None] * count
+    for i in reversed(range(2 * count)):  # twice round, so that the last ones see the first
+        if prompts[i % count] != prompts[(i + 1) % count]:
+            next_other = (i + 1) % count
+        if i < count:
+            found[i] = next_other
+    return found
 
 
 def measured(
@@ -145,7 +150,7 @@ def summary(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Interval]:
     if all("other" in row for row in rows):
         found["CLIPSIM of another prompt"] = interval(float(r["other"].mean()) for r in rows)
         found["prompts told apart"] = interval(
-            float(row["clipsim"].mean() > row["other"].mean()) for row in rows
+            bool(row["clipsim"].mean() > row["other"].mean()) for row in rows
         )
     if all(len(row["consistency"]) for row in rows):
         found["frame consistency"] = interval(float(r["consistency"].mean()) for r in rows)

@@ -57,7 +57,7 @@ def plots(sweeps: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> list
     drawn = []
     for name, places in sweeps.items():
         lines = {
-            field: [interval(float(row[field]) for row in rows) for rows in places]
+            field: [interval(row[field] for row in rows) for rows in places]
             for field in (*FIELDS, "squared error")
         }
         error = {"squared error": lines.pop("squared error")}

@@ -1,9 +1,11 @@
 """`dicode evaluate` with a model that paints what it is told, and what it says of others."""
 
+import errno
 import itertools
 import json
 import pathlib
 import re
+import tempfile
 import types
 
 import numpy as np
@@ -16,7 +18,7 @@ from dicode_jax.cli.evaluate_arguments import METRICS, SUITES
 from dicode_jax.data import shapes_world
 from dicode_jax.errors import UserError
 from dicode_jax.evaluation import accuracy, report, text
-from dicode_jax.media.video import read_video
+from dicode_jax.media.video import read_video, write_video
 
 
 class Painter:
@@ -67,9 +69,9 @@ def run(monkeypatch, tmp_path):
         monkeypatch.setattr(video, "load", lambda args, folder: painter)
         seed = [] if "--videos" in words else ["--seed", "2"]
         status = cli.main(["evaluate", *map(str, words), "--out", out, *seed])
-        found = pathlib.Path(out, "results.json")
+        found = pathlib.Path(out, "results.json") if len(out) < 256 else pathlib.Path("none")
         suite = next((w for o, w in itertools.pairwise(words) if o == "--suite"), "shapes")
-        return status, json.loads(found.read_text())[suite] if found.exists() else None
+        return status, json.loads(found.read_text()).get(suite) if found.exists() else None
 
     return run
 
@@ -185,7 +187,16 @@ def test_a_number_below_its_floor_is_an_error_after_the_report(run, capsys):
     assert "all, and in every frame is 0.6667, and 0.67 at least is asked for" in said.err
     assert "| all | 0.667 |" in said.out
     assert run(painter, *words, "al=0.5")[0] == 2
-    assert "there is no 'al'; there are color" in capsys.readouterr().err
+    assert "'al' names none of color, shape" in capsys.readouterr().err
+    assert run(painter, *words, "all shape=0.5")[0] == 2  # of words that there are
+    assert "there is no 'all shape'; there are color" in capsys.readouterr().err
+    most = ("--num", 3, "--at-most")
+    assert run(painter, *most, "color wobble=0", "all=0.7")[0] == 0
+    assert run(painter, *most, "all=0.6")[0] == 2
+    assert "all is 0.6667, and 0.6 at most is asked for" in capsys.readouterr().err
+    assert run(painter, "--num", 3, "--metrics", "color", "--at-most", "all=1")[0] == 2
+    assert "'all' is none of --metrics" in capsys.readouterr().err
+    assert len(painter.calls) == 1
 
 
 def test_distances_take_clips_at_the_rate_of_the_model(run):
@@ -198,6 +209,89 @@ def test_distances_take_clips_at_the_rate_of_the_model(run):
     assert found["values"]["FD-shapes"] == pytest.approx(0, abs=1e-3)
     assert found["values"]["KVD-shapes"] < 0  # the same clips
     assert found["settings"]["FD-shapes, KVD-shapes: frames a second"] == 4
+
+
+class Halves(Painter):
+    """As DiCoDe: a clip lasts as long as ever, of whatever frames."""
+
+    def __call__(self, prompts, *, num_frames=16, **options):
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        self.calls.append((prompts, options))
+        drawn = [shapes_world.render(self.scenes[p], 1, num_frames=num_frames) for p in prompts]
+        return np.concatenate(drawn)
+
+
+@pytest.mark.parametrize("count", [8, 32])
+def test_a_clip_of_other_frames_lasts_as_long(run, tmp_path, count):
+    words = ("--num-frames", count)
+    status, found = run(Halves(), "--num", 3, *words, "--features")
+    assert status == 0
+    assert means(found)["motion"] == means(found)["all"] == 1
+    assert found["values"]["FD-shapes"] < 0.5  # the times are not quite those of 16 frames
+    painter = Halves()
+    path = listed(tmp_path / "list.txt", next(iter(painter.scenes)))
+    assert run(painter, "--prompts", path, *words, out="list")[0] == 0
+    (made,) = pathlib.Path("list").glob("*.mp4")
+    assert read_video(made).fps == pytest.approx(8 * count / 16)
+
+
+def test_what_was_kept_is_compared_at_its_own_rate(run, tmp_path, capsys):
+    painter = Halves()
+    assert run(painter, "--num", 3, "--num-frames", 32)[0] == 0
+    (tmp_path / "true").mkdir()
+    for i, scene in enumerate(painter.scenes.values()):
+        write_video(tmp_path / f"true/{i}.mp4", shapes_world.render(scene)[0], 8)
+    words = ("--videos", "found/clips", "--reference", tmp_path / "true")
+    assert run(None, *words, out="apart")[0] == 0
+    found = json.loads(pathlib.Path("apart/results.json").read_text())["distances"]
+    assert found["values"]["FD-shapes"] == pytest.approx(0, abs=0.5)  # an mp4 is not exact
+    np.savez(tmp_path / "found/clips/000000.npz", video=np.zeros((16, 64, 64, 3), np.uint8))
+    assert run(None, *words, out="apart")[0] == 2
+    assert "does not say how many frames a second" in capsys.readouterr().err
+
+
+def test_one_folder_holds_reports_of_one_model(run, tmp_path, capsys, monkeypatch):
+    assert run(Painter(), "--num", 3)[0] == 0
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.setattr(video, "find", lambda args, *kinds: (other, "dicode"))
+    assert cli.main(["evaluate", "--suite", "reconstruction", "--out", "found"]) == 2
+    assert "holds the suite shapes of another model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "x" * 300, "sealed"])
+def test_an_output_that_cannot_be_written_is_known_before_a_model_is_loaded(
+    run, tmp_path, capsys, monkeypatch, out
+):
+    (tmp_path / "file").touch()
+    (tmp_path / "sealed").mkdir()
+    sealed = tempfile.TemporaryFile
+
+    def refuse(*, dir):
+        if dir.name == "sealed":
+            raise OSError(errno.EROFS, "Read-only file system")
+        return sealed(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    painter = Painter()
+    assert run(painter, "--num", 3, out=out)[0] == 2
+    assert not painter.calls
+    said = capsys.readouterr().err
+    assert "cannot write to the folder" in said or "is no folder" in said
+
+
+def test_a_folder_of_clips_that_cannot_be_made_is_one_line(run, tmp_path, capsys):
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found/clips").touch()
+    assert run(Painter(), "--num", 3)[0] == 2
+    assert "cannot make the folder" in capsys.readouterr().err
+
+
+def test_names_that_are_no_text_are_written_all_the_same(tmp_path):
+    one = report.Report(title="t", settings={"model": "a\udcff"}, values={"x": 1.0})
+    page = report.write(one, tmp_path, "shapes")
+    assert "a\\udcff" in page.read_text()
+    assert report.write(one, tmp_path, "long") == page  # what lies there is read again
 
 
 def test_an_option_that_a_family_lacks_and_a_clip_of_another_size_are_refused(run, capsys):
@@ -266,12 +360,19 @@ def test_vbench_finds_its_layout(run, tmp_path):
     path = listed(tmp_path / "human_action.txt", prompt)
     assert run(painter, "--vbench-prompts", path)[0] == 0
     assert files("found") == [f"human_action/{prompt}-{i}.mp4" for i in range(5)]
-    flickering = listed(tmp_path / "temporal_flickering.txt", "a", "b")
+    assert [*pathlib.Path("found/human_action").glob("[!a]*")] == []  # not a hidden one either
+    assert pathlib.Path("found/human_action.manifest.jsonl").exists()
+    assert run(painter, "--vbench-prompts", path)[0] == 0
+    assert len(painter.calls) == 5
+    flickering = listed(tmp_path / "temporal_flickering.txt", "a", "b", "a")
     args = types.SimpleNamespace(
         vbench_prompts=flickering, prompts=None, samples_per_prompt=None, seed=0, out="found"
     )
-    folder, tasks = evaluated_lists.plan(args)
+    folder, _, tasks = evaluated_lists.plan(args)
     assert (folder, len(tasks)) == (pathlib.Path("found", "temporal_flickering"), 50)
+    long = listed(tmp_path / "color.csv", "prompt,name", "a red bird that sits on a branch,a bird")
+    args.vbench_prompts = long
+    assert evaluated_lists.plan(args)[2][0].file == "a bird-0.mp4"
 
 
 @pytest.mark.parametrize(
@@ -281,6 +382,7 @@ def test_vbench_finds_its_layout(run, tmp_path):
         ("--vbench-prompts", ["x" * 250], "is too long for a file"),
         ("--prompts", ["a", "b", "a"], "two videos would be called a_2.mp4"),
         ("--prompts", [" "], "holds no prompt"),
+        ("--vbench-prompts", ["a\0b"], "no video can be called"),
     ],
 )
 def test_a_list_that_gives_no_names_is_refused(run, tmp_path, capsys, option, prompts, said):
@@ -292,6 +394,8 @@ def test_a_list_that_gives_no_names_is_refused(run, tmp_path, capsys, option, pr
         assert run(Painter(), *wrong)[0] == 2
         assert "one at a time" in capsys.readouterr().err
     assert run(Painter(), "--samples-per-prompt", 2)[0] == 2
+    assert run(Painter(), "--prompts", "")[0] == 2  # such as a variable that is not set
+    assert not pathlib.Path("found").exists()
 
 
 def test_hidden_and_unfinished_videos_do_not_count(tmp_path):
@@ -347,6 +451,7 @@ def test_a_token_that_carries_the_background_is_found_out(run, capsys):
         return np.stack([np.stack([np.full(3, number), edge, np.zeros(3)])] * 2).astype(np.float32)
 
     def decode(held, **_):
+        painter.calls.append(len(held))
         back = held[:, 0, 1].round().astype(np.uint8)
         return np.stack([np.broadcast_to(color, (16, 64, 64, 3)) for color in back])
 
@@ -359,6 +464,11 @@ def test_a_token_that_carries_the_background_is_found_out(run, capsys):
     assert values["without token 2: background"] < 1
     assert values["first tokens 1: background"] == values["without token 2: background"]
     assert values["first tokens 2: background"] == 1
+    assert values["first tokens 3: squared error"] == 0 < values["without token 2: squared error"]
+    assert found["rows"][1]["without token 2"].keys() >= {"background", "squared error"}
+    asked = len(painter.calls)
+    assert run(painter, "--suite", "tokens", "--num", 4, "--metrics", "error")[1]["values"]
+    assert painter.calls[asked:] == [7]  # the way between two; the rest is kept
     page = pathlib.Path("found/report.md").read_text()
     for name in ("without_token", "first_tokens", "between", "nearest"):
         assert f"({name}.png)" in page

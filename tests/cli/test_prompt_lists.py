@@ -1,6 +1,7 @@
 """Lists of prompts: what they hold, how videos are called, and that a stopped run goes on."""
 
 import json
+import os
 
 import pytest
 
@@ -45,6 +46,7 @@ def test_a_list_is_read_by_its_extension(tmp_path):
         ("a.csv", "prompt,image\ncat,b.png\n", "line 2: there is no file .*b.png"),
         ("a.jsonl", '{"prompt": 3}\n', "line 1: prompt is not text"),
         ("a.jsonl", '["a cat"]\n', "line 1 holds no JSON object"),
+        ("a.jsonl", '{"prompt": "a \\ud800 cat"}', "line 1: prompt holds half of a character"),
         ("a.jsonl", '{"prompt": "a", "num_clips": true}', "num_clips: want a whole number"),
     ],
 )
@@ -149,6 +151,11 @@ def test_videos_of_other_settings_and_of_strangers_are_not_replaced(tmp_path):
     assert painted == ["a_0.mp4"]
     with Manifest(tmp_path), pytest.raises(UserError, match="another process is writing"):
         paint_all(tasks, tmp_path, SETTINGS, paint)
+    (tmp_path / "b_0.mp4").write_text("mine")
+    os.utime(tmp_path / "b_0.mp4", (1, 1))  # no kill left it: the manifest was written to since
+    with pytest.raises(UserError, match=r"b_0.mp4 is there and manifest.jsonl does not know it"):
+        paint_all(plan([Entry(prompt=p) for p in "ab"]), tmp_path, SETTINGS, paint)
+    assert (tmp_path / "b_0.mp4").read_text() == "mine"
     (tmp_path / "manifest.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match="line 1 is not the line of a video"):
         paint_all(tasks, tmp_path, SETTINGS, paint)

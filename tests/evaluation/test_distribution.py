@@ -1,6 +1,7 @@
 """Distances between sets: which clips go through a network, how, and what is refused."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from dicode_jax.errors import UserError
 from dicode_jax.evaluation import distribution
 from dicode_jax.evaluation.frechet import frechet_distance
 from dicode_jax.evaluation.kernel_distance import kernel_distance
+from dicode_jax.media.video import Frame, at_rate
 
 
 def features(sizes=None):
@@ -31,6 +33,17 @@ def test_a_clip_is_of_the_frames_at_the_protocol_s_rate_in_its_size():
     np.testing.assert_array_equal(features().clip(frames, 2.0, "v")[:, 0, 0, 0], [0, 1, 2])
     with pytest.raises(UserError, match="v has 8 frames, 8 a second"):
         features().clip(frames, 8.0, "v")
+
+
+@pytest.mark.parametrize(("fps", "own"), [(8.0, 16.0), (6.0, 4.0), (10.0, 4.0), (30.0, 8.0)])
+def test_kept_frames_and_those_of_a_file_are_chosen_by_one_rule(fps, own):
+    frames = np.arange(200, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    network = dataclasses.replace(features(), num_frames=9, fps=own)
+    shown = at_rate(
+        (Frame(image=x, time=i / fps, duration=1 / fps) for i, x in enumerate(frames)), own
+    )
+    clip = network.clip(frames, fps, "v")
+    np.testing.assert_array_equal(clip, [x.image for x in itertools.islice(shown, 9)])
 
 
 def test_a_frame_keeps_its_middle_square():

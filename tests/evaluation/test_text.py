@@ -90,6 +90,8 @@ def test_sums_over_videos_are_of_their_means():
 def test_each_prompt_has_the_next_other_one():
     assert text.others(["a", "a", "b", "c"]) == [2, 2, 3, 0]
     assert text.others(["a", "a"]) == [None, None]
+    assert text.others(["b", "a", "a"]) == [1, 0, 0]
+    assert text.others([]) == []
 
 
 def test_a_clip_without_words_or_without_a_text_tower_is_named(folder, cfg, monkeypatch):
