@@ -218,6 +218,7 @@ def test_what_writes_tokens_is_refused_where_they_are_given(pipe, name):
         ({"top_k": 13}, "top_k is at most 12"),
         ({"num_inference_steps": 1}, "must be in 2..1000, got 1"),
         ({"history_noise": 1000}, "history_noise"),
+        ({"temperature": 1e-7}, "temperature: want a finite number of at least 1e-06"),
         ({"carry": "pixels"}, "carry: want latents or frames"),
         ({"eta": 1.0}, "there is no option eta; there are num_clips, guidance_scale"),
         ({"seed": -1}, "seed"),
@@ -270,6 +271,7 @@ def test_parts_that_do_not_fit_are_refused(pipe, name, changes, words):
         lambda: LanDiffConfig(text_length=1),
         lambda: LanDiffConfig(max_segments=0),
         lambda: LanDiffSamplingConfig(top_k=1, top_p=0.5),
+        lambda: LanDiffSamplingConfig(temperature=1e-9),
     ],
 )
 def test_impossible_configs_are_refused(make_config):
