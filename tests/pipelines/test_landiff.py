@@ -53,6 +53,16 @@ def test_given_frames_come_back_bit_for_bit(pipe):
 
 
 @pytest.mark.slow
+def test_a_given_video_may_be_longer_than_what_the_language_model_sees(pipe):
+    given = video(9)
+    short = dataclasses.replace(pipe.config, max_segments=1)
+    pipe = LanDiffPipeline(pipe.parts, config=short, text=pipe.text)
+    made = np.asarray(pipe(PROMPT, video=given, num_clips=2, num_inference_steps=2))
+    assert made.shape == (1, 25, 16, 24, 3)
+    np.testing.assert_array_equal(made[0, :9], given)
+
+
+@pytest.mark.slow
 def test_tokens_are_painted_window_by_window(pipe):
     codes = np.asarray([0, 1, 2, 3, 4, 4, 3, 2, 1, 0, 1, 2, 3], np.int64)  # 3 + 3 + 1 frames
     clips = [clip.frames for clip in pipe.decode_stream(codes, seed=3)]
