@@ -343,7 +343,7 @@ def _wants_code(path: pathlib.Path, name: str) -> UserError:
 
 def _load_torch(torch: Any, path: pathlib.Path) -> Any:
     """What a file holds, its tensors in a memory map."""
-    numpy = [(pickles.NumpyNumber, name) for name in pickles.NUMPY]
+    numpy = [(pickles.NumpyValue, name) for name in (*pickles.NUMPY, *pickles.NUMPY_TYPES)]
     try:
         with torch.serialization.safe_globals(numpy):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
