@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -91,6 +92,26 @@ def test_the_release_becomes_models_that_load(release, tmp_path, capsys):
     assert (out / "painter_text/spiece.model").read_bytes() == command.PAINTER_TEXT.encode()
     report = json.loads((out / "conversion.json").read_text())
     assert report["parts"]["language_model"]["used"] == 24
+
+
+def test_without_a_painter_its_text_encoder_is_not_needed(release, tmp_path, capsys):
+    shutil.rmtree(release / command.BASE)
+    status, out = convert(release, tmp_path)
+    assert status == 0
+    assert f"the painter is not in SOURCE: want {', '.join(command.PAINTER_PARTS)}" in (
+        capsys.readouterr().out
+    )
+    assert not (out / "painter_text").exists()
+    assert (out / "text_encoder/spiece.model").is_file()
+
+
+def test_what_paints_is_there_whole_or_not_at_all(release, tmp_path, capsys):
+    shutil.rmtree(release / command.PAINTER_TEXT)
+    for name in command.PAINTER[1:]:
+        (release / name).mkdir(parents=True)
+    assert convert(release, tmp_path)[0] == 2
+    missing = f"{command.DIFFUSION}, {command.PAINTER_TEXT} is missing"
+    assert missing in capsys.readouterr().err
 
 
 @pytest.mark.torch
