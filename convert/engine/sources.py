@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from convert.engine import archives, pickles
 from dicode_jax.errors import UserError, printable
-from dicode_jax.storage.files import read_object
+from dicode_jax.storage.files import read_object, refuse_pointer
 
 TORCH_SUFFIXES = (".bin", ".pt", ".ckpt", ".pth")
 SINGLE_FILES = (
@@ -173,8 +173,7 @@ def _check_pointer(path: pathlib.Path) -> None:
             start = file.read(40)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} is a Git LFS pointer and not the file itself: run git lfs pull")
+    refuse_pointer(start, path)
 
 
 def _open_folder(folder: pathlib.Path) -> Source:

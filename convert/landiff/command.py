@@ -26,6 +26,7 @@ from convert.parts import hugging_face, t5
 from dicode_jax.errors import UserError, printable
 from dicode_jax.pipelines.landiff_config import LanDiffConfig
 from dicode_jax.storage.files import atomic_path, read_small
+from dicode_jax.text.t5 import T5Tokenizer
 
 ORIGIN = "landiff"
 LANGUAGE_MODEL, TOKENIZER = "llm", "tokenizer"  # folders of the release
@@ -112,6 +113,7 @@ def plan_text(
     source, words = open_source(folder), words or folder
     if not (words / VOCABULARY).is_file():
         raise UserError(f"no {VOCABULARY} in {words}: it holds the words of the text encoder")
+    T5Tokenizer.from_file(words / VOCABULARY).check_fit(cfg.vocab_size, str(folder))
     made = command.Part(t5.KIND.plan(source, cfg), cfg, "t5")
     return source, made, Vocabulary(read_small(words / VOCABULARY, 1 << 24))
 

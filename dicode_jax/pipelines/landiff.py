@@ -152,11 +152,7 @@ class LanDiffPipeline(base.Pipeline):
         for name in ("text_encoder", "painter_text"):
             if name in configs:
                 text[name] = T5Tokenizer.from_file(folder / name)
-                if text[name].vocab_size > configs[name].vocab_size:
-                    raise UserError(
-                        f"the vocabulary of {name} has {text[name].vocab_size} words, its table "
-                        f"{configs[name].vocab_size} rows"
-                    )
+                text[name].check_fit(configs[name].vocab_size, name)
         return text
 
     def _write_text(self, folder: pathlib.Path) -> None:
