@@ -23,8 +23,8 @@ class LanDiffSamplingConfig:
       temperature, top_k, top_p: How tokens are drawn; at most one of the last two.
       num_inference_steps: Of the painter, for each window.
       diffusion_guidance_scale: By how much guidance of the painter exceeds 1 at most; 0 for none.
-      ramp: How that guidance changes from step to step: "released", as the release has it, or
-        "smooth" from 1 up.
+      ramp: How that guidance changes from step to step: "released", as the release has it, whose
+        ramp is of 50 steps at any number of steps, or "smooth" from 1 up.
       carry: What a further window begins with: "latents" of the one before, or its last "frames",
         encoded anew.
       history_noise: Timestep of the noise under which that beginning is seen; 0 for none.
