@@ -29,7 +29,7 @@ from dicode_jax.media.resize import middle
 from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3D, AutoencoderCausal3DConfig
 from dicode_jax.models.clip import CLIPVision, CLIPVisionConfig
 from dicode_jax.models.landiff.dit import Denoiser, DenoiserConfig
-from dicode_jax.models.landiff.engine import Engine, Prompt
+from dicode_jax.models.landiff.engine import Engine, Prompt, stages
 from dicode_jax.models.landiff.features import STRIDE
 from dicode_jax.models.landiff.frames import check_codes
 from dicode_jax.models.landiff.language_model import (
@@ -136,7 +136,8 @@ class LanDiffPipeline(base.Pipeline):
         names = cls._stored(folder)
         skipped = {name: cls._skipped(folder, name) for name in names}
         sizes = {n: shelf.part_bytes(folder / n, param_dtype, skipped[n]) for n in names}
-        shelf.check_room(sizes, devices, offload=offload)
+        carry = config_lib.from_json(cls.config_type, folder / CONFIG_FILE).sampling.carry
+        shelf.check_room(sizes, devices, offload=offload, stages=stages(carry))
         load = functools.partial(cls._load_part, folder, dtype=dtype, param_dtype=param_dtype)
         if not offload and len(devices) == 1:
             return {name: load(name) for name in names}, {}
@@ -144,7 +145,7 @@ class LanDiffPipeline(base.Pipeline):
             return {n: shelf.spread(load(n, on_host=True), devices) for n in names}, {}
         types = {"dtype": dtype, "param_dtype": param_dtype}
         parts = {n: shelf.outline(folder / n, *cls._types(folder, n), **types) for n in names}
-        return parts, {"shelf": shelf.OnDisk(load)}
+        return parts, {"shelf": shelf.OnDisk(load, sizes)}
 
     @classmethod
     def _read_text(cls, folder: pathlib.Path, configs: Mapping[str, Any]) -> dict[str, T5Tokenizer]:
@@ -290,6 +291,9 @@ class LanDiffPipeline(base.Pipeline):
             subsampled_time_grid(sampling.num_inference_steps, schedule.num_timesteps)
         except ValueError as error:
             raise UserError(str(error)) from error
+        if self._shelf is not None:
+            there = stages(sampling.carry)
+            shelf.check_room(self._shelf.sizes, jax.local_devices(), offload=True, stages=there)
         return sampling
 
     def _check_length(self, frames: int, text_len: int, sampling: LanDiffSamplingConfig) -> None:
@@ -303,12 +307,14 @@ class LanDiffPipeline(base.Pipeline):
             )
         is_guided = sampling.guidance_scale != 1
         needed = self._cache_bytes(sampling.num_clips, text_len, is_guided)
+        unread = 0 if self._shelf is None else self._shelf.sizes["language_model"]
         room = memory.available(jax.local_devices()[0])
-        if room is not None and needed > room[0]:
+        if room is not None and needed + unread > room[0]:
+            beside = f" beside {unread / 1e9:.3g} GB of its weights" if unread else ""
             raise UserError(
                 f"the language model needs {needed / 1e9:.3g} GB for what it has written of "
-                f"{sampling.num_clips} clips, and {room[0] / 1e9:.3g} GB are free: ask for fewer, "
-                f"or set max_segments in {CONFIG_FILE}"
+                f"{sampling.num_clips} clips{beside}, and {room[0] / 1e9:.3g} GB are free: ask for "
+                f"fewer, or set max_segments in {CONFIG_FILE}"
             )
 
     def _read_prompts(self, prompt: Any, *, may_be_empty: bool) -> list[str]:

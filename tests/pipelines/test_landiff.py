@@ -300,6 +300,29 @@ def test_the_size_of_what_is_remembered_is_known_before(pipe):
     assert longer.cache_bytes(1) > longer.cache_bytes(1, PROMPT) == pipe.cache_bytes(1)
 
 
+def test_what_runs_together_needs_room_together(pipe, monkeypatch):
+    sizes = {"text_encoder": 6_000, "denoiser": 5_400, "semantic_tokenizer": 350, "vae": 430}
+    sizes = {name: 10**6 * size for name, size in sizes.items()} | {"language_model": 4_100_000}
+    room = lambda size: lambda device: (size, size)  # noqa: E731
+    apart = LanDiffPipeline(
+        pipe.parts, config=pipe.config, text=pipe.text, shelf=shelf.OnDisk(None, sizes)
+    )
+    monkeypatch.setattr(shelf.memory, "available", room(6_100_000_000))
+    apart.decode_stream(np.zeros(9, np.int32), PROMPT)
+    words = "semantic_tokenizer and denoiser and vae together take 6.18 GB, and the CPU has 6.1 GB"
+    with pytest.raises(UserError, match=words):
+        apart.decode_stream(np.zeros(9, np.int32), PROMPT, carry="frames")
+    sizes["text_encoder"] = sizes["denoiser"] = 0
+    cache = pipe.cache_bytes(2)
+    monkeypatch.setattr(shelf.memory, "available", room(440_000_000))
+    sizes["language_model"] = 440_000_000 - cache
+    apart.stream(PROMPT, num_clips=2)
+    sizes["language_model"] += 1
+    with pytest.raises(UserError, match=r"2 clips beside 0.44 GB of its weights, and 0.44 GB are"):
+        apart.stream(PROMPT, num_clips=2)
+    pipe.stream(PROMPT, num_clips=2)  # whose weights are there already
+
+
 def test_parts_that_memory_cannot_hold_are_told_with_their_sizes(monkeypatch):
     class Device:
         platform = "gpu"
