@@ -17,7 +17,8 @@ class LanDiffSamplingConfig:
 
     Attributes:
       num_clips: Of a stream: the first one is a window of the painter, each other what a further
-        window adds.
+        window adds. The language model is told the length, so that the first windows of a longer
+        video are not those of a shorter one of the same seed; a video is made longer by giving it.
       guidance_scale: Of the language model; 1 for none.
       motion_score: How much moves, as the language model was told in training.
       temperature, top_k, top_p: How tokens are drawn; at most one of the last two.
