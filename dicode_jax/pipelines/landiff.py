@@ -24,7 +24,7 @@ from flax import nnx
 from dicode_jax import config as config_lib
 from dicode_jax.diffusion.samplers.subsampled import subsampled_time_grid
 from dicode_jax.errors import UserError
-from dicode_jax.media.given import read_last
+from dicode_jax.media.given import read_frames, read_last
 from dicode_jax.media.resize import middle
 from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3D, AutoencoderCausal3DConfig
 from dicode_jax.models.clip import CLIPVision, CLIPVisionConfig
@@ -226,7 +226,12 @@ class LanDiffPipeline(base.Pipeline):
         return dit.height * vae.downsampling, dit.width * vae.downsampling
 
     def num_frames(self, num_clips: int) -> int:
-        """Frames of a video of so many clips: 49, and 24 for each further one, in the release."""
+        """Frames of a video of so many clips: 49, and 24 for each further one, in the release.
+
+        Raises:
+          UserError: It is no number of clips.
+        """
+        options.named("num_clips", options.Whole(1, options.MAX_STREAM), num_clips)
         window = self.parts["denoiser"].cfg.dit.num_frames
         return STRIDE * (num_latents(num_clips, window, self.config.prefix_latents) - 1) + 1
 
@@ -434,14 +439,14 @@ class LanDiffPipeline(base.Pipeline):
         made = self._engine.generate(ids, seeds, sampling, given, plan, watch)
         return (Clip(*one) for one in made)
 
-    def encode(self, video: UInt8[np.ndarray, "f h w 3"]) -> Int[np.ndarray, " n"]:
-        """Semantic tokens of a video of 8 m + 1 frames, from 0 on.
+    def encode(self, video: Any) -> Int[np.ndarray, " n"]:
+        """Semantic tokens of a video of 8 m + 1 frames, from 0 on; a path is read at `fps`.
 
         Raises:
           UserError: It is no such video, or the model has no encoder of features.
         """
         self._check_features()
-        frames = checks.as_video(video, "a video is uint8 [f, h, w, 3]")
+        frames = read_frames(video, fps=self.config.fps)
         return self._engine.encode(self._fit_video(frames))
 
     def decode(self, tokens: Int[np.ndarray, " n"], prompt: Any = "", **arguments: Any):
@@ -491,8 +496,8 @@ class LanDiffPipeline(base.Pipeline):
         made = self._engine.show(ids, written, seeds, sampling, None, plan, watch)
         return (Clip(*one) for one in made)
 
-    def reconstruct(self, video: UInt8[np.ndarray, "f h w 3"], prompt: Any = "", **arguments: Any):
-        """A video through its semantic tokens and back, uint8 `[1, f, h, w, 3]`."""
+    def reconstruct(self, video: Any, prompt: Any = "", **arguments: Any):
+        """A video (of `encode`) through its semantic tokens and back, uint8 `[1, f, h, w, 3]`."""
         return self.decode(self.encode(video), prompt, **arguments)
 
     def _token_plan(self, num_tokens: int) -> tuple[Window, ...]:

@@ -236,7 +236,7 @@ def test_ar_diffusion_is_called_the_same_way_and_says_what_it_cannot():
     for options, line in (
         (
             {"last_image": picture},
-            "ARDiffusionPipeline does not know last_image; beside prompt and",
+            "ARDiffusionPipeline does not know last_image; beside prompt and .* history_noise, lag",
         ),
         ({"num_clips": 2}, "does not know num_clips"),
         ({"negative_prompt": "x"}, "does not know negative_prompt"),

@@ -98,13 +98,15 @@ def test_steps_of_windows_are_told_one_by_one_and_change_no_bit(pipe):
 
 
 @pytest.mark.slow
-def test_a_video_goes_through_tokens_and_back(pipe):
+def test_a_video_goes_through_tokens_and_back(pipe, tmp_path):
     frames = video(17)
     codes = pipe.encode(frames)
     assert codes.dtype == np.int32
     assert len(codes) == 9  # 3 + 1 + 1, 3 + 1
     # A segment knows nothing of the one before.
     np.testing.assert_array_equal(codes[:5], pipe.encode(frames[:9]))
+    media.write_video(tmp_path / "in.webp", frames, fps=8)
+    np.testing.assert_array_equal(pipe.encode(tmp_path / "in.webp"), codes)
     np.testing.assert_array_equal(pipe.reconstruct(frames, seed=2), pipe.decode(codes, seed=2))
 
 
@@ -298,6 +300,18 @@ def test_the_size_of_what_is_remembered_is_known_before(pipe):
     longer = dataclasses.replace(pipe.config, text_length=40)
     longer = LanDiffPipeline(pipe.parts, config=longer, text=pipe.text)
     assert longer.cache_bytes(1) > longer.cache_bytes(1, PROMPT) == pipe.cache_bytes(1)
+
+
+@pytest.mark.parametrize("count", [-5, 0, 10**9, 1.5, "2"])
+def test_an_impossible_number_of_clips_has_no_frames_and_no_size(pipe, count):
+    for call in (pipe.num_frames, pipe.cache_bytes):
+        with pytest.raises(UserError, match="num_clips: want a whole number from 1 to 1000000"):
+            call(count)
+
+
+def test_what_is_not_known_is_told_with_all_that_is(pipe):
+    with pytest.raises(UserError, match=r"does not know negative_prompt; .* takes guid.*, carry, "):
+        pipe(PROMPT, negative_prompt="a square")
 
 
 def test_what_runs_together_needs_room_together(pipe, monkeypatch):
