@@ -1,5 +1,6 @@
 """What `pytest tests/parity` does with fixtures that no runner knows."""
 
+import dataclasses
 import json
 import os
 import re
@@ -9,8 +10,23 @@ import sys
 import numpy as np
 import pytest
 from parity import harness
+from parity.runners import landiff_lm
 from safetensors.numpy import save_file
 from source_tree import ROOT
+
+from dicode_jax.models.landiff.frames import FrameTokens
+from dicode_jax.models.landiff.language_model import LanguageModelConfig
+
+
+def test_marks_in_front_of_frames_are_drawn_from_themselves_alone():
+    frames = FrameTokens(iframe=2, pframe=1, segment=2)
+    body = dataclasses.replace(landiff_lm.RELEASED_BODY, vocab_size=12)
+    cfg = LanguageModelConfig(body=body, frames=frames, codebook_size=5)
+    eos, start_i, start_p = 5, 7, 9  # of 0 I x x i P x p, I x x i P x p, I x x i
+    wanted = {3: (start_p,), 6: (start_i,), 10: (start_p,), 13: (start_i,)}
+    assert landiff_lm.allowed_at(cfg, 5) == wanted
+    wanted |= {10: (start_p, eos), 13: (start_i, eos)}
+    assert landiff_lm.allowed_at(cfg, 5, may_end=True) == wanted
 
 
 @pytest.fixture

@@ -41,10 +41,10 @@ _CHANGING = {
 }
 
 
-class NumpyNumber:
-    """Takes the place of numpy's numbers in a pickle, whose values nothing here needs.
+class NumpyValue:
+    """Takes the place of numpy's numbers and arrays in a pickle, whose values nothing here needs.
 
-    Numpy's own functions would make a number of any size out of what the file says.
+    Numpy's own functions would make one of any size out of what the file says.
     """
 
     def __init__(self, *parts: Any):
@@ -54,8 +54,15 @@ class NumpyNumber:
         pass
 
 
-NUMPY = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
-"""Functions that a pickle with numpy's numbers calls; the first two are numpy 1's and 2's."""
+NUMPY = (
+    *("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"),  # numpy 1's and 2's
+    *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
+    "numpy.dtype",
+)
+"""Functions that a pickle with numpy's numbers and arrays calls, as a state of its randomness."""
+
+NUMPY_TYPES = ("numpy.ndarray",)
+"""What such a pickle names besides, and does not call."""
 
 
 class _Value(NamedTuple):

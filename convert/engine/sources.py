@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from convert.engine import archives, pickles
 from dicode_jax.errors import UserError, printable
-from dicode_jax.storage.files import read_object
+from dicode_jax.storage.files import read_object, refuse_pointer
 
 TORCH_SUFFIXES = (".bin", ".pt", ".ckpt", ".pth")
 SINGLE_FILES = (
@@ -173,8 +173,7 @@ def _check_pointer(path: pathlib.Path) -> None:
             start = file.read(40)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} is a Git LFS pointer and not the file itself: run git lfs pull")
+    refuse_pointer(start, path)
 
 
 def _open_folder(folder: pathlib.Path) -> Source:
@@ -343,7 +342,7 @@ def _wants_code(path: pathlib.Path, name: str) -> UserError:
 
 def _load_torch(torch: Any, path: pathlib.Path) -> Any:
     """What a file holds, its tensors in a memory map."""
-    numpy = [(pickles.NumpyNumber, name) for name in pickles.NUMPY]
+    numpy = [(pickles.NumpyValue, name) for name in (*pickles.NUMPY, *pickles.NUMPY_TYPES)]
     try:
         with torch.serialization.safe_globals(numpy):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -26,6 +26,7 @@ from convert.parts import hugging_face, t5
 from dicode_jax.errors import UserError, printable
 from dicode_jax.pipelines.landiff_config import LanDiffConfig
 from dicode_jax.storage.files import atomic_path, read_small
+from dicode_jax.text.t5 import T5Tokenizer
 
 ORIGIN = "landiff"
 LANGUAGE_MODEL, TOKENIZER = "llm", "tokenizer"  # folders of the release
@@ -33,6 +34,7 @@ DIFFUSION, BASE = "diffusion", "CogVideoX-2b-sat"
 PAINTER_TEXT = f"{BASE}/t5-v1_1-xxl"
 TRANSFORMER, AUTOENCODER = f"{BASE}/transformer", f"{BASE}/vae/3d-vae.pt"
 PAINTER = (DIFFUSION, TRANSFORMER, AUTOENCODER)  # what paints, besides its text encoder
+PAINTER_PARTS = (*PAINTER, PAINTER_TEXT)
 DEEPSPEED = "mp_rank_00_model_states.pt"
 VOCABULARY = "spiece.model"
 
@@ -111,6 +113,7 @@ def plan_text(
     source, words = open_source(folder), words or folder
     if not (words / VOCABULARY).is_file():
         raise UserError(f"no {VOCABULARY} in {words}: it holds the words of the text encoder")
+    T5Tokenizer.from_file(words / VOCABULARY).check_fit(cfg.vocab_size, str(folder))
     made = command.Part(t5.KIND.plan(source, cfg), cfg, "t5")
     return source, made, Vocabulary(read_small(words / VOCABULARY, 1 << 24))
 
@@ -148,13 +151,13 @@ def examine(args: argparse.Namespace) -> command.Conversion:
     add("semantic_tokenizer", kind, tokenizer, finder, ORIGIN)
 
     settings = None
-    if missing := [name for name in PAINTER if not (root / name).exists()]:
-        if len(missing) < len(PAINTER):
+    if missing := [name for name in PAINTER_PARTS if not (root / name).exists()]:
+        if not set(PAINTER) <= set(missing):
             raise UserError(
                 f"{root} has not all that paints: {', '.join(missing)} is missing; get it, or take "
                 "the others away to convert the language side alone"
             )
-        notes.append(f"the painter is not in SOURCE: want {', '.join(PAINTER)}")
+        notes.append(f"the painter is not in SOURCE: want {', '.join(missing)}")
     else:
         sources.append(main := open_source(iteration(root / TRANSFORMER)))
         add("denoiser", dit.KIND, dit.join(main, diffusion), dit.find_config, ORIGIN)
@@ -162,7 +165,9 @@ def examine(args: argparse.Namespace) -> command.Conversion:
         add("vae", vae.KIND, source, vae.find_config, ORIGIN)
         settings = LanDiffConfig()  # without it the folder is parts, and no pipeline
 
-    folders = {"text_encoder": pathlib.Path(args.flan_t5), "painter_text": root / PAINTER_TEXT}
+    folders = {"text_encoder": pathlib.Path(args.flan_t5)}
+    if PAINTER_TEXT not in missing:
+        folders["painter_text"] = root / PAINTER_TEXT
     for name, folder in folders.items():
         source, parts[name], text[name] = plan_text(folder)
         sources.append(source)

@@ -3,7 +3,9 @@
 Written against the release's two files `mp_rank_00_model_states.pt`, whose "module" holds the keys:
 CogVideoX's own below `model.diffusion_model.` (557), LanDiff's below
 `model.control_model.diffusion_model.` (404), perhaps with the main keys again, below
-`model.main_model.diffusion_model.`, and with a copy of the semantic tokenizer.
+`model.main_model.diffusion_model.`, and with a copy of the semantic tokenizer. Either may hold what
+else the engine is made of, its autoencoder and text encoder among it, which lie in files of their
+own too.
 """
 
 import re
@@ -34,6 +36,10 @@ ALONE = "model.diffusion_model."  # of CogVideoX's own file
 MAIN, CONTROL = "main_model.diffusion_model.", "control_model.diffusion_model."
 TOKENIZER = "semantic_conditioner.semantic_model.model."
 SEMANTIC = "semantic_conditioner."
+BESIDE = Skip(
+    r"(?:model\.)?(?:first_stage_model|conditioner|denoiser|sampler|loss_fn)\..*",
+    why="a part of the engine beside the transformer, read of its own file where it has weights",
+)
 
 # What shapes do not tell.
 NUM_FRAMES, TEXT_LEN, GRID = 13, 226, (30, 45)
@@ -127,6 +133,7 @@ def rules(cfg: DenoiserConfig) -> Rules:
         *affine(rf"{up}\.norm_out", f"{ours}.norm_out"),
         *dense(rf"{semantic}conv_out", f"{ours}.to_latents", CONV2D),
         Skip(rf"{control}{re.escape(TOKENIZER)}.*", why="a copy of the semantic tokenizer"),
+        BESIDE,
     )
 
 
@@ -194,5 +201,5 @@ BASE = Kind(
     make_base,
     DiTConfig,
     lambda x: DiTConfig(**x),
-    lambda source, cfg: prefixed(base_rules(cfg, cfg.num_layers), ALONE),
+    lambda source, cfg: (*prefixed(base_rules(cfg, cfg.num_layers), ALONE), BESIDE),
 )

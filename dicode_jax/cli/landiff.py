@@ -30,18 +30,26 @@ def generate(args: argparse.Namespace, folder: pathlib.Path, image=None, last_im
             given, length = pipe.read_end(args.video, progress)
         if len(given) < length:
             shared.say(f"{args.video}: goes on from the last {len(given)} of its {length} frames")
-    scale = asked.get("guidance_scale", pipe.config.sampling.guidance_scale)
+    scale = asked.get("guidance_scale")
     label = args.prompt or pathlib.Path(str(args.image or args.video)).name
     asked |= {"image": image, "video": given, "num_clips": args.num_clips}
 
     def paint(progress):
         clips = pipe.stream(args.prompt, progress=progress, **asked)
-        size = pipe.cache_bytes(args.num_clips, args.prompt, is_guided=scale != 1)
-        size = f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
-        shared.say(f"the language model takes {size} for what it has written")
+        say_cache(pipe, args.num_clips, args.prompt, scale)
         return clips
 
     shared.write(args, pipe, paint, args.num_clips, start, label, fps=pipe.config.fps)
+
+
+def say_cache(pipe: Any, num_clips: int, prompt: str | None, guidance_scale: float | None) -> None:
+    """Says what the language model remembers of a video; of no prompt in particular, at most."""
+    default = pipe.config.sampling.guidance_scale
+    is_guided = (default if guidance_scale is None else guidance_scale) != 1
+    size = pipe.cache_bytes(num_clips, prompt, is_guided=is_guided)
+    size = f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+    most = "at most " if prompt is None else ""
+    shared.say(f"the language model takes {most}{size} for what it has written")
 
 
 def encode(args: argparse.Namespace, folder: pathlib.Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dicode_jax.cli import generate as one
-from dicode_jax.cli import prompt_lists, video
+from dicode_jax.cli import landiff, prompt_lists, video
 from dicode_jax.cli.arguments import LANDIFF
 from dicode_jax.errors import UserError
 from dicode_jax.pipelines.options import MAX_CLIPS
@@ -48,7 +48,13 @@ def generate(args: argparse.Namespace) -> None:
     given = _settings(args, kind) if own is None else own.settings(args, folder)
     given.pop("seed", None)
     load = video.load if own is None else own.load
-    pipe = functools.cache(lambda: load(args, folder))  # not for a folder that is whole
+
+    @functools.cache  # not for a folder that is whole
+    def pipe() -> Any:
+        made = load(args, folder)
+        if kind == "landiff":
+            landiff.say_cache(made, args.num_clips, None, given.get("guidance_scale"))
+        return made
 
     def paint(task: prompt_lists.Task, path: pathlib.Path) -> Mapping[str, Any]:
         options = {**given, "num_clips": args.num_clips, **task.options}

@@ -1,9 +1,10 @@
 """CogVideoX's causal autoencoder of videos (Yang et al., arXiv 2408.06072, section 2.1).
 
-Frames are 4 k + 1: the first becomes a latent of its own, each four behind it one. Norms pool over
-all frames of a call, so that chunks give other numbers than the whole. The release decodes in
-chunks and encodes the whole, and so does this; diffusers encodes in chunks too, which is an option
-here (`in_chunks`) and takes the memory of a chunk. Pixels lie in [-1, 1].
+Frames are 4 k + 1, and 8 m + 1 where they go in chunks or are decoded again: the first becomes a
+latent of its own, each four behind it one. Norms pool over all frames of a call, so that chunks
+give other numbers than the whole. The release decodes in chunks and encodes the whole, and so does
+this; diffusers encodes in chunks too, which is an option here (`in_chunks`) and takes the memory of
+a chunk. Pixels lie in [-1, 1].
 Shape letters: b videos, f frames, h w pixels, t y x frames, rows and columns of latents, c z
 channels.
 """
@@ -92,19 +93,30 @@ class AutoencoderCausal3DConfig:
         return self.time_factor.bit_length() - 1
 
     def num_latents(self, num_frames: int) -> int:
-        """Frames of latents that a video has.
+        """Frames of latents that a video has, encoded whole.
 
         Raises:
-          ValueError: The video has another number of frames than 1 or twice `time_factor` m + 1,
-            for which latents can be decoded again.
+          ValueError: The video has another number of frames than `time_factor` k + 1.
         """
-        step = 2 * self.time_factor
-        if num_frames < 1 or num_frames % step != 1:
-            raise ValueError(
-                f"a video must have {step} m + 1 frames (1, {step + 1}, {2 * step + 1} ...), got "
-                f"{num_frames}"
-            )
-        return (num_frames - 1) // self.time_factor + 1
+        return _num_latents(num_frames, self.time_factor, self.time_factor)
+
+    def num_decodable(self, num_frames: int) -> int:
+        """Frames of latents that a video has which is encoded in chunks, or decoded again.
+
+        Raises:
+          ValueError: The video has another number of frames than twice `time_factor` m + 1, whose
+            latents lie in pairs behind the first one.
+        """
+        return _num_latents(num_frames, self.time_factor, 2 * self.time_factor)
+
+
+def _num_latents(num_frames: int, time_factor: int, step: int) -> int:
+    if num_frames < 1 or (num_frames - 1) % step:
+        raise ValueError(
+            f"a video must have {step} {'k' if step == time_factor else 'm'} + 1 frames (1, "
+            f"{step + 1}, {2 * step + 1} ...), got {num_frames}"
+        )
+    return (num_frames - 1) // time_factor + 1
 
 
 class SpatialNorm(nnx.Module):
@@ -345,7 +357,8 @@ class AutoencoderCausal3D(nnx.Module):
         Raises:
           ValueError: The frames are of no fitting number or size.
         """
-        self.cfg.num_latents(video.shape[1])
+        count = self.cfg.num_decodable if in_chunks else self.cfg.num_latents
+        count(video.shape[1])
         step = self.cfg.downsampling
         if video.shape[2] % step or video.shape[3] % step:
             raise ValueError(

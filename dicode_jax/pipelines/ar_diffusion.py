@@ -29,6 +29,7 @@ from dicode_jax.diffusion.time_grid import ddim_timesteps
 from dicode_jax.diffusion.watching import Taken, Watch
 from dicode_jax.distributions.projected_gaussian import unit
 from dicode_jax.errors import UserError
+from dicode_jax.media.given import read_frames
 from dicode_jax.media.resize import resize_square
 from dicode_jax.models.ar_diffusion.dit import Denoiser, DenoiserConfig
 from dicode_jax.models.ar_diffusion.frame_vae import FrameVAE, FrameVAEConfig
@@ -203,8 +204,11 @@ class ARDiffusionPipeline(base.Pipeline):
         watch = self._watch(progress, callback_on_step_end)
         return self._videos(classes, seeds, sampling, frames, given, at_once, watch)
 
-    def reconstruct(self, video: UInt8[np.ndarray, "f h w 3"]) -> UInt8[np.ndarray, "f s s 3"]:
+    def reconstruct(self, video: Any) -> UInt8[np.ndarray, "f s s 3"]:
         """Every frame through the VAE and back, which is what its latents hold of a video.
+
+        Args:
+          video: uint8 `[f, h, w, 3]`, a `Video`, or the path of a file, which is read at `fps`.
 
         Raises:
           UserError: It is no video.
@@ -214,7 +218,8 @@ class ARDiffusionPipeline(base.Pipeline):
         of_vae, frames = self.parts["vae"].cfg, []
         room = self.parts["denoiser"].cfg.dit.num_frames if of_vae.temporal else 0
         past = np.zeros((1, room, of_vae.num_tokens, of_vae.token_dim), np.float32)
-        for number, frame in enumerate(self._read_given(None, video)):
+        given = read_frames(video, fps=self.config.fps)
+        for number, frame in enumerate(map(self.fit_frame, given)):
             rows = {"x": _encode(graph, state, frame[None])[None], "past": past}
             pixels, _, past = _decode(*vae, rows, (np.int32(0), np.int32(min(number, room))))
             frames.append(np.asarray(pixels)[0, 0])

@@ -137,9 +137,11 @@ def read(
     names = {name for name, value in asked.items() if value is not None}
     names |= {output_type} & {"latent", "tokens"} if isinstance(output_type, str) else set()
     if beyond := [n for n in (*asked, "latent", "tokens") if n in names & COMMON - pipe.takes]:
+        own = vars(getattr(pipe.config, "sampling", object)).keys() & options.OPTIONS.keys()
+        known = [*sorted(pipe.takes & COMMON), *sorted(own - COMMON)]
         raise UserError(
             f"{type(pipe).__name__} does not know {beyond[0]}; beside prompt and seed it takes "
-            f"{', '.join(sorted(pipe.takes & COMMON)) or 'nothing'}"
+            f"{', '.join(known) or 'nothing'}"
         )
     output_type = options.named("output_type", options.OneOf(OUTPUTS), output_type)
     _check_size(pipe.frame_size, height, width)

@@ -31,8 +31,8 @@ from dicode_jax.models.dicode.tokenizer import DeepTokenizer, DeepTokenizerConfi
 from dicode_jax.nn.rngs import fold, sample_keys
 from dicode_jax.pipelines import base, calls, checks, options, painting
 from dicode_jax.pipelines import progress as progress_lib
+from dicode_jax.pipelines.dicode_config import TEMPERATURE, PipelineConfig
 from dicode_jax.pipelines.dicode_config import GenerationConfig as GenerationConfig
-from dicode_jax.pipelines.dicode_config import PipelineConfig
 from dicode_jax.pipelines.dicode_programs import LATENTS, PIXELS, row
 from dicode_jax.pipelines.frames import square
 from dicode_jax.pipelines.painting import Clip
@@ -290,8 +290,7 @@ class DiCoDePipeline(base.Pipeline):
         """What `stream_keyframes` is told in place of the model's own."""
         changes: dict[str, Any] = {}
         if temperature is not None:
-            rule = options.Real(1e-6, 1e6)
-            changes["logits_temperature"] = options.named("temperature", rule, temperature)
+            changes["logits_temperature"] = options.named("temperature", TEMPERATURE, temperature)
         if negative_prompt is not None:
             if self.config.generation.guidance_scale == 1:
                 raise UserError(

@@ -3,7 +3,10 @@
 import dataclasses
 
 from dicode_jax.diffusion.guided import SamplingConfig
+from dicode_jax.distributions import MIN_TEMPERATURE
 from dicode_jax.pipelines import options
+
+TEMPERATURE = options.Real(MIN_TEMPERATURE, 1e6)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,10 +32,10 @@ class GenerationConfig:
     def __post_init__(self):
         for name, least, most in (
             ("var_scale", 0.0, 1e6),
-            ("logits_temperature", 1e-6, 1e6),
             ("guidance_scale", 1.0, options.MAX_GUIDANCE),
         ):
             options.named(name, options.Real(least, most), getattr(self, name))
+        options.named("logits_temperature", TEMPERATURE, self.logits_temperature)
         for name in ("window", "overlap"):
             if getattr(self, name) is not None:
                 options.named(name, options.Whole(1), getattr(self, name))

@@ -24,12 +24,12 @@ from flax import nnx
 from dicode_jax import config as config_lib
 from dicode_jax.diffusion.samplers.subsampled import subsampled_time_grid
 from dicode_jax.errors import UserError
-from dicode_jax.media.given import read_last
+from dicode_jax.media.given import read_frames, read_last
 from dicode_jax.media.resize import middle
 from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3D, AutoencoderCausal3DConfig
 from dicode_jax.models.clip import CLIPVision, CLIPVisionConfig
 from dicode_jax.models.landiff.dit import Denoiser, DenoiserConfig
-from dicode_jax.models.landiff.engine import Engine, Prompt
+from dicode_jax.models.landiff.engine import Engine, Prompt, stages
 from dicode_jax.models.landiff.features import STRIDE
 from dicode_jax.models.landiff.frames import check_codes
 from dicode_jax.models.landiff.language_model import (
@@ -136,7 +136,8 @@ class LanDiffPipeline(base.Pipeline):
         names = cls._stored(folder)
         skipped = {name: cls._skipped(folder, name) for name in names}
         sizes = {n: shelf.part_bytes(folder / n, param_dtype, skipped[n]) for n in names}
-        shelf.check_room(sizes, devices, offload=offload)
+        carry = config_lib.from_json(cls.config_type, folder / CONFIG_FILE).sampling.carry
+        shelf.check_room(sizes, devices, offload=offload, stages=stages(carry))
         load = functools.partial(cls._load_part, folder, dtype=dtype, param_dtype=param_dtype)
         if not offload and len(devices) == 1:
             return {name: load(name) for name in names}, {}
@@ -144,7 +145,7 @@ class LanDiffPipeline(base.Pipeline):
             return {n: shelf.spread(load(n, on_host=True), devices) for n in names}, {}
         types = {"dtype": dtype, "param_dtype": param_dtype}
         parts = {n: shelf.outline(folder / n, *cls._types(folder, n), **types) for n in names}
-        return parts, {"shelf": shelf.OnDisk(load)}
+        return parts, {"shelf": shelf.OnDisk(load, sizes)}
 
     @classmethod
     def _read_text(cls, folder: pathlib.Path, configs: Mapping[str, Any]) -> dict[str, T5Tokenizer]:
@@ -152,11 +153,7 @@ class LanDiffPipeline(base.Pipeline):
         for name in ("text_encoder", "painter_text"):
             if name in configs:
                 text[name] = T5Tokenizer.from_file(folder / name)
-                if text[name].vocab_size > configs[name].vocab_size:
-                    raise UserError(
-                        f"the vocabulary of {name} has {text[name].vocab_size} words, its table "
-                        f"{configs[name].vocab_size} rows"
-                    )
+                text[name].check_fit(configs[name].vocab_size, name)
         return text
 
     def _write_text(self, folder: pathlib.Path) -> None:
@@ -229,7 +226,12 @@ class LanDiffPipeline(base.Pipeline):
         return dit.height * vae.downsampling, dit.width * vae.downsampling
 
     def num_frames(self, num_clips: int) -> int:
-        """Frames of a video of so many clips: 49, and 24 for each further one, in the release."""
+        """Frames of a video of so many clips: 49, and 24 for each further one, in the release.
+
+        Raises:
+          UserError: It is no number of clips.
+        """
+        options.named("num_clips", options.Whole(1, options.MAX_STREAM), num_clips)
         window = self.parts["denoiser"].cfg.dit.num_frames
         return STRIDE * (num_latents(num_clips, window, self.config.prefix_latents) - 1) + 1
 
@@ -294,6 +296,9 @@ class LanDiffPipeline(base.Pipeline):
             subsampled_time_grid(sampling.num_inference_steps, schedule.num_timesteps)
         except ValueError as error:
             raise UserError(str(error)) from error
+        if self._shelf is not None:
+            there = stages(sampling.carry)
+            shelf.check_room(self._shelf.sizes, jax.local_devices(), offload=True, stages=there)
         return sampling
 
     def _check_length(self, frames: int, text_len: int, sampling: LanDiffSamplingConfig) -> None:
@@ -307,12 +312,14 @@ class LanDiffPipeline(base.Pipeline):
             )
         is_guided = sampling.guidance_scale != 1
         needed = self._cache_bytes(sampling.num_clips, text_len, is_guided)
+        unread = 0 if self._shelf is None else self._shelf.sizes["language_model"]
         room = memory.available(jax.local_devices()[0])
-        if room is not None and needed > room[0]:
+        if room is not None and needed + unread > room[0]:
+            beside = f" beside {unread / 1e9:.3g} GB of its weights" if unread else ""
             raise UserError(
                 f"the language model needs {needed / 1e9:.3g} GB for what it has written of "
-                f"{sampling.num_clips} clips, and {room[0] / 1e9:.3g} GB are free: ask for fewer, "
-                f"or set max_segments in {CONFIG_FILE}"
+                f"{sampling.num_clips} clips{beside}, and {room[0] / 1e9:.3g} GB are free: ask for "
+                f"fewer, or set max_segments in {CONFIG_FILE}"
             )
 
     def _read_prompts(self, prompt: Any, *, may_be_empty: bool) -> list[str]:
@@ -432,14 +439,14 @@ class LanDiffPipeline(base.Pipeline):
         made = self._engine.generate(ids, seeds, sampling, given, plan, watch)
         return (Clip(*one) for one in made)
 
-    def encode(self, video: UInt8[np.ndarray, "f h w 3"]) -> Int[np.ndarray, " n"]:
-        """Semantic tokens of a video of 8 m + 1 frames, from 0 on.
+    def encode(self, video: Any) -> Int[np.ndarray, " n"]:
+        """Semantic tokens of a video of 8 m + 1 frames, from 0 on; a path is read at `fps`.
 
         Raises:
           UserError: It is no such video, or the model has no encoder of features.
         """
         self._check_features()
-        frames = checks.as_video(video, "a video is uint8 [f, h, w, 3]")
+        frames = read_frames(video, fps=self.config.fps)
         return self._engine.encode(self._fit_video(frames))
 
     def decode(self, tokens: Int[np.ndarray, " n"], prompt: Any = "", **arguments: Any):
@@ -489,8 +496,8 @@ class LanDiffPipeline(base.Pipeline):
         made = self._engine.show(ids, written, seeds, sampling, None, plan, watch)
         return (Clip(*one) for one in made)
 
-    def reconstruct(self, video: UInt8[np.ndarray, "f h w 3"], prompt: Any = "", **arguments: Any):
-        """A video through its semantic tokens and back, uint8 `[1, f, h, w, 3]`."""
+    def reconstruct(self, video: Any, prompt: Any = "", **arguments: Any):
+        """A video (of `encode`) through its semantic tokens and back, uint8 `[1, f, h, w, 3]`."""
         return self.decode(self.encode(video), prompt, **arguments)
 
     def _token_plan(self, num_tokens: int) -> tuple[Window, ...]:

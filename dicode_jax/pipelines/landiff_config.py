@@ -17,14 +17,15 @@ class LanDiffSamplingConfig:
 
     Attributes:
       num_clips: Of a stream: the first one is a window of the painter, each other what a further
-        window adds.
+        window adds. The language model is told the length, so that the first windows of a longer
+        video are not those of a shorter one of the same seed; a video is made longer by giving it.
       guidance_scale: Of the language model; 1 for none.
       motion_score: How much moves, as the language model was told in training.
       temperature, top_k, top_p: How tokens are drawn; at most one of the last two.
       num_inference_steps: Of the painter, for each window.
       diffusion_guidance_scale: By how much guidance of the painter exceeds 1 at most; 0 for none.
-      ramp: How that guidance changes from step to step: "released", as the release has it, or
-        "smooth" from 1 up.
+      ramp: How that guidance changes from step to step: "released", as the release has it, whose
+        ramp is of 50 steps at any number of steps, or "smooth" from 1 up.
       carry: What a further window begins with: "latents" of the one before, or its last "frames",
         encoded anew.
       history_noise: Timestep of the noise under which that beginning is seen; 0 for none.

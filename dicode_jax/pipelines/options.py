@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypedDict
 
 from dicode_jax.diffusion.samplers import SAMPLERS
+from dicode_jax.distributions import MIN_TEMPERATURE
 from dicode_jax.errors import UserError
 
 MAX_SEED = 2**32 - 1  # jax drops the bits above without a word
@@ -159,7 +160,7 @@ OPTIONS: Mapping[str, Whole | Real | OneOf | Interval] = {
     "fps": Real(0.0, 1000.0, is_open=True),
     "diffusion_guidance_scale": Real(0.0, MAX_GUIDANCE),
     "motion_score": Real(0.0, 1000.0),
-    "temperature": Real(0.0, 100.0, is_open=True),
+    "temperature": Real(MIN_TEMPERATURE, 100.0),
     "top_k": Whole(1, 2**24),
     "top_p": Real(0.0, 1.0, is_open=True),
     "ramp": OneOf(("released", "smooth")),

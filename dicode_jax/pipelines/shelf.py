@@ -42,33 +42,43 @@ def outline(folder: pathlib.Path, kind: Any, config_type: type, **types: Any) ->
     return blank(kind, without_scan(config), **types)
 
 
-def check_room(sizes: Mapping[str, int], devices: Sequence[Any], *, offload: bool) -> None:
+def check_room(
+    sizes: Mapping[str, int],
+    devices: Sequence[Any],
+    *,
+    offload: bool,
+    stages: Sequence[Sequence[str]] = (),
+) -> None:
     """Refuses parts that devices cannot hold, before they are read.
 
     Args:
       sizes: Bytes of each part.
       devices: Over which they are split; the first one for what is loaded part by part.
-      offload: Whether one part is in memory at a time.
+      offload: Whether one stage is in memory at a time.
+      stages: Parts that run together; a part that is in none runs alone.
 
     Raises:
       UserError: They need more than is free; it says how much of what.
     """
     devices = devices[:1] if offload else devices
     free = [room and room[0] for room in map(memory.available, devices)]
-    largest = max(sizes, key=sizes.__getitem__)
-    needed = sizes[largest] if offload else sum(sizes.values())
+    groups = [[name for name in stage if name in sizes] for stage in (*stages, *zip(sizes))]
+    takes = lambda group: sum(sizes[name] for name in group)  # noqa: E731
+    largest = max(groups, key=takes)
+    needed = takes(largest if offload else sizes)
     if None in free or needed <= sum(free):  # type: ignore[arg-type]
         return
     parts = ", ".join(f"{name} {size / 1e9:.3g}" for name, size in sizes.items())
     where = f"{devices[0].platform.upper()} has {sum(free) / 1e9:.3g} GB free"  # type: ignore
     if offload:
+        what = f"{' and '.join(largest)} {'alone takes' if len(largest) == 1 else 'together take'}"
         raise UserError(
-            f"{largest} alone takes {needed / 1e9:.3g} GB, and the {where}: load it in a narrower "
-            "type, as --dtype bfloat16, or take a larger device"
+            f"{what} {needed / 1e9:.3g} GB, and the {where}: load in a narrower type, as --dtype "
+            "bfloat16, or take a larger device"
         )
     raise UserError(
         f"the parts take {needed / 1e9:.3g} GB ({parts}), and the {where}: with --offload they are "
-        f"loaded one after another, which takes {sizes[largest] / 1e9:.3g} GB; --dtype bfloat16 "
+        f"loaded one after another, which takes {takes(largest) / 1e9:.3g} GB; --dtype bfloat16 "
         "takes half of float32"
     )
 
@@ -79,9 +89,11 @@ class OnDisk:
 
     Attributes:
       load: Part by its name.
+      sizes: Bytes of each part in memory.
     """
 
     load: Any
+    sizes: Mapping[str, int]
 
     @contextlib.contextmanager
     def use(self, name: str) -> Iterator[tuple[Any, Any]]:

@@ -101,6 +101,19 @@ def cache_folder() -> pathlib.Path | None:
     return pathlib.Path(cache, "dicode_jax")
 
 
+def refuse_pointer(start: bytes, path: str | os.PathLike) -> None:
+    """Refuses what Git LFS leaves in place of a large file.
+
+    Args:
+      start: The file's first bytes, 40 or more.
+
+    Raises:
+      UserError: It is such a pointer.
+    """
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a Git LFS pointer and not the file itself: run git lfs pull")
+
+
 def read_small(path: str | os.PathLike, limit: int = MAX_TEXT) -> bytes:
     """What is in a small file. Pipes and devices, which may never end, are not opened.
 
@@ -108,7 +121,7 @@ def read_small(path: str | os.PathLike, limit: int = MAX_TEXT) -> bytes:
       limit: Bytes that it may have.
 
     Raises:
-      UserError: It is not there, is no file, is larger or cannot be read.
+      UserError: It is not there, is no file, is larger or cannot be read, or Git LFS has it.
     """
     try:
         # Without waiting: a pipe that nobody writes would hold the opening itself.
@@ -123,6 +136,7 @@ def read_small(path: str | os.PathLike, limit: int = MAX_TEXT) -> bytes:
         raise UserError(f"{path} cannot be read: {reason}") from error
     if len(data) > limit:
         raise UserError(f"{path} is too large: more than {limit} bytes")
+    refuse_pointer(data, path)
     return data
 
 

@@ -18,7 +18,7 @@ from dicode_jax.errors import UserError, printable
 from dicode_jax.kinds import CONFIG_FILE as CONFIG_FILE
 from dicode_jax.nn.layer_stack import unstack, without_scan
 from dicode_jax.nn.rngs import MAX_ARRAYS, blank
-from dicode_jax.storage.files import atomic_path, parse_json
+from dicode_jax.storage.files import atomic_path, parse_json, refuse_pointer
 
 __all__ = [
     "hash_module",
@@ -153,9 +153,11 @@ def _check_header(path: str | os.PathLike) -> None:
         raise UserError(f"no weights at {path}")
     try:
         with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            start = file.read(40)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    refuse_pointer(start, path)
+    length = int.from_bytes(start[:8], "little")
     if length > MAX_HEADER:
         raise UserError(
             f"{path} is not a whole safetensors file of a module: its header has "

@@ -91,6 +91,20 @@ class T5Tokenizer:
                 return cls(from_sentencepiece(read_small(file, guard.MAX_FILE)))
         raise UserError(f"no vocabulary in {path}: want {' or '.join(names)}")
 
+    def check_fit(self, num_rows: int, part: str) -> None:
+        """Makes sure that a table has a row for each id.
+
+        Args:
+          part: Of which table and vocabulary are.
+
+        Raises:
+          UserError: It has fewer.
+        """
+        if self.vocab_size > num_rows:
+            raise UserError(
+                f"the vocabulary of {part} has {self.vocab_size} words, its table {num_rows} rows"
+            )
+
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `tokenizer.json` into a folder."""
         pathlib.Path(folder).mkdir(parents=True, exist_ok=True)

@@ -73,13 +73,15 @@ def test_a_video_becomes_tokens_and_these_a_video(folder, tmp_path, capsys, monk
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_list_of_prompts_becomes_a_folder_of_videos(folder, tmp_path):
+def test_a_list_of_prompts_becomes_a_folder_of_videos(folder, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\na blue cross\n")
     argv = ["generate", "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "videos"]
     argv += ["--format", "webp", "--motion-score", 0.5, "--seed", 3, "--model", folder]
     assert cli.main([*map(str, argv)]) == 0
     made = sorted((tmp_path / "videos").glob("*.webp"))
     assert [len(media.read_video(path).frames) for path in made] == [17, 17]
+    said = capsys.readouterr().out
+    assert said.count("the language model takes at most ") == 1
 
 
 def test_info_says_what_it_makes(folder, capsys):

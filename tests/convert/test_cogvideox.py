@@ -5,6 +5,7 @@ changes them: small ones are written so, and must come back as the original's ta
 """
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from dicode_jax.nn.rngs import ShapeRngs
 from dicode_jax.storage import weights
 
 DIT = TINY.dit
+WORDS = pathlib.Path(__file__).parents[1] / "text/small_spiece.model"
 PLAIN = {
     "transformer.layers.": "transformer_blocks.",
     "attention.dense": "attn1.to_out.0",
@@ -90,9 +92,9 @@ SMALL_VAE = {
     "temporal_compression_ratio": 2, "down_block_types": ["CogVideoXDownBlock3D"] * 2,
     "up_block_types": ["CogVideoXUpBlock3D"] * 2,
 }  # fmt: skip
-TEXT = T5EncoderConfig(num_layers=1, num_heads=2, embed_dim=9, head_dim=4, mlp_dim=7, vocab_size=9)
+TEXT = T5EncoderConfig(num_layers=1, num_heads=2, embed_dim=9, head_dim=4, mlp_dim=7, vocab_size=90)
 TEXT_JSON = {
-    "num_layers": 1, "num_heads": 2, "d_model": 9, "d_kv": 4, "d_ff": 7, "vocab_size": 9,
+    "num_layers": 1, "num_heads": 2, "d_model": 9, "d_kv": 4, "d_ff": 7, "vocab_size": 90,
     "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
     "layer_norm_epsilon": 1e-6, "feed_forward_proj": "gated-gelu",
 }  # fmt: skip
@@ -171,7 +173,7 @@ def test_diffusers_weights_are_read_as_the_original_s(source, originals, capsys)
     encoder = random_module(lambda: T5Encoder(TEXT, rngs=ShapeRngs()))
     save_file(state_dict(encoder, t5.RULES), root / "model.safetensors")
     words.parent.mkdir()
-    words.write_bytes(b"words")
+    words.write_bytes(WORDS.read_bytes())
     status, out = convert(source, "--text-encoder")
     assert status == 0
     assert "transformer, vae, painter_text of CogVideoX-2b" in capsys.readouterr().out
@@ -180,7 +182,7 @@ def test_diffusers_weights_are_read_as_the_original_s(source, originals, capsys)
     stored, cfg = weights.load_module(out / "vae", AutoencoderCausal3D, AutoencoderCausal3DConfig)
     assert cfg == TINY_VAE
     assert weights.load_module(out / "painter_text", T5Encoder, T5EncoderConfig)[1] == TEXT
-    assert (out / "painter_text/spiece.model").read_bytes() == b"words"
+    assert (out / "painter_text/spiece.model").read_bytes() == WORDS.read_bytes()
     of_dit, of_vae = originals
     # The original stores its positions, and diffusers computes them.
     of_dit = dict(of_dit)

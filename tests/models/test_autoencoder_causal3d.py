@@ -101,12 +101,28 @@ def test_the_release_has_its_sizes():
     assert jax.eval_shape(lambda s, z: nnx.merge(graph, s).decode(z), state, z).shape == video.shape
 
 
+def test_a_whole_video_is_encoded_that_is_not_decoded_again():
+    model = blank(AutoencoderCausal3D, TINY)
+    graph, state = nnx.split(model)
+    for count, wanted in ((1, 1), (3, 2), (7, 4), (9, 5)):  # a latent of two frames each
+        video = jax.ShapeDtypeStruct((1, count, 4, 4, 3), jnp.float32)
+        moments = jax.eval_shape(lambda s, x: nnx.merge(graph, s).moments(x), state, video)
+        assert moments.shape == (1, wanted, 2, 2, 6)
+
+
 def test_videos_that_would_lose_frames_are_refused():
     cfg = AutoencoderCausal3DConfig()
-    assert [cfg.num_latents(n) for n in (1, 9, 49)] == [1, 3, 13]
+    assert [cfg.num_latents(n) for n in (1, 5, 9, 13, 49)] == [1, 2, 3, 4, 13]
+    assert [cfg.num_decodable(n) for n in (1, 9, 49)] == [1, 3, 13]
     with pytest.raises(ValueError, match=r"8 m \+ 1 frames \(1, 9, 17 ...\), got 13"):
-        cfg.num_latents(13)
+        cfg.num_decodable(13)
+    for count in (0, 4, 7):
+        with pytest.raises(ValueError, match=rf"4 k \+ 1 frames \(1, 5, 9 ...\), got {count}"):
+            cfg.num_latents(count)
     model = blank(AutoencoderCausal3D, TINY)
+    for count in (7, 11):  # of which the whole can be encoded
+        with pytest.raises(ValueError, match=rf"4 m \+ 1 frames .* got {count}"):
+            model.moments(jnp.zeros((1, count, 4, 4, 3)), in_chunks=True)
     with pytest.raises(ValueError, match="must be odd, got 4"):
         model.decode(jnp.zeros((1, 4, 2, 2, 3)))
     with pytest.raises(ValueError, match="multiples of 2, got 4x5"):

@@ -18,6 +18,7 @@ from dicode_jax.diffusion.samplers.base import per_sample_normal
 from dicode_jax.diffusion.time_grid import ddim_timesteps
 from dicode_jax.distributions.projected_gaussian import unit
 from dicode_jax.errors import UserError
+from dicode_jax.media.video import write_video
 from dicode_jax.models.ar_diffusion.dit import Denoiser, DenoiserConfig
 from dicode_jax.models.ar_diffusion.frame_vae import FrameVAE
 from dicode_jax.nn.rngs import fold, sample_keys
@@ -169,7 +170,7 @@ def test_given_frames_come_back_bit_for_bit(pipe):
     assert pipe(0, image=np.zeros((10, 14, 3), np.uint8), num_frames=3).shape == (1, 3, 8, 8, 3)
 
 
-def test_a_reconstruction_is_the_vae_s_of_each_frame_by_itself(pipe):
+def test_a_reconstruction_is_the_vae_s_of_each_frame_by_itself(pipe, tmp_path):
     video = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
     found = pipe.reconstruct(video)
     assert found.shape == video.shape
@@ -177,8 +178,10 @@ def test_a_reconstruction_is_the_vae_s_of_each_frame_by_itself(pipe):
     latents = unit(vae.encode(jnp.asarray(video[None, 1:2], jnp.float32) / 255))
     wanted = np.clip(np.round(np.asarray(vae.decode(latents))[0, 0] * 255), 0, 255)
     assert np.abs(found[1] - wanted).max() <= 1  # rounding
-    with pytest.raises(UserError, match="a video is uint8"):
+    with pytest.raises(UserError, match="video is uint8"):
         pipe.reconstruct(video[0])
+    write_video(tmp_path / "in.webp", video, fps=pipe.config.fps)
+    np.testing.assert_array_equal(pipe.reconstruct(tmp_path / "in.webp"), found)
 
 
 def test_a_saved_pipeline_gives_the_same(pipe, tmp_path):

@@ -213,6 +213,7 @@ def test_a_callback_may_stop_a_call_and_put_other_latents(pipe):
         ({"image": IMAGES[0], "video": IMAGES}, "an image or a video to go on from, not both"),
         ({"image": "no such.png"}, "no such.png"),
         ({"temperature": 0}, "temperature: want a finite number"),
+        ({"temperature": 1e-7}, "temperature: want a finite number of at least 1e-06"),
         ({"num_frames": 3}, "num_frames must be even"),
         ({"steps": 3}, "there is no option steps of sampling"),
     ],
@@ -235,7 +236,7 @@ def test_ar_diffusion_is_called_the_same_way_and_says_what_it_cannot():
     for options, line in (
         (
             {"last_image": picture},
-            "ARDiffusionPipeline does not know last_image; beside prompt and",
+            "ARDiffusionPipeline does not know last_image; beside prompt and .* history_noise, lag",
         ),
         ({"num_clips": 2}, "does not know num_clips"),
         ({"negative_prompt": "x"}, "does not know negative_prompt"),

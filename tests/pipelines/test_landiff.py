@@ -53,6 +53,16 @@ def test_given_frames_come_back_bit_for_bit(pipe):
 
 
 @pytest.mark.slow
+def test_a_given_video_may_be_longer_than_what_the_language_model_sees(pipe):
+    given = video(9)
+    short = dataclasses.replace(pipe.config, max_segments=1)
+    pipe = LanDiffPipeline(pipe.parts, config=short, text=pipe.text)
+    made = np.asarray(pipe(PROMPT, video=given, num_clips=2, num_inference_steps=2))
+    assert made.shape == (1, 25, 16, 24, 3)
+    np.testing.assert_array_equal(made[0, :9], given)
+
+
+@pytest.mark.slow
 def test_tokens_are_painted_window_by_window(pipe):
     codes = np.asarray([0, 1, 2, 3, 4, 4, 3, 2, 1, 0, 1, 2, 3], np.int64)  # 3 + 3 + 1 frames
     clips = [clip.frames for clip in pipe.decode_stream(codes, seed=3)]
@@ -88,13 +98,15 @@ def test_steps_of_windows_are_told_one_by_one_and_change_no_bit(pipe):
 
 
 @pytest.mark.slow
-def test_a_video_goes_through_tokens_and_back(pipe):
+def test_a_video_goes_through_tokens_and_back(pipe, tmp_path):
     frames = video(17)
     codes = pipe.encode(frames)
     assert codes.dtype == np.int32
     assert len(codes) == 9  # 3 + 1 + 1, 3 + 1
     # A segment knows nothing of the one before.
     np.testing.assert_array_equal(codes[:5], pipe.encode(frames[:9]))
+    media.write_video(tmp_path / "in.webp", frames, fps=8)
+    np.testing.assert_array_equal(pipe.encode(tmp_path / "in.webp"), codes)
     np.testing.assert_array_equal(pipe.reconstruct(frames, seed=2), pipe.decode(codes, seed=2))
 
 
@@ -218,6 +230,7 @@ def test_what_writes_tokens_is_refused_where_they_are_given(pipe, name):
         ({"top_k": 13}, "top_k is at most 12"),
         ({"num_inference_steps": 1}, "must be in 2..1000, got 1"),
         ({"history_noise": 1000}, "history_noise"),
+        ({"temperature": 1e-7}, "temperature: want a finite number of at least 1e-06"),
         ({"carry": "pixels"}, "carry: want latents or frames"),
         ({"eta": 1.0}, "there is no option eta; there are num_clips, guidance_scale"),
         ({"seed": -1}, "seed"),
@@ -270,6 +283,7 @@ def test_parts_that_do_not_fit_are_refused(pipe, name, changes, words):
         lambda: LanDiffConfig(text_length=1),
         lambda: LanDiffConfig(max_segments=0),
         lambda: LanDiffSamplingConfig(top_k=1, top_p=0.5),
+        lambda: LanDiffSamplingConfig(temperature=1e-9),
     ],
 )
 def test_impossible_configs_are_refused(make_config):
@@ -286,6 +300,41 @@ def test_the_size_of_what_is_remembered_is_known_before(pipe):
     longer = dataclasses.replace(pipe.config, text_length=40)
     longer = LanDiffPipeline(pipe.parts, config=longer, text=pipe.text)
     assert longer.cache_bytes(1) > longer.cache_bytes(1, PROMPT) == pipe.cache_bytes(1)
+
+
+@pytest.mark.parametrize("count", [-5, 0, 10**9, 1.5, "2"])
+def test_an_impossible_number_of_clips_has_no_frames_and_no_size(pipe, count):
+    for call in (pipe.num_frames, pipe.cache_bytes):
+        with pytest.raises(UserError, match="num_clips: want a whole number from 1 to 1000000"):
+            call(count)
+
+
+def test_what_is_not_known_is_told_with_all_that_is(pipe):
+    with pytest.raises(UserError, match=r"does not know negative_prompt; .* takes guid.*, carry, "):
+        pipe(PROMPT, negative_prompt="a square")
+
+
+def test_what_runs_together_needs_room_together(pipe, monkeypatch):
+    sizes = {"text_encoder": 6_000, "denoiser": 5_400, "semantic_tokenizer": 350, "vae": 430}
+    sizes = {name: 10**6 * size for name, size in sizes.items()} | {"language_model": 4_100_000}
+    room = lambda size: lambda device: (size, size)  # noqa: E731
+    apart = LanDiffPipeline(
+        pipe.parts, config=pipe.config, text=pipe.text, shelf=shelf.OnDisk(None, sizes)
+    )
+    monkeypatch.setattr(shelf.memory, "available", room(6_100_000_000))
+    apart.decode_stream(np.zeros(9, np.int32), PROMPT)
+    words = "semantic_tokenizer and denoiser and vae together take 6.18 GB, and the CPU has 6.1 GB"
+    with pytest.raises(UserError, match=words):
+        apart.decode_stream(np.zeros(9, np.int32), PROMPT, carry="frames")
+    sizes["text_encoder"] = sizes["denoiser"] = 0
+    cache = pipe.cache_bytes(2)
+    monkeypatch.setattr(shelf.memory, "available", room(440_000_000))
+    sizes["language_model"] = 440_000_000 - cache
+    apart.stream(PROMPT, num_clips=2)
+    sizes["language_model"] += 1
+    with pytest.raises(UserError, match=r"2 clips beside 0.44 GB of its weights, and 0.44 GB are"):
+        apart.stream(PROMPT, num_clips=2)
+    pipe.stream(PROMPT, num_clips=2)  # whose weights are there already
 
 
 def test_parts_that_memory_cannot_hold_are_told_with_their_sizes(monkeypatch):

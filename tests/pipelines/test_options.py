@@ -31,7 +31,7 @@ BOUNDS = {  # name: (lowest, the next below, highest, the next above)
     "fps": (-BELOW, 0.0, 1000.0, 1000.1),
     "diffusion_guidance_scale": (0.0, BELOW, 100.0, 100.1),
     "motion_score": (0.0, BELOW, 1000.0, 1000.1),
-    "temperature": (-BELOW, 0.0, 100.0, 100.1),
+    "temperature": (1e-6, math.nextafter(1e-6, 0.0), 100.0, 100.1),
     "top_k": (1, 0, 2**24, 2**24 + 1),
     "top_p": (-BELOW, 0.0, 1.0, ABOVE),
 }

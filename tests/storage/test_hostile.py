@@ -137,6 +137,13 @@ def test_a_small_misfit_is_told_by_name(folder):
     assert "missing blocks.1." in one_line(weights.check_module, folder, Resampler, ResamplerConfig)
 
 
+def test_a_pointer_of_git_lfs_is_called_one(folder):
+    path = folder / weights.WEIGHTS_FILE
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    for call in (weights.read_header, weights.read_arrays):
+        assert "is a Git LFS pointer and not the file itself" in one_line(call, path)
+
+
 def test_a_header_of_very_many_arrays_is_not_read(folder):
     empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     path = folder / weights.WEIGHTS_FILE

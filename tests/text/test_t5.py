@@ -80,6 +80,7 @@ def test_whole_words_are_learned_and_no_others_taken(tmp_path):
 def test_other_files_are_refused_in_a_line(tmp_path):
     for content, line in (
         (b"", "no whole model"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "run git lfs pull"),
         (SMALL.read_bytes()[:700], "no whole model"),
         (SMALL.read_bytes()[:701], "does not hold a readable vocabulary"),
         (b"\x12\x02\x18\x02\x1a\x00", "no unigram model"),  # of byte pairs

@@ -26,6 +26,7 @@ from einops import rearrange
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
+from dicode_jax.distributions import MIN_TEMPERATURE
 from dicode_jax.distributions.gaussian_mixture import GaussianMixture
 from dicode_jax.models.dicode import ar_losses
 from dicode_jax.models.dicode.ar import DiCoDeLM
@@ -234,7 +235,7 @@ def _check_scales(var_scale, logits_temperature, guidance_scale) -> None:
     """Checks those that are plain numbers; arrays may be traced."""
     for name, value, least in (
         ("var_scale", var_scale, 0.0),
-        ("logits_temperature", logits_temperature, 1e-6),
+        ("logits_temperature", logits_temperature, MIN_TEMPERATURE),
         ("guidance_scale", guidance_scale, 1.0),
     ):
         if not isinstance(value, jax.Array) and not least <= value < float("inf"):

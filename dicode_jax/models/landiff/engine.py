@@ -34,6 +34,12 @@ WRITING, PAINTING = 0, 1  # streams of a sample's randomness
 NOT_FINITE = "the {} gave NaN or infinite numbers; look at its weights and at dtype"
 
 
+def stages(carry: str) -> tuple[tuple[str, ...], ...]:
+    """Parts that run together; each other one runs alone."""
+    painting = ("semantic_tokenizer", "denoiser")
+    return ((*painting, "vae") if carry == "frames" else painting,)
+
+
 class Prompt(NamedTuple):
     """Ids of a prompt: for the language model, and padded for the painter."""
 
@@ -181,11 +187,7 @@ class Engine:
     ) -> Iterator[Iterable]:
         """Of each sample its windows, their latents, and what is shown where that is known."""
         with contextlib.ExitStack() as parts:
-            use = {
-                name: parts.enter_context(self.use(name))
-                for name in ("semantic_tokenizer", "denoiser", "vae")
-                if name != "vae" or sampling.carry == "frames"
-            }
+            use = {name: parts.enter_context(self.use(name)) for name in stages(sampling.carry)[0]}
             for context, segments, seed in zip(texts, written, seeds):
                 yield self.stage(
                     self._paint_windows(use, context, segments, seed, sampling, prefix, plan, watch)

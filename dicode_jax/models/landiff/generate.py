@@ -23,6 +23,7 @@ import numpy as np
 from flax import nnx
 
 from dicode_jax.diffusion.guidance import guide
+from dicode_jax.distributions import MIN_TEMPERATURE
 from dicode_jax.distributions.categorical import keep_top_k, keep_top_p
 from dicode_jax.errors import UserError
 from dicode_jax.models.landiff.frames import check_codes
@@ -206,7 +207,7 @@ def _check(lm, b, keys, do_sample, temperature, guidance_scale, motion_score, to
     if keys is not None and keys.shape[0] != b:
         raise ValueError(f"{keys.shape[0]} keys for {b} captions; pass one key per caption")
     for name, value, least in (
-        ("temperature", temperature, 1e-6),
+        ("temperature", temperature, MIN_TEMPERATURE),
         ("guidance_scale", guidance_scale, 0),
         ("motion_score", motion_score, 0),
     ):

@@ -22,6 +22,7 @@ from dicode_jax.nn.rngs import fold
 from dicode_jax.typing import Array, Float
 
 RAMPS = ("released", "smooth")
+RELEASED_RAMP_STEPS = 50  # where the release's guidance ends its ramp, whatever its sampler's steps
 
 
 @jax.tree_util.register_pytree_node_class
@@ -34,7 +35,8 @@ class WindowSampling:
       guidance_scale: The most by which guidance exceeds 1; 0 for the conditional branch alone.
       ramp: "released" as the release has it, where guidance jumps between 1 and 1 + scale from step
         to step; "smooth", from 1 at the first step up.
-      ramp_steps: Steps of the ramp; `num_inference_steps` when None.
+      ramp_steps: Steps of the ramp; when None the release's 50 of the released one, and
+        `num_inference_steps` of the smooth one.
       ramp_exponent: How late it rises.
       history_noise: Timestep of the noise under which the network sees a prefix, or that of the
         window itself where there is less left; 0 shows it clean, as the original.
@@ -85,9 +87,11 @@ class WindowSampling:
 
 def guidance_ramp(cfg: WindowSampling, timesteps: np.ndarray) -> np.ndarray:
     """Of guidance `1 + guidance_scale * ramp` at each visited timestep, float64 in 0..1."""
-    count = cfg.ramp_steps or cfg.num_inference_steps
-    steps = np.arange(len(timesteps)) if cfg.ramp == "smooth" else len(timesteps) - timesteps
-    return cosine_ramp(steps.tolist(), count, cfg.ramp_exponent)
+    if cfg.ramp == "smooth":
+        steps, count = np.arange(len(timesteps)), cfg.num_inference_steps
+    else:
+        steps, count = len(timesteps) - timesteps, RELEASED_RAMP_STEPS
+    return cosine_ramp(steps.tolist(), cfg.ramp_steps or count, cfg.ramp_exponent)
 
 
 def window_steps(

@@ -95,19 +95,32 @@ def write_segments(
       num_frames: Semantic frames of the video.
       max_segments: Segments that the model has before it at most; None for all. Behind the first of
         them each is written as the last of so many, the others given.
-      keys, given, options: As of `generate.stream_tokens`, whose errors are these too.
+      given: Semantic tokens of the first frames, as many as one likes but for the last frame; what
+        the model does not have before it is passed on.
+      keys, options: As of `generate.stream_tokens`, whose errors are these too.
     """
     frames = lm.cfg.frames
     segments, most = frames.segments(num_frames), max_segments or num_frames
-    seen = written_frames(frames, num_frames, max_segments)
+    options["num_frames"] = seen = written_frames(frames, num_frames, max_segments)
+    known = 0 if given is None else frames.num_frames(given.shape[1])
+    size = frames.count(frames.segment)
+    there = (
+        [] if given is None else [given[:, i : i + size] for i in range(0, given.shape[1], size)]
+    )
+    first = iter(there[:most])
+    if known < seen or known >= num_frames:  # of which the latter is refused
+        first = stream_segments(lm, text, keys=keys, given=given, **options)
     kept: list[Array] = []
-    for codes in stream_segments(lm, text, num_frames=seen, keys=keys, given=given, **options):
+    for codes in first:
         kept = [*kept, codes][-most:]
         yield codes
     for number, count in enumerate(segments[most:], most):
-        past = jnp.concatenate(kept[1:], axis=1) if most > 1 else None
-        *_, codes = stream_segments(
-            lm, text, num_frames=seen, keys=fold(keys, SLID + number), given=past, **options
-        )
+        past = [*kept[1:], *there[number : number + 1]]
+        if known >= (number + 1) * frames.segment:
+            codes = there[number]
+        else:
+            before = jnp.concatenate(past, axis=1) if past else None
+            again = fold(keys, SLID + number)
+            *_, codes = stream_segments(lm, text, keys=again, given=before, **options)
         kept = [*kept[1:], codes]
         yield codes[:, : frames.count(count)]

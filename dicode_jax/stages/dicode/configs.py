@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 from typing import Literal
 
+from dicode_jax.distributions import MIN_TEMPERATURE
 from dicode_jax.errors import UserError
 from dicode_jax.models.dicode.ar_config import DiCoDeLMConfig
 from dicode_jax.models.dicode.decoder import ClipDecoderConfig
@@ -167,10 +168,9 @@ class ARTrainConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.logits_temperature is not None and not 1e-6 <= self.logits_temperature <= 1e6:
-            raise ValueError(
-                f"logits_temperature is from 1e-6 to 1e6, got {self.logits_temperature}"
-            )
+        cold = self.logits_temperature
+        if cold is not None and not MIN_TEMPERATURE <= cold <= 1e6:
+            raise ValueError(f"logits_temperature is from 1e-6 to 1e6, got {cold}")
         if self.init is not None and self.body_init is not None:
             raise ValueError("init brings the body too: leave body_init out")
         if not 0 <= self.caption_dropout < 1:

@@ -46,7 +46,7 @@ class VAE3DTrainConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.model.num_latents(self.data.num_frames)
+        self.model.num_decodable(self.data.num_frames)
         if self.inflate and self.init is None:
             raise ValueError("inflate changes what init names, and it names nothing")
         if not self.train_encoder and (self.init is None or self.inflate):

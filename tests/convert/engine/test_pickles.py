@@ -1,6 +1,7 @@
 """Torch files that attack: refused on one line, before torch reads their pickle. Others pass."""
 
 import os
+import re
 import struct
 import zipfile
 from collections import Counter
@@ -75,6 +76,22 @@ HOSTILE = {
         text("w"),
         call("torch._tensor\n_rebuild_from_type_v2", b"ctorch\nTensor\n" * 2, b")", b"N"),
     ),
+    r"code \(numpy.ndarray\)": mapping(text("w"), call("numpy\nndarray", integer(2**40))),
+    r"code \(numpy.core.multiarray.system\)": mapping(
+        text("w"), call("numpy.core.multiarray\nsystem", text("true"))
+    ),
+    r"code \(os.system\)": mapping(
+        text("w"),
+        call(
+            "numpy._core.multiarray\n_reconstruct",
+            *(call("os\nsystem", text("touch here")), integer(0) + b"\x85", text("b")),
+        ),
+    ),
+    r"code \(posix.system\)": mapping(
+        text("w"),
+        call("numpy._core.multiarray\n_reconstruct", b"cposix\nsystem\n", b")", text("b"))
+        + b"cposix\nsystem\n" + text("true") + b"\x85Rb",
+    ),
     "holds STACK_GLOBAL": mapping(text("w"), text("os") + text("getcwd") + b"\x93)R"),
     "holds SETITEM for what takes no items": mapping(text("w"), VECTOR + text("k") + b"K\x01s"),
     "holds APPEND for what takes no items": mapping(text("w"), b"}K\x01a"),
@@ -143,6 +160,28 @@ def test_checkpoints_of_trainings_are_read(tmp_path):
     assert set(source.left_out) == set(beside)
     for key, value in state_dict.items():
         np.testing.assert_array_equal(source[key].numpy(), value.numpy())
+
+
+@pytest.mark.parametrize("core", [b"numpy.core.", b"numpy._core."])
+def test_a_state_of_numpy_s_randomness_beside_the_weights_is_passed_over(tmp_path, core):
+    written = tmp_path / "mp_rank_00_model_states.pt"
+    state = np.random.RandomState(0).get_state()
+    torch.save({"module": {"w": torch.arange(3.0)}, "np_rng_state": state}, written)
+    with zipfile.ZipFile(written) as file:
+        folder = file.namelist()[0].split("/")[0]
+        data = file.read(f"{folder}/data.pkl")
+    assert b"_reconstruct" in data
+    storage = np.arange(3, dtype=np.float32).tobytes()
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as file:
+        for name, content in {
+            "data.pkl": re.sub(rb"numpy\._?core\.", core, data), "version": "3\n",
+            "byteorder": "little", "data/0": storage,
+        }.items():  # fmt: skip
+            file.writestr(f"a/{name}", content)
+    for path in (written, tmp_path / "x.pt"):
+        source = open_source(path)
+        assert set(source.left_out) == {"np_rng_state"}
+        np.testing.assert_array_equal(source["w"].numpy(), np.arange(3.0))
 
 
 def test_parameters_with_attributes_and_new_types_are_read(tmp_path):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -41,9 +43,11 @@ TOKENIZER = SemanticTokenizerConfig(
     frames=FrameTokens(iframe=3, pframe=2), feature_dim=5, embed_dim=64, num_layers=1, num_heads=1,
     token_dim=6, codebook_size=5, code_dim=4,
 )  # fmt: skip
-TEXT = T5EncoderConfig(num_layers=1, num_heads=2, embed_dim=6, head_dim=4, mlp_dim=7, vocab_size=9)
+TEXT = T5EncoderConfig(num_layers=1, num_heads=2, embed_dim=6, head_dim=4, mlp_dim=7, vocab_size=90)
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+WORDS = pathlib.Path(__file__).parents[2] / "text/small_spiece.model"
 ORIGINAL = {
-    "num_layers": 1, "num_heads": 2, "d_model": 6, "d_kv": 4, "d_ff": 7, "vocab_size": 9,
+    "num_layers": 1, "num_heads": 2, "d_model": 6, "d_kv": 4, "d_ff": 7, "vocab_size": 90,
     "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
     "layer_norm_epsilon": 1e-6, "feed_forward_proj": "gated-gelu",
 }  # fmt: skip
@@ -66,7 +70,7 @@ def release(tmp_path):
         save_file(state_dict(model, rules), folder / "model.safetensors")
         if kind is T5Encoder:
             (folder / "config.json").write_text(json.dumps(ORIGINAL))
-            (folder / "spiece.model").write_bytes(name.encode())
+            (folder / "spiece.model").write_bytes(WORDS.read_bytes())
     return root
 
 
@@ -87,10 +91,30 @@ def test_the_release_becomes_models_that_load(release, tmp_path, capsys):
         ("painter_text", T5Encoder, TEXT),
     ):
         assert weights.load_module(out / name, kind, type(cfg))[1] == cfg
-    assert (out / "text_encoder/spiece.model").read_bytes() == b"../flan"
-    assert (out / "painter_text/spiece.model").read_bytes() == command.PAINTER_TEXT.encode()
+    for name in ("text_encoder", "painter_text"):
+        assert (out / name / "spiece.model").read_bytes() == WORDS.read_bytes()
     report = json.loads((out / "conversion.json").read_text())
     assert report["parts"]["language_model"]["used"] == 24
+
+
+def test_without_a_painter_its_text_encoder_is_not_needed(release, tmp_path, capsys):
+    shutil.rmtree(release / command.BASE)
+    status, out = convert(release, tmp_path)
+    assert status == 0
+    assert f"the painter is not in SOURCE: want {', '.join(command.PAINTER_PARTS)}" in (
+        capsys.readouterr().out
+    )
+    assert not (out / "painter_text").exists()
+    assert (out / "text_encoder/spiece.model").is_file()
+
+
+def test_what_paints_is_there_whole_or_not_at_all(release, tmp_path, capsys):
+    shutil.rmtree(release / command.PAINTER_TEXT)
+    for name in command.PAINTER[1:]:
+        (release / name).mkdir(parents=True)
+    assert convert(release, tmp_path)[0] == 2
+    missing = f"{command.DIFFUSION}, {command.PAINTER_TEXT} is missing"
+    assert missing in capsys.readouterr().err
 
 
 @pytest.mark.torch
@@ -159,6 +183,29 @@ def test_what_is_missing_is_named(release, tmp_path, capsys):
     assert convert(release, tmp_path)[0] == 2
     assert "no checkpoint in" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("folder", ["flan", f"LanDiff/{command.PAINTER_TEXT}"])
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (POINTER, "spiece.model is a Git LFS pointer and not the file itself: run git lfs pull"),
+        (b"words", "spiece.model does not hold a readable vocabulary of T5's kind"),
+        (None, "has 90 words, its table 80 rows"),
+    ],
+)
+def test_words_that_no_pipeline_could_load_are_refused(
+    release, tmp_path, capsys, folder, words, line
+):
+    if words is not None:
+        (tmp_path / folder / "spiece.model").write_bytes(words)
+    else:
+        (tmp_path / folder / "config.json").write_text(json.dumps(ORIGINAL | {"vocab_size": 80}))
+    status, out = convert(release, tmp_path)
+    assert (status, out.exists()) == (2, False)
+    said = capsys.readouterr().err
+    assert line in said
+    assert len(said.splitlines()) == 1
 
 
 def test_the_text_encoder_of_the_release_repeats_its_table():

@@ -54,6 +54,25 @@ def test_main_keys_and_a_tokenizer_in_the_second_file_do_not_disturb(released):
     assert dit.join({}, again).keys() == joined.keys()
 
 
+@pytest.mark.parametrize("file", ["main", "control"])
+def test_the_rest_of_the_engine_in_either_file_is_left_out_and_told(released, file):
+    main, control, source = released
+    beside = {
+        *("first_stage_model.encoder.conv_in.conv.weight", "denoiser.sigmas"),
+        *("conditioner.embedders.0.transformer.shared.weight", "loss_fn.sigma_sampler.sigmas"),
+    }
+    files = {"main": dict(main), "control": dict(control)}
+    files[file] |= dict.fromkeys(beside, source[f"{dit.CONTROL}time_embed.0.bias"])
+    files[file]["model.first_stage_model.x"] = files[file]["denoiser.sigmas"]
+    joined = dit.join(files["main"], files["control"])
+    made = dit.KIND.plan(joined, dit.find_config(joined).config)
+    assert made.problems == []
+    told = {name for name, why in made.skipped.items() if "beside the transformer" in why}
+    assert beside < told == joined.keys() - source.keys()
+    base = dit.BASE.plan(files["main"], dit.find_config(joined).config.dit)
+    assert base.problems == []
+
+
 def test_one_key_too_few_and_one_too_many_are_named(released):
     source = dict(released[2])
     del source[f"{dit.MAIN}transformer.layers.20.attention.dense.bias"]

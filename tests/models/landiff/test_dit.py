@@ -229,3 +229,11 @@ def test_another_scale_compiles_nothing_and_a_smooth_ramp_rises():
     assert ramp[0] == 0
     assert (np.diff(ramp[1:]) > 0).all()  # the second is 5e-17, which is lost beside 1
     assert ramp[-1] < 1
+
+
+@pytest.mark.parametrize("count", [30, 50])
+def test_the_released_ramp_counts_to_50_at_any_number_of_steps(count):
+    times = np.linspace(999, 0, count, endpoint=False).astype(int)
+    want = [(1 - math.cos(math.pi * ((count - int(t)) / 50) ** 5)) / 2 for t in times]
+    cfg = WindowSampling(num_inference_steps=count)
+    np.testing.assert_allclose(guidance_ramp(cfg, times), want, rtol=0, atol=1e-12)

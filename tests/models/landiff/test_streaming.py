@@ -101,3 +101,21 @@ def test_a_longer_one_is_gone_on_with_from_its_last_segments(lm):
     alone = list(streaming.write_segments(lm, TEXT, num_frames=4, max_segments=1, **options))
     np.testing.assert_array_equal(alone[0], generate(lm, TEXT, num_frames=2, **options))
     assert len(alone) == 2
+
+
+@pytest.mark.parametrize("known", [2, 3, 4])
+def test_more_may_be_given_than_the_model_has_before_it(lm, known):
+    options = {"keys": KEYS, "temperature": 2.0}
+    there = generate(lm, TEXT, num_frames=known, **options)
+    made = streaming.write_segments(lm, TEXT, num_frames=5, max_segments=1, given=there, **options)
+    parts = list(made)
+    assert [part.shape[1] for part in parts] == [4, 4, 3]
+    np.testing.assert_array_equal(jnp.concatenate(parts, axis=1)[:, : there.shape[1]], there)
+    for number in range(known // 2, 3):  # drawn by itself, behind what is given of it
+        options["keys"] = fold(KEYS, streaming.SLID + number)
+        behind = there[:, 4 * number :] if 2 * number < known else None
+        want = generate(lm, TEXT, num_frames=2, given=behind, **options)
+        np.testing.assert_array_equal(parts[number], want[:, : parts[number].shape[1]])
+    options["given"] = generate(lm, TEXT, num_frames=5, **options)
+    with pytest.raises(ValueError, match=r"5 frames are given, .* give fewer"):
+        list(streaming.write_segments(lm, TEXT, num_frames=5, max_segments=1, **options))

@@ -149,8 +149,27 @@ def sampling(lm, config, text, scale, head, check):
     yield check(f"{head}logits_rows", steps, **LOGITS)
     last = guide(steps[:, 0], steps[:, 1], scale) if is_guided else steps[:, 0]
     probs = np.array(jax.nn.softmax(last))
-    # At the mark in front of a P frame no other token has any probability.
-    start = cfg.mark("start_pframe")
-    for i in np.flatnonzero(np.append(layout[1:], -1) == start):
-        probs[i] = np.eye(probs.shape[1])[start]
+    may_end = config.get("predict_eos", False)
+    for step, marks in allowed_at(cfg, num_frames, may_end=may_end).items():
+        is_allowed = np.isin(np.arange(cfg.body.vocab_size), marks)
+        probs[step] = jax.nn.softmax(jnp.where(is_allowed, last[step], -jnp.inf))
     yield check(f"{head}probs", probs, **PROBS)
+
+
+def allowed_at(
+    cfg: LanguageModelConfig, num_frames: int, *, may_end: bool = False
+) -> dict[int, tuple[int, ...]]:
+    """The marks that alone may be drawn in front of a frame, by step; no step draws the first.
+
+    Args:
+      may_end: Whether EOS may stand there too, behind each frame of every segment but the first
+        (the release's `predict_eos`).
+    """
+    layout, eos = cfg.layout(num_frames), cfg.mark("eos")
+    marks = cfg.mark("start_iframe"), cfg.mark("start_pframe")
+    starts = enumerate(np.flatnonzero(np.isin(layout, marks)).tolist())
+    return {
+        at - 1: (int(layout[at]), eos)[: 1 + (may_end and frame > cfg.frames.segment)]
+        for frame, at in starts
+        if frame
+    }
