@@ -70,8 +70,8 @@ def painted(
         made = dict(zip(missing, new, strict=True))
         for i, video in made.items():
             with atomic_path(_file(folder, i)) as temporary, open(temporary, "wb") as file:
-                held = {"video": video} | ({} if fps is None else {"fps": np.float64(fps)})
-                np.savez_compressed(file, **held)
+                rate = np.nan if fps is None else float(fps)
+                np.savez_compressed(file, video=video, fps=np.array(rate))
         for i in numbers:
             yield made[i] if i in made else read_kept(_file(folder, i))[0]
 
@@ -89,13 +89,15 @@ def read_kept(path: str | os.PathLike) -> tuple[UInt8[np.ndarray, "f h w 3"], fl
     try:
         with np.load(path, allow_pickle=False) as held:
             video = held["video"]
-            fps = float(held["fps"]) if "fps" in held else None
+            fps = float(held["fps"]) if "fps" in held else np.nan
     except MemoryError:
         raise
     except Exception as error:  # of many kinds: NumPy passes on what zip and zlib meet
         raise UserError(f"{path} is no kept video: {error}") from error
     if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8:
         raise UserError(f"{path} is no kept video, but {video.dtype} {list(video.shape)}")
-    if fps is not None and not 0 < fps < np.inf:
+    if np.isnan(fps):
+        return video, None
+    if not 0 < fps < np.inf:
         raise UserError(f"{path} is no kept video: it has {fps} frames a second")
     return video, fps
