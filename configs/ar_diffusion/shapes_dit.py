@@ -63,5 +63,5 @@ def get_config() -> DiTTrainConfig:
         num_steps=2500,
         batch_size=16,
         ema_decay=0.998,
-        sample_guidance=2.0,
+        sample_guidance=2.5,
     )
