@@ -1,15 +1,16 @@
 """`dicode evaluate` with a model that paints what it is told, and what it says of others."""
 
 import errno
-import itertools
 import json
 import pathlib
 import re
 import tempfile
 import types
 
+import evaluating
 import numpy as np
 import pytest
+from evaluating import Painter, listed, means
 from PIL import Image
 
 from dicode_jax import cli
@@ -17,67 +18,10 @@ from dicode_jax.cli import distances, evaluate, evaluated_lists, video
 from dicode_jax.cli.evaluate_arguments import METRICS, SUITES
 from dicode_jax.data import shapes_world
 from dicode_jax.errors import UserError
-from dicode_jax.evaluation import accuracy, report, text
+from dicode_jax.evaluation import accuracy, report
 from dicode_jax.media.video import read_video, write_video
 
-
-class Painter:
-    """Paints what the captions say, but grey for the last; from keyframes with an error of 10."""
-
-    def __init__(self, kind="dicode", num=3):
-        self.kind, self.calls = kind, []
-        self.scenes = {scene.caption: scene for scene in accuracy.scenes(num, 2)}
-        self.last = [*self.scenes][-1]
-        sampling = types.SimpleNamespace(num_frames=16)
-        names = tuple(self.scenes) if kind == "ar_diffusion" else None
-        self.config = types.SimpleNamespace(
-            sampling=sampling, frame_size=64, class_names=names, fps=8.0
-        )
-        cfg = types.SimpleNamespace(image_size=64, num_tokens=8, token_dim=8)
-        self.parts = {"vae": types.SimpleNamespace(cfg=cfg)}
-
-    def __call__(self, prompts, *, num_clips=1, **options):
-        prompts = [prompts] if isinstance(prompts, str) else prompts
-        self.calls.append((prompts, options))
-        length = options.get("num_frames", 16 * num_clips) // 16
-        drawn = {p: shapes_world.render(self.scenes[p], length) for p in prompts}
-        return np.stack(
-            [np.full_like(x, 110) if p == self.last else x for p, x in drawn.items()]
-        ).reshape(len(prompts), -1, 64, 64, 3)
-
-    def encode(self, clip):
-        return clip
-
-    def decode(self, tokens, **options):
-        self.calls.append((len(tokens), options))
-        return np.where(tokens < 128, tokens + 10, tokens - 10).astype(np.uint8)
-
-    def reconstruct(self, clip):
-        return np.where(clip < 128, clip + 10, clip - 10).astype(np.uint8)
-
-
-@pytest.fixture
-def run(monkeypatch, tmp_path):
-    """Runs the command with a painter; gives its status and what it found."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report, "draw", lambda plot, path: None)  # tests/evaluation draws
-
-    def run(painter, *words, out="found"):
-        monkeypatch.setattr(video, "find", lambda args, *kinds: (folder, painter.kind))
-        monkeypatch.setattr(video, "load", lambda args, folder: painter)
-        seed = [] if "--videos" in words else ["--seed", "2"]
-        status = cli.main(["evaluate", *map(str, words), "--out", out, *seed])
-        found = pathlib.Path(out, "results.json") if len(out) < 256 else pathlib.Path("none")
-        suite = next((w for o, w in itertools.pairwise(words) if o == "--suite"), "shapes")
-        return status, json.loads(found.read_text()).get(suite) if found.exists() else None
-
-    return run
-
-
-def means(found):
-    return {k: v["mean"] if isinstance(v, dict) else v for k, v in found["values"].items()}
+run = evaluating.run
 
 
 def test_clips_are_held_to_their_captions_and_painted_once(run, capsys):
@@ -323,11 +267,6 @@ def test_the_packaged_model_paints_as_closely_as_its_page_says(tmp_path):
     assert found["psnr above the floor"] == pytest.approx(float(above), abs=0.1)
 
 
-def listed(path, *prompts):
-    path.write_text("\n".join(prompts) + "\n\n", encoding="utf-8")
-    return path
-
-
 def files(folder):
     return sorted(str(path.relative_to(folder)) for path in pathlib.Path(folder).rglob("*.mp4"))
 
@@ -476,115 +415,3 @@ def test_a_token_that_carries_the_background_is_found_out(run, capsys):
     assert run(painter, "--suite", "tokens", "--num", 1, out="b")[0] == 2
     assert run(Painter("ar_diffusion"), "--suite", "tokens", out="c")[0] == 2
     assert "deep tokens" in capsys.readouterr().err
-
-
-def test_of_a_landiff_the_first_two_seconds_are_judged(run, capsys):
-    painter = Painter("landiff")
-    call = painter.__call__
-    paint = lambda prompts, **options: np.concatenate(  # noqa: E731
-        [call(prompts, **options), np.zeros((len(prompts), 9, 64, 64, 3), np.uint8)], axis=1
-    )
-    more = type("Longer", (), {"__call__": lambda self, prompts, **o: paint(prompts, **o)})()
-    vars(more).update(vars(painter))
-    assert means(run(more, "--num", 3, "--steps", 2)[1])["all"] == pytest.approx(2 / 3)
-    assert painter.calls[0][1] == {"seed": accuracy.seeds(3, 2), "num_inference_steps": 2}
-    assert run(more, "--num-frames", 16, out="b")[0] == 2
-    assert "has no num_frames" in capsys.readouterr().err
-
-
-class Windows(Painter):
-    """Of 17 frames, and 8 more for each further one."""
-
-    frame_size = 64, 64
-
-    def __init__(self):
-        super().__init__("landiff")
-
-    def num_frames(self, count):
-        return 9 + 8 * count
-
-    def __call__(self, prompts, *, num_clips, **options):
-        whole = super().__call__(prompts, num_clips=8, **options)[:, : self.num_frames(num_clips)]
-        whole[:, -8:, 0, 0] += 100  # a step at the border of the last window
-        return whole
-
-    def reconstruct(self, clip, prompt, *, seed, **options):
-        self.calls.append((prompt, {"seed": seed, **options}))
-        return super().reconstruct(clip)[None]
-
-
-def test_a_landiff_is_judged_by_its_own_windows():
-    painter = Windows()
-    options = types.SimpleNamespace(num_clips=None, num_frames=None)
-    of = types.SimpleNamespace(pipe=painter, args=options)
-    assert evaluate._long_plan(of) == ({"num_clips": 59}, 16, range(17, 481, 8))
-
-
-def test_a_landiff_has_borders_and_comes_back_from_its_tokens(run):
-    painter = Windows()
-    painter.last = None  # all as they should be
-    status, found = run(painter, "--suite", "long", "--num", 3, "--num-clips", 3)
-    assert status == 0
-    assert [len(row["clips"]) for row in found["rows"]] == [2, 2, 2]
-    values = means(found)
-    assert values["color"] == values["motion"] == 1
-    assert values["border ratio"] > 1
-    painter.calls.clear()
-    status, found = run(painter, "--suite", "reconstruction", "--num", 3, out="b")
-    assert status == 0
-    want = [(p, {"seed": s}) for p, s in zip(painter.scenes, accuracy.seeds(3, 2))]
-    assert painter.calls == want
-    assert means(found)["psnr"] == pytest.approx(10 * np.log10(255**2 / 100), abs=0.01)
-
-
-@pytest.fixture
-def towers(monkeypatch):
-    """Embeds a frame and a prompt by the colours that they show and name."""
-    colors = np.array([*shapes_world.COLORS.values()], np.float32)
-
-    def images(frames):
-        middle = frames.reshape(len(frames), -1, 3).astype(np.float32)
-        share = [(np.abs(middle - color).max(-1) < 30).mean(-1) for color in colors]
-        found = np.stack([*share, np.full(len(frames), 1e-3)], axis=1)
-        return found / np.linalg.norm(found, axis=1, keepdims=True)
-
-    def texts(prompts):
-        return np.array(
-            [[*(f" {c} " in f" {p} " for c in shapes_world.COLORS), 0] for p in prompts]
-        )
-
-    made = text.Towers(digest="0", images=images, texts=texts)
-    monkeypatch.setattr(text, "load", lambda folder: made)
-
-
-def test_videos_are_near_to_captions_that_they_show(run, towers):
-    painter = Painter()
-    status, found = run(painter, "--suite", "text", "--clip", "c", "--num", 3)
-    assert status == 0
-    values = means(found)
-    assert values["CLIPSIM"] == pytest.approx(2 / 3, abs=0.01)  # the last one is grey
-    assert values["CLIP score"] == pytest.approx(100 * values["CLIPSIM"])
-    assert values["all"] == pytest.approx(2 / 3)
-    assert found["settings"]["CLIP"] == "c, weights 0"
-    assert len(found["rows"][0]["clipsim"]) == 16
-    assert run(painter, "--num", 3)[0] == 0  # of the same clips
-    assert len(painter.calls) == 1
-
-
-def test_prompts_of_a_file_take_the_place_of_captions(run, towers, tmp_path, capsys):
-    painter = Painter()
-    one, two, _ = painter.scenes
-    path = listed(tmp_path / "list.txt", one, two)
-    words = ("--suite", "text", "--clip", "c", "--prompts", path, "--samples-per-prompt", 2)
-    status, found = run(painter, *words)
-    assert status == 0
-    assert [row["prompt"] for row in found["rows"]] == [one, one, two, two]
-    assert found["settings"]["videos"] == found["values"]["CLIPSIM"]["count"] == 4
-    assert means(found)["CLIPSIM"] > 0.99
-    assert "all" not in found["values"]
-    assert run(painter, "--suite", "text", "--clip", "c", "--vbench-prompts", path)[0] == 2
-    for column, value in (("seed", 3), ("num_clips", 2)):
-        table = listed(tmp_path / "list.csv", f"prompt,{column}", f"{one},", f"{two},{value}")
-        assert run(painter, *words[:5], table, out="more")[0] == 2
-        assert "prompt 2: the suite text reads prompts alone" in (err := capsys.readouterr().err)
-        assert f"leave {column} out" in err
