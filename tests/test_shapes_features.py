@@ -76,7 +76,7 @@ def test_folders_are_compared_and_the_protocol_is_reported(features, tmp_path, c
             if i:
                 write_video(tmp_path / name / f"{i}.mp4", clip, 8)
             else:
-                np.savez_compressed(tmp_path / name / "0.npz", video=clip)
+                np.savez_compressed(tmp_path / name / "0.npz", video=clip, fps=8)
     words = ["--reference", tmp_path / "b", "--features", "--out", tmp_path / "out"]
     command = ["evaluate", "--videos", tmp_path / "a", *words]
     assert cli.main(list(map(str, command))) == 0
@@ -176,7 +176,7 @@ def test_what_is_no_kept_video_and_no_folder_of_weights_is_one_line(videos, tmp_
     assert "config.json" in capsys.readouterr().err
     (tmp_path / "a/10.mp4").unlink()
     clip = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
-    np.savez_compressed(tmp_path / "a/0.npz", video=clip)
+    np.savez_compressed(tmp_path / "a/0.npz", video=clip, fps=8)
     whole = (tmp_path / "a/0.npz").read_bytes()
     np.save(tmp_path / "one.npy", clip)
     for wrong in (
