@@ -190,7 +190,7 @@ def options_of(args: argparse.Namespace, pipe) -> dict[str, Any]:
         return options
     del options["clips_per_batch"]
     own = {"num_inference_steps", "guidance_scale"} | (
-        {"num_frames"} if pipe.kind == "ar_diffusion" else set()
+        {"num_frames", "guidance_interval"} if pipe.kind == "ar_diffusion" else set()
     )
     if odd := options.keys() - own:
         raise UserError(f"this model has no {', '.join(sorted(odd))}; leave it out")

@@ -125,12 +125,13 @@ def roll_settings(
       UserError: One is asked for that it does not have, or `more` of them.
     """
     settings = sampling(args)
-    others = settings.keys() - {"seed", "num_inference_steps", "guidance_scale"}
+    own = {"seed", "num_inference_steps", "guidance_scale", "guidance_interval"}
+    others = settings.keys() - own
     if more or others != {"clips_per_batch"} or settings.pop("clips_per_batch") != "auto":
         raise UserError(
-            f"{folder} has one sampler, steered by --steps and --guidance-scale alone, and goes on "
-            "frame by frame; leave its other options, --last-image, --num-clips and "
-            "--clips-per-batch out, --num-frames says how many"
+            f"{folder} has one sampler, steered by --steps, --guidance-scale and "
+            "--guidance-interval alone, and goes on frame by frame; leave its other options, "
+            "--last-image, --num-clips and --clips-per-batch out, --num-frames says how many"
         )
     return settings
 

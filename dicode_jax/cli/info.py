@@ -134,6 +134,8 @@ def _describe_ar_diffusion(folder: pathlib.Path, config) -> None:
         more = ", ..." if len(config.class_names) > 8 else ""
         say(f"{'classes':<16} {denoiser.num_classes}{printable(names, 200)}{more}")
     guidance = f"guidance {sampling.guidance_scale:g}"
+    if (shares := sampling.guidance_interval) != (0, 1):
+        guidance += " from {:g} to {:g} of the steps".format(*shares)
     say(f"{'sampling':<16} {sampling.num_inference_steps} steps, lag {sampling.lag}, {guidance}")
 
 

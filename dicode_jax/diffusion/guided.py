@@ -32,7 +32,7 @@ from dicode_jax.diffusion.samplers.base import (
 from dicode_jax.diffusion.samplers.ddim import DDIM
 from dicode_jax.diffusion.samplers.dpm import DPMSolver
 from dicode_jax.diffusion.samplers.unipc import UniPC
-from dicode_jax.diffusion.schedules import NoiseSchedule
+from dicode_jax.diffusion.schedules import NoiseSchedule, expand
 from dicode_jax.diffusion.time_grid import SPACINGS, ddim_time_grid
 from dicode_jax.nn.rngs import fold
 from dicode_jax.typing import Array
@@ -221,6 +221,31 @@ def guided_denoise(
     """
     turns, network = [Turn(len(branches), True)], _without_deep(predict)
     return _planned(network, branches, guide, turns, batched, spreads=spreads)
+
+
+def guided_frames(
+    predict: Callable[[Array, Array, Any], Array],
+    branches: Sequence[Any],
+    scale: Array | float,
+    within: Array | tuple[int, int],
+) -> Denoise:
+    """The guided model of a loop in which every frame stands at its own timestep.
+
+    Args:
+        predict: ``(x [b, f, ...], times [b, f], condition) -> prediction``.
+        branches: the condition, and unless nothing is guided that of the other branch.
+        scale: of guidance.
+        within: the least and the greatest timestep of a frame that is guided; others follow the
+            condition alone.
+    """
+
+    def denoise(x: Array, times: Array, step: Array) -> Array:
+        is_guided = (within[0] <= times) & (times <= within[1])
+        scales = expand(jnp.where(is_guided, scale, 1.0), x.ndim)
+        join = lambda outputs, _: guide(*outputs, scales)  # noqa: E731
+        return guided_denoise(predict, branches, join, batched=True)(x, times, step)
+
+    return denoise
 
 
 def _without_deep(predict: Callable[[Array, Array, Any], Array]) -> Callable:

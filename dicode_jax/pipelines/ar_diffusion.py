@@ -21,8 +21,7 @@ from jax.sharding import NamedSharding
 
 from dicode_jax.diffusion.asynchronous import row_tables, run_rows
 from dicode_jax.diffusion.frame_schedule import FrameSchedule, frame_schedule
-from dicode_jax.diffusion.guidance import guide
-from dicode_jax.diffusion.guided import guided_denoise
+from dicode_jax.diffusion.guided import guided_frames
 from dicode_jax.diffusion.samplers.asynchronous import AsynchronousDDIM
 from dicode_jax.diffusion.samplers.base import per_sample_normal
 from dicode_jax.diffusion.time_grid import ddim_timesteps
@@ -54,6 +53,8 @@ class FrameSamplingConfig:
       num_frames: Of a video.
       num_inference_steps: Of each frame.
       guidance_scale: Strength of classifier-free guidance; with 1 only the conditional branch runs.
+      guidance_interval: Shares of a frame's steps, from the noisiest, where guidance begins and
+        ends; ours (arXiv 2404.07724), the release guides all of them.
       lag: Rows, of one call each, between the starts of neighbouring frames.
       history_noise: Timestep of the noise under which frames that are done are seen; 0 for none.
     """
@@ -61,6 +62,7 @@ class FrameSamplingConfig:
     num_frames: int = 16
     num_inference_steps: int = 50
     guidance_scale: float = 2.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     lag: int = 5
     history_noise: int = 0
 
@@ -143,6 +145,7 @@ class ARDiffusionPipeline(base.Pipeline):
         lag: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         image: UInt8[np.ndarray, "h w 3"] | None = None,
         video: UInt8[np.ndarray, "f h w 3"] | None = None,
         history_noise: int | None = None,
@@ -166,6 +169,8 @@ class ARDiffusionPipeline(base.Pipeline):
             there are steps one after the other. A video longer than the window of the model needs
             `window * lag` to reach the steps.
           num_inference_steps, guidance_scale: None for the model's default.
+          guidance_interval: Shares of a frame's steps, from the noisiest, where guidance begins and
+            ends; None for the model's default.
           image: The first frame; its middle square is taken.
           video: The first frames, instead of an image. Given frames come back as they were, in
             the model's size.
@@ -191,6 +196,7 @@ class ARDiffusionPipeline(base.Pipeline):
             lag=lag,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
             history_noise=history_noise,
         )
         given = self._read_given(image, video)
@@ -244,6 +250,8 @@ class ARDiffusionPipeline(base.Pipeline):
             ddim_timesteps("uniform", sampling.num_inference_steps, self._schedule.num_timesteps)
         except ValueError as error:
             raise UserError(str(error)) from error
+        if "guidance_interval" in changes and sampling.guidance_scale == 1:
+            raise UserError(checks.UNGUIDED)
         if sampling.history_noise >= self._schedule.num_timesteps:
             raise UserError(
                 f"history_noise must be below the {self._schedule.num_timesteps} timesteps, got "
@@ -389,11 +397,13 @@ class _Run:
 
     def call(self, rows: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
         """What `_advance` takes besides videos, for the rows of a part from `start` to `stop`."""
-        scale = self.sampling.guidance_scale
+        within = self.sampler.told(self.sampling.guidance_interval)
+        scale = self.sampling.guidance_scale if within[0] <= within[1] else 1.0
         # The window moves in front of the first of them alone.
         moves = np.bool_(rows["moves"] and start == 0)
         static = {"sampler": self.sampler, "window": self.frames.window, "is_guided": scale != 1}
-        given = rows["tables"], np.int32(rows["first"]), moves, np.float32(scale)
+        guidance = np.float32(scale), np.array(within, np.int32)
+        given = rows["tables"], np.int32(rows["first"]), moves, guidance
         part = np.int32(start), np.int32(stop)
         return {"shared": (*given, *part), "static": tuple(static.items())}
 
@@ -448,7 +458,7 @@ def _begin(rows, known, num_known, first):
 
 @painting.program
 def _advance(
-    denoiser, rows, tables, first, moves, scale, start, stop, *, sampler, window, is_guided
+    denoiser, rows, tables, first, moves, guidance, start, stop, *, sampler, window, is_guided
 ):
     """Frames that are held after some rows; before these the window may move on by one."""
     x, seeds = rows["x"], rows["seed"]
@@ -458,8 +468,7 @@ def _advance(
     history = _noise(seeds, first, held, *shape, stream=1)
     labels = [rows["label"], jnp.full(b, -1)][: 1 + is_guided]
     contexts = [denoiser.contexts(label) for label in labels]
-    join = lambda outputs, step: guide(outputs[0], outputs[1], scale)  # noqa: E731
-    denoise = guided_denoise(denoiser, contexts, join, batched=True)
+    denoise = guided_frames(denoiser, contexts, *guidance)
     part = start, stop
     x, _ = run_rows(denoise, sampler, x, tables, window, history=history, part=part)
     return x, painting.ticks(x, stop)

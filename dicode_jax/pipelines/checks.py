@@ -18,6 +18,8 @@ from dicode_jax.pipelines import options
 from dicode_jax.storage import weights
 from dicode_jax.typing import Array, Bool, Float, UInt8
 
+UNGUIDED = "guidance_interval: guidance is off; give a guidance_scale above 1, or leave it out"
+
 
 def as_array(value: Any, wanted: str, dtype: Any = None) -> np.ndarray:
     """What was given as an array.
@@ -102,9 +104,7 @@ def sampling_of(
             "take the sampler ddim"
         )
     if "guidance_interval" in given and not sampling.is_guided:
-        raise UserError(
-            "guidance_interval: guidance is off; give a guidance_scale above 1, or leave it out"
-        )
+        raise UserError(UNGUIDED)
     return sampling
 
 

@@ -74,7 +74,10 @@ def test_a_video_is_gone_on_from(folder, tmp_path):
             ["0", "--video", "a.mp4", "--image", "b.png"],
             "--image or --video to go on from, not both",
         ),
-        (["0", "--quality", "draft"], "steered by --steps and --guidance-scale alone"),
+        (
+            ["0", "--quality", "draft"],
+            "--guidance-scale and --guidance-interval alone",
+        ),
         (["0", "--lag", "1"], "lag 2 at least"),
     ],
 )

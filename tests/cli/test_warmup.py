@@ -98,7 +98,7 @@ def test_after_a_warmup_of_ar_diffusion_no_length_and_no_class_compiles(misses, 
     dicode_jax.load("rolling")(0, num_frames=5, lag=4, callback_on_step_end=lambda *_: None)
     assert not misses
     assert cli.main(["warmup", *options, "--sampler", "unipc"]) == 2
-    assert "steered by --steps and --guidance-scale alone" in capsys.readouterr().err
+    assert "--guidance-scale and --guidance-interval alone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

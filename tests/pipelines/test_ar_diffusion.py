@@ -49,7 +49,7 @@ def test_videos_depend_on_class_and_seed_alone(pipe):
     assert not np.array_equal(pipe("Archery", seed=7)[0], videos[0])
 
 
-def dense(pipe, label, seed, num_frames, lag, history_noise):
+def dense(pipe, label, seed, num_frames, lag, history_noise=0, guided_steps=(0, 6)):
     """Latents of a whole video at once, all of it in memory."""
     graph, state = nnx.split(pipe.parts["denoiser"])
     schedule, (n, c) = pipe._schedule, (DIT.num_tokens, DIT.channels)
@@ -69,7 +69,11 @@ def dense(pipe, label, seed, num_frames, lag, history_noise):
 
         def denoise(x, times, step):
             cond, null = (model(x, times, context[None]) for context in contexts)
-            return null + SAMPLING.guidance_scale * (cond - null)
+            first = jnp.asarray(frames.starts)[step]
+            taken = jnp.asarray(frames.steps)[step, first + jnp.arange(x.shape[1])]
+            is_guided = (guided_steps[0] <= taken) & (taken < guided_steps[1])
+            scales = jnp.where(is_guided, SAMPLING.guidance_scale, 1)[:, None, None]
+            return null + scales * (cond - null)
 
         options = {"history_noise": history_noise, "history": history}
         return sample_frames(denoise, sampler, x, frames, **options)[0]
@@ -89,6 +93,20 @@ def test_what_is_held_of_a_video_is_enough(num_frames, lag, history_noise, tempo
     pixels = jax.jit(lambda x: nnx.merge(graph, state).decode(x))(latents)
     want = (255 * np.clip(pixels, 0, 1)).astype(np.uint8)
     near(pipe(1, seed=5, **options), want)
+
+
+def test_guidance_begins_and_ends_by_the_steps_of_each_frame():
+    pipe = make(spread=0.1)
+    options = {"num_frames": 4, "lag": 2}
+    graph, state = nnx.split(pipe.parts["vae"])
+    latents = dense(pipe, 1, 5, **options, guided_steps=(1, 3))
+    pixels = jax.jit(lambda x: nnx.merge(graph, state).decode(x))(latents)
+    want = (255 * np.clip(pixels, 0, 1)).astype(np.uint8)
+    found = pipe(1, seed=5, **options, guidance_interval=(0.2, 0.5))
+    near(found, want)
+    assert np.abs(np.asarray(pipe(1, seed=5, **options), int) - found).max() > 1
+    none = pipe(1, seed=5, **options, guidance_interval=(0.5, 0.5))
+    np.testing.assert_array_equal(none, pipe(1, seed=5, **options, guidance_scale=1))
 
 
 def test_pixels_of_a_frame_need_the_latents_up_to_it_alone():
@@ -214,6 +232,8 @@ def test_a_model_without_classes_takes_no_prompt():
         (0, {"lag": 2.5}, "lag"),
         (0, {"num_inference_steps": 501}, "501"),
         (0, {"history_noise": 1000}, "history_noise"),
+        (0, {"guidance_interval": (0.5, 0.2)}, "guidance_interval: want two numbers"),
+        (0, {"guidance_interval": (0, 1), "guidance_scale": 1}, "guidance is off"),
         (0, {"image": np.zeros((8, 8, 3))}, "uint8"),
         (0, {"video": np.zeros((5, 8, 8, 3), np.uint8)}, "5 frames are given"),
     ],

@@ -80,6 +80,17 @@ class AsynchronousDDIM:
         }
         return here, AsynchronousCoefficients(**values)
 
+    def told(self, interval: tuple[float, float]) -> tuple[int, int]:
+        """The least and the greatest timestep that a part of a frame's steps is told.
+
+        Args:
+            interval: shares of the steps, from the noisiest, where the part begins and ends. Of an
+                empty one the least is above the greatest.
+        """
+        start, end = (round(share * len(self.timesteps)) for share in interval)
+        part = self.timesteps[::-1][start:end]
+        return (part[-1], part[0]) if part else (1, 0)
+
     def init(self, x: Array) -> State:
         """The starting sample, and no estimate yet."""
         return initial_state(x)

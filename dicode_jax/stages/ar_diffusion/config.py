@@ -161,6 +161,8 @@ class DiTTrainConfig(RunConfig):
       sample_steps: Steps of each frame, in sample sheets and by default in what is exported.
       sample_lag: Rows between the starts of neighbouring frames.
       sample_guidance: Guidance scale; 1 for none.
+      sample_guidance_interval: Shares of a frame's steps, from the noisiest, where it begins and
+        ends.
     """
 
     model: DenoiserConfig = DenoiserConfig()
@@ -178,6 +180,7 @@ class DiTTrainConfig(RunConfig):
     sample_steps: int = 50
     sample_lag: int = 5
     sample_guidance: float = 2.0
+    sample_guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self):
         super().__post_init__()
@@ -207,4 +210,10 @@ class DiTTrainConfig(RunConfig):
             raise ValueError(
                 f"want sample_lag <= sample_steps <= {model.schedule.num_timesteps}, got "
                 f"{self.sample_lag} and {self.sample_steps}"
+            )
+        start, end = self.sample_guidance_interval
+        if not 0 <= start <= end <= 1:
+            raise ValueError(
+                "sample_guidance_interval must ascend within 0..1, got "
+                f"{self.sample_guidance_interval}"
             )

@@ -18,8 +18,7 @@ from dicode_jax import config as config_lib
 from dicode_jax.data.sources.open import kind_of
 from dicode_jax.diffusion.asynchronous import sample_frames
 from dicode_jax.diffusion.frame_schedule import frame_schedule
-from dicode_jax.diffusion.guidance import guide
-from dicode_jax.diffusion.guided import guided_denoise
+from dicode_jax.diffusion.guided import guided_frames
 from dicode_jax.diffusion.losses import diffusion_loss
 from dicode_jax.diffusion.samplers.asynchronous import AsynchronousDDIM
 from dicode_jax.diffusion.samplers.base import per_sample_normal
@@ -227,11 +226,10 @@ def generate(
     sampler = AsynchronousDDIM(schedule=cfg.schedule, timesteps=tuple(map(int, steps)))
     f = cfg.dit.num_frames
     frames = frame_schedule(f, len(steps), config.sample_lag, window=f)
-    branches = [model.contexts(classes)]
+    branches, within = [model.contexts(classes)], sampler.told(config.sample_guidance_interval)
     if scale != 1:
         branches.append(model.contexts(jnp.full_like(classes, -1)))
-    join = lambda outputs, step: guide(outputs[0], outputs[1], scale)  # noqa: E731
-    denoise = guided_denoise(model, branches, join, batched=True)
+    denoise = guided_frames(model, branches, scale, within)
     keys = row_keys(stream(0, "sheet"), b)
     x = per_sample_normal(keys, 0, (f, cfg.dit.num_tokens, cfg.dit.channels))
     return sample_frames(denoise, sampler, x, frames)[0]
@@ -252,6 +250,7 @@ def export(config: DiTTrainConfig, model: Denoiser, folder: pathlib.Path) -> Non
             num_frames=config.data.num_frames,
             num_inference_steps=config.sample_steps,
             guidance_scale=config.sample_guidance,
+            guidance_interval=config.sample_guidance_interval,
             lag=config.sample_lag,
         ),
     )
