@@ -107,6 +107,9 @@ class SemanticTokenizerTrainConfig(WideRunConfig):
         what changes features little, such as an outline, takes no code otherwise.
       patch_weight: Weight of the squared error of the colours, in [-1, 1], that a linear layer, not
         exported, reads from each feature behind the codes: those of its part of the frame. Ours.
+      detail_weight: By how much the errors of features and patches count more where a frame has its
+        detail, see `semantic_tokenizer.detail`; 0, as in the release, counts all parts alike. Ours:
+        else what small objects look like takes no code.
     """
 
     data: DataConfig = DataConfig(num_frames=49)
@@ -119,6 +122,7 @@ class SemanticTokenizerTrainConfig(WideRunConfig):
     kmeans_rounds: int = 10
     probe_weight: float = 0.0
     patch_weight: float = 0.0
+    detail_weight: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
@@ -130,7 +134,8 @@ class SemanticTokenizerTrainConfig(WideRunConfig):
             )
         if not 0 <= self.code_decay < 1:
             raise ValueError(f"code_decay must be in [0, 1), got {self.code_decay}")
-        for name in ("commitment_weight", "revive_below", "probe_weight", "patch_weight"):
+        names = "commitment_weight", "revive_below", "probe_weight", "patch_weight", "detail_weight"
+        for name in names:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.kmeans_rounds < 1:

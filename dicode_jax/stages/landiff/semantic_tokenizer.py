@@ -222,8 +222,13 @@ def loss_fn(
     tokens = tokenizer.quantizer.project_out(jnp.where(started, rotate(x, codes), x))
     tokens = tokens if tokenizer.dtype is None else tokens.astype(tokenizer.dtype)
     made = tokenizer.decoder(tokens).astype(jnp.float32)
-    squares = jnp.square(made - features).mean((0, 2, 3, 4))
+    errors = jnp.square(made - features).mean(-1)
+    squares = errors.mean((0, 2, 3))
     mse = squares.mean()
+    shape = "b f (y p) (x q) c -> b f y x (p q) c"
+    rows, columns = config.model.grid
+    pixels = rearrange(video[:, ::STRIDE], shape, y=rows, x=columns)
+    counts = 1 + config.detail_weight * detail(pixels) if config.detail_weight else 1.0
     lengths = jnp.linalg.norm(made, axis=-1) * jnp.linalg.norm(features, axis=-1)
     cosine = jnp.sum(made * features, axis=-1) / jnp.maximum(lengths, 1e-6)
     metrics = {
@@ -236,7 +241,7 @@ def loss_fn(
         "perplexity": book.perplexity,
         STATISTICS: {"vectors": jax.lax.stop_gradient(x), "ids": ids},
     }
-    loss = mse + config.commitment_weight * commitment
+    loss = (counts * errors).mean() + config.commitment_weight * commitment
     if config.probe_weight:
         of_frame = made.mean((2, 3))
         labels = jnp.repeat(batch["labels"], of_frame.shape[1], axis=0)
@@ -245,12 +250,24 @@ def loss_fn(
         loss += config.probe_weight * unsure
         metrics |= right
     if model.patches is not None:
-        shape = "b f (y p) (x q) c -> b f y x (p q c)"
-        y, x = config.model.grid
-        wanted = rearrange(video[:, ::STRIDE], shape, y=y, x=x)
-        metrics["patches"] = jnp.square(model.patches(made) - wanted).mean()
-        loss += config.patch_weight * metrics["patches"]
+        wanted = rearrange(pixels, "b f y x n c -> b f y x (n c)")
+        off = jnp.square(model.patches(made) - wanted).mean(-1)
+        metrics["patches"] = off.mean()
+        loss += config.patch_weight * (counts * off).mean()
     return loss, metrics
+
+
+def detail(pixels: Float[Array, "b f y x n c"]) -> Float[Array, "b f y x"]:
+    """How much of a frame's detail lies in each of its parts, 1 on the mean of a frame.
+
+    Detail is the variance of colours within a part: that of a small object adds up to as much as
+    that of a large one. A frame of one colour has none.
+
+    Args:
+      pixels: Colours in [-1, 1] of the parts.
+    """
+    spread = jnp.var(pixels, axis=-2).mean(-1)
+    return spread / jnp.maximum(spread.mean((-2, -1), keepdims=True), 1e-6)
 
 
 def update(
