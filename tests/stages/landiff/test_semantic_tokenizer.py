@@ -286,3 +286,26 @@ def test_patches_are_those_of_the_frames_that_features_are_of(config):
     np.testing.assert_allclose(
         loss_of(model, {"video": video}, keys)[1]["patches"], wanted, rtol=1e-5
     )
+
+
+def test_detail_of_a_frame_adds_up_to_as_much_whatever_its_size(config):
+    frames = np.zeros((3, 4, 4, 16, 3), np.float32)  # of 4 x 4 parts
+    frames[0, 1, 2, :8] = 1.0
+    frames[1, 1:3, :, ::2] = -0.5
+    got = semantic_tokenizer.detail(jnp.asarray(frames[None]))[0]
+    np.testing.assert_allclose(got.mean((1, 2)), (1.0, 1.0, 0.0), atol=1e-6)
+    np.testing.assert_allclose(got[0, 1, 2], 16.0)
+    np.testing.assert_allclose(got[1], np.repeat([0.0, 2.0, 2.0, 0.0], 4).reshape(4, 4))
+    # Where all parts have as much, they count as many times more.
+    config = dataclasses.replace(config, patch_weight=2.0, detail_weight=3.0)
+    prepared = prepare(build_stage(config), make_mesh(ShardingConfig(), jax.devices()[:1]))
+    model = prepared.model_of(prepared.state)
+    part = np.random.default_rng(0).integers(0, 255, (4, 4, 3)).astype(np.uint8)
+    video = jnp.asarray(np.tile(part, (2, 9, 2, 2, 1)))
+    loss, told = nnx.jit(functools.partial(semantic_tokenizer.loss_fn, config))(
+        model, {"video": video}, jax.random.split(jax.random.key(0), 2)
+    )
+    want = 4 * (told["mse"] + 2 * told["patches"]) + told["commitment"]
+    np.testing.assert_allclose(loss, want, rtol=1e-5)
+    with pytest.raises(ValueError, match="detail_weight must not be negative"):
+        dataclasses.replace(CONFIG, detail_weight=-1.0)
