@@ -9,7 +9,6 @@ from typing import Any
 
 from dicode_jax.cli import video
 from dicode_jax.cli.evaluate_arguments import DISTANCES
-from dicode_jax.cli.evaluate_run import make_folder
 from dicode_jax.errors import UserError
 
 KEPT = ".npz"  # as a suite keeps its videos
@@ -132,7 +131,6 @@ def compare(args: argparse.Namespace, wanted: Callable[[str], bool]) -> Any:
 
     first, second = files_of(args.videos), files_of(args.reference)
     distribution.check_counts(len(first), len(second))
-    make_folder(pathlib.Path(args.out))  # known to be fit before the networks run
     values: dict[str, float] = {}
     settings: dict[str, Any] = {
         "videos": args.videos,

@@ -15,7 +15,7 @@ from dicode_jax.cli.evaluate_run import (
     Run,
     check_floors,
     is_named,
-    make_folder,
+    made_folder,
     options_of,
     prompts_of,
     square,
@@ -35,12 +35,13 @@ def evaluate(args: argparse.Namespace) -> None:
     out = pathlib.Path(args.out)
     earlier = report.earlier(out)  # what cannot be added to is known before anything is painted
     if args.videos is not None:
-        found = distances.compare(args, functools.partial(wanted, args))
-        print(report.table(found.values))
-        page = report.write(found, out, "distances")
-        check_floors(args, found.values)
-        video.say(f"{page}: of {found.settings['count of each']} videos each")
-        return
+        with made_folder(out):  # known to be fit before the networks run
+            found = distances.compare(args, functools.partial(wanted, args))
+            print(report.table(found.values))
+            page = report.write(found, out, "distances")
+            check_floors(args, found.values)
+            video.say(f"{page}: of {found.settings['count of each']} videos each")
+            return
     folder, kind = video.find(args, "dicode", "ar_diffusion", "landiff")
     if args.lag is not None and kind != "ar_diffusion":
         raise UserError("--lag is for AR-Diffusion models")
@@ -51,16 +52,16 @@ def evaluate(args: argparse.Namespace) -> None:
     if not is_list:
         _check_report(args, suite, kind, folder, earlier)
     judge = None if is_list else JUDGES.get(suite, lambda args: None)(args)
-    make_folder(out)
-    pipe = video.load(args, folder)
-    start = time.monotonic()
-    if is_list:
-        count = evaluated_lists.paint(args, folder, pipe, options_of(args, pipe))
-        video.say(f"{out}: {count} videos in {time.monotonic() - start:.1f} s")
-        return
-    run = Run(args, out, folder, pipe, suite, judge)
-    page = RUNS[suite](run)
-    video.say(f"{page}: {run.num} in {time.monotonic() - start:.1f} s")
+    with made_folder(out):
+        pipe = video.load(args, folder)
+        start = time.monotonic()
+        if is_list:
+            count = evaluated_lists.paint(args, folder, pipe, options_of(args, pipe))
+            video.say(f"{out}: {count} videos in {time.monotonic() - start:.1f} s")
+            return
+        run = Run(args, out, folder, pipe, suite, judge)
+        page = RUNS[suite](run)
+        video.say(f"{page}: {run.num} in {time.monotonic() - start:.1f} s")
 
 
 def _check(args: argparse.Namespace) -> None:

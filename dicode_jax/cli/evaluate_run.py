@@ -15,18 +15,27 @@ from dicode_jax.errors import UserError
 SHEET_ROWS = 10
 
 
-def make_folder(out: pathlib.Path) -> None:
-    """Makes the folder for what is found, unless it is there, and sees that it can be written to.
+@contextlib.contextmanager
+def made_folder(out: pathlib.Path) -> Iterator[None]:
+    """A folder for what is found, which can be written to; it goes again if that came to nothing.
 
     Raises:
-      UserError: It cannot.
+      UserError: It cannot be made, or not be written to.
     """
     try:
+        missing = [path for path in (out, *out.parents) if not path.exists()]
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
         raise UserError(f"cannot write to the folder {out}: {error.strerror or error}") from error
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for path in missing:
+                path.rmdir()  # which leaves a folder that holds something
+        raise
 
 
 def wanted(args: argparse.Namespace, name: str) -> bool:

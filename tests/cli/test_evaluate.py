@@ -224,6 +224,24 @@ def test_an_output_that_cannot_be_written_is_known_before_a_model_is_loaded(
     assert "cannot write to the folder" in said or "is no folder" in said
 
 
+def test_no_folder_is_left_where_nothing_came_of_it(run, tmp_path, capsys, monkeypatch):
+    (tmp_path / "kept").mkdir()
+    for out in ("new/found", "kept"):
+        assert run(Painter(), "--num", 3, out=out)[0] == 0
+    assert (tmp_path / "new/found/results.json").is_file()
+
+    def fail(*_, **__):
+        raise UserError("damaged")
+
+    monkeypatch.setattr(video, "load", fail)
+    for out in ("other/found", "kept", "new/found"):
+        assert cli.main(["evaluate", "--num", "4", "--seed", "2", "--out", out]) == 2
+        assert "damaged" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+    for out in ("new/found", "kept"):
+        assert (tmp_path / out / "results.json").is_file()
+
+
 def test_a_folder_of_clips_that_cannot_be_made_is_one_line(run, tmp_path, capsys):
     (tmp_path / "found").mkdir()
     (tmp_path / "found/clips").touch()
