@@ -96,6 +96,7 @@ def diffusion_loss(
     frame_weights: Float[Array, " f"] | None = None,
     sample_weights: Float[Array, " b"] | None = None,
     clean: Bool[Array, "b f"] | None = None,
+    element_weights: Array | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Noise the latents, run the network, and compare with its target.
 
@@ -111,6 +112,8 @@ def diffusion_loss(
         sample_weights: what the error of each sample counts, in both terms; 1 when None.
         clean: frames that the network gets without noise, and that do not count; not all of a
             sample. For the plain term alone.
+        element_weights: what the error of each number counts, in both terms, of a shape that
+            broadcasts to that of the latents; 1 when None.
 
     Returns:
         The scalar loss, and arrays: ``loss``, ``loss_simple``, ``loss_vlb`` (scalars),
@@ -123,7 +126,7 @@ def diffusion_loss(
     if clean is not None:
         x_t = jnp.where(expand(clean, x0.ndim), x0, x_t)
     prediction = denoise(x_t, timesteps)
-    per_frame = _per_frame_error(prediction, target, loss_type)
+    per_frame = _per_frame_error(prediction, target, loss_type, element_weights)
     if sample_weights is not None:
         per_frame = sample_weights[:, None] * per_frame
     weighted = per_frame if frame_weights is None else frame_weights * per_frame
@@ -147,8 +150,13 @@ def diffusion_loss(
     }
 
 
-def _per_frame_error(prediction: Array, target: Array, loss_type: str) -> Array:
+def _per_frame_error(
+    prediction: Array, target: Array, loss_type: str, weights: Array | None = None
+) -> Array:
     """`per_sample_error` of each frame, ``[b, f]``."""
+    if weights is not None:  # of the errors, squared or not
+        scale = jnp.sqrt(weights) if loss_type == "l2" else weights
+        prediction, target = scale * prediction, scale * target
     b, f = prediction.shape[:2]
     flat = (b * f, *prediction.shape[2:])
     error = per_sample_error(prediction.reshape(flat), target.reshape(flat), loss_type)

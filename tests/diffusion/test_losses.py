@@ -92,3 +92,20 @@ def test_absolute_error_and_unknown_names():
     )
     with pytest.raises(ValueError, match="'huber'"):
         losses.per_sample_error(LATENTS, LATENTS, "huber")
+
+
+@pytest.mark.parametrize("loss_type", ["l2", "l1"])
+def test_numbers_count_by_their_weights(loss_type):
+    schedule = NoiseSchedule(parameterization="eps")
+    rng = np.random.default_rng(4)
+    latents, noise = (rng.normal(size=(2, 3, 4, 4, 2)).astype(np.float32) for _ in range(2))
+    times = jnp.array([[1, 500, 900], [3, 3, 3]])
+    weights = rng.uniform(0, 2, (2, 3, 4, 4, 1)).astype(np.float32)
+    _, metrics = losses.diffusion_loss(
+        lambda x, _: jnp.zeros_like(x), schedule, jnp.asarray(latents), times, jnp.asarray(noise),
+        loss_type=loss_type, element_weights=jnp.asarray(weights),
+    )  # fmt: skip
+    errors = weights * (np.square(noise) if loss_type == "l2" else np.abs(noise))
+    want = errors.mean((2, 3, 4))
+    np.testing.assert_allclose(metrics["loss_per_frame"], want, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], want.mean(), rtol=1e-5)

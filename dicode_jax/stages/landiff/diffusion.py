@@ -350,11 +350,27 @@ def loss_fn(
         context = jnp.where(is_dropped[:, None, None], 0, context)
     has_prefix = draw(jax.random.uniform, prefix_keys, (b,)) < config.prefix_share
     clean = has_prefix[:, None] & (jnp.arange(f) < config.num_known)
-    loss, metrics = denoising_loss(model.denoiser, latents, context, semantic, times, noise, clean)
+    counts = 1 + config.detail_weight * detail(latents) if config.detail_weight else None
+    loss, metrics = denoising_loss(
+        model.denoiser, latents, context, semantic, times, noise, clean, weights=counts
+    )
     if config.semantic_weight:
-        metrics["semantic"] = jnp.square(semantic.astype(jnp.float32) - latents).mean()
-        loss += config.semantic_weight * metrics["semantic"]
+        off = jnp.square(semantic.astype(jnp.float32) - latents)
+        metrics["semantic"] = off.mean()
+        pull = metrics["semantic"] if counts is None else (counts * off).mean()
+        loss += config.semantic_weight * pull
     return loss, metrics
+
+
+def detail(latents: Float[Array, "b f h w c"]) -> Float[Array, "b f h w 1"]:
+    """How much of a frame's detail lies at each place of its latents, 1 on the mean of a frame.
+
+    Detail is the squared distance from the mean of the frame: that of a small object adds up to as
+    much as that of a large one. A frame of one colour has none.
+    """
+    mean = latents.mean((-3, -2), keepdims=True)
+    squares = jnp.square(latents - mean).mean(-1, keepdims=True)
+    return squares / jnp.maximum(squares.mean((-3, -2), keepdims=True), 1e-6)
 
 
 def denoising_loss(
@@ -365,11 +381,16 @@ def denoising_loss(
     timesteps: Int[Array, " b"],
     noise: Float[Array, "b f h w c"],
     clean: Bool[Array, "b f"],
+    *,
+    weights: Float[Array, "b f h w 1"] | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """The loss for given draws; frames that are `clean` are seen so and do not count.
 
     With a `semantic_prior` the error counts as that of the network's own output, whose target has
     variance 1 where the prior is right.
+
+    Args:
+      weights: What errors count at each place; 1 when None.
     """
     prior = denoiser.cfg.prior
     loss, metrics = diffusion_loss(
@@ -380,6 +401,7 @@ def denoising_loss(
         noise,
         sample_weights=None if prior is None else prior.output_std(timesteps, 1) ** -2,
         clean=clean,
+        element_weights=weights,
     )
     return loss, {"last": metrics["loss_per_frame"][:, -1].mean()}
 

@@ -136,6 +136,9 @@ class DiffusionTrainConfig(RunConfig):
       semantic_weight: Weight of the squared error of the semantic latents themselves, as a guess of
         the clean ones. Ours, for models without a base: what the control branch adds to the noise
         is worth something then before the rest has learned to ask for it.
+      detail_weight: By how much errors count more where a frame's latents have their detail, see
+        `diffusion.detail`; 0, as in the release, counts all of a frame alike. Ours, for small
+        objects.
       sample_steps: Sampling steps of sample sheets, and by default of what is exported.
       sample_guidance: By how much guidance exceeds 1 at most there; in what is exported too.
       text_guidance, text_temperature, motion_score: Of the language model, by default in what is
@@ -159,6 +162,7 @@ class DiffusionTrainConfig(RunConfig):
     num_latents: int | None = None
     text_dropout: float = 0.1
     semantic_weight: float = 0.0
+    detail_weight: float = 0.0
     sample_steps: int = 50
     sample_guidance: float = 6.0
     text_guidance: float = 7.5
@@ -169,8 +173,9 @@ class DiffusionTrainConfig(RunConfig):
         super().__post_init__()
         _check_share(self, "text_dropout")
         dit, grid = self.model.dit, self.semantic.grid
-        if not 0 <= self.semantic_weight < math.inf:
-            raise ValueError(f"semantic_weight must not be negative, got {self.semantic_weight}")
+        for name in ("semantic_weight", "detail_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.prefix_share <= 1:
             raise ValueError(f"prefix_share must be in [0, 1], got {self.prefix_share}")
         if dit.num_frames % 2 == 0:

@@ -329,6 +329,34 @@ def test_semantic_latents_are_pulled_towards_the_clean_ones_where_that_has_a_wei
         dataclasses.replace(named, semantic_weight=-1.0)
 
 
+def test_detail_of_latents_adds_up_to_as_much_whatever_its_size(named):
+    latents = np.full((1, 3, 6, 6, 2), 0.5, np.float32)
+    latents[0, 0, 2, 3] = 4.0
+    latents[0, 1, :, :3] = -1.0
+    got = diffusion.detail(jnp.asarray(latents))[0, ..., 0]
+    np.testing.assert_allclose(got.mean((1, 2)), (1, 1, 0), atol=1e-5)
+    np.testing.assert_allclose(got[0, 2, 3], 35, rtol=1e-5)  # 36 (35 / 36)**2 of the variance
+    np.testing.assert_allclose(got[1], 1, rtol=1e-5)  # both halves are as far from their mean
+    # Latents of two values in equal parts: every place counts as many times more.
+    batch, keys = random_batch(named), jax.random.split(jax.random.key(0), 3)
+    shape = batch["latents"].shape
+    halves = np.where(np.arange(shape[-2]) % 2, 1.0, -1.0)[:, None].astype(np.float32)
+    batch = batch | {"latents": jnp.asarray(np.broadcast_to(halves, shape))}
+    painter = random_module(lambda: diffusion.Painter(named, rngs=ShapeRngs()))
+    losses = [
+        diffusion.loss_fn(
+            dataclasses.replace(named, semantic_weight=0.5, detail_weight=weight),
+            painter,
+            batch,
+            keys,
+        )[0]
+        for weight in (0.0, 2.0)
+    ]
+    np.testing.assert_allclose(losses[1], 3 * losses[0], rtol=1e-4)
+    with pytest.raises(ValueError, match="detail_weight must not be negative"):
+        dataclasses.replace(named, detail_weight=-1.0)
+
+
 def test_the_first_latents_alone_are_seen_and_learned_where_that_is_asked(named):
     batch, keys = random_batch(named), jax.random.split(jax.random.key(0), 3)
     painter = random_module(lambda: diffusion.Painter(named, rngs=ShapeRngs()))
