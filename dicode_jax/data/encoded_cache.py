@@ -308,6 +308,22 @@ class EncodedCache:
         self._weighed: set[int] = set()
         self._lengths: dict[str, np.ndarray] = {}
 
+    @classmethod
+    def shared(cls, folder: str | os.PathLike) -> "EncodedCache":
+        """A cache that any training may read, as `train.encode` writes them.
+
+        Raises:
+          UserError: It is none, or a run's own.
+        """
+        cache = cls(folder)
+        held = cache.manifest.get("settings")
+        if isinstance(held, dict) and "run" in held:
+            raise UserError(
+                f"{folder} is what a run encoded for itself, by its own seed and settings: encode "
+                "the data by train.encode --out NEW, which any run reads"
+            )
+        return cache
+
     def __len__(self) -> int:
         return self.manifest["count"]
 

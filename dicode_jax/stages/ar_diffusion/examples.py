@@ -125,7 +125,7 @@ def open_latents(config: DiTTrainConfig, split: Literal["train", "validation"]) 
     Raises:
       UserError: The cache holds no latents of this model, those of another VAE, or no clip.
     """
-    cache = EncodedCache(config.data.path)
+    cache = EncodedCache.shared(config.data.path)
     dit, spec = config.model.dit, cache.schema.get(LATENTS)
     if spec is None or spec.shape[1:] != (dit.num_tokens, dit.channels):
         held = "no latents"

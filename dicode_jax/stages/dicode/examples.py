@@ -261,7 +261,7 @@ def open_examples(
 
 
 def _open_cache(config: "ARTrainConfig") -> EncodedCache:
-    cache = EncodedCache(config.data.path)
+    cache = EncodedCache.shared(config.data.path)
     wanted = (config.model.num_tokens, config.model.token_dim)
     spec = cache.schema.get("tokens")
     if spec is None or spec.shape[1:] != wanted:

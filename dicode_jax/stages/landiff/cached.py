@@ -43,7 +43,7 @@ def open_cache(
     Raises:
       UserError: It is none, lacks an array, or was made with something else.
     """
-    cache = EncodedCache(data.path)
+    cache = EncodedCache.shared(data.path)
     missing = [name for name in needs if name not in cache.schema]
     if missing:
         raise UserError(

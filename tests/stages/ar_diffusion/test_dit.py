@@ -229,10 +229,10 @@ def test_fixed_contexts_are_not_stepped_and_not_in_the_norm():
     assert paths_of(plan.frozen) == {("context",), ("null",)}
 
 
-def write_cache(folder, lengths, *, encoder="a" * 64, shape=(3, 4), captions=NAMES):
+def write_cache(folder, lengths, *, encoder="a" * 64, shape=(3, 4), captions=NAMES, settings=None):
     """Videos of these lengths; frame i of video v holds 100 v + i."""
     schema = {"latents": Spec("float32", (None, *shape))}
-    encoded_cache.write_plan(folder, {"encoder": encoder, "settings": {}})
+    encoded_cache.write_plan(folder, {"encoder": encoder, "settings": settings or {}})
     examples = [
         Example(
             name=f"{v}.mp4",
@@ -275,6 +275,9 @@ def test_a_cache_of_another_vae_or_of_other_tokens_is_refused(tmp_path):
         open_latents(write_cache(tmp_path / "d", [9], shape=(2, 4)), "train")
     with pytest.raises(UserError, match="has no video of 4 frames"):
         open_latents(write_cache(tmp_path / "e", [3]), "train")
+    own = write_cache(tmp_path / "f", [9], settings={"run": "ar_diffusion_dit", "seed": 5})
+    with pytest.raises(UserError, match=r"f is what a run encoded for itself.*train.encode --out"):
+        open_latents(own, "train")
     narrow = dataclasses.replace(DIT, num_tokens=5)
     wrong = dataclasses.replace(other, model=DenoiserConfig(dit=narrow, num_classes=3))
     with pytest.raises(UserError, match="makes 3 tokens of 4 numbers for a frame, the model 5 of"):
