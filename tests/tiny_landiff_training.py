@@ -11,11 +11,13 @@ from dicode_jax.data import encoded_cache
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.encoded_cache import Example, Spec, shard_path
 from dicode_jax.models.autoencoder_causal3d import AutoencoderCausal3DConfig
+from dicode_jax.models.clip import CLIPVisionConfig
 from dicode_jax.models.landiff.frames import FrameTokens
 from dicode_jax.models.landiff.language_model import LanguageModelConfig
 from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizerConfig
 from dicode_jax.models.llama import LlamaConfig
 from dicode_jax.models.t5 import T5EncoderConfig
+from dicode_jax.stages.landiff.config import SemanticTokenizerTrainConfig
 from dicode_jax.stages.landiff.generation_config import DiffusionTrainConfig, LMTrainConfig
 from dicode_jax.training.optim import OptimConfig
 
@@ -75,6 +77,21 @@ DIFFUSION_CONFIG = DiffusionTrainConfig(
     num_steps=4,
     batch_size=3,
 )
+
+TOWER = CLIPVisionConfig(
+    image_size=8, patch_size=4, embed_dim=6, num_layers=1, num_heads=2, output_dim=None
+)
+TOKENIZER_CONFIG = SemanticTokenizerTrainConfig(
+    model=SemanticTokenizerConfig(
+        frames=FrameTokens(iframe=3, pframe=2, segment=3), grid=(2, 2), feature_dim=6, embed_dim=16,
+        num_layers=1, num_heads=1, token_dim=5, codebook_size=8, code_dim=4,
+    ),
+    data=DataConfig(num_frames=9),
+    optim=OptimConfig(lr=3e-3, warmup_steps=0),
+    num_steps=30,
+    batch_size=8,
+    frame_size=8,
+)  # fmt: skip
 
 VAE = AutoencoderCausal3DConfig(
     channels=4, encoder_mult=(1, 1, 1), decoder_mult=(1, 1, 1), encoder_blocks=1, decoder_blocks=1,

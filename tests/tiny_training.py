@@ -3,10 +3,7 @@
 import dataclasses
 import functools
 import json
-import os
 import pathlib
-import signal
-import sys
 import time
 import zlib
 
@@ -145,13 +142,3 @@ def write_config(folder: pathlib.Path) -> pathlib.Path:
 
 def main(argv: list[str]) -> int:
     return loop.main("tiny_training", build, (TinyConfig,), argv)
-
-
-def run_child(argv: list[str], log: str) -> None:
-    """Body of a process started by `multiprocessing`: the command line, with output to a file."""
-    os.setpgid(0, 0)  # so that a signal can go to it and its workers
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # multiprocessing's children ignore it
-    sys.exit(main(argv))

@@ -1,10 +1,19 @@
 """A run that is killed again and again does, in the end, what one that was left alone does."""
 
+import dataclasses
 import os
 import signal
 
 import kills
 import pytest
+import tiny_landiff_commands
+from tiny import random_module
+from tiny_landiff_training import TOKENIZER_CONFIG, TOWER
+
+from dicode_jax.models.clip import CLIPVision
+from dicode_jax.nn.rngs import ShapeRngs
+from dicode_jax.storage import weights
+from dicode_jax.training.logs import read_metrics
 
 OPTIONS = ["--checkpoint-every", "5"]
 
@@ -87,3 +96,21 @@ def test_workers_outlive_a_signal_to_all_and_not_a_killed_run(launch):
     started.kill()
     kills.finish(started)
     assert kills.wait_for_end_of_group(started.pid)
+
+
+@pytest.mark.slow
+def test_codes_of_a_run_killed_in_a_save_go_on_as_those_of_an_unbroken_one(tmp_path):
+    """From the checkpoint before, with codes that k-means has started and that still revive."""
+    tower = random_module(lambda: CLIPVision(TOWER, rngs=ShapeRngs()))
+    weights.save_module(tmp_path / "tower", tower, TOWER)
+    own = {"features": str(tmp_path / "tower"), "num_steps": 12, "revive_below": 4.0}
+    config = dataclasses.replace(TOKENIZER_CONFIG, **own)
+    launch = kills.Launcher(tmp_path, config, tiny_landiff_commands.train_tokenizer)
+    whole, killed = unbroken(launch, 1), tmp_path / "killed"
+    counts = kills.run_with_kills(launch, killed, OPTIONS, kills=["next save"], seed=3)
+    assert (counts.kills, counts.in_save, counts.before_first_checkpoint) == (1, 1, 0)
+    assert counts.steps_done_twice >= 5
+    assert kills.differences(whole, killed) == []
+    steps = read_metrics(whole / "metrics.jsonl")
+    assert [step["commitment"] > 0 for step in steps] == [False] + [True] * 11
+    assert min(step["used"] for step in steps[6:]) < 1  # codes revived behind the checkpoint

@@ -9,21 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_landiff_training import TOKENIZER_CONFIG, TOWER
 
 from dicode_jax import config as config_lib
 from dicode_jax.data.config import DataConfig
 from dicode_jax.data.sources.shapes import ShapesSource, frame_labels
 from dicode_jax.errors import UserError
 from dicode_jax.media.transforms import to_float
-from dicode_jax.models.clip import CLIPVision, CLIPVisionConfig
+from dicode_jax.models.clip import CLIPVision
 from dicode_jax.models.landiff.features import encoder_config, features_of, load_encoder
-from dicode_jax.models.landiff.frames import FrameTokens
 from dicode_jax.models.landiff.semantic_tokenizer import SemanticTokenizer, SemanticTokenizerConfig
 from dicode_jax.models.vit import ViT, ViTConfig
 from dicode_jax.nn.rngs import blank
 from dicode_jax.runtime.sharding import ShardingConfig, make_mesh
 from dicode_jax.stages.landiff import semantic_tokenizer
-from dicode_jax.stages.landiff.config import SemanticTokenizerTrainConfig
 from dicode_jax.stages.registry import build_stage
 from dicode_jax.storage import weights
 from dicode_jax.training.optim import OptimConfig
@@ -31,21 +30,7 @@ from dicode_jax.training.setup import prepare
 from dicode_jax.training.stage import STATISTICS
 
 FOLDER = pathlib.Path(__file__).parents[3] / "configs" / "landiff"
-TOWER = CLIPVisionConfig(
-    image_size=8, patch_size=4, embed_dim=6, num_layers=1, num_heads=2, output_dim=None
-)
-MODEL = SemanticTokenizerConfig(
-    frames=FrameTokens(iframe=3, pframe=2, segment=3), grid=(2, 2), feature_dim=6, embed_dim=16,
-    num_layers=1, num_heads=1, token_dim=5, codebook_size=8, code_dim=4,
-)  # fmt: skip
-CONFIG = SemanticTokenizerTrainConfig(
-    model=MODEL,
-    data=DataConfig(num_frames=9),
-    optim=OptimConfig(lr=3e-3, warmup_steps=0),
-    num_steps=30,
-    batch_size=8,
-    frame_size=8,
-)
+CONFIG, MODEL = TOKENIZER_CONFIG, TOKENIZER_CONFIG.model
 
 
 @pytest.fixture(scope="module")
