@@ -70,5 +70,6 @@ def get_config() -> DiTTrainConfig:
         num_steps=2500,
         batch_size=16,
         ema_decay=0.998,
-        sample_guidance=2.5,
+        sample_guidance=3.0,
+        sample_guidance_interval=(0.0, 0.56),
     )
