@@ -242,7 +242,7 @@ def guided_frames(
     def denoise(x: Array, times: Array, step: Array) -> Array:
         is_guided = (within[0] <= times) & (times <= within[1])
         scales = expand(jnp.where(is_guided, scale, 1.0), x.ndim)
-        join = lambda outputs, _: guide(*outputs, scales)  # noqa: E731
+        join = lambda outputs, _: guide(outputs[0], outputs[1], scales)  # noqa: E731
         return guided_denoise(predict, branches, join, batched=True)(x, times, step)
 
     return denoise
