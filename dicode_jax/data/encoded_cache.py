@@ -317,7 +317,7 @@ class EncodedCache:
         """
         cache = cls(folder)
         held = cache.manifest.get("settings")
-        if isinstance(held, dict) and "run" in held:
+        if isinstance(held, dict) and {"run", "seed"} <= held.keys():
             raise UserError(
                 f"{folder} is what a run encoded for itself, by its own seed and settings: encode "
                 "the data by train.encode --out NEW, which any run reads"
