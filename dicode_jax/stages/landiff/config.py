@@ -108,8 +108,8 @@ class SemanticTokenizerTrainConfig(WideRunConfig):
       patch_weight: Weight of the squared error of the colours, in [-1, 1], that a linear layer, not
         exported, reads from each feature behind the codes: those of its part of the frame. Ours.
       detail_weight: By how much the errors of features and patches count more where a frame has its
-        detail, see `semantic_tokenizer.detail`; 0, as in the release, counts all parts alike. Ours:
-        else what small objects look like takes no code.
+        detail, see `semantic_tokenizer.detail`; 0, as in the release, counts all parts alike. Ours,
+        for small objects.
     """
 
     data: DataConfig = DataConfig(num_frames=49)

@@ -144,6 +144,18 @@ def _check_features(config: SemanticTokenizerTrainConfig) -> None:
             f"for a frame of {height} x {width} pixels, the model takes {model.grid[0]} x "
             f"{model.grid[1]} of {model.feature_dim} (model.grid, model.feature_dim)"
         )
+    used = tuple(cfg.patch_size * count for count in model.grid)
+    if _reads_parts(config) and used != (height, width):
+        raise UserError(
+            f"patch_weight and detail_weight look at the pixels that features are of, {used[0]} x "
+            f"{used[1]} of the frames of {height} x {width}: change frame_size and frame_width, or "
+            "set both to 0"
+        )
+
+
+def _reads_parts(config: SemanticTokenizerTrainConfig) -> bool:
+    """Whether the pixels count that each feature is of."""
+    return bool(config.patch_weight or config.detail_weight)
 
 
 def load(config: SemanticTokenizerTrainConfig) -> dict[Path, Array]:
@@ -225,10 +237,12 @@ def loss_fn(
     errors = jnp.square(made - features).mean(-1)
     squares = errors.mean((0, 2, 3))
     mse = squares.mean()
-    shape = "b f (y p) (x q) c -> b f y x (p q) c"
-    rows, columns = config.model.grid
-    pixels = rearrange(video[:, ::STRIDE], shape, y=rows, x=columns)
-    counts = 1 + config.detail_weight * detail(pixels) if config.detail_weight else 1.0
+    pixels, counts = None, 1.0
+    if _reads_parts(config):
+        shape, (rows, columns) = "b f (y p) (x q) c -> b f y x (p q) c", config.model.grid
+        pixels = rearrange(video[:, ::STRIDE], shape, y=rows, x=columns)
+    if pixels is not None and config.detail_weight:
+        counts = 1 + config.detail_weight * detail(pixels)
     lengths = jnp.linalg.norm(made, axis=-1) * jnp.linalg.norm(features, axis=-1)
     cosine = jnp.sum(made * features, axis=-1) / jnp.maximum(lengths, 1e-6)
     metrics = {
@@ -249,7 +263,7 @@ def loss_fn(
         unsure, right = probes.probe_loss([probe(flat) for probe in model.probes], labels)
         loss += config.probe_weight * unsure
         metrics |= right
-    if model.patches is not None:
+    if pixels is not None and model.patches is not None:
         wanted = rearrange(pixels, "b f y x n c -> b f y x (n c)")
         off = jnp.square(model.patches(made) - wanted).mean(-1)
         metrics["patches"] = off.mean()

@@ -202,7 +202,14 @@ def test_an_encoder_that_does_not_fit_is_refused(config, tmp_path):
         build_stage(dataclasses.replace(config, features=str(tmp_path)))
     vit = ViTConfig(image_size=8, patch_size=4, embed_dim=6, num_layers=1, num_heads=1, mlp_dim=5)
     weights.save_module(tmp_path / "vit", ViT(vit, rngs=nnx.Rngs(0)), vit)
-    build_stage(dataclasses.replace(config, features=str(tmp_path / "vit"), frame_size=8))
+    fits = dataclasses.replace(config, features=str(tmp_path / "vit"), frame_size=8)
+    build_stage(fits)
+    # Pixels that fill no patch are left out of the features, and have no part to be read from.
+    odd = dataclasses.replace(fits, frame_width=10)
+    build_stage(odd)
+    for name in ("patch_weight", "detail_weight"):
+        with pytest.raises(UserError, match="of, 8 x 8 of the frames of 8 x 10: change"):
+            build_stage(dataclasses.replace(odd, **{name: 1.0}))
 
 
 @pytest.mark.parametrize(
