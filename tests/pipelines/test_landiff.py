@@ -13,6 +13,7 @@ from tiny_landiff_pipeline import CONFIGS, make, video
 import dicode_jax
 from dicode_jax.errors import UserError
 from dicode_jax.media import video as media
+from dicode_jax.models.landiff import programs
 from dicode_jax.pipelines import shelf
 from dicode_jax.pipelines.landiff import LanDiffPipeline
 from dicode_jax.pipelines.landiff_config import LanDiffConfig, LanDiffSamplingConfig
@@ -38,6 +39,27 @@ def test_a_sample_is_what_it_is_alone_and_clips_come_in_order(pipe):
     np.testing.assert_array_equal(alone[0], np.concatenate([c.frames for c in both[2:]]))
     assert both[0].frames.std() > 0
     assert not np.array_equal(both[0].frames, both[2].frames)
+
+
+def test_what_steers_a_window_is_made_with_the_frames_before_it(monkeypatch):
+    cfg = CONFIGS["denoiser"]
+    upsampler = dataclasses.replace(cfg.upsampler, num_past=2)
+    pipe = make(CONFIGS | {"denoiser": dataclasses.replace(cfg, upsampler=upsampler)})
+    seen, begin = [], programs.begin_window
+
+    def noted(graph, state, given):
+        seen.append(np.asarray(given.semantic))
+        return begin(graph, state, given)
+
+    monkeypatch.setattr(programs, "begin_window", noted)
+    tokenizer, denoiser = pipe.parts["semantic_tokenizer"], pipe.parts["denoiser"]
+    tokens = np.random.default_rng(0).integers(0, 5, tokenizer.cfg.frames.count(7))
+    pipe.decode(tokens)
+    segments = [tokenizer.decode(jnp.asarray(part)[None]) for part in np.split(tokens, [5, 10])]
+    whole = denoiser.semantic_latents(jnp.concatenate(segments, axis=1))
+    assert np.std(whole) > 0.01
+    for got, start in zip(seen, (0, 2), strict=True):  # segments have three frames
+        np.testing.assert_allclose(got, whole[:, start : start + 5], atol=1e-5)
 
 
 @pytest.mark.slow

@@ -325,8 +325,14 @@ class Denoiser(nnx.Module):
         self.semantic = SemanticUpsampler(cfg.upsampler, cfg.dit.channels, **options)
 
     @typechecked
-    def semantic_latents(self, features: Float[Array, "b f y x k"]) -> Float[Array, "b f h w c"]:
+    def semantic_latents(
+        self, features: Float[Array, "b f y x k"], past: Float[Array, "b p y x k"] | None = None
+    ) -> Float[Array, "b f h w c"]:
         """What the control branch adds to noisy latents: once for a video, for all steps.
+
+        Args:
+          past: Features of the `upsampler.num_past` frames before these; None for the first frame,
+            repeated.
 
         Raises:
           ValueError: The grid of the features makes no latents of the transformer.
@@ -338,7 +344,7 @@ class Denoiser(nnx.Module):
                 f"features of {features.shape[2]}x{features.shape[3]} make latents of "
                 f"{grid[0]}x{grid[1]}, but the model's are {cfg.dit.height}x{cfg.dit.width}"
             )
-        return self.semantic(features)
+        return self.semantic(features, past)
 
     @typechecked
     def __call__(

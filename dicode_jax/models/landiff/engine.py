@@ -203,13 +203,14 @@ class Engine:
         )
         steered = zip(*(use[name] for name in ("semantic_tokenizer", "denoiser")))
         graphs, states = map(tuple, steered)
-        ready, first, tail = None, 0, None
+        ready, first, tail, past = None, 0, None, None
         segments = iter(segments)
         for i, window in enumerate(plan):
             ready = None if ready is None else ready[:, window.start - first :]
             first = window.start
             while ready is None or ready.shape[1] < window.size:
-                more = programs.semantic_latents(graphs, states, jnp.asarray(next(segments)))
+                codes = jnp.asarray(next(segments))
+                more, past = programs.semantic_latents(graphs, states, codes, past)
                 ready = more if ready is None else jnp.concatenate([ready, more], axis=1)
             if i and sampling.carry == "frames":
                 prefix = programs.encode_video(*use["vae"], tail)

@@ -52,11 +52,20 @@ def encode_features(
 
 
 @functools.partial(kept_programs.jit, static_argnames=("graphs",))
-def semantic_latents(graphs, states, codes: Int[Array, "b n"]) -> Float[Array, "b t h w z"]:
-    """What steers the denoiser, of up to a segment of semantic tokens."""
+def semantic_latents(
+    graphs, states, codes: Int[Array, "b n"], past: Float[Array, "b p y x c"] | None
+) -> tuple[Float[Array, "b t h w z"], Float[Array, "b p y x c"]]:
+    """What steers the denoiser, of up to a segment of semantic tokens, and the next `past`.
+
+    Args:
+      past: Features of the last frames of the segment before; None for the first one.
+    """
     tokenizer, denoiser = (nnx.merge(*pair) for pair in zip(graphs, states, strict=True))
     made: Denoiser = denoiser
-    return made.semantic_latents(tokenizer.decode(codes))
+    features = tokenizer.decode(codes)
+    seen = made.semantic.with_past(features, past)
+    behind = seen[:, seen.shape[1] - made.cfg.upsampler.num_past :]
+    return made.semantic_latents(features, past), behind
 
 
 class WindowInputs(NamedTuple):

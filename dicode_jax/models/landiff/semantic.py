@@ -1,8 +1,8 @@
 """From semantic features to what LanDiff's control branch adds to noisy latents.
 
 Two-dimensional and frame by frame (Yin et al., "The Best of Both Worlds", arXiv 2503.04606): the
-grid is doubled by moving channels into space. Shape letters: b f frames of videos, y x the grid of
-features, h w that of latents, c channels.
+grid is doubled by moving channels into space. Shape letters: b f frames of videos, p those before
+them, y x the grid of features, h w that of latents, c channels.
 """
 
 import dataclasses
@@ -32,6 +32,9 @@ class UpsamplerConfig:
       num_res_blocks: Residual blocks of a level.
       hidden_dim: Width in front of the last convolution.
       num_groups: Groups of every group norm.
+      num_past: Frames before each, whose features are read beside its own. A latent stands for four
+        frames, and features are of the last of them: where something was in the others is said by
+        what came before. Ours; 0 in the release.
     """
 
     feature_dim: int = 768
@@ -39,9 +42,12 @@ class UpsamplerConfig:
     num_res_blocks: int = 5
     hidden_dim: int = 64
     num_groups: int = 32
+    num_past: int = 0
 
     def __post_init__(self):
         check_counts(self, channels=8, num_res_blocks=100)
+        if not 0 <= self.num_past <= 100:
+            raise ValueError(f"num_past must be from 0 to 100, got {self.num_past}")
         if not self.channels:
             raise ValueError("channels must have at least one level, got ()")
         for name in ("feature_dim", "num_res_blocks", "hidden_dim", "num_groups", "channels"):
@@ -91,7 +97,7 @@ class SemanticUpsampler(nnx.Module):
         block = functools.partial(ResnetBlock, eps=EPS, **grouped)
         self.cfg, self.dtype = cfg, dtype
         width, levels = cfg.channels[-1], []
-        self.conv_in = conv(cfg.feature_dim, width)
+        self.conv_in = conv((1 + cfg.num_past) * cfg.feature_dim, width)
         self.middle = Middle(block, width, False)
         for i, out in reversed(list(enumerate(cfg.channels))):
             blocks = [block(out if j else width, out) for j in range(cfg.num_res_blocks)]
@@ -105,12 +111,32 @@ class SemanticUpsampler(nnx.Module):
         self.to_latents = Conv(cfg.hidden_dim, latent_channels, kernel_init=zeros, **options)
 
     @typechecked
-    def __call__(self, features: Float[Array, "b f y x c"]) -> Float[Array, "b f h w z"]:
-        """Latents of features, each frame alone."""
-        return self.to_latents(self.upsampled(features))
+    def __call__(
+        self, features: Float[Array, "b f y x c"], past: Float[Array, "b p y x c"] | None = None
+    ) -> Float[Array, "b f h w z"]:
+        """Latents of features, each frame by itself and the `num_past` before it.
 
-    def upsampled(self, features: Float[Array, "b f y x c"]) -> Float[Array, "b f h w d"]:
+        Args:
+          past: Features of the frames before these, see `with_past`.
+        """
+        return self.to_latents(self.upsampled(features, past))
+
+    def with_past(
+        self, features: Float[Array, "b f y x c"], past: Float[Array, "b p y x c"] | None
+    ) -> Float[Array, "b p_f y x c"]:
+        """Features and the `num_past` frames before them: None for the first frame, repeated."""
+        if past is None:
+            past = jnp.repeat(features[:, :1], self.cfg.num_past, axis=1)
+        return jnp.concatenate([past, features], axis=1)
+
+    def upsampled(
+        self, features: Float[Array, "b f y x c"], past: Float[Array, "b p y x c"] | None = None
+    ) -> Float[Array, "b f h w d"]:
         """What the last convolution gets."""
+        if self.cfg.num_past:
+            seen, f = self.with_past(features, past), features.shape[1]
+            shifted = [seen[:, i : i + f] for i in range(self.cfg.num_past + 1)]
+            features = jnp.concatenate(shifted, axis=-1)
         x = self.middle(self.conv_in(features.astype(self.dtype or features.dtype)))
         for level in reversed(self.levels):
             x = level(x)

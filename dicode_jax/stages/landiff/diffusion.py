@@ -63,11 +63,11 @@ class CodeReader(nnx.Module):
     def __call__(
         self, codes: Int[Array, "b m n"], offset: Int[Array, " b"], num_frames: int
     ) -> Float[Array, "b f y x c"]:
-        """Features of frames that begin at `offset` in segments."""
+        """Features of frames from `offset` of segments on; the first stands for any before."""
         b = len(codes)
         tokens = self.quantizer.decode(rearrange(codes, "b m n -> (b m) n"))
         x = self.decoder(tokens if self.dtype is None else tokens.astype(self.dtype))
-        frames = offset[:, None] + jnp.arange(num_frames)
+        frames = jnp.maximum(offset[:, None] + jnp.arange(num_frames), 0)
         x = rearrange(x, "(b m) s y x c -> b (m s) y x c", b=b)
         return jnp.take_along_axis(x, frames[:, :, None, None, None], axis=1)
 
@@ -191,9 +191,11 @@ def make_stage(config: DiffusionTrainConfig) -> Stage:
 
 
 def is_trained(config: DiffusionTrainConfig, path: Path, _) -> bool:
-    """The denoiser without its tables of positions, or of it all but the base."""
+    """The denoiser without its tables of positions, or of it all but the base, or its upsampler."""
     if path[0] != "denoiser" or path[-1] == "positions":
         return False
+    if not config.denoising_weight:
+        return path[1] == "semantic"
     return config.trained == "all" or path[1] != "dit"
 
 
@@ -205,7 +207,7 @@ def load(config: DiffusionTrainConfig) -> dict[Path, Any]:
     """
     loaded: dict[Path, Any] = {}
     if config.init is not None:
-        loaded |= denoiser_arrays(config.init, config.model)
+        loaded |= denoiser_arrays(config.init, config.model, upsampler=config.init_upsampler)
     elif config.base is not None:
         loaded |= denoiser_arrays(config.base, config.model, base_alone=True)
     if config.semantic_tokenizer is not None:
@@ -238,7 +240,7 @@ def _check_same(folder, stored, wanted) -> None:
 
 
 def denoiser_arrays(
-    folder: str, wanted: DenoiserConfig, *, base_alone: bool = False
+    folder: str, wanted: DenoiserConfig, *, base_alone: bool = False, upsampler: bool = True
 ) -> dict[Path, Any]:
     """Arrays of a stored denoiser by paths of the wanted one, however either keeps its layers.
 
@@ -246,6 +248,7 @@ def denoiser_arrays(
       base_alone: Takes its transformer, which may lie there alone, and the lower layers of that
         for those of the control branch too; what lies between the two and the upsampler are left
         out.
+      upsampler: Whether that is taken too.
 
     The last layer is left out where the two differ in `semantic_prior`: what it said is not what it
     is to say, and at zero it says what the prior knows.
@@ -264,13 +267,17 @@ def denoiser_arrays(
         held = dict(_by_layer(parts.leaves(model), cfg))
     _check_same(part, cfg.dit, wanted.dit)
     if not base_alone:
-        same = {"dit": wanted.dit, "semantic_prior": wanted.semantic_prior}
+        same: dict[str, Any] = {"dit": wanted.dit, "semantic_prior": wanted.semantic_prior}
+        if not upsampler:
+            same["upsampler"] = wanted.upsampler
         _check_same(part, dataclasses.replace(cfg, **same), wanted)
     keeps_last = cfg.semantic_prior == wanted.semantic_prior
     found: dict[Path, Any] = {}
     state = nnx.state(blank(Denoiser, wanted))
     for path, leaf in nnx.to_flat_state(state):
         if path[:3] == LAST_LAYER and not keeps_last:
+            continue
+        if path[0] == "semantic" and not upsampler:
             continue
         names = list(_layer_names(path, wanted))
         if base_alone:
@@ -324,8 +331,10 @@ def conditions(
     model: Painter, batch, num_latents: int
 ) -> tuple[Float[Array, "b l e"], Float[Array, "b f h w c"]]:
     """Text and so many semantic latents of a batch."""
-    features = model.codes(batch["codes"], batch["offset"], num_latents)
-    return model.context(batch["text"]), model.denoiser.semantic_latents(features)
+    num_past = model.denoiser.cfg.upsampler.num_past
+    seen = model.codes(batch["codes"], batch["offset"] - num_past, num_past + num_latents)
+    past, features = seen[:, :num_past], seen[:, num_past:]
+    return model.context(batch["text"]), model.denoiser.semantic_latents(features, past)
 
 
 def loss_fn(
@@ -333,7 +342,8 @@ def loss_fn(
 ) -> tuple[Array, dict[str, Array]]:
     """Error of v; `last` is that of the last latent, which no prefix holds.
 
-    With a `semantic_weight` the error of the semantic latents counts too, `semantic`.
+    With a `semantic_weight` the error of the semantic latents counts too, `semantic`; without a
+    `denoising_weight` that one alone.
 
     Args:
       deterministic: Drop no text.
@@ -345,21 +355,24 @@ def loss_fn(
     times = draw(lambda key, shape: jax.random.randint(key, shape, 0, steps), time_keys, (b,))
     noise = draw(jax.random.normal, noise_keys, latents.shape)
     context, semantic = conditions(model, batch, f)
-    if config.text_dropout and not deterministic:
-        is_dropped = draw(jax.random.uniform, drop_keys, (b,)) < config.text_dropout
-        context = jnp.where(is_dropped[:, None, None], 0, context)
-    has_prefix = draw(jax.random.uniform, prefix_keys, (b,)) < config.prefix_share
-    clean = has_prefix[:, None] & (jnp.arange(f) < config.num_known)
     counts = 1 + config.detail_weight * detail(latents) if config.detail_weight else None
-    loss, metrics = denoising_loss(
-        model.denoiser, latents, context, semantic, times, noise, clean, weights=counts
-    )
+    loss, metrics = jnp.float32(0), {}
     if config.semantic_weight:
         off = jnp.square(semantic.astype(jnp.float32) - latents)
         metrics["semantic"] = off.mean()
         pull = metrics["semantic"] if counts is None else (counts * off).mean()
         loss += config.semantic_weight * pull
-    return loss, metrics
+    if not config.denoising_weight:
+        return loss, metrics
+    if config.text_dropout and not deterministic:
+        is_dropped = draw(jax.random.uniform, drop_keys, (b,)) < config.text_dropout
+        context = jnp.where(is_dropped[:, None, None], 0, context)
+    has_prefix = draw(jax.random.uniform, prefix_keys, (b,)) < config.prefix_share
+    clean = has_prefix[:, None] & (jnp.arange(f) < config.num_known)
+    error, told = denoising_loss(
+        model.denoiser, latents, context, semantic, times, noise, clean, weights=counts
+    )
+    return loss + config.denoising_weight * error, metrics | told
 
 
 def detail(latents: Float[Array, "b f h w c"]) -> Float[Array, "b f h w 1"]:

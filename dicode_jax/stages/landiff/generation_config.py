@@ -123,6 +123,8 @@ class DiffusionTrainConfig(RunConfig):
       base: Folder of a pipeline, of an earlier run or of a converted CogVideoX-2b, whose
         transformer is the base; the control branch starts as a copy of its lower layers.
       init: The same, whose whole denoiser is gone on from. Without both all weights are drawn.
+      init_upsampler: Whether the upsampler comes from `init` too; without it begins anew, in the
+        sizes of the config.
       trained: "control", with the upsampler, of a base that stays as it is; or "all".
       control_start: How the linear layers between control and base start. "zero" changes nothing of
         a base that can paint. Each of them feeds the next, so that none learns before the one in
@@ -136,6 +138,8 @@ class DiffusionTrainConfig(RunConfig):
       semantic_weight: Weight of the squared error of the semantic latents themselves, as a guess of
         the clean ones. Ours, for models without a base: what the control branch adds to the noise
         is worth something then before the rest has learned to ask for it.
+      denoising_weight: Weight of the denoiser's error. With 0 the upsampler learns alone, by
+        `semantic_weight`, and the rest stays as it is: in a fraction of the time. Ours.
       detail_weight: By how much errors count more where a frame's latents have their detail, see
         `diffusion.detail`; 0, as in the release, counts all of a frame alike. Ours, for small
         objects.
@@ -154,6 +158,7 @@ class DiffusionTrainConfig(RunConfig):
     vae: str | None = None
     base: str | None = None
     init: str | None = None
+    init_upsampler: bool = True
     trained: Literal["control", "all"] = "all"
     control_start: Literal["zero", "drawn"] = "zero"
     num_known: int = 7
@@ -162,6 +167,7 @@ class DiffusionTrainConfig(RunConfig):
     num_latents: int | None = None
     text_dropout: float = 0.1
     semantic_weight: float = 0.0
+    denoising_weight: float = 1.0
     detail_weight: float = 0.0
     sample_steps: int = 50
     sample_guidance: float = 6.0
@@ -173,9 +179,15 @@ class DiffusionTrainConfig(RunConfig):
         super().__post_init__()
         _check_share(self, "text_dropout")
         dit, grid = self.model.dit, self.semantic.grid
-        for name in ("semantic_weight", "detail_weight"):
+        for name in ("semantic_weight", "denoising_weight", "detail_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not self.denoising_weight and not self.semantic_weight:
+            raise ValueError(
+                "nothing is learned with a denoising_weight and a semantic_weight of 0: set one"
+            )
+        if not self.init_upsampler and self.init is None:
+            raise ValueError("init_upsampler says what to take of init: name that")
         if not 0 <= self.prefix_share <= 1:
             raise ValueError(f"prefix_share must be in [0, 1], got {self.prefix_share}")
         if dit.num_frames % 2 == 0:
@@ -220,8 +232,8 @@ class DiffusionTrainConfig(RunConfig):
 
     @property
     def segments(self) -> int:
-        """Segments of semantic tokens that a window can touch."""
+        """Segments of semantic tokens that a window, and what it sees before it, can touch."""
         frames, segment = self.model.dit.num_frames, self.semantic.frames.segment
         if self.window_step == 0:
             return math.ceil(frames / segment)
-        return 1 + math.ceil((frames - 1) / segment)
+        return 1 + math.ceil((self.model.upsampler.num_past + frames - 1) / segment)

@@ -47,8 +47,9 @@ class Windows:
         return f"{self.cache.names[video]} from latent {start}"
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """`latents` bfloat16 [f, h, w, c], `codes` int32 [m, n] of the segments that the window
-        touches, `offset` int32 of its first frame in them, `text` int32 [l] or bfloat16 [l, e].
+        """`latents` bfloat16 [f, h, w, c], `codes` int32 [m, n] of the segments that the window and
+        what it sees before it touch, `offset` int32 of its first frame in them, `text` int32 [l] or
+        bfloat16 [l, e].
 
         Raises:
           UserError: Codes are of a larger codebook, or a caption cannot be spelled.
@@ -56,7 +57,8 @@ class Windows:
         video, start = map(int, self.places[index])
         example, cfg = self.cache[video], self.config.semantic
         frames, segment = self.config.model.dit.num_frames, cfg.frames.segment
-        held, first = example.arrays["codes"].astype(np.int32), start // segment
+        past = self.config.model.upsampler.num_past
+        held, first = example.arrays["codes"].astype(np.int32), max(start - past, 0) // segment
         if held.size and (held.min() < 0 or held.max() >= cfg.codebook_size):
             raise UserError(
                 f"{example.name} has codes of a larger codebook than the tokenizer's of "

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiny import random_module
 
 from dicode_jax.diffusion.schedules import NoiseSchedule
 from dicode_jax.models.landiff.dit import Denoiser, DenoiserConfig, DiTConfig
 from dicode_jax.models.landiff.sampling import WindowSampling, guidance_ramp, sample_window
 from dicode_jax.models.landiff.semantic import UpsamplerConfig
-from dicode_jax.nn.rngs import TracedRngs, blank
+from dicode_jax.nn.rngs import ShapeRngs, TracedRngs, blank
 
 TINY = DenoiserConfig(
     dit=DiTConfig(
@@ -102,6 +103,26 @@ def test_beside_a_prior_the_network_says_what_the_semantic_latents_leave_open():
     np.testing.assert_allclose(clean, by_bayes - deviation * out, atol=1e-4)
 
 
+def test_semantic_latents_are_of_a_frame_and_those_before_it():
+    upsampler = dataclasses.replace(TINY.upsampler, num_past=2)
+    model = random_module(
+        lambda: Denoiser(dataclasses.replace(TINY, upsampler=upsampler), rngs=ShapeRngs())
+    )
+    kernel = model.semantic.to_latents.kernel
+    kernel[...] = jax.random.normal(jax.random.key(5), kernel.shape)
+    graph, state = nnx.split(model)
+    make = jax.jit(lambda *args: nnx.merge(graph, state).semantic_latents(*args))
+    features = jax.random.normal(jax.random.key(4), (1, 6, 2, 3, 11))
+    whole = make(features)
+    rest = make(features[:, 3:], features[:, 1:3])
+    np.testing.assert_allclose(rest, whole[:, 3:], atol=1e-5)
+    first = jnp.repeat(features[:, :1], 2, axis=1)  # stands for what was before it
+    np.testing.assert_allclose(make(features, first), whole, atol=1e-5)
+    other = make(features.at[:, 2].add(1.0))
+    moved = [not np.allclose(a, b, atol=1e-4) for a, b in zip(whole[0], other[0], strict=True)]
+    assert moved == [False, False, True, True, True, False]
+
+
 def test_the_release_has_its_sizes():
     cfg = DenoiserConfig(dit=DiTConfig(scan_layers=True))
     model = blank(Denoiser, cfg)
@@ -158,6 +179,7 @@ def test_what_is_of_another_size_is_refused():
         ),
         (UpsamplerConfig, {"channels": (100, 512)}, "got \\(100, 512\\)"),
         (UpsamplerConfig, {"channels": ()}, "at least one level"),
+        (UpsamplerConfig, {"num_past": -1}, "num_past must be from 0 to 100, got -1"),
         (WindowSampling, {"guidance_scale": -1.0}, "must not be negative"),
         (WindowSampling, {"ramp": "steep"}, "released, smooth"),
         (WindowSampling, {"num_inference_steps": 0}, "at least 1"),

@@ -211,12 +211,32 @@ def test_windows_start_at_every_step_and_bring_the_segments_they_touch(named, tm
     assert [int(x) for x in first.places[:, 1]] == [0, 0]
 
 
+def test_what_steers_a_window_is_what_steers_the_whole_video_there(named, tmp_path):
+    upsampler = dataclasses.replace(MODEL.upsampler, num_past=2)
+    config = dataclasses.replace(
+        named, model=dataclasses.replace(MODEL, upsampler=upsampler), control_start="drawn"
+    )
+    # Windows begin behind less than two frames, at a segment's first frame, and behind it.
+    windows = windows_of(tmp_path / "c", config, frames=(7, 2), window_step=1)
+    assert [start for _, start in windows.places.tolist()] == [0, 1, 2, 3, 4]
+    painter = random_module(lambda: diffusion.Painter(windows.config, rngs=ShapeRngs()))
+    read = [windows(i, RNG) for i in range(5)]
+    batch = {name: jnp.stack([x[name] for x in read]) for name in read[0]}
+    _, made = jax.jit(lambda batch: diffusion.conditions(painter, batch, 3))(batch)
+    held = jnp.asarray(windows.cache[0].arrays["codes"], jnp.int32)
+    codes = jnp.pad(held, (0, 24 - len(held))).reshape(1, 3, 8)
+    features = painter.codes(codes, jnp.array([0]), 7)
+    whole = painter.denoiser.semantic_latents(features)[0]
+    for start, window in enumerate(made):
+        np.testing.assert_allclose(window, whole[start : start + 3], atol=1e-5, err_msg=f"{start}")
+
+
 class Plain:
     """Stands in for the denoiser: predicts zeros, and notes what it is told."""
 
     cfg = MODEL
 
-    def semantic_latents(self, features):
+    def semantic_latents(self, features, past):
         return features
 
     def __call__(self, x, timesteps, context, semantic):
@@ -311,6 +331,47 @@ def test_a_denoiser_that_learns_a_prior_starts_at_what_that_knows(named, models)
     config = dataclasses.replace(named, model=wanted, init=models)
     arrays = steps(config, 0)[0]
     assert all(not arrays[path].any() for path in last)
+
+
+def test_an_upsampler_begins_anew_where_that_is_asked_for(named, models):
+    wider = dataclasses.replace(
+        MODEL, upsampler=dataclasses.replace(MODEL.upsampler, hidden_dim=13, num_past=1)
+    )
+    config = dataclasses.replace(named, model=wider, init=models)
+    with pytest.raises(UserError, match="other sizes than the config's: upsampler"):
+        build_stage(config).load()
+    anew = dataclasses.replace(config, init_upsampler=False)
+    held, all_of_it = build_stage(anew).load(), build_stage(named).create(ShapeRngs())
+    of_denoiser = {path for path in held if path[0] == "denoiser"}
+    state = nnx.to_flat_state(nnx.state(all_of_it.denoiser))
+    assert of_denoiser == {("denoiser", *path) for path, _ in state if path[0] != "semantic"}
+    with pytest.raises(ValueError, match="init_upsampler says what to take of init"):
+        dataclasses.replace(named, init_upsampler=False)
+
+
+def test_an_upsampler_can_learn_alone(named):
+    alone = dataclasses.replace(
+        named, denoising_weight=0.0, semantic_weight=1.0, control_start="drawn"
+    )
+    before, after = steps(alone, 1)
+    learned = moved(before, after)
+    assert ("denoiser", "semantic", "conv_in", "kernel") in learned
+    assert all(path[:2] == ("denoiser", "semantic") for path in learned)
+    painter = random_module(lambda: diffusion.Painter(named, rngs=ShapeRngs()))
+    batch, keys = random_batch(named), jax.random.split(jax.random.key(0), 3)
+    loss, metrics = diffusion.loss_fn(alone, painter, batch, keys)
+    assert metrics.keys() == {"semantic"}
+    np.testing.assert_allclose(loss, metrics["semantic"])
+    both = [
+        diffusion.loss_fn(
+            dataclasses.replace(alone, denoising_weight=weight), painter, batch, keys
+        )[0]
+        for weight in (1.0, 3.0)
+    ]
+    of_v = diffusion.loss_fn(named, painter, batch, keys)[0]
+    np.testing.assert_allclose(both[1] - both[0], 2 * of_v, rtol=1e-4)
+    with pytest.raises(ValueError, match="nothing is learned"):
+        dataclasses.replace(named, denoising_weight=0.0)
 
 
 def test_semantic_latents_are_pulled_towards_the_clean_ones_where_that_has_a_weight(named):
