@@ -147,6 +147,11 @@ class DiTTrainConfig(RunConfig):
         with a new optimiser; None starts fresh.
       cached_clips: Clips that are encoded once and kept.
       clip_step: Frames between the starts of the clips of a cached video.
+      late_share: Share of the clips that begin behind the first frame of a cached video, anywhere,
+        as windows of a long video do; the others begin at it, and `clip_step` does not matter. For
+        captions that say how a video begins. Ours; 0 for clips by `clip_step`.
+      num_known: First frames of a late clip, which have no noise and do not count: where a video is
+        on its way is said by them alone.
       timesteps: How noisy the frames of a clip are: "fopp" and "uniform_paths" never less than the
         one before, "independent" (diffusion forcing), or "shared", the same for all.
       frame_weight_rise: Frame i of f counts 1 + i / f times this.
@@ -170,6 +175,8 @@ class DiTTrainConfig(RunConfig):
     init: str | None = None
     cached_clips: int = 0
     clip_step: int = 1
+    late_share: float = 0.0
+    num_known: int = 4
     timesteps: Literal["fopp", "uniform_paths", "independent", "shared"] = "fopp"
     frame_weight_rise: float = 0.0
     context_dropout: float = 0.0
@@ -186,10 +193,17 @@ class DiTTrainConfig(RunConfig):
         super().__post_init__()
         check_mode(self.timesteps)
         model = self.model
-        if self.data.num_frames != model.dit.num_frames:
+        if self.data.num_frames < model.dit.num_frames:
             raise ValueError(
                 f"clips have the frames of the model's window: data.num_frames is "
                 f"{self.data.num_frames}, model.dit.num_frames {model.dit.num_frames}"
+            )
+        if not 0 <= self.late_share < 1:
+            raise ValueError(f"late_share must be in [0, 1), got {self.late_share}")
+        if self.late_share and not 0 < self.num_known < model.dit.num_frames:
+            raise ValueError(
+                f"late clips know some of their {model.dit.num_frames} frames and learn others: "
+                f"num_known must lie between 0 and that, got {self.num_known}"
             )
         if not 0 <= self.context_dropout < 1:
             raise ValueError(f"context_dropout must be in [0, 1), got {self.context_dropout}")

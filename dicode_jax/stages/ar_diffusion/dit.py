@@ -36,7 +36,7 @@ from dicode_jax.stages.ar_diffusion.frame_vae import from_unit, to_unit
 from dicode_jax.storage import weights
 from dicode_jax.storage.files import read_small
 from dicode_jax.training.stage import Path, Stage
-from dicode_jax.typing import Array, Float, Int, UInt8
+from dicode_jax.typing import Array, Bool, Float, Int, UInt8
 
 CONTEXTS = ("context", "null")
 
@@ -54,7 +54,8 @@ def settle(
         told.
     """
     del workdir
-    return (faults or Faults()).through(config, _with_kind, _with_vae, _with_names)
+    steps = (_with_window, _with_kind, _with_vae, _with_names)
+    return (faults or Faults()).through(config, *steps)
 
 
 def settle_videos(config: DiTTrainConfig) -> DiTTrainConfig:
@@ -75,6 +76,16 @@ def settle_videos(config: DiTTrainConfig) -> DiTTrainConfig:
     return dataclasses.replace(config, data=data)
 
 
+def _with_window(config: DiTTrainConfig) -> DiTTrainConfig:
+    of_clips, window = config.data.num_frames, config.model.dit.num_frames
+    if of_clips != window:
+        raise UserError(
+            f"the model learns clips of {window} frames, data.num_frames is {of_clips}: longer "
+            "videos are for train.encode, whose cache is cut into clips"
+        )
+    return config
+
+
 def _with_names(config: DiTTrainConfig) -> DiTTrainConfig:
     if config.class_list is None:
         return config
@@ -90,6 +101,11 @@ def _with_kind(config: DiTTrainConfig) -> DiTTrainConfig:
     kind = kind_of(config.data)
     data = dataclasses.replace(config.data, resize=config.data.resize or "crop")
     if kind != "cache":
+        if config.late_share:
+            raise UserError(
+                "late_share takes clips of longer videos: encode those by train.encode "
+                "(--data.num-frames of a drawn one) and name the cache as data.path"
+            )
         if not config.cached_clips or config.vae is None:
             raise UserError(
                 "the model learns latents: name a VAE (--vae MODEL), and encode the videos by "
@@ -116,9 +132,16 @@ def _with_vae(config: DiTTrainConfig) -> DiTTrainConfig:
 
 
 def make_stage(config: DiTTrainConfig) -> Stage:
-    """Batches are `latents` float32 [b, f, l, c] and `classes` int32 [b]."""
+    """Batches are `latents` float32 [b, f, l, c], `classes` int32 [b] and with `late_share` `known`
+    int32 [b], the number of first frames that have no noise.
+    """
     dit = config.model.dit
-    latents = (config.data.num_frames, dit.num_tokens, dit.channels)
+    shapes = {
+        "latents": ((config.data.num_frames, dit.num_tokens, dit.channels), jnp.float32),
+        "classes": ((), jnp.int32),
+    }
+    if config.late_share:
+        shapes["known"] = ((), jnp.int32)
     return Stage(
         name="ar_diffusion_dit",
         config=config,
@@ -127,8 +150,7 @@ def make_stage(config: DiTTrainConfig) -> Stage:
         is_trained=lambda path, _: config.train_context or path[0] not in CONTEXTS,
         loss_fn=functools.partial(loss_fn, config),
         batch_shapes=lambda b: {
-            "latents": jax.ShapeDtypeStruct((b, *latents), jnp.float32),
-            "classes": jax.ShapeDtypeStruct((b,), jnp.int32),
+            name: jax.ShapeDtypeStruct((b, *shape), of) for name, (shape, of) in shapes.items()
         },
         export=functools.partial(export, config),
     )
@@ -159,13 +181,17 @@ def loss_fn(
     b, f = latents.shape[:2]
     time_keys, noise_keys, drop_keys = split(row_keys(keys, b), 3)
     steps = model.cfg.schedule.num_timesteps
-    timesteps = draw_timesteps(time_keys, config.timesteps, steps, f, b)
+    timesteps, clean = draw_timesteps(time_keys, config.timesteps, steps, f, b), None
+    if config.late_share:
+        clean = jnp.arange(f) < batch["known"][:, None]
+        timesteps = jnp.where(clean, 0, timesteps)
     noise = draw(jax.random.normal, noise_keys, latents.shape)
     if config.context_dropout and not deterministic:
         is_dropped = draw(jax.random.uniform, drop_keys, (b,)) < config.context_dropout
         classes = jnp.where(is_dropped, -1, classes)
+    rise = config.frame_weight_rise
     return denoising_loss(
-        model, latents, classes, timesteps, noise, frame_weight_rise=config.frame_weight_rise
+        model, latents, classes, timesteps, noise, frame_weight_rise=rise, clean=clean
     )
 
 
@@ -177,20 +203,24 @@ def denoising_loss(
     noise: Float[Array, "b f l c"],
     *,
     frame_weight_rise: float = 0.0,
+    clean: Bool[Array, "b f"] | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """The loss for given draws.
 
     Args:
       latents: Of any length.
       classes: -1 for the null context.
+      clean: Frames that are seen without noise and do not count.
     """
     call = functools.partial(model, context=model.contexts(classes))
     f = latents.shape[1]
     rise = 1 + frame_weight_rise * jnp.arange(f) / f if frame_weight_rise else None
     loss, metrics = diffusion_loss(
-        call, model.cfg.schedule, unit(latents), timesteps, noise, frame_weights=rise
+        call, model.cfg.schedule, unit(latents), timesteps, noise, frame_weights=rise, clean=clean
     )
-    of_frames = metrics["loss_per_frame"].mean(axis=0)
+    counted = jnp.ones(latents.shape[:2]) if clean is None else ~clean
+    errors = jnp.sum(counted * metrics["loss_per_frame"], axis=0)
+    of_frames = errors / jnp.maximum(counted.sum(axis=0), 1)
     return loss, {"first": of_frames[0], "last": of_frames[-1]}
 
 

@@ -95,12 +95,16 @@ class LatentClips:
       clips: Number of a clip's video and its first frame, `[n, 2]`.
       num_frames: Of a clip.
       classes: Tells the class of a video.
+      late_share: Share of the clips that begin later than `clips` says, anywhere.
+      num_known: First frames of such a clip that are known; None where a batch says nothing of it.
     """
 
     cache: EncodedCache
     clips: np.ndarray
     num_frames: int
     classes: Classes
+    late_share: float = 0.0
+    num_known: int | None = None
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -110,20 +114,29 @@ class LatentClips:
         video, start = map(int, self.clips[index])
         return f"{self.cache.names[video]} from {start}"
 
-    def __call__(self, index: int, _: np.random.Generator) -> dict[str, np.ndarray]:
-        """`latents` float32 [f, l, c] and `classes` int32."""
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """`latents` float32 [f, l, c], `classes` int32 and, with `num_known`, `known` int32."""
         video, start = map(int, self.clips[index])
         example = self.cache[video]
-        label = self.classes(example.name, example.captions)
-        latents = example.arrays[LATENTS][start : start + self.num_frames]
-        return {"latents": latents, "classes": label}
+        label, held = self.classes(example.name, example.captions), example.arrays[LATENTS]
+        last = len(held) - self.num_frames
+        is_late = last > start and rng.uniform() < self.late_share
+        if is_late:
+            start = int(rng.integers(start + 1, last + 1))
+        read = {"latents": held[start : start + self.num_frames], "classes": label}
+        if self.num_known is not None:
+            read["known"] = np.asarray(self.num_known if is_late else 0, np.int32)
+        return read
 
 
 def open_latents(config: DiTTrainConfig, split: Literal["train", "validation"]) -> LatentClips:
     """The clips of a cache, all that start a multiple of `clip_step` after the first frame.
 
+    With `late_share` one of each video, at its first frame, or in training later by that chance.
+
     Raises:
-      UserError: The cache holds no latents of this model, those of another VAE, or no clip.
+      UserError: The cache holds no latents of this model, those of another VAE, or no clip, or no
+        late one where there are to be some.
     """
     cache = EncodedCache.shared(config.data.path)
     dit, spec = config.model.dit, cache.schema.get(LATENTS)
@@ -150,13 +163,22 @@ def open_latents(config: DiTTrainConfig, split: Literal["train", "validation"]) 
     fixed = spec.shape[0]
     lengths = cache.lengths(LATENTS) if fixed is None else np.full(len(cache), fixed)
     f = config.data.num_frames
-    clips = [(v, s) for v in videos for s in range(0, lengths[v] - f + 1, config.clip_step)]
+    step = lengths.max() if config.late_share else config.clip_step
+    clips = [(v, s) for v in videos for s in range(0, lengths[v] - f + 1, step)]
     if split == "train" and not clips:
         what = f"no video of {f} frames" if share == 0 or len(videos) else "only held-out videos"
         raise UserError(f"the cache {cache.folder} has {what}: encode longer ones, or more")
+    is_late = bool(config.late_share) and split == "train"
+    if is_late and max(lengths[v] for v, _ in clips) == f:
+        raise UserError(
+            f"the videos of the cache {cache.folder} have {f} frames, which is one clip: "
+            "late_share wants longer ones"
+        )
     return LatentClips(
         cache=cache,
         clips=np.array(clips, np.int64).reshape(-1, 2),
         num_frames=f,
         classes=classes_of(config),
+        late_share=config.late_share if is_late else 0.0,
+        num_known=config.num_known if config.late_share else None,
     )

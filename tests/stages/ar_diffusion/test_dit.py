@@ -21,6 +21,7 @@ from dicode_jax.data.config import DataConfig
 from dicode_jax.data.encoded_cache import Example, Spec, shard_path
 from dicode_jax.data.records import BrokenRecord
 from dicode_jax.diffusion.schedules import NoiseSchedule
+from dicode_jax.distributions.projected_gaussian import unit
 from dicode_jax.errors import UserError
 from dicode_jax.models.ar_diffusion.dit import Denoiser, DenoiserConfig
 from dicode_jax.models.ar_diffusion.frame_vae import FrameVAE
@@ -137,13 +138,14 @@ class Plain:
     cfg = CONFIG.model
 
     def __init__(self):
-        self.classes, self.times = [], []
+        self.classes, self.times, self.x = [], [], np.zeros(())
 
     def contexts(self, classes):
         self.classes.append(np.asarray(classes))
 
     def __call__(self, x, timesteps, context):
         self.times.append(np.asarray(timesteps))
+        self.x = np.asarray(x)
         return x
 
 
@@ -261,6 +263,68 @@ def test_clips_of_a_cache_start_at_every_step_and_know_their_class(tmp_path):
     assert [int(x["classes"]) for x in read] == [0, 0, 0, 2, 2]
     assert clips.name(4) == "2.mp4 from 2"
     assert len(open_latents(config, "validation")) == 0
+
+
+def test_late_clips_begin_anywhere_behind_the_first_frame_and_know_some_frames(tmp_path):
+    config = dataclasses.replace(
+        write_cache(tmp_path / "c", [9, 3, 6, 4]), late_share=0.4, num_known=2, clip_step=2
+    )
+    clips = open_latents(dit.settle(config), "train")
+    assert [clips.name(i) for i in range(len(clips))] == [
+        "0.mp4 from 0", "2.mp4 from 0", "3.mp4 from 0"
+    ]  # fmt: skip
+    rng, count = np.random.default_rng(0), 600
+    read = [clips(0, rng) for _ in range(count)]
+    starts = np.array([int(x["latents"][0, 0, 0]) for x in read])
+    assert set(starts) == set(range(6))
+    np.testing.assert_allclose((starts > 0).mean(), 0.4, atol=0.06)
+    assert all(x["known"] == (2 if s else 0) for x, s in zip(read, starts, strict=True))
+    assert all(x["latents"].shape == (4, 3, 4) for x in read)
+    assert {int(clips(2, rng)["known"]) for _ in range(40)} == {0}  # a clip long, begins at once
+    shapes = build_stage(clips_config := dit.settle(config)).batch_shapes(1)
+    assert {n: (x.shape, x.dtype) for n, x in read[0].items()} == {
+        n: (x.shape[1:], x.dtype) for n, x in shapes.items()
+    }
+    held_out = dataclasses.replace(
+        clips_config, data=dataclasses.replace(clips_config.data, validation=0.9)
+    )
+    calm = open_latents(held_out, "validation")
+    assert {int(calm(i, rng)["known"]) for i in range(len(calm)) for _ in range(20)} == {0}
+    with pytest.raises(UserError, match="have 4 frames, which is one clip"):
+        open_latents(
+            dataclasses.replace(config, data=write_cache(tmp_path / "d", [4]).data), "train"
+        )
+
+
+def test_known_frames_have_no_noise_and_do_not_count():
+    config = dataclasses.replace(CONFIG, late_share=0.5, num_known=2, context_dropout=0.0)
+    b = len(BATCH["latents"])
+    known = np.arange(b) % 2 * 2
+    is_known = np.arange(4) < known[:, None]
+    model, keys = Plain(), jax.random.split(jax.random.key(3), b)
+    loss, metrics = dit.loss_fn(config, model, BATCH | {"known": jnp.asarray(known)}, keys)
+    x0 = np.asarray(unit(BATCH["latents"]))
+    np.testing.assert_array_equal(model.x[is_known], x0[is_known])
+    assert (model.times[0][is_known] == 0).all()
+    errors = np.square(model.x - x0).mean((2, 3))  # Plain says what it is given
+    assert (errors[~is_known] > 0).all()
+    by_sample = [row[~seen].mean() for row, seen in zip(errors, is_known, strict=True)]
+    np.testing.assert_allclose(loss, np.mean(by_sample), rtol=1e-5)
+    np.testing.assert_allclose(metrics["first"], errors[::2, 0].mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["last"], errors[:, 3].mean(), rtol=1e-5)
+
+
+def test_late_clips_come_from_a_cache_of_longer_videos():
+    videos = DataConfig(num_frames=4)
+    with pytest.raises(UserError, match=r"encode those by train\.encode"):
+        dit.settle(dataclasses.replace(CONFIG, data=videos, late_share=0.5, num_known=2))
+    longer = dataclasses.replace(CONFIG, data=DataConfig(num_frames=9))
+    with pytest.raises(UserError, match=r"clips of 4 frames, data\.num_frames is 9"):
+        dit.settle(longer)
+    with pytest.raises(ValueError, match="num_known must lie between 0 and that, got 4"):
+        dataclasses.replace(CONFIG, late_share=0.5)
+    with pytest.raises(ValueError, match="late_share must be in"):
+        dataclasses.replace(CONFIG, late_share=1.0)
 
 
 def test_a_cache_of_another_vae_or_of_other_tokens_is_refused(tmp_path):
