@@ -4,7 +4,7 @@
 
 Every run is a tiny model whose steps take milliseconds, in processes of their own that are sent
 SIGKILL: before their first step, between steps, and while a checkpoint is being written; with one
-process and with two. Losses, gradient norms, batches (names and bytes) and exported weights must be
+process and with two. Metrics, batches (names and bytes), last states and exported weights must be
 bitwise those of a run that was left alone. Prints one line per run and the sums.
 """
 
