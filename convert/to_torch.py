@@ -143,7 +143,10 @@ KINDS: dict[type, Kind] = {
     landiff_dit.KIND.config: dataclasses.replace(
         _as_read(landiff_dit.KIND, "model."),
         extras=landiff_dit.unused_norm,
-        ours=lambda cfg: None if cfg.semantic_prior is None else "semantic_prior",
+        ours=lambda cfg: (
+            ("semantic_prior" if cfg.semantic_prior is not None else None)
+            or ("upsampler.num_past" if cfg.upsampler.num_past else None)
+        ),
     ),
     landiff_dit.BASE.config: _as_read(landiff_dit.BASE),
     landiff_vae.KIND.config: _as_read(landiff_vae.KIND),

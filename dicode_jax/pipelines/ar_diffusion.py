@@ -11,7 +11,7 @@ A model without classes is called without a prompt.
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -80,14 +80,20 @@ class ARDiffusionConfig:
       fps: Frames per second of the videos it makes.
       class_names: Names of the classes, in order; empty where they have none.
       sampling: Sampling defaults.
+      prompt_windows: Windows of a video that read its prompt: "all", or the "first" where a prompt
+        says how a video begins; those behind the first frame then follow the frames before them
+        alone, without guidance.
     """
 
     fps: float = 25.0
     class_names: tuple[str, ...] = ()
     sampling: FrameSamplingConfig = FrameSamplingConfig()
+    prompt_windows: Literal["all", "first"] = "all"
 
     def __post_init__(self):
         options.check(fps=self.fps)
+        if self.prompt_windows not in ("all", "first"):
+            raise ValueError(f"prompt_windows must be all or first, got {self.prompt_windows!r}")
 
 
 class ARDiffusionPipeline(base.Pipeline):
@@ -328,7 +334,8 @@ class ARDiffusionPipeline(base.Pipeline):
             }
             for label, seed in zip(classes, seeds, strict=True)
         ]
-        run = _Run(self._sampler(sampling), frames, held, sampling)
+        forgets = self.config.prompt_windows == "first"
+        run = _Run(self._sampler(sampling), frames, held, sampling, forgets)
         whole = run.call(run.row_options((0, 1)), 0, 1)
         modules, mesh, size = self._batches(
             _advance, ["denoiser"], rows[0], len(rows), clips_per_batch, **whole
@@ -370,12 +377,14 @@ class _Run:
 
     Attributes:
       held: Frames in memory, of which `frames.window` are seen.
+      forgets: Whether windows behind the first frame read no prompt.
     """
 
     sampler: AsynchronousDDIM
     frames: FrameSchedule
     held: int
     sampling: FrameSamplingConfig
+    forgets: bool
 
     def first(self, row: int) -> int:
         """The first frame that is held in a run of rows that begins with this one."""
@@ -399,11 +408,13 @@ class _Run:
         """What `_advance` takes besides videos, for the rows of a part from `start` to `stop`."""
         within = self.sampler.told(self.sampling.guidance_interval)
         scale = self.sampling.guidance_scale if within[0] <= within[1] else 1.0
+        is_forgotten = self.forgets and rows["first"] > 0
+        scale = 1.0 if is_forgotten else scale
         # The window moves in front of the first of them alone.
         moves = np.bool_(rows["moves"] and start == 0)
         static = {"sampler": self.sampler, "window": self.frames.window, "is_guided": scale != 1}
         guidance = np.float32(scale), np.array(within, np.int32)
-        given = rows["tables"], np.int32(rows["first"]), moves, guidance
+        given = rows["tables"], np.int32(rows["first"]), moves, np.bool_(is_forgotten), guidance
         part = np.int32(start), np.int32(stop)
         return {"shared": (*given, *part), "static": tuple(static.items())}
 
@@ -458,7 +469,19 @@ def _begin(rows, known, num_known, first):
 
 @painting.program
 def _advance(
-    denoiser, rows, tables, first, moves, guidance, start, stop, *, sampler, window, is_guided
+    denoiser,
+    rows,
+    tables,
+    first,
+    moves,
+    is_forgotten,
+    guidance,
+    start,
+    stop,
+    *,
+    sampler,
+    window,
+    is_guided,
 ):
     """Frames that are held after some rows; before these the window may move on by one."""
     x, seeds = rows["x"], rows["seed"]
@@ -466,7 +489,8 @@ def _advance(
     fresh = _noise(seeds, first + held - 1, 1, *shape)
     x = jnp.where(moves, jnp.concatenate([x[:, 1:], fresh], axis=1), x)
     history = _noise(seeds, first, held, *shape, stream=1)
-    labels = [rows["label"], jnp.full(b, -1)][: 1 + is_guided]
+    none = jnp.full(b, -1)
+    labels = [jnp.where(is_forgotten, none, rows["label"]), none][: 1 + is_guided]
     contexts = [denoiser.contexts(label) for label in labels]
     denoise = guided_frames(denoiser, contexts, *guidance)
     part = start, stop

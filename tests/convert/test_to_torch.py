@@ -25,6 +25,7 @@ from dicode_jax.models.dicode.decoder import ClipDecoderConfig
 from dicode_jax.models.dicode.tokenizer import DeepTokenizerConfig
 from dicode_jax.models.gpt2 import GPT2, GPT2Config
 from dicode_jax.models.landiff.dit import DenoiserConfig
+from dicode_jax.models.landiff.semantic import UpsamplerConfig
 from dicode_jax.models.llama import LlamaConfig
 from dicode_jax.models.maskgit_decoder import MaskGITDecoderConfig
 from dicode_jax.models.query_tokenizer import QueryTransformerConfig
@@ -148,6 +149,9 @@ def test_a_decoder_that_the_original_would_read_otherwise_is_refused(field, chan
 def test_a_denoiser_that_the_release_would_read_otherwise_is_refused():
     cfg = DenoiserConfig(semantic_prior=0.2)
     with pytest.raises(UserError, match="the original knows no semantic_prior, as this landiff"):
+        to_torch.original_state_dict({}, cfg)
+    cfg = DenoiserConfig(upsampler=UpsamplerConfig(num_past=2))
+    with pytest.raises(UserError, match=r"the original knows no upsampler\.num_past, as this"):
         to_torch.original_state_dict({}, cfg)
 
 

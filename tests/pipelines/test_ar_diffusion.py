@@ -49,13 +49,16 @@ def test_videos_depend_on_class_and_seed_alone(pipe):
     assert not np.array_equal(pipe("Archery", seed=7)[0], videos[0])
 
 
-def dense(pipe, label, seed, num_frames, lag, history_noise=0, guided_steps=(0, 6)):
+def dense(pipe, label, seed, num_frames, lag, history_noise=0, guided_steps=(0, 6), forgets=False):
     """Latents of a whole video at once, all of it in memory."""
     graph, state = nnx.split(pipe.parts["denoiser"])
     schedule, (n, c) = pipe._schedule, (DIT.num_tokens, DIT.channels)
     steps = ddim_timesteps("uniform", SAMPLING.num_inference_steps, schedule.num_timesteps)
     sampler = AsynchronousDDIM(schedule=schedule, timesteps=tuple(map(int, steps)))
     frames = frame_schedule(num_frames, len(steps), lag, window=DIT.num_frames)
+    behind = np.zeros(frames.num_rows, bool)  # by the first row of those that are run at once
+    for start, stop in frames.parts():
+        behind[start:stop] = forgets and frames.starts[start] > 0
     keys = jax.vmap(jax.random.fold_in, (None, 0))
     of_stream = [
         per_sample_normal(keys(fold(sample_keys([seed]), i)[0], np.arange(num_frames)), 0, (n, c))
@@ -73,7 +76,8 @@ def dense(pipe, label, seed, num_frames, lag, history_noise=0, guided_steps=(0, 
             taken = jnp.asarray(frames.steps)[step, first + jnp.arange(x.shape[1])]
             is_guided = (guided_steps[0] <= taken) & (taken < guided_steps[1])
             scales = jnp.where(is_guided, SAMPLING.guidance_scale, 1)[:, None, None]
-            return null + scales * (cond - null)
+            guided = null + scales * (cond - null)
+            return jnp.where(jnp.asarray(behind)[step], null, guided)
 
         options = {"history_noise": history_noise, "history": history}
         return sample_frames(denoise, sampler, x, frames, **options)[0]
@@ -107,6 +111,24 @@ def test_guidance_begins_and_ends_by_the_steps_of_each_frame():
     assert np.abs(np.asarray(pipe(1, seed=5, **options), int) - found).max() > 1
     none = pipe(1, seed=5, **options, guidance_interval=(0.5, 0.5))
     np.testing.assert_array_equal(none, pipe(1, seed=5, **options, guidance_scale=1))
+
+
+def test_windows_behind_the_first_frame_read_no_prompt_where_that_says_how_a_video_begins():
+    pipe = make(spread=0.1, prompt_windows="first")
+    options = {"num_frames": 9, "lag": 4}
+    graph, state = nnx.split(pipe.parts["vae"])
+    latents = dense(pipe, 1, 5, **options, forgets=True)
+    pixels = jax.jit(lambda x: nnx.merge(graph, state).decode(x))(latents)
+    found = np.asarray(pipe(1, seed=5, **options))
+    near(found, (255 * np.clip(pixels, 0, 1)).astype(np.uint8))
+    told = np.asarray(make(spread=0.1)(1, seed=5, **options), int)
+    assert np.abs(told - found).max() > 1
+    # Behind a window of given frames no class says anything.
+    given = np.random.default_rng(0).integers(0, 255, (6, 8, 8, 3), np.uint8)
+    videos = pipe([0, 2], seed=[3, 3], video=given, num_frames=9, lag=4)
+    np.testing.assert_array_equal(videos[0], videos[1])
+    with pytest.raises(ValueError, match="prompt_windows must be all or first, got 'none'"):
+        ARDiffusionConfig(prompt_windows="none")
 
 
 def test_pixels_of_a_frame_need_the_latents_up_to_it_alone():

@@ -335,9 +335,14 @@ class Denoiser(nnx.Module):
             repeated.
 
         Raises:
-          ValueError: The grid of the features makes no latents of the transformer.
+          ValueError: The grid of the features makes no latents of the transformer, or `past` has
+            another number of frames.
         """
         cfg = self.cfg
+        if past is not None and past.shape[1] != cfg.upsampler.num_past:
+            raise ValueError(
+                f"past has {past.shape[1]} frames, num_past is {cfg.upsampler.num_past}"
+            )
         grid = tuple(side * cfg.upsampler.upsampling for side in features.shape[2:4])
         if grid != (cfg.dit.height, cfg.dit.width):
             raise ValueError(

@@ -54,7 +54,7 @@ def encode_features(
 @functools.partial(kept_programs.jit, static_argnames=("graphs",))
 def semantic_latents(
     graphs, states, codes: Int[Array, "b n"], past: Float[Array, "b p y x c"] | None
-) -> tuple[Float[Array, "b t h w z"], Float[Array, "b p y x c"]]:
+) -> tuple[Float[Array, "b t h w z"], Float[Array, "b p y x c"] | None]:
     """What steers the denoiser, of up to a segment of semantic tokens, and the next `past`.
 
     Args:
@@ -62,9 +62,9 @@ def semantic_latents(
     """
     tokenizer, denoiser = (nnx.merge(*pair) for pair in zip(graphs, states, strict=True))
     made: Denoiser = denoiser
-    features = tokenizer.decode(codes)
-    seen = made.semantic.with_past(features, past)
-    behind = seen[:, seen.shape[1] - made.cfg.upsampler.num_past :]
+    features, behind = tokenizer.decode(codes), None
+    if num_past := made.cfg.upsampler.num_past:
+        behind = made.semantic.with_past(features, past)[:, -num_past:]
     return made.semantic_latents(features, past), behind
 
 

@@ -1,8 +1,8 @@
 """From semantic features to what LanDiff's control branch adds to noisy latents.
 
-Two-dimensional and frame by frame (Yin et al., "The Best of Both Worlds", arXiv 2503.04606): the
-grid is doubled by moving channels into space. Shape letters: b f frames of videos, p those before
-them, y x the grid of features, h w that of latents, c channels.
+Two-dimensional, in the release frame by frame (Yin et al., arXiv 2503.04606): the grid is doubled
+by moving channels into space. Shape letters: b f frames of videos, p those before them, y x the
+grid of features, h w that of latents, c channels.
 """
 
 import dataclasses

@@ -149,7 +149,8 @@ class DiTTrainConfig(RunConfig):
       clip_step: Frames between the starts of the clips of a cached video.
       late_share: Share of the clips that begin behind the first frame of a cached video, anywhere,
         as windows of a long video do; the others begin at it, and `clip_step` does not matter. For
-        captions that say how a video begins. Ours; 0 for clips by `clip_step`.
+        captions that say how a video begins: late clips are learned without, and what is exported
+        paints later windows so (`prompt_windows`). Ours; 0 for clips by `clip_step`.
       num_known: First frames of a late clip, which have no noise and do not count: where a video is
         on its way is said by them alone.
       timesteps: How noisy the frames of a clip are: "fopp" and "uniform_paths" never less than the

@@ -184,7 +184,8 @@ def loss_fn(
     timesteps, clean = draw_timesteps(time_keys, config.timesteps, steps, f, b), None
     if config.late_share:
         clean = jnp.arange(f) < batch["known"][:, None]
-        timesteps = jnp.where(clean, 0, timesteps)
+        timesteps = jnp.where(clean, _told_when_done(config), timesteps)
+        classes = jnp.where(batch["known"] > 0, -1, classes)
     noise = draw(jax.random.normal, noise_keys, latents.shape)
     if config.context_dropout and not deterministic:
         is_dropped = draw(jax.random.uniform, drop_keys, (b,)) < config.context_dropout
@@ -193,6 +194,12 @@ def loss_fn(
     return denoising_loss(
         model, latents, classes, timesteps, noise, frame_weight_rise=rise, clean=clean
     )
+
+
+def _told_when_done(config: DiTTrainConfig) -> int:
+    """The timestep that the sampler tells of frames that are done."""
+    steps = config.model.schedule.num_timesteps
+    return int(ddim_timesteps("uniform", config.sample_steps, steps)[0])
 
 
 def denoising_loss(
@@ -276,6 +283,7 @@ def export(config: DiTTrainConfig, model: Denoiser, folder: pathlib.Path) -> Non
     pipeline = ARDiffusionConfig(
         fps=config.data.fps or ARDiffusionConfig.fps,
         class_names=config.class_names,
+        prompt_windows="first" if config.late_share else "all",
         sampling=FrameSamplingConfig(
             num_frames=config.data.num_frames,
             num_inference_steps=config.sample_steps,

@@ -116,6 +116,8 @@ def test_semantic_latents_are_of_a_frame_and_those_before_it():
     whole = make(features)
     rest = make(features[:, 3:], features[:, 1:3])
     np.testing.assert_allclose(rest, whole[:, 3:], atol=1e-5)
+    with pytest.raises(ValueError, match="past has 1 frames, num_past is 2"):
+        model.semantic_latents(features, features[:, :1])
     first = jnp.repeat(features[:, :1], 2, axis=1)  # stands for what was before it
     np.testing.assert_allclose(make(features, first), whole, atol=1e-5)
     other = make(features.at[:, 2].add(1.0))

@@ -305,7 +305,9 @@ def test_known_frames_have_no_noise_and_do_not_count():
     loss, metrics = dit.loss_fn(config, model, BATCH | {"known": jnp.asarray(known)}, keys)
     x0 = np.asarray(unit(BATCH["latents"]))
     np.testing.assert_array_equal(model.x[is_known], x0[is_known])
-    assert (model.times[0][is_known] == 0).all()
+    # As the sampler tells of frames that are done, and without a caption.
+    assert (model.times[0][is_known] == 1).all()
+    assert (np.asarray(model.classes[0]) == -1).tolist() == (known > 0).tolist()
     errors = np.square(model.x - x0).mean((2, 3))  # Plain says what it is given
     assert (errors[~is_known] > 0).all()
     by_sample = [row[~seen].mean() for row, seen in zip(errors, is_known, strict=True)]
