@@ -11,6 +11,8 @@ Measured in eight runs (README of the packaged model), of which the first had no
 three other codes: error of v 0.037 held out, of the semantic latents 0.022 of their variance, after
 5,825 steps and 159 minutes of a core; then 3,000 more with --model.semantic-prior 0.2 on better
 codes, 75 minutes: error 0.19 of what that prior leaves open, 27.7 dB of clips where it was 25.7.
+Then a wider upsampler that reads two earlier frames (its README has the options): 28.3 dB of 96
+other clips, where the one before had 27.7.
 """
 
 from configs.landiff.shapes_lm import CODES, FRAMES, TEXT
