@@ -103,14 +103,16 @@ def _tokenizer(config: ARTrainConfig) -> Encoder:
 
 def _frame_vae(config: DiTTrainConfig) -> Encoder:
     data, sizes = config.data, config.model.dit
+    is_longer = data.num_frames > sizes.num_frames  # than a clip, and goes on at the same pace
     return Encoder(
         config=config,
         array=LATENTS,
         spec=Spec("float32", (None, sizes.num_tokens, sizes.channels)),
         folder=pathlib.Path(str(config.vae)),
-        read=WholeReader(data=data, frame_size=config.frame_size),
+        read=WholeReader(data=data, frame_size=config.frame_size, clip_frames=sizes.num_frames),
         settings={
             "num_frames": data.num_frames,  # of a scene, which has no end
+            **({"clip_frames": sizes.num_frames} if is_longer else {}),
             "fps": data.fps,
             "frame_stride": data.frame_stride,
         },

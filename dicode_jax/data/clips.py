@@ -160,11 +160,20 @@ def read_keyframes(
 
 
 def read_whole(
-    record: Record, cfg: DataConfig, frame_size: FrameSize, rng: np.random.Generator
+    record: Record,
+    cfg: DataConfig,
+    frame_size: FrameSize,
+    rng: np.random.Generator,
+    *,
+    clip_frames: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Reads all frames of a video that are `1 / cfg.fps` seconds or `cfg.frame_stride` apart.
 
-    Of a scene these are the frames of its first clip.
+    Of a scene these are its first `cfg.num_frames`.
+
+    Args:
+      clip_frames: Frames of two seconds of a scene, both keyframes included, as `read_clip` gives a
+        clip of so many; None for all that are read.
 
     Returns:
       `frames` uint8 [n, h, w, 3] and `times` float64 [n], seconds in the video.
@@ -173,10 +182,9 @@ def read_whole(
       BrokenRecord: The file cannot be read, is a picture, or its frames need more than 2 GiB.
     """
     if isinstance(record.media, Scene):
-        frames = synthetic.render(
-            record.media, num_frames=cfg.num_frames, frame_size=square_side(frame_size)
-        )
-        return {"frames": frames[0], "times": np.linspace(0, KEYFRAME_INTERVAL, cfg.num_frames)}
+        clips = np.arange(cfg.num_frames) / max((clip_frames or cfg.num_frames) - 1, 1)
+        frames = synthetic.render_at(record.media, clips, frame_size=square_side(frame_size))
+        return {"frames": frames, "times": KEYFRAME_INTERVAL * clips}
     if record.is_image:
         raise BrokenRecord(f"{record.name}: is a picture, which gives no clip")
     with _reader(record) as reader:

@@ -73,13 +73,19 @@ class ClipReader:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WholeReader:
-    """Whole videos on their way into a cache: `frames` uint8 [n, h, w, 3], `times` float64 [n]."""
+    """Whole videos on their way into a cache: `frames` uint8 [n, h, w, 3], `times` float64 [n].
+
+    Attributes:
+      clip_frames: Of two seconds of a scene, see `read_whole`.
+    """
 
     data: DataConfig
     frame_size: int
+    clip_frames: int | None = None
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return read_whole(record, self.data, self.frame_size, rng)
+        clip = self.clip_frames
+        return read_whole(record, self.data, self.frame_size, rng, clip_frames=clip)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

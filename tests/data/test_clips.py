@@ -387,6 +387,19 @@ def test_a_scene_gives_what_the_synthetic_world_draws():
     assert said == [scene.attributes.color, scene.attributes.shape, scene.attributes.background]
 
 
+def test_a_scene_longer_than_a_clip_goes_on_at_its_pace():
+    scene = synthetic.scene_at(0, 3, "train")
+    record = Record(name="scene", captions=("",), media=scene)
+    longer = DataConfig(num_frames=31, resize="crop")
+    read = clips.read_whole(record, longer, 32, rng(), clip_frames=16)
+    first, second = synthetic.render(scene, 2, frame_size=32)
+    np.testing.assert_array_equal(read["frames"][:16], first)
+    np.testing.assert_array_equal(read["frames"][15:], second)
+    np.testing.assert_allclose(read["times"], np.arange(31) * 2 / 15)
+    alone = clips.read_whole(record, dataclasses.replace(longer, num_frames=16), 32, rng())
+    np.testing.assert_array_equal(alone["frames"], first)
+
+
 def test_any_of_a_scenes_clips_is_drawn():
     # A circle turns on, so that five clips in a row differ.
     words = synthetic.parse_caption("a red cross moves in a circle on a navy background")
