@@ -401,7 +401,7 @@ def test_a_video_tells_its_class(options, name, caption, wanted):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": DataConfig(num_frames=5)}, "data.num_frames is 5, model.dit.num_frames 4"),
+        ({"data": DataConfig(num_frames=3)}, "data.num_frames is 3, model.dit.num_frames 4"),
         ({"class_names": ("a", "b")}, "2 names for 3 classes"),
         ({"class_names": ("a", "b", "A")}, "a name twice"),
         ({"context_dropout": 1.0}, "context_dropout must be in"),
