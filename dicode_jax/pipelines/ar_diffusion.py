@@ -408,13 +408,12 @@ class _Run:
         """What `_advance` takes besides videos, for the rows of a part from `start` to `stop`."""
         within = self.sampler.told(self.sampling.guidance_interval)
         scale = self.sampling.guidance_scale if within[0] <= within[1] else 1.0
-        is_forgotten = self.forgets and rows["first"] > 0
-        scale = 1.0 if is_forgotten else scale
+        scale = 1.0 if self._is_forgotten(rows) else scale
         # The window moves in front of the first of them alone.
         moves = np.bool_(rows["moves"] and start == 0)
         static = {"sampler": self.sampler, "window": self.frames.window, "is_guided": scale != 1}
         guidance = np.float32(scale), np.array(within, np.int32)
-        given = rows["tables"], np.int32(rows["first"]), moves, np.bool_(is_forgotten), guidance
+        given = rows["tables"], np.int32(rows["first"]), moves, guidance
         part = np.int32(start), np.int32(stop)
         return {"shared": (*given, *part), "static": tuple(static.items())}
 
@@ -428,8 +427,10 @@ class _Run:
             seen = jax.device_put(seen, NamedSharding(mesh, ROWS))
         for part in frames.parts():
             rows = self.row_options(part, before)
+            if self._is_forgotten(rows):
+                state = {**state, "label": jnp.full_like(state["label"], -1)}
 
-            def advance(x, start, stop, rows=rows):
+            def advance(x, start, stop, rows=rows, state=state):
                 options = self.call(rows, int(start), int(stop))
                 return _advance(*modules, {**state, "x": x}, mesh=mesh, **options)
 
@@ -442,6 +443,9 @@ class _Run:
                 jax.tree.map(lambda x: x.copy_to_host_async(), (pixels, is_finite))
                 yield done, (pixels, is_finite)
                 done += 1
+
+    def _is_forgotten(self, rows: Mapping[str, Any]) -> bool:
+        return self.forgets and rows["first"] > 0
 
     def _is_done(self, frame: int, row: int) -> bool:
         return self.frames.steps_at(np.array(row), np.array(frame)) == self.frames.num_steps
@@ -469,19 +473,7 @@ def _begin(rows, known, num_known, first):
 
 @painting.program
 def _advance(
-    denoiser,
-    rows,
-    tables,
-    first,
-    moves,
-    is_forgotten,
-    guidance,
-    start,
-    stop,
-    *,
-    sampler,
-    window,
-    is_guided,
+    denoiser, rows, tables, first, moves, guidance, start, stop, *, sampler, window, is_guided
 ):
     """Frames that are held after some rows; before these the window may move on by one."""
     x, seeds = rows["x"], rows["seed"]
@@ -489,8 +481,7 @@ def _advance(
     fresh = _noise(seeds, first + held - 1, 1, *shape)
     x = jnp.where(moves, jnp.concatenate([x[:, 1:], fresh], axis=1), x)
     history = _noise(seeds, first, held, *shape, stream=1)
-    none = jnp.full(b, -1)
-    labels = [jnp.where(is_forgotten, none, rows["label"]), none][: 1 + is_guided]
+    labels = [rows["label"], jnp.full(b, -1)][: 1 + is_guided]
     contexts = [denoiser.contexts(label) for label in labels]
     denoise = guided_frames(denoiser, contexts, *guidance)
     part = start, stop
