@@ -34,9 +34,9 @@ def build(config: DiTTrainConfig, workdir: pathlib.Path) -> loop.Task:
     stage, encode = build_stage(config), lambda batch: batch
     if config.data.kind == "cache":
         splits = data.make_splits(config, functools.partial(open_latents, config))
-        if splits.held_out is splits.train:  # judged by first clips alone, as others are
-            calm = dataclasses.replace(splits.train, late_share=0.0)
-            splits = dataclasses.replace(splits, held_out=calm)
+        # Judged by first clips alone, of training data too where nothing is held out.
+        first_clips = dataclasses.replace(splits.held_out, late_share=0.0)
+        splits = dataclasses.replace(splits, held_out=first_clips)
         batches = data.train_stream(config, splits.train)
     else:
         encode = Encode(config)

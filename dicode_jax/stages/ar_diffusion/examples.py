@@ -110,7 +110,7 @@ class LatentClips:
         return len(self.clips)
 
     def name(self, index: int) -> str:
-        """Name of the video, and the clip's first frame."""
+        """Name of the video, and the clip's first frame, behind which a late one begins."""
         video, start = map(int, self.clips[index])
         return f"{self.cache.names[video]} from {start}"
 
@@ -120,7 +120,7 @@ class LatentClips:
         example = self.cache[video]
         label, held = self.classes(example.name, example.captions), example.arrays[LATENTS]
         last = len(held) - self.num_frames
-        is_late = last > start and rng.uniform() < self.late_share
+        is_late = self.late_share > 0 and last > start and rng.uniform() < self.late_share
         if is_late:
             start = int(rng.integers(start + 1, last + 1))
         read = {"latents": held[start : start + self.num_frames], "classes": label}

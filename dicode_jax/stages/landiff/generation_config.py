@@ -186,6 +186,11 @@ class DiffusionTrainConfig(RunConfig):
             raise ValueError(
                 "nothing is learned with a denoising_weight and a semantic_weight of 0: set one"
             )
+        if not self.denoising_weight and self.init is None and self.base is None:
+            raise ValueError(
+                "with a denoising_weight of 0 the rest stays as it was drawn: name what to take it "
+                "from as init or base"
+            )
         if not self.init_upsampler and self.init is None:
             raise ValueError("init_upsampler says what to take of init: name that")
         if not 0 <= self.prefix_share <= 1:

@@ -349,10 +349,8 @@ def test_an_upsampler_begins_anew_where_that_is_asked_for(named, models):
         dataclasses.replace(named, init_upsampler=False)
 
 
-def test_an_upsampler_can_learn_alone(named):
-    alone = dataclasses.replace(
-        named, denoising_weight=0.0, semantic_weight=1.0, control_start="drawn"
-    )
+def test_an_upsampler_can_learn_alone(named, models):
+    alone = dataclasses.replace(named, denoising_weight=0.0, semantic_weight=1.0, init=models)
     before, after = steps(alone, 1)
     learned = moved(before, after)
     assert ("denoiser", "semantic", "conv_in", "kernel") in learned
@@ -370,6 +368,8 @@ def test_an_upsampler_can_learn_alone(named):
     ]
     of_v = diffusion.loss_fn(named, painter, batch, keys)[0]
     np.testing.assert_allclose(both[1] - both[0], 2 * of_v, rtol=1e-4)
+    with pytest.raises(ValueError, match="the rest stays as it was drawn"):
+        dataclasses.replace(alone, init=None)
     with pytest.raises(ValueError, match="nothing is learned"):
         dataclasses.replace(named, denoising_weight=0.0)
 
